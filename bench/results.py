@@ -1,0 +1,106 @@
+"""The record of one cell, and the append-only file of records. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+STATUSES = ("ok", "wrong", "oom", "crash", "timeout", "unsupported", "skipped")
+
+
+@dataclass
+class TensorError:
+    """How far one output tensor is from float64 (every figure is explained in bench/accuracy.py)."""
+
+    tensor: str
+    dtype: str
+    rel_l2_error: float | None
+    floor_ratio: float | None  # None where the floor is not what this dtype is judged by
+    error_vs_torch: float | None
+    scale_error: float | None
+    max_ulp: float | None
+    max_ulp_index: list[int] | None
+    masks_match: bool  # NaN and Inf exactly where the reference has them
+    ok: bool
+    decided_by: str  # the figure nearest to, or beyond, its bound
+    bound: float | None  # that figure's bound
+
+
+@dataclass
+class Record:
+    """One cell: what was run, how it ended, how wrong and how fast it was."""
+
+    op: str
+    shape: list[int]
+    axes: dict[str, int | str]
+    dtype: str
+    layout: str
+    mode: str
+    eps: float
+    provider: str
+    backend: str  # what ran: triton, interpreter, torch, inductor, cudnn, ...
+    device: str
+    status: str
+    reason: str = ""
+    errors: list[TensorError] = field(default_factory=list)
+    bytes_moved: int | None = None
+    clock: str = ""  # cuda_event, or host_cpu and interpreter, which support no claim of speed
+    latency_us: float | None = None  # median
+    latency_us_p10: float | None = None
+    latency_us_p90: float | None = None
+    latency_us_min: float | None = None
+    samples: int | None = None
+    compile_ms: float | None = None
+    peak_bytes: int | None = None
+    gbps: float | None = None  # bytes_moved / latency; only with cuda_event
+    roofline_fraction: float | None = None  # gbps over the copy bandwidth of the same run
+    speedup: float | None = None  # baseline's median over this one; only with cuda_event, and if ok
+    baseline: str = ""
+    seed: int = 0
+
+    @property
+    def cell(self) -> str:
+        """One name for the cell, the same in every run."""
+        shape = "x".join(map(str, self.shape))
+        return "/".join((self.op, shape, self.dtype, self.layout, self.mode, self.provider))
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds one line and hands it to the operating system before returning."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(record), allow_nan=True) + "\n")
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The records of a file, in order; a last line that was cut short is dropped."""
+    known = {f.name for f in fields(Record)}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                return
+            raise
+        row["errors"] = [TensorError(**error) for error in row.get("errors", [])]
+        yield Record(**{key: value for key, value in row.items() if key in known})
+
+
+def to_frame(records: list[Record]) -> pd.DataFrame:
+    """One row a cell; an axis becomes a column, and so does each tensor's error (`y.floor_ratio`, ...)."""
+    rows = []
+    for record in records:
+        row = asdict(record)
+        row["cell"] = record.cell
+        row["shape"] = "x".join(map(str, record.shape))
+        row.update(row.pop("axes"))
+        for error in row.pop("errors"):
+            name = error.pop("tensor")
+            row.update({f"{name}.{figure}": value for figure, value in error.items()})
+        rows.append(row)
+    return pd.DataFrame(rows)
