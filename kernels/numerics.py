@@ -1,0 +1,77 @@
+"""Precision: what kernels accumulate in, how scalars reach them, and how results are rounded.
+
+Everything is loaded in its own dtype, computed in float32 (float64 for float64) and rounded once, at the store.
+"""
+
+import os
+import struct
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+
+def float_pair(value: float) -> tuple[float, float]:
+    """(high, low) whose sum is `value`: Triton passes a Python float as float32, and a float64 kernel needs more.
+
+    A pair keeps 48 bits and, unlike a constexpr, costs no compilation for a new value.
+    """
+    high = struct.unpack("f", struct.pack("f", value))[0]
+    return high, value - high
+
+
+@triton.jit
+def from_pair(high, low, ACC: tl.constexpr):
+    """The scalar that float_pair split, in the accumulation dtype, as a block of one."""
+    return tl.zeros([1], ACC) + high + low
+
+
+@triton.constexpr_function
+def accumulator(pointer_type):
+    """The dtype that a kernel computes in, from the type of the pointer to its input."""
+    return tl.float64 if pointer_type.scalar.element_ty == tl.float64 else tl.float32
+
+
+@triton.jit
+def load(pointer, mask, ACC: tl.constexpr):
+    """Values in the accumulation dtype, zero where masked: nothing is ever computed in 16 bits."""
+    return tl.load(pointer, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def store(pointer, value, mask):
+    """Rounds to the pointer's dtype, to nearest even, and stores."""
+    element_ty: tl.constexpr = pointer.dtype.scalar.element_ty
+    tl.store(pointer, _round(value, element_ty), mask=mask)
+
+
+@triton.jit
+def _round(value, dtype: tl.constexpr):
+    # The hardware rounds to nearest even; the interpreter truncates float32 to bfloat16, so there it is spelled out.
+    if INTERPRETED and dtype == tl.bfloat16:
+        value = value.to(tl.float32)
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
+        nan = ((bits >> 16) | 0x40).to(tl.uint16)
+        return tl.where(value == value, rounded, nan).to(tl.bfloat16, bitcast=True)
+    else:
+        return value.to(dtype)
+
+
+@triton.jit
+def divide(a, b):
+    """a / b, correctly rounded: for the few values a row or channel has, where `/` may be off by two ulp."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, b)
+    else:
+        return a / b
+
+
+@triton.jit
+def reciprocal_sqrt(a):
+    """1 / sqrt(a) to within an ulp, where the hardware's own approximation is not."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(1.0, tl.sqrt_rn(a))
+    else:
+        return 1.0 / tl.sqrt(a)

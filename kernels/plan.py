@@ -1,0 +1,213 @@
+"""From shape and device to launch plan: tiles, warps, splits. Pure Python; imports neither torch nor triton.
+
+A plan holds every choice that changes how a kernel is compiled or launched, so that tests can compile a plan ahead of
+time for a device that is not there, and run any plan in the interpreter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a plan asks of a device."""
+
+    multiprocessors: int
+    warp_size: int = 32
+
+
+# The interpreter runs programs one after another at some 2 ms each: as few as show that a split works.
+INTERPRETER = Device(multiprocessors=1)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _warps(device: Device, threads: int) -> int:
+    return max(threads // device.warp_size, 1)
+
+
+# ---------------------------------------------------------------------------------------------- rows of N columns
+
+# A row is held in registers up to this many columns, and in a loop beyond. Ahead-of-time compilation shows no
+# spills below these for any target (`python -m bench.audit`).
+FORWARD_REGISTER_COLUMNS = 16384
+BACKWARD_REGISTER_COLUMNS = 8192
+# Padding a row to one power of two wastes lanes; splitting it costs a reduction a chunk. Below this, pad.
+CHUNK_FROM = 512
+MAX_CHUNKS = 3
+
+
+def row_chunks(n: int) -> tuple[tuple[int, int], ...]:
+    """A row of n columns as (offset, power-of-two size) chunks; the last one may reach past the end.
+
+    >>> row_chunks(7168), row_chunks(1000), row_chunks(1600)
+    (((0, 4096), (4096, 2048), (6144, 1024)), ((0, 1024),), ((0, 1024), (1024, 512), (1536, 64)))
+    """
+    chunks, offset = [], 0
+    while offset < n:
+        rest = n - offset
+        padded = next_power_of_2(rest)
+        last = len(chunks) == MAX_CHUNKS - 1 or padded <= CHUNK_FROM or 8 * (padded - rest) <= padded
+        size = padded if last else padded // 2
+        chunks.append((offset, size))
+        offset += size
+    return tuple(chunks)
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns."""
+
+    block_m: int
+    num_warps: int
+    chunks: tuple[tuple[int, int], ...] = ()
+    block_n: int = 0
+
+
+@cache
+def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
+    """The forward plan depends on the columns alone, so that a row's bits do not depend on how many rows there are."""
+    if n > FORWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
+        return RowPlan(block_m=1, num_warps=_warps(device, 256), block_n=4096 * 4 // max(itemsize, 4))
+    chunks = row_chunks(n)
+    width = sum(size for _, size in chunks)
+    # 4096 elements and 128 threads a program keep 32 values a thread and some 8 KB of loads in flight.
+    block_m = max(4096 // next_power_of_2(width) // max(itemsize // 4, 1), 1)
+    threads = 128 if width * itemsize <= 16384 else 256 if width <= 8192 else 512
+    return RowPlan(block_m=block_m, num_warps=_warps(device, threads), chunks=chunks)
+
+
+@dataclass(frozen=True)
+class RowBackwardPlan:
+    """A persistent grid of `programs`; each leaves one row of partial dw and db.
+
+    With `rows.chunks` one kernel does it all. Without, the input gradient loops over the row, and the weight's are
+    summed by a kernel of their own over (programs, column blocks of `block_columns`), `block_rows` rows at a time.
+    """
+
+    rows: RowPlan
+    programs: int
+    block_rows: int = 1
+    block_columns: int = 0
+
+
+@cache
+def row_backward(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan:
+    if n > BACKWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
+        rows = RowPlan(block_m=1, num_warps=_warps(device, 256), block_n=2048)
+        block_rows, block_columns = 8, 256
+        wanted = cdiv(4 * device.multiprocessors, cdiv(n, block_columns))
+        return RowBackwardPlan(rows, max(min(wanted, cdiv(m, block_rows)), 1), block_rows, block_columns)
+    chunks = row_chunks(n)
+    width = sum(size for _, size in chunks)
+    block_m = max(2048 // next_power_of_2(width) // max(itemsize // 4, 1), 1)
+    threads = 128 if width <= 2048 else 256 if width <= 4096 else 512
+    rows = RowPlan(block_m=block_m, num_warps=_warps(device, threads), chunks=chunks)
+    # Enough programs to hide latency, few enough that their partial rows stay small beside the input.
+    per_multiprocessor = 4 if width <= 2048 else 2 if width <= 4096 else 1
+    return RowBackwardPlan(rows, max(min(per_multiprocessor * device.multiprocessors, cdiv(m, block_m)), 1))
+
+
+# ------------------------------------------------------------------------------------------------------ batch norm
+
+
+@dataclass(frozen=True)
+class BatchNormPlan:
+    """Tiles of block_c channels by block_s positions; a channel group's tiles are dealt to `splits` programs.
+
+    x is taken as (batch, C, S) when contiguous, and as (1, S, C) with all positions in one run when channels-last.
+    """
+
+    channels_last: bool
+    batch: int
+    channels: int
+    positions: int  # S: elements of one channel that lie in one run of tiles
+    block_c: int
+    block_s: int
+    splits: int
+    align: int  # a power of two, 16 at most, that divides the length of the contiguous run
+    num_warps: int
+
+    @property
+    def tiles(self) -> int:
+        return self.batch * cdiv(self.positions, self.block_s)
+
+    @property
+    def groups(self) -> int:
+        return cdiv(self.channels, self.block_c)
+
+    @property
+    def count(self) -> int:
+        """Elements of one channel."""
+        return self.batch * self.positions
+
+
+TILE = 4096  # elements of a batch norm tile: 32 a thread at 128 threads
+
+
+def _spatial_block(s: int) -> int:
+    """The largest power of two, 128 to TILE, that pads a run of s by a sixth at most; else s padded."""
+    for block in (4096, 2048, 1024, 512, 256, 128):
+        if 6 * (cdiv(s, block) * block - s) <= s:
+            return block
+    return min(next_power_of_2(s), TILE)
+
+
+def _channel_block(c: int) -> int:
+    """Of 128, 64 and 32 channels (64 bytes at least in 16 bits), the one that pads c least."""
+    return min((128, 64, 32), key=lambda block: cdiv(c, block) * block) if c > 32 else next_power_of_2(c)
+
+
+@cache
+def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> BatchNormPlan:
+    """The plan of (N, C, *) in the given layout; (N, C) is channels-last by nature."""
+    n, c, s = shape[0], shape[1], prod(shape[2:])
+    batch, positions = (1, n * s) if channels_last else (n, s)
+    tile = TILE // max(itemsize // 4, 1)
+    if channels_last:
+        block_c = _channel_block(c)
+        block_s = min(tile // block_c, next_power_of_2(positions))
+    else:
+        block_s = min(_spatial_block(positions), tile)
+        block_c = min(tile // block_s, next_power_of_2(c))
+    run = c if channels_last else s
+    tiles, groups = batch * cdiv(positions, block_s), cdiv(c, block_c)
+    # Four programs a multiprocessor in all; a split takes one tile at least. CUDA's grid ends at 65535 along y.
+    splits = max(min(cdiv(4 * device.multiprocessors, groups), tiles, 65535), 1)
+    return BatchNormPlan(
+        channels_last=channels_last,
+        batch=batch,
+        channels=c,
+        positions=positions,
+        block_c=block_c,
+        block_s=block_s,
+        splits=splits,
+        align=min(run & -run, 16) or 1,
+        num_warps=_warps(device, 128),
+    )
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Partial results of P programs for N columns, merged block_n columns a program, block_p rows at a time."""
+
+    block_p: int
+    block_n: int
+    num_warps: int
+
+
+@cache
+def merge(programs: int, columns: int, device: Device) -> MergePlan:
+    """The second stage's plan: narrow column blocks where there are many rows to add, to fill the device."""
+    block_p = min(next_power_of_2(programs), 64)
+    block_n = min(max(2048 // block_p, 16), next_power_of_2(columns), 128)
+    return MergePlan(block_p, block_n, _warps(device, 128))
