@@ -52,15 +52,15 @@ def _tile(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.c
     s0 = (tile % tiles) * BLOCK_S
     c = tl.arange(0, BLOCK_C)[:, None]
     s = tl.arange(0, BLOCK_S)[None, :]
-    # Says to the compiler that runs start at multiples of ALIGN, so that loads can be that wide.
+    # Dividing and multiplying tells the compiler that runs start and end at multiples of ALIGN: loads that wide.
     if LAST:
-        stride = C // ALIGN * ALIGN
-        base = s0.to(tl.int64) * stride + c0
-        offsets = s * stride + c
+        C = C // ALIGN * ALIGN
+        base = s0.to(tl.int64) * C + c0
+        offsets = s * C + c
     else:
-        stride = S // ALIGN * ALIGN
-        base = (batch * C + c0) * stride + s0
-        offsets = c * stride + s
+        S = S // ALIGN * ALIGN
+        base = (batch * C + c0) * S + s0
+        offsets = c * S + s
     mask = (c0 + c < C) & (s0 + s < S)
     return base, offsets, mask, tl.minimum(BLOCK_S, S - s0)
 
@@ -278,7 +278,8 @@ def _batch_norm_input_gradient_kernel(
     mean_ptr,  # (2, C): mean, low
     rstd_ptr,
     weight_ptr,
-    sums_ptr,  # (2, C): dw, db
+    dw_ptr,  # (C,): sum(dy x_hat), in the statistics' dtype
+    db_ptr,  # (C,): sum(dy)
     C,
     S,
     tiles,
@@ -296,8 +297,8 @@ def _batch_norm_input_gradient_kernel(
     if weight_ptr is not None:
         scale = rstd * _channel(weight_ptr, c0, C, BLOCK_C, ACC)
     n = _elements_before(tiles, S, BLOCK_S).to(ACC)
-    c1 = divide(_channel(sums_ptr, c0, C, BLOCK_C, ACC) * rstd, n)
-    c2 = divide(_channel(sums_ptr + C, c0, C, BLOCK_C, ACC), n)
+    c1 = divide(_channel(dw_ptr, c0, C, BLOCK_C, ACC) * rstd, n)
+    c2 = divide(_channel(db_ptr, c0, C, BLOCK_C, ACC), n)
     for i in range(first, last):
         base, offsets, mask, _ = _tile(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
         dy = load(dy_ptr + base + offsets, mask, ACC)
@@ -341,10 +342,6 @@ def _launch(kernel, plan, *tensors, eps=None, **constants):
     )
 
 
-def _plan(x, last, device):
-    return plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
-
-
 def _statistics_dtype(x):
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -352,7 +349,8 @@ def _statistics_dtype(x):
 def batch_norm_forward(x, weight, bias, running_mean, running_var, momentum, eps, device=None):
     """(y, mean (2, C), rstd (C,)) of x (N, C, *); running buffers, if given, are updated in place."""
     x, last = dense(x)
-    plan = _plan(x, last, device)
+    device = device or device_of(x)
+    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     y = torch.empty_like(x)
     stats = _statistics_dtype(x)
     mean = torch.empty((2, plan.channels), dtype=stats, device=x.device)
@@ -360,7 +358,7 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, momentum, eps
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
-    merge = plans.merge(plan.splits, plan.channels, device or device_of(x))
+    merge = plans.merge(plan.splits, plan.channels, device)
     with on(x):
         _launch(_batch_norm_stats_kernel, plan, partials, x)
         _batch_norm_merge_kernel[(triton.cdiv(plan.channels, merge.block_n),)](
@@ -389,7 +387,7 @@ def batch_norm_eval_forward(x, weight, bias, running_mean, running_var, eps, dev
     x, last = dense(x)
     y = torch.empty_like(x)
     if x.numel():
-        plan = _plan(x, last, device)
+        plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
         with on(x):
             _launch(
                 _batch_norm_normalize_kernel, plan, y, x, running_mean, running_var, weight, bias, eps=eps, EVAL=True
@@ -398,32 +396,29 @@ def batch_norm_eval_forward(x, weight, bias, running_mean, running_var, eps, dev
 
 
 def batch_norm_backward(dy, x, mean, rstd, weight, eps, evaluating, need_dx, need_sums, device=None):
-    """(dx or None, sums (2, C) of dw and db in the statistics' dtype or None).
+    """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
 
     mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var.
     """
     x, last = dense(x)
     dy = _like(x, dy)
-    plan = _plan(x, last, device)
+    device = device or device_of(x)
+    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     stats = _statistics_dtype(x)
     dx = torch.empty_like(x) if need_dx else None
-    sums = None
+    partials = dw = db = None
     if need_sums or not evaluating:
-        sums = torch.empty((2, plan.channels), dtype=stats, device=x.device)
+        dw, db = (torch.empty(plan.channels, dtype=stats, device=x.device) for _ in range(2))
+        partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
     if x.numel() == 0:
-        return dx, None if sums is None else sums.zero_()
+        return dx, *(None if t is None else t.zero_() for t in (dw, db))
     tensors = (dy, x, mean, rstd, weight)
     with on(x):
-        partials = None
-        if sums is not None:
-            partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
-        if sums is not None or evaluating:
-            fused_dx = dx if evaluating else None
-            _launch(_batch_norm_reduce_kernel, plan, partials, fused_dx, *tensors, eps=eps, EVAL=evaluating)
-        if sums is not None:
-            sum_partials(
-                partials, (sums[0], sums[1]), plans.merge(plan.splits, plan.channels, device or device_of(x))
-            )
+        dx_here = dx if evaluating else None
+        if partials is not None or dx_here is not None:
+            _launch(_batch_norm_reduce_kernel, plan, partials, dx_here, *tensors, eps=eps, EVAL=evaluating)
+        if partials is not None:
+            sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
-            _launch(_batch_norm_input_gradient_kernel, plan, dx, *tensors, sums)
-    return dx, sums
+            _launch(_batch_norm_input_gradient_kernel, plan, dx, *tensors, dw, db)
+    return dx, dw, db

@@ -151,15 +151,16 @@ class BatchNormPlan:
         return self.batch * self.positions
 
 
-TILE = 4096  # elements of a batch norm tile: 32 a thread at 128 threads
+# Elements of a batch norm tile by itemsize: 32 values a thread at 128 threads, fewer where each takes two registers.
+TILE = {2: 4096, 4: 4096, 8: 1024}
 
 
 def _spatial_block(s: int) -> int:
-    """The largest power of two, 128 to TILE, that pads a run of s by a sixth at most; else s padded."""
+    """The largest power of two, 128 to 4096, that pads a run of s by a sixth at most; else s padded."""
     for block in (4096, 2048, 1024, 512, 256, 128):
         if 6 * (cdiv(s, block) * block - s) <= s:
             return block
-    return min(next_power_of_2(s), TILE)
+    return next_power_of_2(s)
 
 
 def _channel_block(c: int) -> int:
@@ -172,7 +173,7 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     """The plan of (N, C, *) in the given layout; (N, C) is channels-last by nature."""
     n, c, s = shape[0], shape[1], prod(shape[2:])
     batch, positions = (1, n * s) if channels_last else (n, s)
-    tile = TILE // max(itemsize // 4, 1)
+    tile = TILE[itemsize]
     if channels_last:
         block_c = _channel_block(c)
         block_s = min(tile // block_c, next_power_of_2(positions))
@@ -181,6 +182,9 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         block_c = min(tile // block_s, next_power_of_2(c))
     run = c if channels_last else s
     tiles, groups = batch * cdiv(positions, block_s), cdiv(c, block_c)
+    align = min(run & -run, 16) or 1
+    # A run that starts anywhere is loaded an element at a time, with an address each: half as many a thread, or spill.
+    threads = 128 if align * itemsize >= 8 else 256
     # Four programs a multiprocessor in all; a split takes one tile at least. CUDA's grid ends at 65535 along y.
     splits = max(min(cdiv(4 * device.multiprocessors, groups), tiles, 65535), 1)
     return BatchNormPlan(
@@ -191,8 +195,8 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         block_c=block_c,
         block_s=block_s,
         splits=splits,
-        align=min(run & -run, 16) or 1,
-        num_warps=_warps(device, 128),
+        align=align,
+        num_warps=_warps(device, threads),
     )
 
 
@@ -209,5 +213,5 @@ class MergePlan:
 def merge(programs: int, columns: int, device: Device) -> MergePlan:
     """The second stage's plan: narrow column blocks where there are many rows to add, to fill the device."""
     block_p = min(next_power_of_2(programs), 64)
-    block_n = min(max(2048 // block_p, 16), next_power_of_2(columns), 128)
+    block_n = min(max(1024 // block_p, 16), next_power_of_2(columns), 128)
     return MergePlan(block_p, block_n, _warps(device, 128))

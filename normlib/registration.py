@@ -1,0 +1,56 @@
+"""How an operator gets into PyTorch: one library, one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("normlib", "DEF")
+
+Function = Callable[..., Any]
+
+
+def register(schema: str, run: Function, fake: Function) -> Any:
+    """Defines `normlib::<schema>`: `run` computes it on CPU (interpreted) and GPU tensors, `fake` only its shapes."""
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema)
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, run, key)
+    torch.library.register_fake(f"normlib::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.normlib, name).default
+
+
+def differentiate(operator: Any, backward: Function, save: Function) -> None:
+    """Gives a registered operator its derivative; `save(ctx, inputs, output)` keeps what `backward` needs."""
+    torch.library.register_autograd(operator.name(), backward, setup_context=save, lib=LIBRARY)
+
+
+def gradient_of(
+    gradients: Function, inputs: tuple[torch.Tensor | None, ...], upstream: tuple[torch.Tensor | None, ...]
+) -> list[torch.Tensor | None]:
+    """Backward of a backward: the vector-Jacobian product of `gradients(*inputs)` with `upstream`.
+
+    `gradients` is written in PyTorch's own differentiable operators, so the result can be differentiated further.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        pairs = [(o, u) for o, u in zip(gradients(*leaves), upstream, strict=True) if o is not None and u is not None]
+        wanted = [t for t in leaves if t is not None]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs],
+                wanted,
+                [u.to(o.dtype) for o, u in pairs],
+                allow_unused=True,
+                create_graph=create_graph,
+            )
+        )
+    return [None if t is None else next(found) for t in leaves]
+
+
+def statistics_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that x's statistics are kept in: float32, and float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
