@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,18 @@ class Record:
 def append(path: Path, record: Record) -> None:
     """Adds one line and hands it to the operating system before returning."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(record), allow_nan=True) + "\n")
+        file.write(_line(record))
+
+
+def rewrite(path: Path, records: Iterable[Record]) -> None:
+    """Replaces the file as a whole: what a continued run begins with, its last line whole again."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(map(_line, records)), encoding="utf-8")
+    part.replace(path)
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a file, in order; a last line that was cut short is dropped."""
-    known = {f.name for f in fields(Record)}
+    """The records of a file, in order; a last line that was cut short is dropped, and so are unknown keys."""
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -87,8 +93,8 @@ def read(path: Path) -> Iterator[Record]:
             if number == len(lines):
                 return
             raise
-        row["errors"] = [TensorError(**error) for error in row.get("errors", [])]
-        yield Record(**{key: value for key, value in row.items() if key in known})
+        row["errors"] = [TensorError(**_known(TensorError, error)) for error in row.get("errors", [])]
+        yield Record(**_known(Record, row))
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
@@ -104,3 +110,12 @@ def to_frame(records: list[Record]) -> pd.DataFrame:
             row.update({f"{name}.{figure}": value for figure, value in error.items()})
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(asdict(record), allow_nan=True) + "\n"
+
+
+def _known(kind: type[Record] | type[TensorError], row: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {key: value for key, value in row.items() if key in names}

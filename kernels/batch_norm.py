@@ -22,11 +22,16 @@ backward 3. Saved for backward: x, the mean as a pair of floats, rstd.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.device import device_of, on
 from normlib.kernels.numerics import accumulator, divide, float_pair, from_pair, load, reciprocal_sqrt, store
-from normlib.kernels.reduction import merge_all_moments, merge_moments, renormalize, sum_partials, tile_moments
+from normlib.kernels.plan import Device
+from normlib.kernels.reduction import merge_all_moments, merge_moments, sum_partials, tile_moments
+
+# Arguments that follow the batch size: no compilation of their own for a 1 or a multiple of 16.
+BATCH = ("tiles", "splits")
 
 
 @triton.jit
@@ -38,7 +43,7 @@ def _tile_range(split, splits, tiles):
 
 
 @triton.jit
-def _elements_before(tile, S, BLOCK_S: tl.constexpr):
+def _elements_before(tile, S, BLOCK_S):
     """Elements of one channel in the tiles before this one."""
     tiles = tl.cdiv(S, BLOCK_S)
     return (tile // tiles).to(tl.int64) * S + tl.minimum((tile % tiles) * BLOCK_S, S)
@@ -72,7 +77,7 @@ def _channel(pointer, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
     return load(pointer + c, c < C, ACC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _batch_norm_stats_kernel(
     partials_ptr,  # (3, splits, C): mean, low, M2 of each split
     x_ptr,
@@ -103,13 +108,13 @@ def _batch_norm_stats_kernel(
 
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     out = partials_ptr + split.to(tl.int64) * C + c
-    plane = splits.to(tl.int64) * C
+    plane = tl.cast(splits, tl.int64) * C
     store(out, mean, c < C)
     store(out + plane, low, c < C)
     store(out + 2 * plane, m2, c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _batch_norm_merge_kernel(
     mean_ptr,  # (2, C): mean, low
     rstd_ptr,  # (C,)
@@ -124,14 +129,14 @@ def _batch_norm_merge_kernel(
     eps_low,
     momentum,
     momentum_low,
-    BLOCK_S: tl.constexpr,
+    BLOCK_S,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
     c = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     p = tl.arange(0, BLOCK_P)[:, None]
-    plane = splits.to(tl.int64) * C
+    plane = tl.cast(splits, tl.int64) * C
 
     # Lane p of a channel takes splits p, p + BLOCK_P, ...; then the lanes are merged at once.
     count = tl.zeros([BLOCK_P, 1], ACC)
@@ -174,9 +179,7 @@ def _batch_norm_merge_kernel(
 
 
 @triton.jit
-def _statistics(
-    mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr
-):
+def _statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
     """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var."""
     mean = _channel(mean_ptr, c0, C, BLOCK_C, ACC)
     if EVAL:
@@ -186,7 +189,7 @@ def _statistics(
         return mean, _channel(mean_ptr + C, c0, C, BLOCK_C, ACC), _channel(rstd_ptr, c0, C, BLOCK_C, ACC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _batch_norm_normalize_kernel(
     y_ptr,
     x_ptr,
@@ -221,7 +224,7 @@ def _batch_norm_normalize_kernel(
         store(y_ptr + base + offsets, y, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _batch_norm_reduce_kernel(
     partials_ptr,  # (2, splits, C): sum(dy x_hat), sum(dy) of each split; or None
     dx_ptr,  # written here in evaluation, where dx needs no sums; or None
@@ -267,10 +270,10 @@ def _batch_norm_reduce_kernel(
         c = c0 + tl.arange(0, BLOCK_C)[:, None]
         out = partials_ptr + split.to(tl.int64) * C + c
         store(out, tl.sum(dw, 1, keep_dims=True) * rstd, c < C)
-        store(out + splits.to(tl.int64) * C, tl.sum(db, 1, keep_dims=True), c < C)
+        store(out + tl.cast(splits, tl.int64) * C, tl.sum(db, 1, keep_dims=True), c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _batch_norm_input_gradient_kernel(
     dx_ptr,
     dy_ptr,
@@ -307,12 +310,12 @@ def _batch_norm_input_gradient_kernel(
         store(dx_ptr + base + offsets, dx, mask)
 
 
-def is_channels_last(x):
+def is_channels_last(x: Tensor) -> bool:
     """Whether (N, C, *) has its channels innermost: channels-last memory, or no positions at all."""
     return x.dim() == 2 or (not x.is_contiguous() and x.movedim(1, -1).is_contiguous())
 
 
-def dense(x):
+def dense(x: Tensor) -> tuple[Tensor, bool]:
     """(x in one of the two layouts, whether that is channels-last); a copy only if it is in neither."""
     last = is_channels_last(x)
     return (x if last and x.movedim(1, -1).is_contiguous() else x.contiguous()), last
@@ -346,7 +349,16 @@ def _statistics_dtype(x):
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def batch_norm_forward(x, weight, bias, running_mean, running_var, momentum, eps, device=None):
+def batch_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    device: Device | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean (2, C), rstd (C,)) of x (N, C, *); running buffers, if given, are updated in place."""
     x, last = dense(x)
     device = device or device_of(x)
@@ -373,7 +385,7 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, momentum, eps
             plan.splits,
             *float_pair(eps),
             *float_pair(momentum),
-            BLOCK_S=plan.block_s,
+            plan.block_s,
             BLOCK_P=merge.block_p,
             BLOCK_N=merge.block_n,
             num_warps=merge.num_warps,
@@ -382,7 +394,15 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, momentum, eps
     return y, mean, rstd
 
 
-def batch_norm_eval_forward(x, weight, bias, running_mean, running_var, eps, device=None):
+def batch_norm_eval_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    device: Device | None = None,
+) -> Tensor:
     """y of x (N, C, *) with given statistics, in one sweep."""
     x, last = dense(x)
     y = torch.empty_like(x)
@@ -395,7 +415,18 @@ def batch_norm_eval_forward(x, weight, bias, running_mean, running_var, eps, dev
     return y
 
 
-def batch_norm_backward(dy, x, mean, rstd, weight, eps, evaluating, need_dx, need_sums, device=None):
+def batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    evaluating: bool,
+    need_dx: bool,
+    need_sums: bool,
+    device: Device | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
 
     mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var.

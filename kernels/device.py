@@ -1,6 +1,6 @@
 """The device that a tensor is on, as a plan and a launch need it."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
@@ -22,7 +22,7 @@ def _properties(index: int | None) -> plan.Device:
     return plan.Device(properties.multi_processor_count, properties.warp_size)
 
 
-def on(tensor: torch.Tensor):
+def on(tensor: torch.Tensor) -> AbstractContextManager[object]:
     """Makes the tensor's device current for a launch: Triton launches on the current one."""
     if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
         return nullcontext()

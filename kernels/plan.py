@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from math import prod
+from math import gcd, prod
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ def cdiv(a: int, b: int) -> int:
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
+
+
+def alignment(*lengths: int) -> int:
+    """The largest power of two, 16 at most, that divides every length: how wide, in elements, aligned loads can be.
+
+    Triton itself sees in an argument only whether 16 divides it.
+    """
+    return gcd(16, *lengths)
 
 
 def _warps(device: Device, threads: int) -> int:
@@ -52,7 +60,8 @@ def row_chunks(n: int) -> tuple[tuple[int, int], ...]:
     >>> row_chunks(7168), row_chunks(1000), row_chunks(1600)
     (((0, 4096), (4096, 2048), (6144, 1024)), ((0, 1024),), ((0, 1024), (1024, 512), (1536, 64)))
     """
-    chunks, offset = [], 0
+    chunks: list[tuple[int, int]] = []
+    offset = 0
     while offset < n:
         rest = n - offset
         padded = next_power_of_2(rest)
@@ -182,7 +191,7 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         block_c = min(tile // block_s, next_power_of_2(c))
     run = c if channels_last else s
     tiles, groups = batch * cdiv(positions, block_s), cdiv(c, block_c)
-    align = min(run & -run, 16) or 1
+    align = alignment(run)
     # A run that starts anywhere is loaded an element at a time, with an address each: half as many a thread, or spill.
     threads = 128 if align * itemsize >= 8 else 256
     # Four programs a multiprocessor in all; a split takes one tile at least. CUDA's grid ends at 65535 along y.

@@ -64,7 +64,7 @@ def merge_all_moments(counts, means, lows, m2s, mask, count, first_mean, AXIS: t
     return mean, low, tl.sum(m2s + counts * (d * d), AXIS, keep_dims=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("P",))
 def _sum_partials_kernel(
     first_ptr,  # (N,) sum of the first set of partials, any dtype
     second_ptr,  # (N,) of the second set, or None
@@ -84,9 +84,7 @@ def _sum_partials_kernel(
         row = (start + p).to(tl.int64)[:, None]
         lanes += load(base + row * N + n[None, :], (row < P) & (n < N)[None, :], ACC)
     total = tl.sum(lanes, 0)
-    if second_ptr is None:
-        store(first_ptr + n, total, n < N)
-    elif which == 0:
+    if second_ptr is None or which == 0:
         store(first_ptr + n, total, n < N)
     else:
         store(second_ptr + n, total, n < N)

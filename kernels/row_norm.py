@@ -15,17 +15,26 @@ adds the partials in a fixed order. Saved for backward: x, rstd and, if CENTRED,
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.device import device_of, on
 from normlib.kernels.numerics import accumulator, divide, float_pair, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_moments, sum_partials, tile_moments
+
+# Arguments that follow the number of rows: no compilation of their own for a 1 or a multiple of 16.
+BATCH = ("M",)
 
 
 @triton.jit
-def _save_statistics(
-    mean_ptr, rstd_ptr, row, M, mean, low, rstd, CENTRED: tl.constexpr
-):
+def _aligned(stride, ALIGN: tl.constexpr):
+    """The stride, in a form that tells the compiler that rows start at multiples of ALIGN: loads that wide."""
+    return stride // ALIGN * ALIGN
+
+
+@triton.jit
+def _save_statistics(mean_ptr, rstd_ptr, row, M, mean, low, rstd, CENTRED: tl.constexpr):
     store(rstd_ptr + row, rstd, row < M)
     if CENTRED:
         store(mean_ptr + row, mean, row < M)
@@ -51,7 +60,7 @@ def _affine(x_hat, weight_ptr, bias_ptr, n, mask, ACC: tl.constexpr):
     return x_hat
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _row_norm_forward_kernel(
     y_ptr,  # (M, N)
     mean_ptr,  # (2, M): mean, low; or None
@@ -63,12 +72,14 @@ def _row_norm_forward_kernel(
     x_stride,
     eps,
     eps_low,
+    ALIGN: tl.constexpr,
     N: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     CENTRED: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    x_stride = _aligned(x_stride, ALIGN)
     row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
     long_row = row.to(tl.int64)
 
@@ -103,7 +114,7 @@ def _row_norm_forward_kernel(
         store(y_ptr + long_row * N + n, y, (row < M) & (n < N))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _row_norm_forward_loop_kernel(
     y_ptr,
     mean_ptr,
@@ -115,11 +126,13 @@ def _row_norm_forward_loop_kernel(
     x_stride,
     eps,
     eps_low,
+    ALIGN: tl.constexpr,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CENTRED: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    x_stride = _aligned(x_stride, ALIGN)
     row = tl.program_id(0)
     x_row = x_ptr + row.to(tl.int64) * x_stride
     y_row = y_ptr + row.to(tl.int64) * N
@@ -144,13 +157,13 @@ def _row_norm_forward_loop_kernel(
     rstd = reciprocal_sqrt(divide(m2, tl.zeros_like(m2) + N) + from_pair(eps, eps_low, ACC))
     _save_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, mean, low, rstd, CENTRED)
 
-    for i in range(0, tl.cdiv(N, BLOCK_N)):
+    for i in range(tl.cdiv(N, BLOCK_N)):
         n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
         x = load(x_row + n, n < N, ACC)
         store(y_row + n, _affine(((x - mean) - low) * rstd, weight_ptr, bias_ptr, n, n < N, ACC), n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _row_norm_backward_kernel(
     dx_ptr,  # (M, N) or None
     dw_ptr,  # (programs, N) partial sums, or None
@@ -163,12 +176,15 @@ def _row_norm_backward_kernel(
     M,
     dy_stride,
     x_stride,
+    ALIGN: tl.constexpr,
     N: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     CENTRED: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    x_stride = _aligned(x_stride, ALIGN)
+    dy_stride = _aligned(dy_stride, ALIGN)
     pid = tl.program_id(0)
 
     dws = ()
@@ -221,7 +237,7 @@ def _row_norm_backward_kernel(
             store(db_ptr + pid.to(tl.int64) * N + n, tl.sum(dbs[i], 0), n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _row_norm_input_gradient_loop_kernel(
     dx_ptr,
     dy_ptr,
@@ -232,11 +248,14 @@ def _row_norm_input_gradient_loop_kernel(
     M,
     dy_stride,
     x_stride,
+    ALIGN: tl.constexpr,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CENTRED: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    x_stride = _aligned(x_stride, ALIGN)
+    dy_stride = _aligned(dy_stride, ALIGN)
     row = tl.program_id(0)
     dy_row = dy_ptr + row.to(tl.int64) * dy_stride
     x_row = x_ptr + row.to(tl.int64) * x_stride
@@ -256,14 +275,14 @@ def _row_norm_input_gradient_loop_kernel(
     c1 = tl.sum(c1_lanes, 1, keep_dims=True) / N
     c2 = tl.sum(c2_lanes, 1, keep_dims=True) / N
 
-    for i in range(0, tl.cdiv(N, BLOCK_N)):
+    for i in range(tl.cdiv(N, BLOCK_N)):
         n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
         wdy = _affine(load(dy_row + n, n < N, ACC), weight_ptr, None, n, n < N, ACC)
         x_hat = ((load(x_row + n, n < N, ACC) - mean) - low) * rstd
         store(dx_row + n, ((wdy - c2) - x_hat * c1) * rstd, n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCH)
 def _row_norm_weight_gradient_kernel(
     dw_ptr,  # (splits, N) partial sums, or None
     db_ptr,  # (splits, N) partial sums, or None
@@ -274,12 +293,15 @@ def _row_norm_weight_gradient_kernel(
     M,
     dy_stride,
     x_stride,
+    ALIGN: tl.constexpr,
     N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CENTRED: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    x_stride = _aligned(x_stride, ALIGN)
+    dy_stride = _aligned(dy_stride, ALIGN)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     split = tl.program_id(1)
     dw = tl.zeros([BLOCK_M, BLOCK_N], ACC)
@@ -298,13 +320,21 @@ def _row_norm_weight_gradient_kernel(
         store(db_ptr + split.to(tl.int64) * N + n, tl.sum(db, 0, keep_dims=True), n < N)
 
 
-def as_rows(x, n):
+def as_rows(x: Tensor, n: int) -> Tensor:
     """x (..., n) as (M, n) with unit stride along a row; a copy only if its strides allow no such view."""
     rows = x.reshape(-1, n)
     return rows if rows.stride(1) == 1 or n == 1 else rows.contiguous()
 
 
-def forward(x, weight, bias, eps, centred, n, device=None):
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    n: int,
+    device: Device | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(y like x but contiguous, mean (2, M) or (0,), rstd (M,)) of x (..., n)."""
     rows = as_rows(x, n)
     m = rows.shape[0]
@@ -315,11 +345,13 @@ def forward(x, weight, bias, eps, centred, n, device=None):
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     plan = plans.row_forward(n, x.element_size(), device or device_of(x))
+    align = plans.alignment(rows.stride(0))
     arguments = (y, mean if centred else None, rstd, rows, weight, bias, m, rows.stride(0), *float_pair(eps))
     with on(x):
         if plan.chunks:
             _row_norm_forward_kernel[(triton.cdiv(m, plan.block_m),)](
                 *arguments,
+                ALIGN=align,
                 N=n,
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
@@ -328,12 +360,24 @@ def forward(x, weight, bias, eps, centred, n, device=None):
             )
         else:
             _row_norm_forward_loop_kernel[(m,)](
-                *arguments, N=n, BLOCK_N=plan.block_n, CENTRED=centred, num_warps=plan.num_warps
+                *arguments, ALIGN=align, N=n, BLOCK_N=plan.block_n, CENTRED=centred, num_warps=plan.num_warps
             )
     return y, mean, rstd
 
 
-def backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, need_dx, device=None):
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    centred: bool,
+    n: int,
+    dw_dtype: torch.dtype | None,
+    db_dtype: torch.dtype | None,
+    need_dx: bool,
+    device: Device | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dw, db); dw and db (n,) in the given dtypes, None where the dtype is None, dx None unless needed."""
     x_rows, dy_rows = as_rows(x, n), as_rows(dy, n)
     m = x_rows.shape[0]
@@ -349,6 +393,7 @@ def backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, need_dx,
     dw_partials, db_partials = (None if t is None else next(rest) for t in (dw, db))
     mean = mean if centred else None
     shape = (m, dy_rows.stride(0), x_rows.stride(0))
+    align = plans.alignment(*shape[1:])
     with on(x):
         if plan.rows.chunks:
             _row_norm_backward_kernel[(plan.programs,)](
@@ -361,6 +406,7 @@ def backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, need_dx,
                 rstd,
                 weight,
                 *shape,
+                ALIGN=align,
                 N=n,
                 CHUNKS=plan.rows.chunks,
                 BLOCK_M=plan.rows.block_m,
@@ -377,6 +423,7 @@ def backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, need_dx,
                     rstd,
                     weight,
                     *shape,
+                    ALIGN=align,
                     N=n,
                     BLOCK_N=plan.rows.block_n,
                     CENTRED=centred,
@@ -391,6 +438,7 @@ def backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, need_dx,
                     mean,
                     rstd,
                     *shape,
+                    ALIGN=align,
                     N=n,
                     BLOCK_M=plan.block_rows,
                     BLOCK_N=plan.block_columns,

@@ -15,8 +15,8 @@ from normlib.registration import LIBRARY, differentiate, gradient_of, register, 
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def _contiguous(*vectors: Tensor | None) -> list[Tensor | None]:
-    return [None if v is None else v.contiguous() for v in vectors]
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 def _like_input(x: Tensor) -> Tensor:
@@ -36,7 +36,8 @@ def _train(
     momentum: float,
     eps: float,
 ) -> Triple:
-    return kernels.batch_norm_forward(x, *_contiguous(weight, bias), running_mean, running_var, momentum, eps)
+    weight, bias = _contiguous(weight), _contiguous(bias)
+    return kernels.batch_norm_forward(x, weight, bias, running_mean, running_var, momentum, eps)
 
 
 def _fake_train(
@@ -56,7 +57,8 @@ def _fake_train(
 def _eval(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor, eps: float
 ) -> Tensor:
-    return kernels.batch_norm_eval_forward(x, *_contiguous(weight, bias, running_mean, running_var), eps)
+    weight, bias = _contiguous(weight), _contiguous(bias)
+    return kernels.batch_norm_eval_forward(x, weight, bias, running_mean.contiguous(), running_var.contiguous(), eps)
 
 
 def _fake_eval(
@@ -76,12 +78,19 @@ def _backward(
     evaluating: bool,
     output_mask: list[bool],
 ) -> Triple:
-    mean, rstd, flat = _contiguous(mean, rstd, weight)
     found = kernels.batch_norm_backward(
-        dy, x, mean, rstd, flat, eps, evaluating, need_dx=output_mask[0], need_sums=any(output_mask[1:])
+        dy,
+        x,
+        mean.contiguous(),
+        rstd.contiguous(),
+        _contiguous(weight),
+        eps,
+        evaluating,
+        need_dx=output_mask[0],
+        need_sums=any(output_mask[1:]),
     )
     dx, dw, db = (
-        t.to(like.dtype) if m and like is not None else x.new_empty(0)
+        t.to(like.dtype) if m and t is not None and like is not None else x.new_empty(0)
         for t, like, m in zip(found, (x, weight, bias), output_mask, strict=True)
     )
     return dx, dw, db
@@ -155,7 +164,7 @@ class _Train(torch.autograd.Function):
 
 
 def _train_autograd(*args: Any) -> Triple:
-    output: Triple = _Train.apply(*args)  # type: ignore[no-untyped-call]
+    output: Triple = _Train.apply(*args)
     torch.autograd.graph.increment_version([t for t in args[3:5] if t is not None])
     return output
 
@@ -201,7 +210,7 @@ differentiate(_batch_norm_backward, _derive_backward, _save_backward)
 
 def _fits(x: Tensor, channel_vectors: tuple[Tensor | None, ...], training: bool, eps: float) -> bool:
     """Whether the kernels can take these arguments; if not, PyTorch computes it, or says what is wrong."""
-    weight, bias, running_mean, running_var = channel_vectors
+    running_mean, running_var = channel_vectors[2:]
     return (
         serves(x, *channel_vectors)
         and x.dim() >= 2
@@ -233,9 +242,7 @@ def batch_norm(
     Ioffe and Szegedy, "Batch normalization" (2015), algorithms 1 and 2.
     """
     if not _fits(input, (weight, bias, running_mean, running_var), training, eps):
-        return torch.nn.functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        return torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if training:
         y: Tensor = _batch_norm_train(input, weight, bias, running_mean, running_var, momentum, eps)[0]
     else:

@@ -30,7 +30,7 @@ def rms_norm(
     Zhang and Sennrich, "Root mean square layer normalization" (2019), equation 4.
     """
     if not fits(input, normalized_shape, weight, bias):
-        y = torch.nn.functional.rms_norm(input, normalized_shape, weight, eps)  # type: ignore[arg-type]
+        y = torch.nn.functional.rms_norm(input, normalized_shape, weight, eps)
         return y if bias is None else y + bias
     if eps is None:
         eps = torch.finfo(statistics_dtype(input)).eps
@@ -54,7 +54,7 @@ class RMSNorm(torch.nn.RMSNorm):
         *,
         bias: bool = False,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)  # type: ignore[arg-type]
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         if bias:
             self.bias = torch.nn.Parameter(torch.zeros(self.normalized_shape, device=device, dtype=dtype))
         else:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from normlib.backend import serves
@@ -35,7 +34,9 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
     It can itself be differentiated, through the float64 formula `reference`.
     """
 
-    def forward(x: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Triple:
+    def forward(
+        x: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Triple:
         weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
         return kernels.forward(x, weight, bias, eps, centred, prod(normalized_shape))
 
@@ -58,11 +59,14 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
         output_mask: list[bool],
     ) -> Triple:
         flat = None if weight is None else weight.contiguous()
-        dtypes = [p.dtype if p is not None and m else None for p, m in zip((weight, bias), output_mask[1:], strict=True)]
+        dw_dtype, db_dtype = (
+            p.dtype if p is not None and m else None for p, m in zip((weight, bias), output_mask[1:], strict=True)
+        )
         n = prod(normalized_shape)
-        found = kernels.backward(dy, x, mean, rstd, flat, centred, n, *dtypes, need_dx=output_mask[0])
+        found = kernels.backward(dy, x, mean, rstd, flat, centred, n, dw_dtype, db_dtype, output_mask[0])
         dx, dw, db = (x.new_empty(0) if t is None else t for t in found)
-        return dx, *(t.view(normalized_shape) if t.numel() else t for t in (dw, db))
+        dw, db = (t.view(normalized_shape) if t.numel() else t for t in (dw, db))
+        return dx, dw, db
 
     def fake_backward(
         dy: Tensor,

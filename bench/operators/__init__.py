@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,22 @@ if TYPE_CHECKING:
 
 # Tensors by name: x, weight, bias, dy and, for batch norm, running_mean and running_var.
 Inputs = dict[str, "torch.Tensor"]
-# Float64 tensors by name: y, dx, dw, db and, for batch norm in training, running_mean and running_var.
+# Float64 tensors by name: y, dx, dw, db and, for batch norm, running_mean, running_var and y_eval (evaluation's y).
 Reference = dict[str, "torch.Tensor"]
+# Every axis of the operator, "dtype" and "layout" -> values; "eps" too where it is not the operator's default.
+Grid = Mapping[str, tuple[int | str | float, ...]]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of cases: its grids one after another, each the cross product of its values.
+
+    A sweep is one grid; a model, whose shapes are a list and not a product, is one grid a layer shape.
+    Modes are no part of it: the operator's `modes` hold unless --mode says otherwise.
+    """
+
+    about: str  # one line for --list
+    grids: tuple[Grid, ...]
 
 
 class Operator(ABC):
@@ -28,8 +43,9 @@ class Operator(ABC):
     axes: tuple[str, ...]  # ("batch", "channels", "spatial"), in the order of x's shape
     layouts: tuple[str, ...]
     modes: tuple[str, ...]  # the modes measured unless --mode says otherwise
-    # preset name -> axis, "dtype", "layout" or "eps" -> values; every operator has smoke, quick and full.
-    presets: Mapping[str, Mapping[str, tuple[int | str | float, ...]]]
+    eps: float  # where a preset's grid has none
+    statistics_dim: int  # the dimension of x that has one statistic an index: 1 (channels) or 0 (rows)
+    presets: Mapping[str, Preset]  # every operator has smoke, quick and full
 
     @abstractmethod
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
@@ -51,9 +67,16 @@ class Operator(ABC):
     def outputs(self, mode: str) -> tuple[str, ...]:
         """Names of the reference's tensors that this mode produces."""
 
+    def dtypes(self, inputs: Inputs) -> dict[str, torch.dtype]:
+        """The dtype that each output must come in: its own input's, or that of the input it is a gradient of."""
+        of = {"y": "x", "y_eval": "x", "dx": "x", "dw": "weight", "db": "bias"}
+        of |= {name: name for name in ("running_mean", "running_var")}
+        return {output: inputs[name].dtype for output, name in of.items() if name in inputs}
+
 
 @cache
 def operators() -> dict[str, Operator]:
     """Every operator by name, sorted."""
-    found = [importlib.import_module(f"{__name__}.{m.name}").OPERATOR for m in pkgutil.iter_modules(__path__)]
+    modules = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    found = [importlib.import_module(f"{__name__}.{name}").OPERATOR for name in modules]
     return {operator.name: operator for operator in sorted(found, key=lambda o: o.name)}

@@ -50,6 +50,10 @@ class Provider(ABC):
         """Why nothing can be served on this device (a missing package, no GPU), or None."""
         return None
 
+    def backend(self, case: Case, inputs: Inputs) -> str:
+        """What runs this case: triton, interpreter, inductor, cudnn, ...; the provider's name unless it can differ."""
+        return self.name
+
     @abstractmethod
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         """Compiles and prepares the case; raises Unsupported with the reason where it does not serve it."""

@@ -1,0 +1,32 @@
+# The two commands: `make bench` and `make test`. Both set up .venv the first time, and again when what it is made
+# from changes.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: bench test lint audit clean
+
+bench: $(READY)
+	$(VENV)/bin/python -m bench.run --op bn
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -n 2
+
+# Style and types.
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# What the compiler makes of every kernel, for GPUs that need not be here.
+audit: $(READY)
+	$(VENV)/bin/python -m bench.audit
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,test,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

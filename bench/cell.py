@@ -1,0 +1,214 @@
+"""One cell: built, every output checked against float64, and only then timed."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from bench import accuracy, timing
+from bench.case import Case
+from bench.operators import Inputs, Operator, Reference
+from bench.providers import Outputs, Provider, Unsupported
+from bench.results import Record, TensorError
+
+# Triton's OutOfResources (shared memory, registers) is told by its name, so that a CPU run need not import it.
+_OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
+_OOM_TEXT = "can't allocate memory"  # how PyTorch's CPU allocator says it, in a plain RuntimeError
+# One line of a table; what a compiler prints behind that is found by running the cell by itself.
+_REASON_LENGTH = 300
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a run have in common. `yardstick` is PyTorch eager, which errors are compared with."""
+
+    device: torch.device
+    seed: int
+    baseline: str
+    copy_gbps: float | None
+    yardstick: Provider
+
+
+class Problem:
+    """The inputs, float64 references and PyTorch's own errors that the cases of one problem share.
+
+    They are made when the first cell needs them. Every cell works on a copy of the inputs of its own, so that no
+    gradient, running buffer or stray write of one reaches the next.
+    """
+
+    def __init__(self, case: Case, operator: Operator, setting: Setting) -> None:
+        self._case, self._operator, self._setting = case, operator, setting
+        self._inputs: Inputs | None = None
+        self._reference: Reference | None = None
+        self._yardsticks: dict[str, tuple[dict[str, float] | None, str]] = {}
+
+    def record(self, case: Case, provider: Provider, status: str, reason: str = "") -> Record:
+        """The record of a cell that has no figures."""
+        return Record(
+            op=case.op,
+            shape=list(case.shape),
+            axes=dict(case.axes),
+            dtype=case.dtype,
+            layout=case.layout,
+            mode=case.mode,
+            eps=case.eps,
+            provider=provider.name,
+            backend=provider.name,
+            device=self._setting.device.type,
+            status=status,
+            reason=reason,
+            bytes_moved=self._operator.bytes_moved(case),
+            baseline=self._setting.baseline,
+            seed=self._setting.seed,
+        )
+
+    def measure(self, case: Case, provider: Provider, baseline: Record | None) -> Record:
+        """The cell's record, whatever happens in the provider; only KeyboardInterrupt and its like pass through.
+
+        `baseline` is the baseline's record of the same case, where there is one already.
+        """
+        missing = provider.unavailable(self._setting.device)
+        if missing:
+            return self.record(case, provider, "unsupported", missing)
+        record = self.record(case, provider, "ok")
+        shared = "inputs and reference: "
+        try:
+            self._truth(case)
+            shared = ""
+            self._measure(record, case, provider, baseline)
+        except Unsupported as error:
+            record.status, record.reason = "unsupported", _one_line(str(error))
+        except Exception as error:
+            record.status, reason = _ending(error)
+            record.reason = shared + reason
+        if record.status in ("oom", "crash"):
+            # Only now, with the exception and the frames that it held gone, can memory be given back.
+            _free(self._setting.device)
+        return record
+
+    def release(self) -> None:
+        """Lets go of all tensors."""
+        if self._inputs is not None:
+            self._inputs = self._reference = None
+            if self._setting.device.type == "cuda":
+                _free(self._setting.device)
+
+    def _measure(self, record: Record, case: Case, provider: Provider, baseline: Record | None) -> None:
+        device = self._setting.device
+        original, _ = self._truth(case)
+        yardstick, without = self._yardstick(case)
+        inputs = _copy(original)
+        record.backend = provider.backend(case, inputs)
+        _synchronize(device)
+        allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+        began = time.perf_counter()
+        cell = provider.build(case, inputs)
+        cell.run()
+        _synchronize(device)
+        record.compile_ms = 1e3 * (time.perf_counter() - began)
+
+        changed = [n for n, t in inputs.items() if not n.startswith("running_") and not torch.equal(t, original[n])]
+        for name, tensor in inputs.items():
+            tensor.detach().copy_(original[name])
+        record.errors = self._check(cell.outputs(), case, yardstick)
+        record.status, record.reason = accuracy.verdict(record.errors)
+        if changed:
+            record.status, record.reason = "wrong", f"writes into its input {', '.join(changed)}"
+        elif record.status == "ok":
+            record.reason = without
+
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            cell.run()
+            _synchronize(device)
+            record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
+        _put_timing(record, timing.measure(cell.run, device, record.backend == timing.INTERPRETER))
+        if record.clock == timing.CUDA_EVENT:
+            _put_claims(record, baseline, self._setting.copy_gbps)
+
+    def _truth(self, case: Case) -> tuple[Inputs, Reference]:
+        """The inputs as they were drawn, and the reference of what the case's mode produces."""
+        if self._inputs is None or self._reference is None:
+            self._inputs = self._operator.inputs(self._case, self._setting.device, self._setting.seed)
+            self._reference = self._operator.reference(self._case, self._inputs)
+        return self._inputs, {name: self._reference[name] for name in self._operator.outputs(case.mode)}
+
+    def _check(self, outputs: Outputs, case: Case, yardstick: Mapping[str, float] | None) -> list[TensorError]:
+        inputs, reference = self._truth(case)
+        dtypes = self._operator.dtypes(inputs)
+        return accuracy.check(outputs, reference, dtypes, yardstick, self._operator.statistics_dim)
+
+    def _yardstick(self, case: Case) -> tuple[dict[str, float] | None, str]:
+        """PyTorch's errors in this mode, or None and why there are none."""
+        if case.mode not in self._yardsticks:
+            provider = self._setting.yardstick
+            try:
+                outputs = provider.build(case, _copy(self._truth(case)[0])).outputs()
+                self._yardsticks[case.mode] = accuracy.yardstick(self._check(outputs, case, None)), ""
+            except Exception as error:
+                self._yardsticks[case.mode] = None, f"not compared with {provider.name}: {': '.join(_ending(error))}"
+        return self._yardsticks[case.mode]
+
+
+def _put_timing(record: Record, measured: timing.Timing) -> None:
+    record.clock = measured.clock
+    record.latency_us = measured.latency_us
+    record.latency_us_p10, record.latency_us_p90 = measured.p10, measured.p90
+    record.latency_us_min = measured.min
+    record.samples = measured.samples
+
+
+def _put_claims(record: Record, baseline: Record | None, copy_gbps: float | None) -> None:
+    """What a GPU's clock lets one claim. A wrong cell gets no speedup; a wrong baseline's time is still its time."""
+    if not record.latency_us:
+        return
+    if record.bytes_moved is not None:
+        record.gbps = record.bytes_moved / record.latency_us / 1e3
+        record.roofline_fraction = record.gbps / copy_gbps if copy_gbps else None
+    against = record if record.provider == record.baseline else baseline
+    if record.status == "ok" and against is not None and against.latency_us and against.clock == record.clock:
+        record.speedup = against.latency_us / record.latency_us
+
+
+def _copy(inputs: Inputs) -> Inputs:
+    """Tensors of the same values and strides that share nothing with the originals."""
+    return {name: tensor.detach().clone() for name, tensor in inputs.items()}
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """The status that an exception stands for, and its type and first line as the reason."""
+    seen: BaseException | None = error
+    while seen is not None:
+        # Compilers wrap what went wrong, so that the cause is looked for as well.
+        if any(t.__name__ in _OOM_TYPES for t in type(seen).__mro__) or _OOM_TEXT in str(seen):
+            return "oom", _told(seen)
+        seen = seen.__cause__ or seen.__context__
+    return "crash", _told(error)
+
+
+def _told(error: BaseException) -> str:
+    return ": ".join(part for part in (type(error).__name__, _one_line(str(error))) if part)
+
+
+def _one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:_REASON_LENGTH] if lines else ""
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        # A device that was lost says so here again; the runner asks for itself.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()

@@ -1,0 +1,90 @@
+"""What layer norm and RMS norm share: x is (tokens, hidden), and every row has its own statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from bench.case import DTYPES, Case
+from bench.operators import Inputs, Operator, Preset
+from bench.operators._draw import TORCH_DTYPES, Draw
+from bench.operators._models import model_presets
+
+_LAYOUT = ("rows",)
+
+_PRESETS = {
+    "smoke": Preset(
+        "two tiny shapes, one ragged: errors in every dtype within seconds, without a GPU",
+        (
+            {"tokens": (5,), "hidden": (99,), "dtype": DTYPES, "layout": _LAYOUT},
+            {"tokens": (16,), "hidden": (256,), "dtype": DTYPES, "layout": _LAYOUT},
+        ),
+    ),
+    "quick": Preset(
+        "few and many rows of three language-model widths, in about two minutes on a GPU",
+        ({"tokens": (64, 8192), "hidden": (1024, 4096, 12288), "dtype": ("fp32", "bf16"), "layout": _LAYOUT},),
+    ),
+    "full": Preset(
+        "one row to 131072, widths from 64 to 65536 and off the powers of two, every dtype",
+        (
+            {
+                "tokens": (1, 64, 4096, 16384),
+                "hidden": (768, 1000, 1024, 2048, 4096, 5120, 7168, 8192, 12288, 16384),
+                "dtype": DTYPES,
+                "layout": _LAYOUT,
+            },
+            # Very long rows; 16384 of them would take the float64 reference beyond most devices' memory.
+            {"tokens": (1, 64, 4096), "hidden": (32768, 65536), "dtype": DTYPES, "layout": _LAYOUT},
+            # The norms of queries and keys: very many short rows.
+            {"tokens": (131072,), "hidden": (64, 128, 256), "dtype": DTYPES, "layout": _LAYOUT},
+        ),
+    ),
+}
+
+
+class RowNorm(Operator):
+    """A norm of rows with weight, and maybe bias, in x's dtype, as language models have them."""
+
+    axes = ("tokens", "hidden")
+    layouts = _LAYOUT
+    modes = ("fwd", "bwd", "fwd_bwd")
+    statistics_dim = 0
+    has_bias: bool
+    statistics: int  # float32 values that forward saves a row
+
+    def __init__(self) -> None:
+        self.presets: Mapping[str, Preset] = {**_PRESETS, **model_presets(self.name, self.axes, self.layouts)}
+
+    def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
+        """(tokens, hidden)."""
+        return int(axes["tokens"]), int(axes["hidden"])
+
+    def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
+        """x of (tokens, hidden) with offset rows, weight and bias of (hidden,), dy like x; all in the case's dtype."""
+        draw, dtype = Draw(case, device, seed), TORCH_DTYPES[case.dtype]
+        found = {
+            "x": draw.activations(case.shape, self.statistics_dim),
+            "dy": draw.normal(case.shape),
+            "weight": draw.weight(case.shape[1]),
+        }
+        if self.has_bias:
+            found["bias"] = draw.bias(case.shape[1])
+        return {name: tensor.to(dtype) for name, tensor in found.items()}
+
+    def outputs(self, mode: str) -> tuple[str, ...]:
+        """y forward; dx, dw and (with a bias) db backward."""
+        gradients = ("dx", "dw", "db") if self.has_bias else ("dx", "dw")
+        return {"fwd": ("y",), "bwd": gradients, "fwd_bwd": ("y", *gradients)}[mode]
+
+    def bytes_moved(self, case: Case) -> int:
+        """Forward reads x and writes y; backward reads x and dy and writes dx; parameters and statistics once each."""
+        tokens, hidden = case.shape
+        item = TORCH_DTYPES[case.dtype].itemsize
+        activation = tokens * hidden * item
+        saved = 4 * tokens * self.statistics
+        parameters = 1 + self.has_bias
+        forward = 2 * activation + parameters * hidden * item + saved
+        # The weight comes in; dw, and db with a bias, go out.
+        backward = 3 * activation + (1 + parameters) * hidden * item + saved
+        return {"fwd": forward, "bwd": backward, "fwd_bwd": forward + backward}[case.mode]

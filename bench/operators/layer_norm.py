@@ -1,0 +1,27 @@
+"""Layer normalization over the last dimension."""
+
+from __future__ import annotations
+
+from bench.case import Case
+from bench.operators import Inputs, Reference
+from bench.operators._rows import RowNorm
+from normlib import reference
+
+
+class LayerNorm(RowNorm):
+    """Weight and bias; forward saves a mean and an rstd a row."""
+
+    name = "layer_norm"
+    short = "ln"
+    eps = 1e-5
+    has_bias = True
+    statistics = 2
+
+    def reference(self, case: Case, inputs: Inputs) -> Reference:
+        """y, dx, dw, db in float64."""
+        x, weight, bias, dy = (inputs[name] for name in ("x", "weight", "bias", "dy"))
+        truth = reference.layer_norm(x, case.shape[1:], weight, bias, case.eps, dy)
+        return {name: truth[name] for name in self.outputs("fwd_bwd")}
+
+
+OPERATOR = LayerNorm()

@@ -1,0 +1,26 @@
+"""Root mean square normalization over the last dimension, without a bias, which no peer has."""
+
+from __future__ import annotations
+
+from bench.case import Case
+from bench.operators import Inputs, Reference
+from bench.operators._rows import RowNorm
+from normlib import reference
+
+
+class RMSNorm(RowNorm):
+    """Weight alone; forward saves an rstd a row."""
+
+    name = "rms_norm"
+    short = "rms"
+    eps = 1e-6
+    has_bias = False
+    statistics = 1
+
+    def reference(self, case: Case, inputs: Inputs) -> Reference:
+        """y, dx, dw in float64."""
+        truth = reference.rms_norm(inputs["x"], case.shape[1:], inputs["weight"], None, case.eps, inputs["dy"])
+        return {name: truth[name] for name in self.outputs("fwd_bwd")}
+
+
+OPERATOR = RMSNorm()

@@ -1,0 +1,86 @@
+"""The table of all cells as data for the page's script: written once, formatted here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.report.data import Run
+from bench.report.formatting import DASH, interval, number, percent, present, short, times
+
+# Title of a column, and whether it holds numbers; what a reader looks for stands left of what a wide screen shows.
+COLUMNS = (
+    ("operator", False),
+    ("shape", False),
+    ("dtype", False),
+    ("layout", False),
+    ("mode", False),
+    ("provider", False),
+    ("status", False),
+    ("speedup", True),
+    ("time (p10–p90)", True),  # noqa: RUF001
+    ("GB/s", True),
+    ("of copy", True),
+    ("worst figure", True),
+    ("backend", False),
+    ("compile ms", True),
+    ("samples", True),
+    ("axes", False),
+)
+REASON_LENGTH = 160
+CLOCKS = {"interpreter": "interpreter", "host_cpu": "host clock"}
+
+
+def payload(run: Run) -> dict[str, Any]:
+    """Column titles and one row a cell: its name, its values and its reason. A value is a text or [number, text]."""
+    worst = run.errors.sort_values("pressure", ascending=False).drop_duplicates(["cell", "case"])
+    figures = {
+        (row["cell"], row["case"]): [min(row["pressure"], 1e300), row["text"]] for row in worst.to_dict("records")
+    }
+    rows = [
+        {"id": row["cell"], "why": _shorten(row["reason"]), "is": _values(row, axes, figures)}
+        for row, axes in zip(run.cells.to_dict("records"), (r.axes for r in run.records), strict=True)
+    ]
+    return {"columns": [{"title": title, "numeric": numeric} for title, numeric in COLUMNS], "rows": rows}
+
+
+def _values(row: dict[str, Any], axes: dict[str, int | str], figures: dict[tuple[str, str], Any]) -> list[Any]:
+    words = ", ".join(f"{name} {value}" for name, value in axes.items())
+    return [
+        row["op"],
+        row["shape"],
+        row["dtype"],
+        row["layout"] or DASH,
+        row["mode"],
+        row["provider"],
+        row["status"],
+        _number(row["speedup"], times(row["speedup"])),
+        _time(row),
+        _number(row["gbps"], number(row["gbps"])),
+        _number(row["roofline_fraction"], percent(row["roofline_fraction"])),
+        figures.get((row["cell"], row["case"])),
+        row["backend"] or DASH,
+        _number(row["compile_ms"], number(row["compile_ms"])),
+        _number(row["samples"], _count(row["samples"])),
+        f"{words}, eps {short(row['eps'])}",
+    ]
+
+
+def _time(row: dict[str, Any]) -> Any:
+    text = interval(row["latency_us"], row["latency_us_p10"], row["latency_us_p90"])
+    clock = CLOCKS.get(row["clock"], "")
+    return _number(row["latency_us"], f"{text} {clock}".rstrip())
+
+
+def _number(value: Any, text: str) -> Any:
+    return [float(f"{value:.6g}"), text] if present(value) else None
+
+
+def _count(value: Any) -> str:
+    return DASH if pd.isna(value) else f"{int(value):,}"
+
+
+def _shorten(reason: str) -> str:
+    first = (reason.strip().splitlines() or [""])[0]
+    return first if len(first) <= REASON_LENGTH else f"{first[:REASON_LENGTH]}…"

@@ -1,0 +1,181 @@
+"""A run's files -> frames: one row a cell, one row a tensor, one row a case of the subject beside its best peer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.case import DTYPES, MODES
+from bench.report.formatting import figure, present, short
+from bench.report.thresholds import GPU_CLOCK, SUBJECT
+from bench.results import Record, TensorError, read, to_frame
+
+ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
+SPEED = ("gbps", "roofline_fraction", "speedup")
+TIMES = ("latency_us", "latency_us_p10", "latency_us_p90")
+# What the report reads of the environment; an old or cut-short run may lack some.
+KEYS = (
+    *("started", "finished", "command", "interpreted", "device", "device_name", "gpu", "torch", "triton", "cuda"),
+    *("cudnn", "git_commit", "git_dirty", "baseline", "providers", "copy_gbps", "complete", "stopped_by"),
+    *("cells_planned", "notes"),
+)
+
+
+class UnreadableRun(ValueError):
+    """The folder holds no run that can be read; the text says what is wrong, in one line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report is made from.
+
+    `cells` has one row a record: the record's fields, `label`, `case` (the cell without its provider), `size` (bytes
+    of x), `timed` and `spread`; gbps, roofline_fraction and speedup are empty wherever no claim of speed is supported.
+    `errors` has one row a tensor of a cell; `duels` one row a timed case of the subject with its fastest peer.
+    """
+
+    folder: Path
+    environment: dict[str, Any]
+    records: list[Record]
+    cells: pd.DataFrame
+    errors: pd.DataFrame
+    duels: pd.DataFrame
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether the kernels ran in Triton's interpreter."""
+        return bool(self.environment["interpreted"])
+
+    @property
+    def has_speed(self) -> bool:
+        """Whether any cell supports a claim of speed."""
+        return bool(self.cells["timed"].any())
+
+    @property
+    def baseline(self) -> str:
+        """The provider that speedups are taken against."""
+        return str(self.environment["baseline"] or "the baseline")
+
+    @property
+    def providers(self) -> list[str]:
+        """Providers that have a record: the subject, the baseline, then the others by name."""
+        first = [SUBJECT, self.baseline]
+        found = set(self.cells["provider"])
+        return [name for name in first if name in found] + sorted(found.difference(first))
+
+
+def load(run_dir: Path) -> Run:
+    """Reads records.jsonl and environment.json; raises UnreadableRun where one is missing or broken."""
+    if not run_dir.is_dir():
+        raise UnreadableRun(f"{run_dir}: no such folder; give the folder of a run, which holds records.jsonl")
+    environment = _environment(run_dir / "environment.json")
+    records = _records(run_dir / "records.jsonl")
+    cells = _cells(records, bool(environment["interpreted"]))
+    return Run(run_dir, environment, records, cells, _errors(records, cells), _duels(cells))
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    try:
+        environment = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnreadableRun(f"{path}: no such file; a run writes it beside records.jsonl") from None
+    except (OSError, ValueError) as error:
+        raise UnreadableRun(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(environment, dict):
+        raise UnreadableRun(f"{path}: must hold one JSON object")
+    return dict.fromkeys(KEYS) | environment
+
+
+def _records(path: Path) -> list[Record]:
+    """The records in order, the last one of a cell that was run again."""
+    try:
+        kept = {(record.cell, record.eps): record for record in read(path)}
+    except FileNotFoundError:
+        raise UnreadableRun(f"{path}: no such file; a run writes one line a cell there") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UnreadableRun(f"{path}: a line is not a record ({error})") from None
+    return list(kept.values())
+
+
+def _cells(records: list[Record], interpreted: bool) -> pd.DataFrame:
+    names = [*(f.name for f in fields(Record)), "cell"]
+    frame = to_frame(records) if records else pd.DataFrame(columns=names)
+    by_cell = Counter(record.cell for record in records)
+    frame["label"] = [_label(record, by_cell[record.cell] > 1) for record in records]
+    frame["case"] = [f"{record.cell.rpartition('/')[0]}/{record.eps:g}" for record in records]
+    frame["size"] = [math.prod(record.shape) * ITEMSIZE.get(record.dtype, 4) for record in records]
+    for column in (*TIMES, *SPEED):
+        frame[column] = pd.to_numeric(frame[column]).astype(float).replace([np.inf, -np.inf], np.nan)
+    frame["timed"] = (
+        (frame["clock"] == GPU_CLOCK) & (frame["status"] == "ok") & (frame["latency_us"] > 0) & (not interpreted)
+    ).astype(bool)
+    for column in SPEED:
+        frame[column] = frame[column].where(frame["timed"])
+    frame["spread"] = (frame["latency_us_p90"] - frame["latency_us_p10"]) / frame["latency_us"].where(frame["timed"])
+    return frame
+
+
+def _label(record: Record, several_eps: bool) -> str:
+    shape = "x".join(map(str, record.shape))
+    eps = f"eps {short(record.eps)}" if several_eps else ""
+    return " ".join(part for part in (record.op, shape, record.dtype, record.layout, record.mode, eps) if part)
+
+
+def pressure(error: TensorError) -> float:
+    """How near a tensor is to its bound: 1 is at the bound, infinite where NaN or Inf stand in the wrong places."""
+    value = getattr(error, error.decided_by, None)
+    if not error.masks_match:
+        return math.inf
+    if present(value) and present(error.bound) and error.bound > 0:
+        return value / error.bound
+    return 0.0 if error.ok else math.inf
+
+
+def describe(error: TensorError) -> str:
+    """A tensor's deciding figure in words: `dw floor_ratio 1.003 (bound 1.05)`."""
+    if error.decided_by == "masks_match":
+        return f"{error.tensor}: NaN or Inf in other places than the reference"
+    if error.bound is None:
+        return f"{error.tensor}: {error.decided_by}"
+    value = getattr(error, error.decided_by, None)
+    text = f"{error.tensor} {error.decided_by}"
+    if isinstance(value, int | float):
+        text += f" {figure(error.decided_by, value)}"
+    return f"{text} (bound {short(error.bound)})"
+
+
+def _errors(records: list[Record], cells: pd.DataFrame) -> pd.DataFrame:
+    kept = ["op", "provider", "status", "mode", "cell", "case", "label"]
+    rows = [
+        {**asdict(error), **cell, "pressure": pressure(error), "text": describe(error)}
+        for record, cell in zip(records, cells[kept].to_dict("records"), strict=True)
+        for error in record.errors
+    ]
+    columns = [f.name for f in fields(TensorError)]
+    frame = pd.DataFrame(rows, columns=[*columns, *kept, "pressure", "text"])
+    numeric = ["rel_l2_error", "floor_ratio", "error_vs_torch", "scale_error", "pressure", "bound"]
+    frame[numeric] = frame[numeric].astype(float)
+    return frame
+
+
+def _duels(cells: pd.DataFrame) -> pd.DataFrame:
+    timed = cells[cells["timed"]]
+    ours, peers = timed[timed["provider"] == SUBJECT], timed[timed["provider"] != SUBJECT]
+    fastest = peers.sort_values(["latency_us", "provider"]).drop_duplicates("case")
+    duels = ours.merge(fastest[["case", "provider", *TIMES]], on="case", suffixes=("", "_peer"))
+    duels["ratio"] = duels["latency_us_peer"] / duels["latency_us"]
+    duels["clear"] = duels["latency_us_p90_peer"] < duels["latency_us_p10"]
+    return duels
+
+
+def ordered(values: Any, known: tuple[str, ...] = (*MODES, *DTYPES)) -> list[str]:
+    """Distinct names in the project's order: modes and dtypes as declared, others by name."""
+    rank = {name: place for place, name in enumerate(known)}
+    return sorted(set(values), key=lambda name: (rank.get(name, len(rank)), name))

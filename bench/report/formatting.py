@@ -1,0 +1,109 @@
+"""Numbers as a reader wants them: three digits, a unit, and a dash where there is none."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, TypeGuard
+
+DASH = "–"  # noqa: RUF001
+RATIOS = ("floor_ratio", "error_vs_torch")
+
+
+def present(value: Any) -> TypeGuard[float]:
+    """Whether there is a finite number to show."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """`digits` significant digits without an exponent: 0.123, 12.3, 1,230."""
+    if not present(value):
+        return DASH
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits}g}")  # 9.996 is 10.0, not 10.00
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{value:,.{decimals}f}" if decimals <= 6 else scientific(value)
+
+
+def scientific(value: Any) -> str:
+    """Two digits and a short exponent: 3.1e-6."""
+    if not present(value):
+        return DASH
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def short(value: Any) -> str:
+    """A chosen number as it was chosen: 1.05, 2, 1e-5."""
+    return re.sub(r"e([+-])0*", lambda match: f"e{match[1].strip('+')}", f"{value:.4g}") if present(value) else DASH
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> tuple[float, str]:
+    return next(((scale, unit) for scale, unit in units if abs(value) >= scale), units[-1])
+
+
+TIME_UNITS = ((1e6, "s"), (1e3, "ms"), (1.0, "µs"))
+BYTE_UNITS = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
+
+
+def duration(us: Any) -> str:
+    """Microseconds in the unit that fits: 12.3 µs, 4.56 ms."""
+    return interval(us, None, None)
+
+
+def interval(us: Any, low: Any, high: Any) -> str:
+    """A median with its p10 and p90 in one unit: 12.3 µs (12.1-12.6)."""
+    if not present(us):
+        return DASH
+    scale, unit = _scaled(us, TIME_UNITS)
+    text = f"{number(us / scale)} {unit}"
+    if present(low) and present(high):
+        text += f" ({number(low / scale)}{DASH}{number(high / scale)})"
+    return text
+
+
+def size(count: Any) -> str:
+    """Bytes in the unit that fits: 64 KiB, 1.5 MiB."""
+    if not present(count):
+        return DASH
+    scale, unit = _scaled(count, BYTE_UNITS)
+    return f"{count / scale:.3g} {unit}" if count / scale < 1000 else f"{count / scale:,.0f} {unit}"
+
+
+def times(ratio: Any) -> str:
+    """A ratio of times: 1.42x, with the multiplication sign."""
+    return f"{number(ratio)}×" if present(ratio) else DASH  # noqa: RUF001
+
+
+def percent(fraction: Any) -> str:
+    """A fraction as a percentage: 87%, 2.1%."""
+    if not present(fraction):
+        return DASH
+    text = f"{100 * fraction:.1f}" if abs(fraction) < 0.1 else f"{100 * fraction:,.0f}"
+    return f"{text.removesuffix('.0')}%"
+
+
+def figure(name: str, value: Any) -> str:
+    """An error figure in its own way of writing: ratios as 1.003, small errors as 3.1e-6."""
+    if value is None:
+        return DASH
+    if not present(value):
+        return "not finite"
+    if name in RATIOS:
+        return f"{value:.3f}" if abs(value) < 10 else number(value)
+    if name == "max_ulp":
+        return number(value)
+    return scientific(value)
+
+
+def plural(count: int, noun: str) -> str:
+    """1 cell, 1,200 cells."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def spoken(name: str) -> str:
+    """An operator's name in words: batch norm, RMS norm."""
+    return " ".join("RMS" if word == "rms" else word for word in name.split("_"))

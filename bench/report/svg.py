@@ -1,0 +1,101 @@
+"""A matplotlib figure as inline SVG: colours that follow the page, ids that cannot collide, no dates."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import seaborn as sns
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Stand-ins that are drawn with and then turned into the page's own variables, so that dark and print follow.
+INK, MUTED, GRID, LIMIT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", LIMIT: "--limit", PAPER: "--paper"}
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the layout is the same on every machine
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "path.simplify": True,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.color": MUTED,
+    "ytick.labelsize": 8.5,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure of the report."""
+    with sns.axes_style("ticks"), rc_context(STYLE):
+        yield
+
+
+def new(width: float, height: float) -> Figure:
+    """A figure in inches that no global state knows of."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def inline(figure: Figure, name: str, alt: str) -> Markup:
+    """The figure as an <svg> element whose ids begin with `name`; `alt` is what a screen reader says."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ET.fromstring(buffer.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) == "style":  # it would hold for the whole page
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(key): _value(_local(key), value, name) for key, value in element.attrib.items()}
+        element.tail = None
+        if element.tag != "text":
+            element.text = element.text if element.tag == "tspan" else None
+    for unwanted in ("width", "height", "version"):
+        root.attrib.pop(unwanted, None)
+    root.attrib.update({"role": "img", "aria-label": alt})
+    return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+LONG_DECIMAL = re.compile(r"-?\d+\.\d{3,}")
+
+
+def _value(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-", 1)
+    if key == "style":
+        for colour, variable in VARIABLES.items():
+            value = value.replace(colour, f"var({variable})")
+        return value
+    value = value.replace("url(#", f"url(#{name}-")
+    if key in ("d", "x", "y", "transform", "points"):
+        return LONG_DECIMAL.sub(lambda match: f"{float(match[0]):.2f}", value)
+    return value

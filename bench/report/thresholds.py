@@ -1,0 +1,41 @@
+"""Every number of the report that somebody chose, each with its reason."""
+
+from __future__ import annotations
+
+SUBJECT = "normlib"  # the provider that the verdicts are about
+
+# Time taken by this clock alone supports a claim of speed; the host's clock and the interpreter's do not.
+GPU_CLOCK = "cuda_event"
+
+# The figure that a tensor's dtype is judged by. fp32 cannot reach its rounding floor, so it is held against torch.
+JUDGED_BY = {"fp16": "floor_ratio", "bf16": "floor_ratio", "fp32": "error_vs_torch"}
+
+# Lowest and highest bound, by figure and dtype, as bench/accuracy.py has them (a test holds the two together; that
+# file imports torch). Figures draw the bounds that the records carry, and these where no record carries one.
+# The bound of fp32's scale error falls with the number of statistics, from the value for one to the value for many.
+BOUNDS = {
+    ("floor_ratio", "fp16"): (1.05, 1.05),
+    ("floor_ratio", "bf16"): (1.05, 1.05),
+    ("error_vs_torch", "fp32"): (2.0, 2.0),
+    ("scale_error", "fp32"): (1e-7, 1e-7 + 2.0**-22),
+    ("scale_error", "fp16"): (1e-5, 1e-5),
+    ("scale_error", "bf16"): (1e-5, 1e-5),
+}
+
+# fp32's unit roundoff: errors below it are luck, and count as equal to it.
+LEAST_ERROR = 2.0**-24
+
+# Two correct kernels differ by a few percent in the order of their sums; beyond this a peer is more accurate.
+ACCURACY_MARGIN = 0.05
+
+# (p90 - p10) / median above this: the cell's time is shown as noisy.
+NOISY_SPREAD = 0.10
+
+# Faster than the copy by more than this is no memory traffic: the data stayed in a cache, or bytes are miscounted.
+ABOVE_ROOF = 1.05
+
+ROWS_SHOWN = 20  # rows of a static table before the rest is folded away; nothing is left out
+WORST_SHOWN = 8  # cells in an operator's table of worst errors
+
+HEAT_LIMIT = 2.0  # a heat map's colour is full at this speedup and at one over it
+SMALLEST_SHARE = 1e-4  # errors under this share of their bound are drawn at the edge of the figure

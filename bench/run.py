@@ -1,0 +1,294 @@
+"""`python -m bench.run`: measures normalization layers, cell by cell, and writes one report.
+
+Only the arguments are dealt with here: the cases come from bench/sweep.py, the records from bench/runner.py, the page
+from bench/report/. Whatever may import triton is imported inside functions, after the interpreter's switch is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from rich.console import Console
+
+from bench import environment, sweep
+from bench.case import DTYPES, MODES
+from bench.sweep import BadArgument
+
+if TYPE_CHECKING:
+    from bench.operators import Operator
+    from bench.providers import Provider
+
+OURS = "normlib"
+DEFAULT_BASELINE = YARDSTICK = "torch"
+# torch.compile needs a C++ compiler on a CPU, and its times there say nothing about a GPU: only when asked for.
+CPU_PROVIDERS = ("normlib", "torch")
+REPORTS = Path("reports")
+INTERPRETED = "no GPU is used: Triton's interpreter runs the kernels; errors are real, times support no claim of speed"
+
+_NOTES = """\
+Lists are separated by commas. An axis, --dtype or --layout that is given replaces that part of every grid of the
+preset, in the operators that have it, and cases that become equal are measured once. A model preset is one grid a
+layer shape: `--preset resnet50 --batch 1` is that model at batch 1, and `--channels 64` leaves its sizes with 64
+channels. With every axis given, only the preset's dtypes and layouts are left to stand in for those not given.
+--resume takes every argument from the run itself; --time-budget alone may be given anew.
+
+exit status: 0 done; 1 a normlib cell is wrong or crashed; 2 unusable arguments; 130 Ctrl-C
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an exception, so that every one of them leaves by the same door."""
+
+    def error(self, message: str) -> NoReturn:
+        argument, colon, problem = message.removeprefix("argument ").partition(": ")
+        raise BadArgument(argument, problem) if colon else BadArgument("arguments", message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status (see --help)."""
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except BadArgument as error:
+        print("bench.run: error:", *str(error).split(), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(typed: list[str]) -> int:
+    early = _Parser(add_help=False, allow_abbrev=False)
+    early.add_argument("--device")
+    early.add_argument("--resume")
+    first = early.parse_known_args(typed)[0]
+    stored = {} if first.resume is None else _stored(first.resume)
+    device, notes = _device(stored.get("device") if first.device is None else first.device)
+
+    # From here on triton may be imported.
+    from bench.operators import operators
+    from bench.providers import providers
+
+    given = vars(_parser(operators()).parse_args(typed))
+    if first.resume is not None:
+        _refuse_beside_resume(given)
+        again = {"time_budget": given["time_budget"]} if given["time_budget"] is not None else {}
+        given = {**given, **stored["arguments"], **again}
+    return _run(typed, given, stored, device, notes, operators(), providers())
+
+
+def _run(
+    typed: list[str],
+    given: dict[str, Any],
+    stored: Mapping[str, Any],
+    device: torch.device,
+    notes: list[str],
+    operators: Mapping[str, Operator],
+    providers: Mapping[str, Provider],
+) -> int:
+    from bench import listing, runner
+    from bench.progress import display
+    from bench.report import render
+    from bench.summary import summary
+
+    asked = sweep.parse(given, operators, "smoke" if device.type == "cpu" else "quick")
+    names, baseline, left_out = _providers(given, providers, device)
+    plan = runner.Plan(
+        cases=tuple(sweep.cases(asked, operators)),
+        providers={name: providers[name] for name in names},
+        operators=operators,
+        baseline=baseline,
+        yardstick=providers[YARDSTICK],
+        device=device,
+        seed=_seed("0" if given["seed"] is None else given["seed"]),
+        time_budget=None if given["time_budget"] is None else sweep.seconds("--time-budget", given["time_budget"]),
+    )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    if given["list"]:
+        listing.show(console, plan, providers)
+        return 0
+
+    lacking = [name for name in asked.operators if asked.preset not in operators[name].presets]
+    notes += [*left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
+    described = environment.collect(device, providers)
+    if stored:
+        folder = Path(given["resume"])
+        changed = environment.differences(stored, described, names)
+        if changed:
+            raise BadArgument(
+                "--resume", f"{given['resume']} was measured under other conditions: {'; '.join(changed)}"
+            )
+        notes = [*sweep.unique([*stored["notes"], *notes]), f"continued {environment.now()}"]
+        described |= {
+            key: stored[key] for key in ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
+        }
+        try:
+            kept = runner.kept_records(folder)
+        except (OSError, ValueError, TypeError) as error:
+            raise BadArgument("--resume", f"{given['resume']} has records that cannot be read: {error}") from error
+    else:
+        folder = _new_folder(given["out"], f"{'-'.join(operators[n].short for n in asked.operators)}-{device.type}")
+        kept = []
+        described |= {
+            "run": folder.resolve().name,
+            "started": environment.now(),
+            "command": environment.command(typed),
+            "seed": plan.seed,
+            "baseline": baseline,
+            "copy_gbps": None,
+            "arguments": _arguments(given, asked.preset, names, device),
+        }
+    described["notes"] = notes
+    for line in (
+        *notes,
+        f"{len(plan.cases)} cases x {', '.join(names)} = {plan.cells} cells on {described['device_name']}",
+    ):
+        console.print(line, markup=False)
+    outcome = runner.run(plan, folder, described, kept, display(console))
+    summary(console, outcome, baseline, OURS)
+    if outcome.records:
+        console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
+    if outcome.stopped_by == "interrupt":
+        return 130
+    failed = any(r.provider == OURS and r.status in ("wrong", "crash") for r in outcome.records)
+    return 1 if failed or outcome.stopped_by == "error" else 0
+
+
+def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m bench.run",
+        allow_abbrev=False,
+        epilog=_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures normalization layers: error against float64, and speed on a GPU.",
+    )
+    short = [operator.short for operator in operators.values()]
+    presets = ", ".join(sweep.presets_of(operators.values()))
+    parser.add_argument("--op", metavar="OPS", help=f"{', '.join(short)} or all (the default)")
+    parser.add_argument("--preset", metavar="NAME", help=f"{presets}; default quick, without a GPU smoke")
+    parser.add_argument("--mode", metavar="MODES", help=", ".join(f"{name} ({what})" for name, what in MODES.items()))
+    parser.add_argument("--dtype", metavar="DTYPES", help=", ".join(DTYPES))
+    layouts = sweep.unique(layout for operator in operators.values() for layout in operator.layouts)
+    parser.add_argument("--layout", metavar="LAYOUTS", help=", ".join(layouts))
+    for axis in sweep.axis_names(operators.values()):
+        owners = ", ".join(operator.short for operator in operators.values() if axis in operator.axes)
+        parser.add_argument(f"--{axis}", metavar="SIZES", help=f"an axis of {owners}")
+    parser.add_argument(
+        "--providers", metavar="NAMES", help="default: all that are available; without a GPU normlib,torch"
+    )
+    parser.add_argument("--baseline", metavar="NAME", help="the provider that speedups refer to (default torch)")
+    parser.add_argument("--device", metavar="NAME", help="cuda or cpu; default cuda where there is one")
+    parser.add_argument("--time-budget", metavar="TIME", help="start no cell after 90s, 10m, 1.5h; the rest is skipped")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default reports/TIME-OPS-DEVICE)")
+    parser.add_argument("--resume", metavar="DIR", help="finish the interrupted run of this folder")
+    parser.add_argument("--seed", metavar="N", help="of the random inputs (default 0)")
+    parser.add_argument("--list", action="store_true", help="print the cells, presets and providers, and run nothing")
+    return parser
+
+
+def _device(asked: str | None) -> tuple[torch.device, list[str]]:
+    """The device and what is to be said about it; on the CPU, Triton's interpreter is switched on."""
+    if asked is not None:
+        sweep.one_of("--device", asked, ("cuda", "cpu"))
+    gpu, interpreting = torch.cuda.is_available(), environment.interpreting()
+    if asked == "cuda" and not gpu:
+        raise BadArgument("--device", "there is no GPU that PyTorch can use here; cpu runs the interpreter")
+    if asked == "cuda" and interpreting:
+        raise BadArgument("--device", "TRITON_INTERPRET is set, which never runs on the GPU: unset it, or take cpu")
+    if gpu and not interpreting and asked != "cpu":
+        return torch.device("cuda", torch.cuda.current_device()), []
+    os.environ["TRITON_INTERPRET"] = "1"
+    kept = ["TRITON_INTERPRET was set, so the GPU is left alone"] if gpu and asked is None else []
+    return torch.device("cpu"), [*kept, INTERPRETED]
+
+
+def _providers(
+    given: Mapping[str, str | None], providers: Mapping[str, Provider], device: torch.device
+) -> tuple[tuple[str, ...], str, list[str]]:
+    """Names with the baseline first, the baseline, and which were left out by default and why.
+
+    One asked for by name stays although it is unavailable: its cells then say why.
+    """
+    missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
+    text, baseline = given["providers"], given["baseline"]
+    if text is not None:
+        names, left_out = sweep.some_of("--providers", text, providers), []
+    else:
+        wanted = [name for name in providers if device.type != "cpu" or name in CPU_PROVIDERS]
+        names = tuple(name for name in wanted if name not in missing)
+        left_out = [f"{name} is left out: {missing[name]}" for name in wanted if name in missing]
+    if all(name in missing for name in names):
+        raise BadArgument("--providers", "none can run here: " + "; ".join(f"{n} ({missing[n]})" for n in names))
+    if baseline is None:
+        baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in names else ""
+    elif baseline not in names:
+        sweep.one_of("--baseline", baseline, providers)
+        raise BadArgument("--baseline", f"{baseline!r} is not among the providers of this run: {', '.join(names)}")
+    return tuple(sorted(names, key=lambda name: name != baseline)), baseline, left_out
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise BadArgument("--seed", f"{text!r} is not a whole number from 0 to {10**15 - 1}")
+    return int(text)
+
+
+def _arguments(given: Mapping[str, Any], preset: str, names: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """What --resume needs to plan the same cells again, defaults made explicit."""
+    kept = {key: value for key, value in given.items() if key not in ("out", "resume", "list")}
+    return {**kept, "preset": preset, "providers": ",".join(names), "device": device.type}
+
+
+def _stored(resume: str) -> dict[str, Any]:
+    try:
+        stored = environment.read(Path(resume))
+    except (OSError, ValueError):
+        stored = {}
+    if not isinstance(stored.get("arguments"), dict):
+        raise BadArgument("--resume", f"{resume!r} holds no run")
+    return stored
+
+
+def _refuse_beside_resume(given: Mapping[str, Any]) -> None:
+    beside = [
+        key for key, value in given.items() if value not in (None, False) and key not in ("resume", "time_budget")
+    ]
+    if beside:
+        options = ", ".join("--" + key.replace("_", "-") for key in beside)
+        raise BadArgument(
+            options, "not together with --resume, which takes them from the run; --time-budget may be given"
+        )
+
+
+def _new_folder(out: str | None, name: str) -> Path:
+    """Makes the run's folder, the first thing that is written at all."""
+    if out is None:
+        stem = REPORTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+        folder = next(
+            f for i in range(1, 1000) if not (f := stem if i == 1 else stem.with_name(f"{stem.name}-{i}")).exists()
+        )
+    elif not out.strip():
+        raise BadArgument("--out", "empty; give a folder")
+    else:
+        folder = Path(out)
+    if any((folder / file).exists() for file in (environment.FILE, "records.jsonl", "report.html")):
+        raise BadArgument("--out", f"{out!r} already holds a run; continue it with --resume, or name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise BadArgument(
+            "--out" if out else str(folder), f"{str(folder)!r} cannot be written: {error.strerror}"
+        ) from error
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The compact table at the end of a run: how each provider ended, its worst figure, its speed, and where we lose."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import geometric_mean
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.progress import cell_name
+from bench.results import STATUSES, Record, TensorError
+from bench.runner import Outcome
+
+# Enough to see a pattern; the report has them all.
+_MOST_LOSSES = 10
+
+
+def summary(console: Console, outcome: Outcome, baseline: str, ours: str) -> None:
+    """Prints one row an operator and provider, then each loss of `ours`: what is wrong, and what is slower."""
+    records = outcome.records
+    if not records:
+        console.print("no cell was measured")
+        return
+    seen = [status for status in STATUSES if any(r.status == status for r in records)]
+    timed = any(r.speedup is not None for r in records)
+    table = Table("operator", "provider", *seen, "worst figure", box=None, pad_edge=False)
+    if timed:
+        table.add_column(f"speedup over {baseline} (geometric mean)", justify="right")
+    for op, provider in dict.fromkeys((r.op, r.provider) for r in records):
+        of_row = [r for r in records if (r.op, r.provider) == (op, provider)]
+        count = Counter(r.status for r in of_row)
+        row = [op, provider, *(str(count[status] or "") for status in seen), worst_figure(of_row)]
+        table.add_row(*row, *([_mean_speedup(of_row)] if timed else []))
+    console.print(table)
+    _print_losses(console, [r for r in records if r.provider == ours], baseline)
+    if outcome.stopped_by:
+        console.print(f"not complete: stopped by {outcome.stopped_by}; --resume continues it", markup=False)
+
+
+def worst_figure(records: Iterable[Record]) -> str:
+    """The figure nearest to its bound, or furthest beyond it, with the bound; empty where nothing was checked."""
+    errors = [error for record in records for error in record.errors]
+    if not errors:
+        return ""
+    worst = max(errors, key=_strain)
+    value = getattr(worst, worst.decided_by, None)
+    if worst.bound is None or value is None:
+        return f"{worst.tensor} {worst.decided_by}"
+    return f"{worst.tensor} {worst.decided_by} {value:.3g} (bound {worst.bound:.3g})"
+
+
+def _strain(error: TensorError) -> tuple[bool, float]:
+    value = getattr(error, error.decided_by, None)
+    if error.bound is None or value is None or value != value:
+        return (not error.ok, float("inf") if not error.ok else 0.0)
+    return (not error.ok, value / error.bound)
+
+
+def _mean_speedup(records: Iterable[Record]) -> str:
+    speedups = [record.speedup for record in records if record.speedup is not None]
+    return f"{geometric_mean(speedups):.2f}x of {len(speedups)}" if speedups else ""
+
+
+def _print_losses(console: Console, records: Sequence[Record], baseline: str) -> None:
+    bad = [f"{r.status}: {cell_name(r)}" for r in records if r.status in ("wrong", "crash", "oom")]
+    slow = sorted((r.speedup, cell_name(r)) for r in records if r.speedup is not None and r.speedup < 1)
+    for lines in (bad, [f"slower than {baseline}: {name} {speedup:.2f}x" for speedup, name in slow]):
+        for line in lines[:_MOST_LOSSES]:
+            console.print(line, markup=False, soft_wrap=True)
+        if len(lines) > _MOST_LOSSES:
+            console.print(f"... and {len(lines) - _MOST_LOSSES} more, all of them in the report")

@@ -1,0 +1,200 @@
+"""Arguments -> cases: what was typed is checked against what the operators declare, and crossed into cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import product
+from math import prod
+from reprlib import repr as shortened
+from typing import TypeVar
+
+from bench.case import DTYPES, Case
+from bench.operators import Grid, Operator
+
+Value = int | str
+V = TypeVar("V")
+
+# 15 digits keep every number far inside 64 bits.
+_INTEGER = re.compile(r"[1-9][0-9]{0,14}")
+_EXTENT = re.compile(rf"{_INTEGER.pattern}(x{_INTEGER.pattern})*")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+# 2 TB in half precision, which no single device holds.
+_MOST_ELEMENTS = 2**40
+
+
+class BadArgument(Exception):
+    """An argument that cannot be used; the text is one line that names it and says what is allowed."""
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument}: {problem}")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is to be crossed. None means: as the preset (dtypes, layouts) or the operator (modes) has it."""
+
+    operators: tuple[str, ...]
+    preset: str
+    axes: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    modes: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] | None = None
+    layouts: tuple[str, ...] | None = None
+
+
+def values(argument: str, text: str) -> tuple[str, ...]:
+    """The values of a comma list, each once."""
+    found = [value.strip() for value in text.split(",")]
+    if not all(found):
+        raise BadArgument(argument, f"{shortened(text)} has an empty value; give values separated by commas")
+    return unique(found)
+
+
+def one_of(argument: str, value: str, allowed: Collection[str]) -> str:
+    """The value itself, if it is allowed."""
+    if value not in allowed:
+        close = get_close_matches(value, allowed, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise BadArgument(argument, f"{shortened(value)} is not one of {', '.join(allowed)}{hint}")
+    return value
+
+
+def some_of(argument: str, text: str, allowed: Collection[str]) -> tuple[str, ...]:
+    """The values of a comma list, all of them allowed."""
+    return tuple(one_of(argument, value, allowed) for value in values(argument, text))
+
+
+def seconds(argument: str, text: str) -> float:
+    """A duration such as 90, 90s, 10m or 1.5h."""
+    match = _DURATION.fullmatch(text.strip())
+    length = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if length <= 0:
+        raise BadArgument(argument, f"{shortened(text)} is not a duration above zero such as 90s, 10m or 1.5h")
+    return length
+
+
+def chosen_operators(argument: str, text: str, operators: Mapping[str, Operator]) -> tuple[str, ...]:
+    """Names of operators from a comma list of long or short names, or `all`."""
+    short = {operator.short: name for name, operator in operators.items()}
+    names = some_of(argument, text, (*short, *operators, "all"))
+    if "all" in names:
+        return tuple(operators)
+    return unique(short.get(name, name) for name in names)
+
+
+def axis_names(operators: Iterable[Operator]) -> tuple[str, ...]:
+    """Every axis of these operators, each once, in their order."""
+    return unique(axis for operator in operators for axis in operator.axes)
+
+
+def axis_values(axis: str, text: str, operators: Iterable[Operator]) -> tuple[Value, ...]:
+    """The values typed for an axis: extents (56x56) where the presets have text, whole numbers elsewhere."""
+    argument = f"--{axis}"
+    owners = [operator for operator in operators if axis in operator.axes]
+    presets = (value for o in owners for p in o.presets.values() for grid in p.grids for value in grid[axis])
+    extent = any(isinstance(value, str) for value in presets)
+    pattern, allowed = (_EXTENT, "an extent such as 56x56") if extent else (_INTEGER, "a whole number above zero")
+    found = values(argument, text)
+    for value in found:
+        if not pattern.fullmatch(value):
+            raise BadArgument(argument, f"{shortened(value)} is not {allowed}")
+    return found if extent else tuple(int(value) for value in found)
+
+
+def presets_of(operators: Iterable[Operator]) -> tuple[str, ...]:
+    """Names of the presets that any of these operators has."""
+    return unique(name for operator in operators for name in operator.presets)
+
+
+def parse(given: Mapping[str, str | None], operators: Mapping[str, Operator], preset: str) -> Sweep:
+    """Checks typed values, by option name; `preset` is the one to take where none was typed.
+
+    Raises BadArgument for a value that is unknown, empty or not positive, or an axis that no chosen operator has.
+    """
+    typed = given.get("op")
+    names = tuple(operators) if typed is None else chosen_operators("--op", typed, operators)
+    chosen = [operators[name] for name in names]
+    axes = {axis: text for axis in axis_names(operators.values()) if (text := given.get(axis)) is not None}
+    for axis in axes:
+        if axis not in axis_names(chosen):
+            have = "; ".join(f"{o.short} has {', '.join(f'--{a}' for a in o.axes)}" for o in chosen)
+            raise BadArgument(f"--{axis}", f"no axis of --op {','.join(o.short for o in chosen)}: {have}")
+
+    def listed(option: str, allowed: Collection[str]) -> tuple[str, ...] | None:
+        text = given.get(option)
+        return None if text is None else some_of(f"--{option}", text, allowed)
+
+    typed_preset = given.get("preset")
+    return Sweep(
+        operators=names,
+        preset=preset if typed_preset is None else one_of("--preset", typed_preset, presets_of(chosen)),
+        axes={axis: axis_values(axis, text, chosen) for axis, text in axes.items()},
+        modes=listed("mode", unique(mode for operator in chosen for mode in operator.modes)),
+        dtypes=listed("dtype", DTYPES),
+        layouts=listed("layout", unique(layout for operator in chosen for layout in operator.layouts)),
+    )
+
+
+def cases(sweep: Sweep, operators: Mapping[str, Operator]) -> list[Case]:
+    """Every case once: operator by operator, the cases of one problem next to each other.
+
+    Axes, dtypes and layouts that were given replace the preset's, in the operators that have them. An operator
+    that lacks the preset, or every mode that was given, has no cases. Raises BadArgument for a shape that the
+    operator refuses.
+    """
+    found = [case for name in sweep.operators for case in _cases_of(operators[name], sweep)]
+    if not found:
+        raise BadArgument("--mode", f"no operator of preset {sweep.preset} has {', '.join(sweep.modes or ())}")
+    return found
+
+
+def unique(items: Iterable[V]) -> tuple[V, ...]:
+    """Each item once, in order."""
+    return tuple(dict.fromkeys(items))
+
+
+def _cases_of(operator: Operator, sweep: Sweep) -> Iterator[Case]:
+    modes = [mode for mode in sweep.modes or operator.modes if mode in operator.modes]
+    for problem in unique(_problems(operator, sweep)):
+        for mode in modes:
+            yield Case(problem.op, problem.shape, problem.axes, problem.dtype, problem.layout, mode, problem.eps)
+
+
+def _problems(operator: Operator, sweep: Sweep) -> Iterator[Case]:
+    given: dict[str, tuple[Value, ...]] = {axis: sweep.axes[axis] for axis in operator.axes if axis in sweep.axes}
+    if sweep.dtypes:
+        given["dtype"] = sweep.dtypes
+    layouts = tuple(layout for layout in sweep.layouts or () if layout in operator.layouts)
+    if layouts:
+        given["layout"] = layouts
+    for grid in _grids(operator, sweep.preset, given):
+        for chosen in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout", "eps"))):
+            *axes, dtype, layout, eps = chosen
+            named = tuple(zip(operator.axes, (v if isinstance(v, str) else int(v) for v in axes), strict=True))
+            yield Case(operator.name, _shape(operator, named), named, str(dtype), str(layout), "", float(eps))
+
+
+def _grids(
+    operator: Operator, preset: str, given: Mapping[str, tuple[Value, ...]]
+) -> list[dict[str, Sequence[float | str]]]:
+    if preset not in operator.presets:
+        return []
+    grids: tuple[Grid, ...] = operator.presets[preset].grids
+    if set(operator.axes) <= set(given):
+        # Nothing of the preset's shapes is left, so what belonged to one of its shapes (eps) goes as well.
+        grids = ({key: unique(v for grid in grids for v in grid[key]) for key in ("dtype", "layout")},)
+    return [{"eps": (operator.eps,), **grid, **given} for grid in grids]
+
+
+def _shape(operator: Operator, axes: tuple[tuple[str, Value], ...]) -> tuple[int, ...]:
+    typed = ", ".join(f"--{axis} {value}" for axis, value in axes)
+    try:
+        shape = operator.shape(dict(axes))
+    except ValueError as error:
+        raise BadArgument(typed, str(error)) from error
+    if prod(shape) > _MOST_ELEMENTS:
+        raise BadArgument(typed, f"{prod(shape)} elements are more than a device holds ({_MOST_ELEMENTS} at most)")
+    return shape

@@ -1,0 +1,227 @@
+"""Every operator that is found, now or later, must keep the contract; the three that exist have their numbers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import operators as operators_package
+from bench.case import DTYPES, MODES, Case
+from bench.operators import Operator, operators
+from bench.operators._draw import TORCH_DTYPES
+
+CPU = torch.device("cpu")
+OPERATORS = list(operators().values())
+every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+
+
+def cases(operator: Operator, preset: str) -> Iterator[Case]:
+    for grid in operator.presets[preset].grids:
+        keys = (*operator.axes, "dtype", "layout")
+        for values in product(*(grid[key] for key in keys), grid.get("eps", (operator.eps,))):
+            *axes, dtype, layout, eps = values
+            named = tuple(zip(operator.axes, axes, strict=True))
+            yield Case(operator.name, operator.shape(dict(named)), named, dtype, layout, "", eps)
+
+
+def case_of(name: str, shape: tuple[int, ...], dtype: str = "fp32", layout: str | None = None, mode: str = "") -> Case:
+    return Case(name, shape, (), dtype, layout or operators()[name].layouts[0], mode)
+
+
+def test_the_operators_are_found_and_helpers_are_not():
+    assert list(operators()) == ["batch_norm", "layer_norm", "rms_norm"]
+    assert [operator.short for operator in OPERATORS] == ["bn", "ln", "rms"]
+
+
+@every_operator
+def test_every_operator_has_the_presets_that_the_command_line_promises(operator):
+    assert {"smoke", "quick", "full"} <= set(operator.presets)
+    for name, preset in operator.presets.items():
+        assert preset.about
+        found = list(cases(operator, name))
+        assert found
+        for case in found:
+            assert case.dtype in DTYPES
+            assert case.layout in operator.layouts
+    assert set(operator.modes) <= set(MODES)
+
+
+@every_operator
+def test_the_full_preset_has_hundreds_of_cases_and_the_quick_one_tens(operator):
+    count = {preset: len(list(cases(operator, preset))) * len(operator.modes) for preset in ("quick", "full")}
+    assert 10 <= count["quick"] < 100 <= count["full"] < 1000
+
+
+@every_operator
+def test_smoke_is_small_and_has_every_dtype_and_layout_and_odd_sizes_and_powers_of_two(operator):
+    found = list(cases(operator, "smoke"))
+    assert {case.dtype for case in found} == set(DTYPES)
+    assert {case.layout for case in found} == set(operator.layouts)
+    assert max(torch.Size(case.shape).numel() for case in found) <= 10_000
+    assert any(all(size % 2 for size in case.shape) for case in found)
+    assert any(all(size.bit_count() == 1 for size in case.shape) for case in found)
+
+
+def test_every_model_of_the_file_is_a_preset_of_its_operator_and_of_no_other():
+    file = Path(operators_package.__file__).with_name("model_shapes.csv")
+    with file.open(newline="") as lines:
+        shapes = [(line["op"], line["model"]) for line in csv.DictReader(lines)]
+    assert {op for op, _ in shapes} == set(operators())
+    for operator in OPERATORS:
+        models = {model for op, model in shapes if op == operator.name}
+        assert set(operator.presets) - {"smoke", "quick", "full"} == models
+
+
+@pytest.mark.parametrize(
+    ("op", "model", "shape", "dtype", "eps"),
+    [
+        ("batch_norm", "resnet50", (32, 2048, 7, 7), "fp16", 1e-5),
+        ("batch_norm", "inception_v3", (32, 192, 17, 17), "fp16", 1e-3),
+        ("batch_norm", "deep-speech-2", (32, 1760, 50), "fp32", 1e-5),
+        ("layer_norm", "bert-base", (16384, 768), "fp16", 1e-12),
+        ("rms_norm", "llama3-8b", (8192, 4096), "bf16", 1e-5),
+        ("rms_norm", "qwen3-8b", (131072, 128), "bf16", 1e-6),
+    ],
+)
+def test_a_models_preset_has_its_shapes_dtype_and_eps(op, model, shape, dtype, eps):
+    found = {(case.shape, case.dtype, case.eps) for case in cases(operators()[op], model)}
+    assert (shape, dtype, eps) in found
+
+
+@every_operator
+def test_the_same_case_has_the_same_inputs_and_another_has_others(operator):
+    case = next(cases(operator, "smoke"))
+    first, again = operator.inputs(case, CPU, 3), operator.inputs(case, CPU, 3)
+    other_mode = operator.inputs(Case(**{**vars(case), "mode": "bwd"}), CPU, 3)
+    other_seed = operator.inputs(case, CPU, 4)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+        assert torch.equal(tensor, other_mode[name])
+        assert not torch.equal(tensor, other_seed[name])
+
+
+@every_operator
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_input_is_trivial(operator, dtype):
+    case = next(case for case in cases(operator, "smoke") if case.dtype == dtype)
+    inputs = operator.inputs(case, CPU, 0)
+    assert inputs["x"].shape == inputs["dy"].shape == case.shape
+    assert inputs["x"].dtype == inputs["dy"].dtype == TORCH_DTYPES[dtype]
+    statistics = inputs["x"].float().movedim(operator.statistics_dim, 0).flatten(1)
+    offsets = (statistics.mean(1) / statistics.std(1)).abs()
+    assert 0.5 < offsets.max() < 5
+    assert statistics.std(1).max() > 1.2 * statistics.std(1).min()
+    weight = inputs["weight"]
+    assert weight.min() < 0.9 < 1.1 < weight.max()
+    for name, tensor in inputs.items():
+        assert tensor.isfinite().all()
+        assert tensor.float().std() > 0, name
+
+
+@every_operator
+def test_every_mode_gives_tensors_that_the_reference_has_in_float64(operator):
+    case = next(cases(operator, "smoke"))
+    inputs = operator.inputs(case, CPU, 0)
+    truth = operator.reference(case, inputs)
+    dtypes = operator.dtypes(inputs)
+    assert set(truth) == {name for mode in operator.modes for name in operator.outputs(mode)} <= set(dtypes)
+    assert set(operator.outputs("fwd_bwd")) == {*operator.outputs("fwd"), *operator.outputs("bwd")}
+    for tensor in truth.values():
+        assert tensor.dtype == torch.float64
+    assert truth["y"].shape == truth["dx"].shape == case.shape
+    assert truth["dw"].shape == inputs["weight"].shape
+
+
+@every_operator
+def test_forward_and_backward_move_what_both_move(operator):
+    case = next(cases(operator, "quick"))
+    moved = {mode: operator.bytes_moved(Case(**{**vars(case), "mode": mode})) for mode in operator.modes}
+    assert moved["fwd_bwd"] == moved["fwd"] + moved["bwd"]
+    assert moved["bwd"] > moved["fwd"]
+
+
+def test_batch_norms_parameters_are_float32_beside_a_half_precision_x():
+    operator = operators()["batch_norm"]
+    inputs = operator.inputs(case_of("batch_norm", (4, 8, 5, 5), "bf16"), CPU, 0)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        assert (inputs[name].dtype, inputs[name].shape) == (torch.float32, (8,))
+    assert (inputs["running_var"] > 0).all()
+    assert operator.dtypes(inputs)["dw"] == torch.float32
+
+
+@pytest.mark.parametrize("name", ("layer_norm", "rms_norm"))
+def test_the_row_norms_parameters_have_xs_dtype(name):
+    inputs = operators()[name].inputs(case_of(name, (4, 32), "bf16"), CPU, 0)
+    assert inputs["weight"].dtype == torch.bfloat16
+    assert ("bias" in inputs) is (name == "layer_norm")
+
+
+@pytest.mark.parametrize(("layout", "innermost"), [("nchw", -1), ("nhwc", 1)])
+@pytest.mark.parametrize("shape", [(4, 8, 5), (4, 8, 5, 3), (4, 8, 2, 5, 3)])
+def test_channels_last_puts_the_channels_innermost_at_any_rank(shape, layout, innermost):
+    inputs = operators()["batch_norm"].inputs(case_of("batch_norm", shape, layout=layout), CPU, 0)
+    for name in ("x", "dy"):
+        assert inputs[name].shape == shape
+        assert inputs[name].stride(innermost) == 1
+    if layout == "nhwc" and len(shape) == 4:
+        assert inputs["x"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "shape"), [("56x56", (2, 3, 56, 56)), ("7", (2, 3, 7)), ("4x8x8", (2, 3, 4, 8, 8)), ("1", (2, 3))]
+)
+def test_a_spatial_has_one_to_three_sizes_and_1_stands_for_none(spatial, shape):
+    assert operators()["batch_norm"].shape({"batch": 2, "channels": 3, "spatial": spatial}) == shape
+
+
+@pytest.mark.parametrize("spatial", ("", "x", "7x", "0x7", "7y7", "1x2x3x4", "-7"))
+def test_a_spatial_that_is_none_is_refused_with_what_is_allowed(spatial):
+    with pytest.raises(ValueError, match="spatial must look like 7, 56x56 or 4x8x8"):
+        operators()["batch_norm"].shape({"batch": 2, "channels": 3, "spatial": spatial})
+
+
+def test_a_single_value_a_channel_is_refused():
+    with pytest.raises(ValueError, match="more than one value a channel"):
+        operators()["batch_norm"].shape({"batch": 1, "channels": 3, "spatial": "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "mode", "moved"),
+    [
+        # Two or three activations of 4096 x 1024, and what goes with a row and with a column.
+        ("layer_norm", (4096, 1024), "bf16", "fwd", 2 * 2 * 4096 * 1024 + 2 * 2 * 1024 + 2 * 4 * 4096),
+        ("layer_norm", (4096, 1024), "bf16", "bwd", 3 * 2 * 4096 * 1024 + 3 * 2 * 1024 + 2 * 4 * 4096),
+        ("rms_norm", (4096, 1024), "fp32", "fwd", 2 * 4 * 4096 * 1024 + 4 * 1024 + 4 * 4096),
+        ("rms_norm", (4096, 1024), "fp32", "bwd", 3 * 4 * 4096 * 1024 + 2 * 4 * 1024 + 4 * 4096),
+        ("batch_norm", (32, 64, 56, 56), "fp16", "fwd", 2 * 2 * 32 * 64 * 56 * 56 + 8 * 4 * 64),
+        ("batch_norm", (32, 64, 56, 56), "fp16", "bwd", 3 * 2 * 32 * 64 * 56 * 56 + 5 * 4 * 64),
+        ("batch_norm", (32, 64, 56, 56), "fp16", "eval", 2 * 2 * 32 * 64 * 56 * 56 + 4 * 4 * 64),
+    ],
+)
+def test_the_bytes_are_those_that_no_kernel_can_avoid(name, shape, dtype, mode, moved):
+    assert operators()[name].bytes_moved(case_of(name, shape, dtype, mode=mode)) == moved
+
+
+def test_batch_norms_running_statistics_take_the_unbiased_variance():
+    operator = operators()["batch_norm"]
+    case = case_of("batch_norm", (4, 3, 5))
+    inputs = operator.inputs(case, CPU, 0)
+    truth = operator.reference(case, inputs)
+    variance = inputs["x"].double().movedim(1, 0).flatten(1).var(1, correction=1)
+    expected = 0.9 * inputs["running_var"].double() + 0.1 * variance
+    torch.testing.assert_close(truth["running_var"], expected)
+
+
+def test_evaluations_y_comes_from_the_running_statistics_and_trainings_does_not():
+    operator = operators()["batch_norm"]
+    case = case_of("batch_norm", (4, 3, 5, 5))
+    inputs = operator.inputs(case, CPU, 0)
+    truth = operator.reference(case, inputs)
+    arguments = [inputs[name].double() for name in ("x", "running_mean", "running_var", "weight", "bias")]
+    torch.testing.assert_close(truth["y_eval"], torch.nn.functional.batch_norm(*arguments, eps=case.eps))
+    assert not torch.allclose(truth["y_eval"], truth["y"])

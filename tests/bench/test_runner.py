@@ -1,0 +1,409 @@
+"""Cases x providers -> records, with providers that misbehave."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import cell, environment, results, runner, sweep
+from bench.operators import operators
+from bench.providers import Provider, Runnable, Unsupported, providers
+from bench.timing import Timing
+
+CPU = torch.device("cpu")
+TORCH = providers()["torch"]
+
+
+class Silent:
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, cells, done):
+        self.told.append(("start", cells, done))
+
+    def running(self, case, provider):
+        self.told.append(("running", case.label, provider))
+
+    def finished(self, record):
+        self.told.append(("finished", record.status))
+
+    def stop(self):
+        self.told.append(("stop",))
+
+
+class Scripted(Provider):
+    """PyTorch under another name, with something done to each cell that it builds."""
+
+    def __init__(self, name="scripted", spoil=lambda built, case, inputs: built, reason=None):
+        self.name, self.spoil, self.reason = name, spoil, reason
+        self.built = []
+
+    def version(self):
+        return "1"
+
+    def unavailable(self, device):
+        return self.reason
+
+    def build(self, case, inputs):
+        self.built.append(case.label)
+        return self.spoil(TORCH.build(case, inputs), case, inputs)
+
+
+def raising(error):
+    def spoil(built, case, inputs):
+        raise error
+
+    return spoil
+
+
+def changing(change):
+    """Outputs that `change` has been applied to."""
+    return lambda built, case, inputs: Runnable(built.run, lambda: change(built.outputs()))
+
+
+def cases(op="ln", **given):
+    small = {"ln": {"tokens": "4", "hidden": "8"}, "bn": {"batch": "2", "channels": "3", "spatial": "2x2"}}
+    asked = {"op": op, "dtype": "fp32", **small[op], **given}
+    return tuple(sweep.cases(sweep.parse(asked, operators(), "smoke"), operators()))
+
+
+def plan(*chosen, found=None, **changes):
+    known = {
+        "cases": cases() if found is None else found,
+        "providers": {provider.name: provider for provider in chosen},
+        "operators": operators(),
+        "baseline": "torch",
+        "yardstick": TORCH,
+        "device": CPU,
+        "seed": 0,
+    }
+    return runner.Plan(**{**known, **changes})
+
+
+def run(folder, planned, display=None):
+    outcome = runner.run(planned, folder, {"schema": 1}, runner.kept_records(folder), display or Silent())
+    return outcome, environment.read(folder)
+
+
+def statuses(outcome, provider="scripted"):
+    return {record.status for record in outcome.records if record.provider == provider}
+
+
+def test_every_cell_gets_a_record_on_disk_with_checked_errors_and_a_time(tmp_path):
+    planned = plan(TORCH, Scripted(), found=cases("bn", layout="nchw,nhwc"))
+    outcome, described = run(tmp_path, planned)
+    assert len(outcome.records) == planned.cells == described["cells_planned"] == 2 * 2 * 4
+    assert list(results.read(tmp_path / "records.jsonl")) == outcome.records
+    for record in outcome.records:
+        assert record.status == "ok", record.reason
+        assert {error.tensor for error in record.errors} == set(operators()["batch_norm"].outputs(record.mode))
+        assert record.latency_us > 0
+        assert record.compile_ms > 0
+        assert record.bytes_moved > 0
+    assert described["complete"] is True
+    assert described["stopped_by"] == ""
+    assert described["finished"] is not None
+    assert (tmp_path / "records.csv").read_text().count("\n") == planned.cells + 1
+
+
+def test_nothing_measured_on_a_cpu_supports_a_claim_of_speed(tmp_path):
+    outcome, _ = run(tmp_path, plan(TORCH, Scripted()))
+    for record in outcome.records:
+        assert record.clock == "host_cpu"
+        assert (record.gbps, record.speedup, record.roofline_fraction, record.peak_bytes) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda out: {name: tensor * 1.001 for name, tensor in out.items()}, "beyond"),
+        (lambda out: {name: torch.zeros_like(tensor) for name, tensor in out.items()}, "beyond"),
+        (lambda out: dict.fromkeys(out), "missing"),
+        (lambda out: {}, "missing"),
+        (lambda out: {name: tensor.double() for name, tensor in out.items()}, "dtype"),
+        (lambda out: {name: tensor * float("nan") for name, tensor in out.items()}, "NaN"),
+    ],
+)
+def test_a_wrong_output_is_wrong_with_the_figure_as_the_reason(tmp_path, change, says):
+    outcome, described = run(tmp_path, plan(TORCH, Scripted(spoil=changing(change))))
+    assert statuses(outcome) == {"wrong"}
+    assert all(says in record.reason for record in outcome.records if record.provider == "scripted")
+    assert statuses(outcome, "torch") == {"ok"}
+    assert described["complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (RuntimeError("boom\nand a long trace"), "crash", "RuntimeError: boom"),
+        (AssertionError(), "crash", "AssertionError"),
+        (torch.OutOfMemoryError("no room"), "oom", "OutOfMemoryError: no room"),
+        (MemoryError("no room"), "oom", "MemoryError: no room"),
+        (type("OutOfResources", (Exception,), {})("shared memory"), "oom", "OutOfResources: shared memory"),
+        (Unsupported("fp32 is not served"), "unsupported", "fp32 is not served"),
+    ],
+)
+def test_an_exception_costs_one_provider_its_cells_and_nobody_else(tmp_path, error, status, reason):
+    outcome, described = run(tmp_path, plan(Scripted(spoil=raising(error)), TORCH))
+    assert statuses(outcome) == {status}
+    assert {record.reason for record in outcome.records if record.provider == "scripted"} == {reason}
+    assert all(record.latency_us is None for record in outcome.records if record.provider == "scripted")
+    assert statuses(outcome, "torch") == {"ok"}
+    assert described["complete"] is True
+
+
+def test_a_lack_of_memory_is_seen_through_what_wraps_it(tmp_path):
+    def spoil(built, case, inputs):
+        try:
+            raise torch.OutOfMemoryError("no room")
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("the compiler failed") from error
+
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil)))
+    assert statuses(outcome) == {"oom"}
+
+
+def test_an_exception_while_timing_costs_one_cell(tmp_path):
+    def spoil(built, case, inputs):
+        calls = []
+
+        def once():
+            calls.append(built.run())
+            if len(calls) > 1:
+                raise RuntimeError("second call")
+
+        return Runnable(once, built.outputs)
+
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil), TORCH))
+    assert statuses(outcome) == {"crash"}
+    assert statuses(outcome, "torch") == {"ok"}
+
+
+def test_inputs_that_cannot_be_made_cost_the_cells_of_that_problem(tmp_path, monkeypatch):
+    operator = operators()["layer_norm"]
+    made = type(operator).inputs
+
+    def inputs(self, case, device, seed):
+        if case.shape == (4, 8):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return made(self, case, device, seed)
+
+    monkeypatch.setattr(type(operator), "inputs", inputs)
+    outcome, _ = run(tmp_path, plan(TORCH, found=cases(tokens="4,5")))
+    assert {(r.shape[0], r.status) for r in outcome.records} == {(4, "oom"), (5, "ok")}
+    assert all(r.reason.startswith("inputs and reference: ") for r in outcome.records if r.status == "oom")
+
+
+def test_an_unavailable_provider_that_was_asked_for_is_unsupported_and_never_built(tmp_path):
+    missing = Scripted(reason="needs a GPU")
+    outcome, _ = run(tmp_path, plan(TORCH, missing))
+    assert {r.reason for r in outcome.records if r.provider == "scripted"} == {"needs a GPU"}
+    assert statuses(outcome) == {"unsupported"}
+    assert missing.built == []
+
+
+def test_no_cell_sees_what_another_left_in_its_inputs(tmp_path):
+    def spoil(built, case, inputs):
+        # After the check, when only timing is left: what an ill-behaved kernel would do last.
+        def outputs():
+            found = built.outputs()
+            for tensor in inputs.values():
+                tensor.detach().fill_(7)
+                tensor.grad = torch.ones_like(tensor)
+            return found
+
+        return Runnable(built.run, outputs)
+
+    outcome, _ = run(tmp_path, plan(Scripted("first", spoil), TORCH, found=cases("bn")))
+    assert statuses(outcome, "torch") == {"ok"}
+
+
+def test_a_provider_that_writes_into_x_is_wrong(tmp_path):
+    def spoil(built, case, inputs):
+        return Runnable(lambda: inputs["x"].data.mul_(2), built.outputs)
+
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil)))
+    assert statuses(outcome) == {"wrong"}
+    assert {record.reason for record in outcome.records} == {"writes into its input x"}
+
+
+def test_running_buffers_move_in_every_pass_and_are_put_back_before_the_check(tmp_path):
+    def spoil(built, case, inputs):
+        def run():
+            inputs["running_mean"].add_(1)
+            inputs["running_var"].mul_(2)
+
+        return Runnable(run, built.outputs)
+
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil), found=cases("bn")))
+    assert statuses(outcome) == {"ok"}
+
+
+def test_errors_are_compared_with_torch_also_when_torch_is_not_chosen(tmp_path):
+    outcome, _ = run(tmp_path, plan(Scripted(), baseline=""))
+    assert {record.provider for record in outcome.records} == {"scripted"}
+    assert {error.error_vs_torch for record in outcome.records for error in record.errors} == {1.0}
+
+
+def test_without_a_yardstick_the_record_says_so(tmp_path):
+    broken = Scripted("torch", raising(RuntimeError("boom")))
+    outcome, _ = run(tmp_path, plan(Scripted(), yardstick=broken, baseline=""))
+    assert {record.reason for record in outcome.records} == {"not compared with torch: crash: RuntimeError: boom"}
+    assert {error.error_vs_torch for record in outcome.records for error in record.errors} == {None}
+
+
+@pytest.fixture
+def gpu_clock(monkeypatch):
+    """Cells that take as many microseconds as their provider's run returns, by a clock that supports claims."""
+    measure = lambda run, device, interpreted: Timing(run(), run(), run(), run(), 9, "cuda_event")
+    monkeypatch.setattr(cell.timing, "measure", measure)
+
+
+def taking(microseconds, change=lambda out: out):
+    return lambda built, case, inputs: Runnable(lambda: microseconds, lambda: change(built.outputs()))
+
+
+def test_speedup_is_the_baselines_median_over_this_one(tmp_path, gpu_clock):
+    base, fast = Scripted("base", taking(30.0)), Scripted("fast", taking(10.0))
+    outcome, _ = run(tmp_path, plan(base, fast, baseline="base"))
+    assert {r.speedup for r in outcome.records if r.provider == "fast"} == {3.0}
+    assert {r.speedup for r in outcome.records if r.provider == "base"} == {1.0}
+
+
+def test_bandwidth_is_the_bytes_that_must_move_over_the_time_and_its_fraction_of_the_copys(tmp_path, gpu_clock):
+    outcome = runner.run(plan(Scripted(spoil=taking(10.0))), tmp_path, {"copy_gbps": 2.0}, [], Silent())
+    for record in outcome.records:
+        assert record.gbps == pytest.approx(record.bytes_moved * 1e-9 / 10e-6)
+        assert record.roofline_fraction == pytest.approx(record.gbps / 2)
+
+
+def test_a_wrong_cell_keeps_its_time_and_gets_no_speedup(tmp_path, gpu_clock):
+    wrong = Scripted("wrong", taking(10.0, lambda out: {name: t * 2 for name, t in out.items()}))
+    outcome, _ = run(tmp_path, plan(Scripted("base", taking(30.0)), wrong, baseline="base"))
+    assert {(r.status, r.latency_us, r.speedup) for r in outcome.records if r.provider == "wrong"} == {
+        ("wrong", 10.0, None)
+    }
+
+
+def test_no_speedup_over_a_baseline_that_has_no_time(tmp_path, gpu_clock):
+    base = Scripted("base", raising(RuntimeError("boom")))
+    outcome, _ = run(tmp_path, plan(base, Scripted(spoil=taking(10.0)), baseline="base"))
+    assert {(r.status, r.speedup) for r in outcome.records if r.provider == "scripted"} == {("ok", None)}
+
+
+def test_an_interrupt_keeps_what_was_measured_and_a_second_sitting_measures_the_rest(tmp_path):
+    interrupted = Scripted(spoil=raising(KeyboardInterrupt()))
+    outcome, described = run(tmp_path, plan(TORCH, interrupted))
+    assert outcome.stopped_by == described["stopped_by"] == "interrupt"
+    assert described["complete"] is False
+    assert [r.provider for r in results.read(tmp_path / "records.jsonl")] == ["torch"]
+
+    counting = Scripted("torch"), Scripted()
+    display = Silent()
+    outcome, described = run(tmp_path, plan(*counting), display)
+    assert display.told[0] == ("start", 6, 1)
+    assert [len(provider.built) for provider in counting] == [2, 3]
+    assert described["complete"] is True
+    names = [record.cell for record in results.read(tmp_path / "records.jsonl")]
+    assert len(names) == len(set(names)) == 6
+
+
+def test_a_baseline_of_the_earlier_sitting_gives_the_speedup(tmp_path, gpu_clock):
+    base = Scripted("base", taking(30.0))
+    run(tmp_path, plan(base, Scripted(spoil=raising(KeyboardInterrupt())), baseline="base"))
+    outcome, _ = run(tmp_path, plan(base, Scripted(spoil=taking(10.0)), baseline="base"))
+    assert {r.speedup for r in outcome.records if r.provider == "scripted"} == {3.0}
+    assert len(base.built) == 3
+
+
+def test_a_record_that_was_cut_in_writing_is_measured_again(tmp_path):
+    run(tmp_path, plan(TORCH))
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text()[:-30])
+    counting = Scripted("torch")
+    run(tmp_path, plan(counting))
+    assert len(counting.built) == 1
+    assert len(list(results.read(path))) == 3
+
+
+def test_a_spent_budget_skips_the_rest_and_a_later_sitting_measures_it(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def slow(built, case, inputs):
+        clock[0] += 10
+        return built
+
+    outcome, described = run(tmp_path, plan(Scripted(spoil=slow), time_budget=15.0))
+    assert [record.status for record in outcome.records] == ["ok", "ok", "skipped"]
+    assert outcome.records[-1].reason == "the time budget was spent"
+    assert outcome.stopped_by == described["stopped_by"] == "time budget"
+    assert described["complete"] is False
+
+    outcome, described = run(tmp_path, plan(Scripted(spoil=slow)))
+    assert [record.status for record in outcome.records] == ["ok", "ok", "ok"]
+    assert described["complete"] is True
+    assert len(list(results.read(tmp_path / "records.jsonl"))) == 3
+
+
+def test_a_budget_that_ends_with_the_last_cell_has_stopped_nothing(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def slow(built, case, inputs):
+        clock[0] += 10
+        return built
+
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=slow), time_budget=25.0))
+    assert outcome.complete
+
+
+def test_a_mistake_in_the_instrument_is_raised_and_noted(tmp_path, monkeypatch):
+    def full(path, record):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(results, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, plan(TORCH))
+    described = environment.read(tmp_path)
+    assert (described["complete"], described["stopped_by"]) == (False, "error")
+
+
+def test_a_lost_device_stops_the_sweep_after_the_cell_that_lost_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_alive", lambda device: False)
+    outcome, described = run(tmp_path, plan(TORCH))
+    assert len(outcome.records) == 1
+    assert described["stopped_by"] == "error"
+
+
+def test_the_display_is_told_of_every_cell_and_stopped(tmp_path):
+    display = Silent()
+    run(tmp_path, plan(TORCH), display)
+    assert display.told[0] == ("start", 3, 0)
+    assert [told[0] for told in display.told[1:-1]] == ["running", "finished"] * 3
+    assert display.told[-1] == ("stop",)
+
+
+def test_the_seed_decides_the_inputs(tmp_path):
+    errors = []
+    for number, seed in enumerate((1, 1, 2)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        outcome, _ = run(folder, plan(TORCH, seed=seed))
+        errors.append([error.rel_l2_error for record in outcome.records for error in record.errors])
+        assert {record.seed for record in outcome.records} == {seed}
+    assert errors[0] == errors[1] != errors[2]
+
+
+@pytest.mark.gpu
+def test_a_gpu_run_has_bandwidth_speedup_and_peak_memory(tmp_path):
+    device = torch.device("cuda", torch.cuda.current_device())
+    outcome, described = run(tmp_path, plan(TORCH, Scripted(), device=device))
+    assert described["copy_gbps"] > 0
+    for record in outcome.records:
+        assert record.clock == "cuda_event"
+        assert record.peak_bytes > 0
+        assert record.gbps > 0
+        assert record.status != "ok" or record.speedup > 0
