@@ -10,7 +10,7 @@ bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # Style and types.
 lint: $(READY)

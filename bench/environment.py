@@ -57,7 +57,7 @@ def collect(device: torch.device, providers: Mapping[str, Provider]) -> dict[str
         "torch": torch.__version__,
         "triton": _package("triton"),
         "cuda": torch.version.cuda or torch.version.hip,
-        "cudnn": torch.backends.cudnn.version() if gpu else None,  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
         **_git(Path(__file__).resolve().parent.parent),
         "providers": {name: _provider(provider, device) for name, provider in providers.items()},
     }

@@ -65,7 +65,7 @@ def row_chunks(n: int) -> tuple[tuple[int, int], ...]:
     while offset < n:
         rest = n - offset
         padded = next_power_of_2(rest)
-        last = len(chunks) == MAX_CHUNKS - 1 or padded <= CHUNK_FROM or 8 * (padded - rest) <= padded
+        last = len(chunks) == MAX_CHUNKS - 1 or padded <= CHUNK_FROM or 8 * (padded - rest) < padded
         size = padded if last else padded // 2
         chunks.append((offset, size))
         offset += size

@@ -164,7 +164,7 @@ class _Train(torch.autograd.Function):
 
 
 def _train_autograd(*args: Any) -> Triple:
-    output: Triple = _Train.apply(*args)
+    output: Triple = _Train.apply(*args)  # type: ignore[no-untyped-call]
     torch.autograd.graph.increment_version([t for t in args[3:5] if t is not None])
     return output
 
@@ -253,7 +253,7 @@ def batch_norm(
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """input: (N, C, *); returns the same shape, dtype and layout."""
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         tracking = self.training and self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
         if tracking and self.num_batches_tracked is not None:

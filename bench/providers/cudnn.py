@@ -65,7 +65,7 @@ class Cudnn(Provider):
 
 
 def _library_version() -> int | None:
-    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    version: int | None = torch.backends.cudnn.version()
     return version
 
 

@@ -1,0 +1,153 @@
+"""The batch norm kernels against float64, in both layouts, with channels split over more and fewer programs."""
+
+import pytest
+import torch
+from errors import assert_right, relative_error
+
+from normlib import reference
+from normlib.kernels import batch_norm as kernels
+from normlib.kernels.plan import Device
+
+SHAPES = [(5, 7), (33, 130), (3, 5, 11), (4, 3, 7, 7), (2, 65, 7, 7), (3, 16, 14, 14), (2, 3, 4, 5, 6), (2, 1, 1, 1)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def statistics_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def draw(shape, dtype, channels_last, device, offset=3.0):
+    x = torch.randn(shape, dtype=torch.float64) * 2 + offset
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    stats, c = statistics_dtype(dtype), shape[1]
+    dy = torch.randn(shape, dtype=torch.float64)
+    return (
+        x.to(device, dtype),
+        dy.to(device, dtype),
+        *(torch.randn(c, dtype=stats, device=device) for _ in range(2)),
+    )
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_training_matches_float64(shape, channels_last, dtype, multiprocessors, device):
+    x, dy, weight, bias = draw(shape, dtype, channels_last, device)
+    plan = Device(multiprocessors)
+    running_mean, running_var = torch.zeros_like(weight), torch.ones_like(weight)
+    y, mean, rstd = kernels.batch_norm_forward(x, weight, bias, running_mean, running_var, 0.3, 1e-5, plan)
+    dx, dw, db = kernels.batch_norm_backward(dy, x, mean, rstd, weight, 1e-5, False, True, True, plan)
+    truth = reference.batch_norm(x, weight, bias, 1e-5, dy)
+    if x.numel() > 2 * shape[1]:  # of two values nothing is left of dx, dw but a cancellation
+        for name, out in {"dx": dx, "dw": dw}.items():
+            assert_right(out, truth[name], name)
+    for name, out in {"y": y, "db": db, "rstd": rstd}.items():
+        assert_right(out, truth[name], name)
+    assert_right(mean.sum(0), truth["mean"], "mean")
+    assert_right(running_mean, 0.3 * truth["mean"], "running_mean")
+    assert_right(running_var, 0.7 + 0.3 * truth["var_unbiased"], "running_var")
+    assert y.stride() == x.stride() and dx.stride() == x.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_evaluation_matches_float64(shape, channels_last, dtype, device):
+    x, dy, weight, bias = draw(shape, dtype, channels_last, device)
+    running_mean, running_var = torch.randn_like(weight), torch.rand_like(weight) + 0.5
+    y = kernels.batch_norm_eval_forward(x, weight, bias, running_mean, running_var, 1e-3)
+    found = kernels.batch_norm_backward(dy, x, running_mean, running_var, weight, 1e-3, True, True, True)
+    truth = reference.batch_norm_eval(x, running_mean, running_var, weight, bias, 1e-3, dy)
+    assert_right(y, truth["y"], "y")
+    for name, out in zip(("dx", "dw", "db"), found, strict=True):
+        assert_right(out, truth[name], name)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6])
+def test_float32_errors_do_not_grow_with_the_mean(offset, channels_last, device):
+    x, dy, weight, bias = draw((4, 8, 9, 9), torch.float32, channels_last, device, offset)
+    plan = Device(3)
+    y, mean, rstd = kernels.batch_norm_forward(x, weight, bias, None, None, 0.0, 1e-5, plan)
+    dx, dw, db = kernels.batch_norm_backward(dy, x, mean, rstd, weight, 1e-5, False, True, True, plan)
+    truth = reference.batch_norm(x, weight, bias, 1e-5, dy)
+    for name, out in {"y": y, "dx": dx, "dw": dw, "db": db}.items():
+        assert_right(out, truth[name], name)
+
+
+def test_the_textbook_formula_would_fail_that_test(device):
+    x, *_ = draw((4, 8, 9, 9), torch.float32, False, device, 1e4)
+    variance = (x * x).mean((0, 2, 3)) - x.mean((0, 2, 3)) ** 2
+    assert relative_error(variance, reference.batch_norm(x)["var"]) > 0.1
+
+
+def test_a_constant_channel_has_no_variance(device):
+    x = torch.full((4, 3, 5, 5), 12345.678, device=device)
+    y, _, rstd = kernels.batch_norm_forward(x, None, None, None, None, 0.0, 1e-5, Device(3))
+    assert not y.any()
+    assert_right(rstd, torch.full((3,), 1e-5, dtype=torch.float64).rsqrt(), "rstd")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_poisoned_value_stays_in_its_channel(poison, channels_last, device):
+    x, _, weight, bias = draw((4, 5, 6, 6), torch.float32, channels_last, device)
+    clean, *_ = kernels.batch_norm_forward(x, weight, bias, None, None, 0.0, 1e-5, Device(3))
+    x[1, 2, 3, 3] = poison
+    y, *_ = kernels.batch_norm_forward(x, weight, bias, None, None, 0.0, 1e-5, Device(3))
+    others = [0, 1, 3, 4]
+    assert torch.equal(y[:, others], clean[:, others])
+    assert y[:, 2].isnan().all()
+
+
+def test_the_same_bits_every_time(device):
+    x, dy, weight, bias = draw((6, 20, 9, 9), torch.float16, False, device)
+
+    def once():
+        y, mean, rstd = kernels.batch_norm_forward(x, weight, bias, None, None, 0.0, 1e-5, Device(4))
+        return (
+            y,
+            mean,
+            rstd,
+            *kernels.batch_norm_backward(dy, x, mean, rstd, weight, 1e-5, False, True, True, Device(4)),
+        )
+
+    first = once()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
+
+
+def test_every_element_is_written(device):
+    # With this setting torch.empty is full of NaN, so an element that no kernel wrote shows.
+    x, dy, weight, bias = draw((3, 37, 5, 7), torch.float32, False, device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        y, mean, rstd = kernels.batch_norm_forward(x, weight, bias, None, None, 0.0, 1e-5, Device(3))
+        outputs = (
+            y,
+            mean,
+            rstd,
+            *kernels.batch_norm_backward(dy, x, mean, rstd, weight, 1e-5, False, True, True, Device(3)),
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(t.isfinite().all() for t in outputs)
+
+
+def test_a_gradient_in_another_layout_is_understood(device):
+    x, dy, weight, _ = draw((3, 5, 6, 6), torch.float32, True, device)
+    _, mean, rstd = kernels.batch_norm_forward(x, weight, None, None, None, 0.0, 1e-5)
+    found = [
+        kernels.batch_norm_backward(g, x, mean, rstd, weight, 1e-5, False, True, True)
+        for g in (dy.contiguous(), dy.to(memory_format=torch.channels_last))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_copy_is_made_of_either_layout(channels_last, device):
+    x, *_ = draw((2, 3, 4, 5), torch.float32, channels_last, device)
+    taken, last = kernels.dense(x)
+    assert taken.data_ptr() == x.data_ptr() and last == channels_last

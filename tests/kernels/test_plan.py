@@ -1,0 +1,70 @@
+import subprocess
+import sys
+
+import pytest
+
+from normlib.kernels import plan
+from normlib.kernels.plan import Device
+
+H200 = Device(132)
+WIDTHS = [1, 2, 3, 49, 64, 100, 511, 512, 513, 768, 1000, 1600, 4095, 4097, 5120, 7168, 8192, 12288, 16384]
+
+
+def test_planning_needs_neither_torch_nor_triton():
+    code = f"import sys, runpy; runpy.run_path({plan.__file__!r}); print({{'torch', 'triton'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_chunks_cover_a_row_once_in_powers_of_two(n):
+    chunks = plan.row_chunks(n)
+    end = 0
+    for offset, size in chunks:
+        assert offset == end and size & (size - 1) == 0
+        end += size
+    assert end >= n and chunks[-1][0] < n
+    assert len(chunks) <= plan.MAX_CHUNKS
+
+
+@pytest.mark.parametrize("n", [5120, 6144, 7168, 12288, 1600, 2560])
+def test_ragged_model_widths_are_not_padded(n):
+    assert sum(size for _, size in plan.row_chunks(n)) == n
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("n", WIDTHS)
+def test_a_forward_row_does_not_know_how_many_rows_there_are(n, itemsize):
+    # The plan has no number of rows to look at; this fails if somebody gives it one.
+    assert plan.row_forward(n, itemsize, H200) is plan.row_forward(n, itemsize, H200)
+    assert "m" not in plan.row_forward.__wrapped__.__code__.co_varnames[:3]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3), (5, 7), (32, 64, 112, 112), (4, 65, 7, 7), (256, 2048, 7, 7), (2, 3, 4, 5, 6)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_batch_norm_tiles_cover_every_element(shape, channels_last, itemsize):
+    p = plan.batch_norm(shape, channels_last or len(shape) == 2, itemsize, H200)
+    assert p.groups * p.block_c >= shape[1] > (p.groups - 1) * p.block_c
+    assert p.tiles * p.block_s >= p.count
+    assert p.count * shape[1] == plan.prod(shape)
+    assert 1 <= p.splits <= min(p.tiles, 65535)
+    assert p.block_c * p.block_s <= plan.TILE[itemsize]
+
+
+def test_a_few_channels_are_split_over_the_whole_device():
+    p = plan.batch_norm((32, 64, 112, 112), False, 2, H200)
+    assert p.groups * p.splits >= 4 * H200.multiprocessors
+
+
+@pytest.mark.parametrize(("lengths", "width"), [((49,), 1), ((100,), 4), ((196, 392), 4), ((4096,), 16), ((48, 24), 8)])
+def test_alignment_is_the_common_power_of_two(lengths, width):
+    assert plan.alignment(*lengths) == width
+
+
+def test_a_backward_pass_leaves_few_partial_rows():
+    for m, n in [(1, 64), (300000, 128), (4096, 4096), (64, 65536)]:
+        p = plan.row_backward(m, n, 2, H200)
+        assert 1 <= p.programs <= 4 * H200.multiprocessors

@@ -1,0 +1,75 @@
+"""First and second derivatives, and what PyTorch's operator checks have to say."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import normlib.functional as N
+
+OPS = torch.ops.normlib
+SUBSETS = [flags for flags in product((True, False), repeat=3) if any(flags)]
+
+
+def functions(device):
+    running = (
+        torch.randn(3, dtype=torch.float64, device=device),
+        torch.rand(3, dtype=torch.float64, device=device) + 0.5,
+    )
+    return {
+        "layer_norm": lambda x, w, b: N.layer_norm(x, (3,), w, b),
+        "rms_norm": lambda x, w, b: N.rms_norm(x, (3,), w, 1e-5, b),
+        "batch_norm, training": lambda x, w, b: N.batch_norm(x, None, None, w, b, True),
+        "batch_norm, evaluation": lambda x, w, b: N.batch_norm(x, *running, w, b),
+    }
+
+
+@pytest.mark.parametrize("needs", SUBSETS)
+@pytest.mark.parametrize("name", list(functions("cpu")))
+def test_derivatives_are_right_to_second_order(name, needs, device):
+    inputs = [
+        torch.randn(s, dtype=torch.float64, device=device, requires_grad=r)
+        for s, r in zip(((6, 3), 3, 3), needs, strict=True)
+    ]
+    function = functions(device)[name]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def samples(device):
+    """Arguments for every registered operator."""
+    x, dy = torch.randn(4, 6, device=device, requires_grad=True), torch.randn(4, 6, device=device)
+    w, b = (torch.randn(6, device=device, requires_grad=True) for _ in range(2))
+    mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
+    pair, rows = torch.zeros(2, 4, device=device), torch.ones(4, device=device)
+    return {
+        "layer_norm": [(x, [6], w, b, 1e-5), (x, [6], None, None, 1e-5)],
+        "layer_norm_backward": [(dy, x, pair, rows, [6], w, b, 1e-5, [True, True, True])],
+        "rms_norm": [(x, [6], w, None, 1e-5)],
+        "rms_norm_backward": [(dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False])],
+        "batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5), (x, None, None, None, None, 0.1, 1e-5)],
+        "batch_norm_eval": [(x, w, b, mean, var, 1e-5)],
+        "batch_norm_backward": [
+            (dy, x, torch.zeros(2, 6, device=device), var, w, b, 1e-5, False, [True, True, True]),
+            (dy, x, mean, var, w, None, 1e-5, True, [True, False, False]),
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", list(samples("cpu")))
+def test_opcheck_passes(name, device):
+    for arguments in samples(device)[name]:
+        opcheck(getattr(OPS, name).default, arguments)
+
+
+def test_every_operator_is_checked():
+    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("normlib::")}
+    assert registered == set(samples("cpu"))
+
+
+def test_running_buffers_count_as_written(device):
+    running = torch.zeros(3, device=device), torch.ones(3, device=device)
+    before = [t._version for t in running]
+    N.batch_norm(torch.randn(4, 3, device=device, requires_grad=True), *running, training=True)
+    assert [t._version for t in running] == [v + 1 for v in before]
