@@ -42,7 +42,7 @@ TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), Device(108)),
     "sm_90": (GPUTarget("cuda", 90, 32), Device(132)),
     "sm_100": (GPUTarget("cuda", 100, 32), Device(148)),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 64)),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 64, None)),
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 # Beside the models' shapes: ragged, tiny and very wide rows, and channels that are a multiple of nothing.

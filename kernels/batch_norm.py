@@ -37,9 +37,9 @@ BATCH = ("tiles", "splits")
 @triton.jit
 def _tile_range(split, splits, tiles):
     """The tiles [first, last) of one split: contiguous, and as even as they come."""
-    first = (split.to(tl.int64) * tiles // splits).to(tl.int32)
-    last = ((split.to(tl.int64) + 1) * tiles // splits).to(tl.int32)
-    return first, last
+    share, over = tiles // splits, tiles % splits
+    first = split * share + tl.minimum(split, over)
+    return first, first + share + (split < over).to(tl.int32)
 
 
 @triton.jit
@@ -340,7 +340,7 @@ def _launch(kernel, plan, *tensors, eps=None, **constants):
         ALIGN=plan.align,
         BLOCK_C=plan.block_c,
         BLOCK_S=plan.block_s,
-        num_warps=plan.num_warps,
+        **plan.options,
         **constants,
     )
 
@@ -388,7 +388,7 @@ def batch_norm_forward(
             plan.block_s,
             BLOCK_P=merge.block_p,
             BLOCK_N=merge.block_n,
-            num_warps=merge.num_warps,
+            **merge.options,
         )
         _launch(_batch_norm_normalize_kernel, plan, y, x, mean, rstd, weight, bias, eps=eps, EVAL=False)
     return y, mean, rstd

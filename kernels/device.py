@@ -19,7 +19,8 @@ def device_of(tensor: torch.Tensor) -> plan.Device:
 @cache
 def _properties(index: int | None) -> plan.Device:
     properties = torch.cuda.get_device_properties(index)
-    return plan.Device(properties.multi_processor_count, properties.warp_size)
+    registers = None if torch.version.hip else plan.Device.registers
+    return plan.Device(properties.multi_processor_count, properties.warp_size, registers)
 
 
 def on(tensor: torch.Tensor) -> AbstractContextManager[object]:

@@ -17,6 +17,7 @@ class Device:
 
     multiprocessors: int
     warp_size: int = 32
+    registers: int | None = 65536  # of an NVIDIA multiprocessor; None where the compiler takes no cap (AMD)
 
 
 # The interpreter runs programs one after another at some 2 ms each: as few as show that a split works.
@@ -39,8 +40,15 @@ def alignment(*lengths: int) -> int:
     return gcd(16, *lengths)
 
 
-def _warps(device: Device, threads: int) -> int:
-    return max(threads // device.warp_size, 1)
+def launch_options(threads: int, device: Device) -> dict[str, int]:
+    """Warps and, on NVIDIA, all the registers that so many threads may have.
+
+    Left alone, ptxas spills a few values to get under the next step of occupancy; a plan chooses its own occupancy.
+    """
+    options = {"num_warps": max(threads // device.warp_size, 1)}
+    if device.registers is not None:
+        options["maxnreg"] = min(device.registers // threads, 255)
+    return options
 
 
 # ---------------------------------------------------------------------------------------------- rows of N columns
@@ -77,7 +85,7 @@ class RowPlan:
     """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns."""
 
     block_m: int
-    num_warps: int
+    options: dict[str, int]
     chunks: tuple[tuple[int, int], ...] = ()
     block_n: int = 0
 
@@ -86,13 +94,13 @@ class RowPlan:
 def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
     """The forward plan depends on the columns alone, so that a row's bits do not depend on how many rows there are."""
     if n > FORWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
-        return RowPlan(block_m=1, num_warps=_warps(device, 256), block_n=4096 * 4 // max(itemsize, 4))
+        return RowPlan(block_m=1, options=launch_options(256, device), block_n=4096 * 4 // max(itemsize, 4))
     chunks = row_chunks(n)
     width = sum(size for _, size in chunks)
     # 4096 elements and 128 threads a program keep 32 values a thread and some 8 KB of loads in flight.
     block_m = max(4096 // next_power_of_2(width) // max(itemsize // 4, 1), 1)
     threads = 128 if width * itemsize <= 16384 else 256 if width <= 8192 else 512
-    return RowPlan(block_m=block_m, num_warps=_warps(device, threads), chunks=chunks)
+    return RowPlan(block_m=block_m, options=launch_options(threads, device), chunks=chunks)
 
 
 @dataclass(frozen=True)
@@ -112,15 +120,15 @@ class RowBackwardPlan:
 @cache
 def row_backward(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan:
     if n > BACKWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
-        rows = RowPlan(block_m=1, num_warps=_warps(device, 256), block_n=2048)
+        rows = RowPlan(block_m=1, options=launch_options(256, device), block_n=2048)
         block_rows, block_columns = 8, 256
         wanted = cdiv(4 * device.multiprocessors, cdiv(n, block_columns))
         return RowBackwardPlan(rows, max(min(wanted, cdiv(m, block_rows)), 1), block_rows, block_columns)
     chunks = row_chunks(n)
     width = sum(size for _, size in chunks)
     block_m = max(2048 // next_power_of_2(width) // max(itemsize // 4, 1), 1)
-    threads = 128 if width <= 2048 else 256 if width <= 4096 else 512
-    rows = RowPlan(block_m=block_m, num_warps=_warps(device, threads), chunks=chunks)
+    threads = 128 if width <= 2048 else 256 if width < 8192 else 512
+    rows = RowPlan(block_m=block_m, options=launch_options(threads, device), chunks=chunks)
     # Enough programs to hide latency, few enough that their partial rows stay small beside the input.
     per_multiprocessor = 4 if width <= 2048 else 2 if width <= 4096 else 1
     return RowBackwardPlan(rows, max(min(per_multiprocessor * device.multiprocessors, cdiv(m, block_m)), 1))
@@ -144,7 +152,7 @@ class BatchNormPlan:
     block_s: int
     splits: int
     align: int  # a power of two, 16 at most, that divides the length of the contiguous run
-    num_warps: int
+    options: dict[str, int]
 
     @property
     def tiles(self) -> int:
@@ -205,7 +213,7 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         block_s=block_s,
         splits=splits,
         align=align,
-        num_warps=_warps(device, threads),
+        options=launch_options(threads, device),
     )
 
 
@@ -215,7 +223,7 @@ class MergePlan:
 
     block_p: int
     block_n: int
-    num_warps: int
+    options: dict[str, int]
 
 
 @cache
@@ -223,4 +231,4 @@ def merge(programs: int, columns: int, device: Device) -> MergePlan:
     """The second stage's plan: narrow column blocks where there are many rows to add, to fill the device."""
     block_p = min(next_power_of_2(programs), 64)
     block_n = min(max(1024 // block_p, 16), next_power_of_2(columns), 128)
-    return MergePlan(block_p, block_n, _warps(device, 128))
+    return MergePlan(block_p, block_n, launch_options(128, device))

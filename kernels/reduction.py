@@ -103,5 +103,5 @@ def sum_partials(partials, outputs, plan):
         columns,
         BLOCK_P=plan.block_p,
         BLOCK_N=plan.block_n,
-        num_warps=plan.num_warps,
+        **plan.options,
     )

@@ -210,7 +210,9 @@ def _row_norm_backward_kernel(
             mask = (row < M) & (n < N)
             dy = load(dy_ptr + long_row * dy_stride + n, mask, ACC)
             x = load(x_ptr + long_row * x_stride + n, mask, ACC)
-            x_hat = tl.where(n < N, ((x - mean) - low) * rstd, 0.0)
+            x_hat = ((x - mean) - low) * rstd
+            if CENTRED:
+                x_hat = tl.where(n < N, x_hat, 0.0)
             next_dws = next_dws + (dws[i] + dy * x_hat,)
             next_dbs = next_dbs + (dbs[i] + dy,)
             wdy = _affine(dy, weight_ptr, None, n, n < N, ACC)
@@ -356,11 +358,11 @@ def forward(
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
                 CENTRED=centred,
-                num_warps=plan.num_warps,
+                **plan.options,
             )
         else:
             _row_norm_forward_loop_kernel[(m,)](
-                *arguments, ALIGN=align, N=n, BLOCK_N=plan.block_n, CENTRED=centred, num_warps=plan.num_warps
+                *arguments, ALIGN=align, N=n, BLOCK_N=plan.block_n, CENTRED=centred, **plan.options
             )
     return y, mean, rstd
 
@@ -411,7 +413,7 @@ def backward(
                 CHUNKS=plan.rows.chunks,
                 BLOCK_M=plan.rows.block_m,
                 CENTRED=centred,
-                num_warps=plan.rows.num_warps,
+                **plan.rows.options,
             )
         else:
             if need_dx:
@@ -427,7 +429,7 @@ def backward(
                     N=n,
                     BLOCK_N=plan.rows.block_n,
                     CENTRED=centred,
-                    num_warps=plan.rows.num_warps,
+                    **plan.rows.options,
                 )
             if outputs:
                 _row_norm_weight_gradient_kernel[(triton.cdiv(n, plan.block_columns), plan.programs)](
@@ -443,7 +445,7 @@ def backward(
                     BLOCK_M=plan.block_rows,
                     BLOCK_N=plan.block_columns,
                     CENTRED=centred,
-                    num_warps=plan.rows.num_warps,
+                    **plan.rows.options,
                 )
         if outputs:
             sum_partials(partials, outputs, plans.merge(plan.programs, n, device))
