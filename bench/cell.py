@@ -45,6 +45,7 @@ class Problem:
         self._case, self._operator, self._setting = case, operator, setting
         self._inputs: Inputs | None = None
         self._reference: Reference | None = None
+        self._amplification: dict[str, float] = {}
         self._yardsticks: dict[str, tuple[dict[str, float] | None, str]] = {}
 
     def record(self, case: Case, provider: Provider, status: str, reason: str = "") -> Record:
@@ -137,12 +138,13 @@ class Problem:
         if self._inputs is None or self._reference is None:
             self._inputs = self._operator.inputs(self._case, self._setting.device, self._setting.seed)
             self._reference = self._operator.reference(self._case, self._inputs)
+            self._amplification = self._operator.amplification(self._inputs, self._reference)
         return self._inputs, {name: self._reference[name] for name in self._operator.outputs(case.mode)}
 
     def _check(self, outputs: Outputs, case: Case, yardstick: Mapping[str, float] | None) -> list[TensorError]:
         inputs, reference = self._truth(case)
         dtypes = self._operator.dtypes(inputs)
-        return accuracy.check(outputs, reference, dtypes, yardstick, self._operator.statistics_dim)
+        return accuracy.check(outputs, reference, dtypes, yardstick, self._operator.statistics_dim, self._amplification)
 
     def _yardstick(self, case: Case) -> tuple[dict[str, float] | None, str]:
         """PyTorch's errors in this mode, or None and why there are none."""

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import log2, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,6 +67,26 @@ class Operator(ABC):
     @abstractmethod
     def outputs(self, mode: str) -> tuple[str, ...]:
         """Names of the reference's tensors that this mode produces."""
+
+    def amplification(self, inputs: Inputs, reference: Reference) -> dict[str, float]:
+        """How many of its terms' roundings a gradient that is a sum over x carries, for each such gradient.
+
+        n terms added pairwise in float32 err by some u sqrt(sum of terms^2) sqrt(1 + log2(n) / 3): each term's own
+        rounding, and u / sqrt(3) at each of log2(n) levels. Over the sum itself that is about 1 where terms are
+        independent of each other, and more where few sums are and their terms happen to cancel.
+        """
+        dy, channel = inputs["dy"].double(), [1, -1] + [1] * (inputs["dy"].dim() - 2)
+        count = dy.numel() // dy.shape[1]
+        x_hat = reference["y"] / inputs["weight"].double().view(channel)
+        if "bias" in inputs:
+            x_hat = x_hat - (inputs["bias"].double() / inputs["weight"].double()).view(channel)
+        levels = sqrt(1 + log2(count) / 3)
+        terms = {"dw": dy * x_hat, "db": dy}
+        return {
+            name: levels * max(float(terms[name].norm() / reference[name].norm()), 1.0)
+            for name in terms
+            if name in reference
+        }
 
     def dtypes(self, inputs: Inputs) -> dict[str, torch.dtype]:
         """The dtype that each output must come in: its own input's, or that of the input it is a gradient of."""

@@ -241,3 +241,23 @@ def test_the_reason_names_every_tensor_that_is_wrong():
     out = {"y": torch.ones(4), "dx": torch.full((4,), 1.5), "dw": None}
     status, reason = accuracy.verdict(accuracy.check(out, ref, dict.fromkeys(ref, torch.float32)))
     assert (status, reason) == ("wrong", "dx: scale_error 0.5 is beyond 2.19e-07; dw: missing")
+
+
+def test_a_sum_that_cancels_is_held_to_what_its_terms_allow():
+    from bench.operators import operators
+
+    operator = operators()["batch_norm"]
+    dy = torch.randn(4, 3, 7, 7)
+    dy[:, 1] -= dy[:, 1].mean() - 1e-4  # db of channel 1 is the rest of a cancellation
+    inputs = {"x": dy, "dy": dy, "weight": torch.ones(3), "bias": torch.zeros(3)}
+    reference = {"y": torch.randn(4, 3, 7, 7).double(), "dw": torch.ones(3).double(), "db": dy.double().sum((0, 2, 3))}
+    plain = operator.amplification(inputs, reference)
+    dy[:, 0] -= dy[:, 0].mean() - 1e-4
+    dy[:, 2] -= dy[:, 2].mean() - 1e-4
+    reference["db"] = dy.double().sum((0, 2, 3))
+    cancelled = operator.amplification(inputs, reference)
+    assert cancelled["db"] > 100 > plain["db"] >= 1.0
+    ref = {"db": reference["db"]}
+    off = {"db": (reference["db"] * (1 + 1e-5)).float()}
+    judge = lambda amplification: accuracy.check(off, ref, {"db": torch.float32}, None, 1, amplification)[0].ok
+    assert judge(cancelled) and not judge(None)
