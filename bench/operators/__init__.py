@@ -82,11 +82,9 @@ class Operator(ABC):
             x_hat = x_hat - (inputs["bias"].double() / inputs["weight"].double()).view(channel)
         levels = sqrt(1 + log2(count) / 3)
         terms = {"dw": dy * x_hat, "db": dy}
-        return {
-            name: levels * max(float(terms[name].norm() / reference[name].norm()), 1.0)
-            for name in terms
-            if name in reference
-        }
+        size = {name: float(reference[name].norm()) for name in terms if name in reference}
+        # A sum that is zero everywhere leaves nothing to be relative to.
+        return {n: levels * max(float(terms[n].norm()) / size[n], 1.0) if size[n] else 1.0 for n in size}
 
     def dtypes(self, inputs: Inputs) -> dict[str, torch.dtype]:
         """The dtype that each output must come in: its own input's, or that of the input it is a gradient of."""
