@@ -215,13 +215,13 @@ def _batch_norm_normalize_kernel(
     mean, low, scale = _statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
     if weight_ptr is not None:
         scale *= _channel(weight_ptr, c0, C, BLOCK_C, ACC)
+    shift = tl.zeros_like(mean)
+    if bias_ptr is not None:
+        shift = _channel(bias_ptr, c0, C, BLOCK_C, ACC)
     for i in range(first, last):
         base, offsets, mask, _ = _tile(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
         x = load(x_ptr + base + offsets, mask, ACC)
-        y = ((x - mean) - low) * scale
-        if bias_ptr is not None:
-            y += _channel(bias_ptr, c0, C, BLOCK_C, ACC)
-        store(y_ptr + base + offsets, y, mask)
+        store(y_ptr + base + offsets, ((x - mean) - low) * scale + shift, mask)
 
 
 @triton.jit(do_not_specialize=BATCH)
