@@ -10,7 +10,7 @@ from torch import Tensor
 from normlib import reference
 from normlib.backend import serves
 from normlib.kernels import batch_norm as kernels
-from normlib.registration import LIBRARY, differentiate, gradient_of, register, statistics_dtype
+from normlib.registration import differentiate, gradient_of, register, statistics_dtype
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -146,30 +146,15 @@ def _derive(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     return [t if m else None for t, m in zip(found, mask, strict=True)]
 
 
-class _Train(torch.autograd.Function):
-    # torch.library.register_autograd takes no operator that writes to its arguments, as this one does to the running
-    # buffers; so the autograd key is implemented here. The buffers carry no gradient.
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Triple:
-        with torch._C._AutoDispatchBelowAutograd():
-            y, mean, rstd = _batch_norm_train(x, weight, bias, *rest)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.eps, ctx.evaluating = rest[-1], False
-        ctx.mark_non_differentiable(mean, rstd)
-        return y, mean, rstd
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *_derive(ctx, dy), None, None, None, None
+def _save_train(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
+    x, weight, bias, *_, ctx.eps = inputs
+    ctx.evaluating = False
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _train_autograd(*args: Any) -> Triple:
-    output: Triple = _Train.apply(*args)  # type: ignore[no-untyped-call]
-    torch.autograd.graph.increment_version([t for t in args[3:5] if t is not None])
-    return output
-
-
-LIBRARY.impl("batch_norm_train", _train_autograd, "Autograd")
+def _derive_train(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *_derive(ctx, dy), None, None, None, None
 
 
 def _save_eval(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -202,18 +187,20 @@ def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     return ddy, dx, None, None, dw, None, None, None, None
 
 
+differentiate(_batch_norm_train, _derive_train, _save_train)
 differentiate(_batch_norm_eval, _derive_eval, _save_eval)
 differentiate(_batch_norm_backward, _derive_backward, _save_backward)
 
 # -------------------------------------------------------------------------------------------------- for models
 
 
-def _fits(x: Tensor, channel_vectors: tuple[Tensor | None, ...], training: bool, eps: float) -> bool:
+def _fits(x: Tensor, channel_vectors: tuple[Tensor | None, ...], training: bool, momentum: float, eps: float) -> bool:
     """Whether the kernels can take these arguments; if not, PyTorch computes it, or says what is wrong."""
+    if not (serves(x, *channel_vectors) and isinstance(momentum, (float, int)) and isinstance(eps, (float, int))):
+        return False
     running_mean, running_var = channel_vectors[2:]
     return (
-        serves(x, *channel_vectors)
-        and x.dim() >= 2
+        x.dim() >= 2
         and all(v is None or (v.dim() == 1 and v.shape[0] == x.shape[1]) for v in channel_vectors)
         and (running_mean is None) == (running_var is None)
         and all(v is None or v.is_contiguous() for v in (running_mean, running_var))
@@ -241,7 +228,7 @@ def batch_norm(
 
     Ioffe and Szegedy, "Batch normalization" (2015), algorithms 1 and 2.
     """
-    if not _fits(input, (weight, bias, running_mean, running_var), training, eps):
+    if not _fits(input, (weight, bias, running_mean, running_var), training, momentum, eps):
         return torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if training:
         y: Tensor = _batch_norm_train(input, weight, bias, running_mean, running_var, momentum, eps)[0]

@@ -28,7 +28,7 @@ def layer_norm(
 
     Ba, Kiros and Hinton, "Layer normalization" (2016), equations 3 and 4.
     """
-    if not fits(input, normalized_shape, weight, bias):
+    if not fits(input, normalized_shape, weight, bias, eps):
         return torch.nn.functional.layer_norm(input, normalized_shape, weight, bias, eps)
     y: Tensor = _layer_norm(input, normalized_shape, weight, bias, eps)[0]
     return y

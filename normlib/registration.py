@@ -23,8 +23,38 @@ def register(schema: str, run: Function, fake: Function) -> Any:
 
 
 def differentiate(operator: Any, backward: Function, save: Function) -> None:
-    """Gives a registered operator its derivative; `save(ctx, inputs, output)` keeps what `backward` needs."""
-    torch.library.register_autograd(operator.name(), backward, setup_context=save, lib=LIBRARY)
+    """Gives a registered operator its derivative; `save(ctx, inputs, output)` keeps what `backward` needs.
+
+    In place of torch.library.register_autograd, which takes no operator that writes to its arguments, and which drops
+    the tangents of forward-mode AD without a word. Here both forward-mode AD and torch.func's transforms of the bare
+    operator raise NotImplementedError; `normlib.functional` has PyTorch's formulas serve them.
+    """
+    refusal = f"{operator.name()} has no rule for {{}}; normlib.functional and the layers do"
+    written = [i for i, a in enumerate(operator._schema.arguments) if a.alias_info and a.alias_info.is_write]
+
+    def forward(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    def jvp(*_: Any) -> Any:
+        raise NotImplementedError(refusal.format("forward-mode AD"))
+
+    statics = {"forward": forward, "setup_context": save, "backward": backward, "jvp": jvp}
+    derived: Any = type(operator.name(), (torch.autograd.Function,), {k: staticmethod(v) for k, v in statics.items()})
+
+    def autograd(*args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(refusal.format("torch.func transforms"))
+        output = derived.apply(*args)
+        torch.autograd.graph.increment_version([args[i] for i in written if args[i] is not None])
+        return output
+
+    LIBRARY.impl(operator._schema.name, autograd, "Autograd")
+
+
+def autocast_to_float32(operator: Any) -> None:
+    """Has a registered operator compute in float32 under CUDA autocast, as PyTorch's rules have it for row norms."""
+    torch.library.register_autocast(operator, "cuda", torch.float32, lib=LIBRARY)
 
 
 def gradient_of(

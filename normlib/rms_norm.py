@@ -29,7 +29,7 @@ def rms_norm(
 
     Zhang and Sennrich, "Root mean square layer normalization" (2019), equation 4.
     """
-    if not fits(input, normalized_shape, weight, bias):
+    if not fits(input, normalized_shape, weight, bias, 0.0 if eps is None else eps):
         y = torch.nn.functional.rms_norm(input, normalized_shape, weight, eps)
         return y if bias is None else y + bias
     if eps is None:
@@ -59,6 +59,9 @@ class RMSNorm(torch.nn.RMSNorm):
             self.bias = torch.nn.Parameter(torch.zeros(self.normalized_shape, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.bias is None else ", bias=True")
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (*, *normalized_shape); returns the same shape and dtype."""

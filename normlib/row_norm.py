@@ -10,17 +10,18 @@ from torch import Tensor
 
 from normlib.backend import serves
 from normlib.kernels import row_norm as kernels
-from normlib.registration import differentiate, gradient_of, register, statistics_dtype
+from normlib.registration import autocast_to_float32, differentiate, gradient_of, register, statistics_dtype
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def fits(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> bool:
+def fits(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> bool:
     """Whether the kernels can take these arguments; if not, PyTorch computes it, or says what is wrong."""
+    if not (serves(x, weight, bias) and isinstance(normalized_shape, (list, tuple)) and isinstance(eps, (float, int))):
+        return False
     shape = tuple(normalized_shape)
     return (
-        serves(x, weight, bias)
-        and 0 < len(shape) <= x.dim()
+        0 < len(shape) <= x.dim()
         and tuple(x.shape[-len(shape) :]) == shape
         and prod(shape) > 0
         and all(p is None or tuple(p.shape) == shape for p in (weight, bias))
@@ -126,4 +127,5 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
 
     differentiate(forward_op, derive, save)
     differentiate(backward_op, derive_backward, save_backward)
+    autocast_to_float32(forward_op)
     return forward_op

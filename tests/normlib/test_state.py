@@ -1,0 +1,126 @@
+"""What a layer is and carries: parameters, buffers, dtypes, devices, files, copies; as PyTorch's own."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from layers import LAYERS, pair
+from torch import nn
+
+import normlib
+
+CLASSES = [("BatchNorm1d", 6), ("BatchNorm2d", 6), ("BatchNorm3d", 6), ("LayerNorm", 6), ("RMSNorm", 6)]
+
+
+def same_tensors(a, b):
+    """Whether two state dicts have the same names, in order, and the same bits, dtypes and devices."""
+    return list(a) == list(b) and all(
+        x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+        for x, y in zip(a.values(), b.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("name", "args", "options", "shape"), LAYERS)
+def test_a_state_dict_goes_both_ways(name, args, options, shape, device):
+    theirs, ours = (layer.to(device) for layer in pair(name, args, options))
+    ours(torch.randn(shape, device=device))  # moves the buffers, if there are any
+    back = getattr(nn, name)(*args, **options).to(device)
+    back.load_state_dict(ours.state_dict(), strict=True)
+    assert same_tensors(back.state_dict(), ours.state_dict())
+    assert ours.state_dict()._metadata == theirs.state_dict()._metadata  # batch norm's says version 2
+    assert repr(theirs) == repr(ours)
+
+
+@pytest.mark.parametrize("missing", ["weight", "num_batches_tracked", "running_mean"])
+def test_what_a_state_dict_lacks_is_reported_as_torch_reports_it(missing):
+    reports = []
+    for library in (nn, normlib):
+        state = library.BatchNorm2d(3).state_dict()
+        del state[missing]
+        with pytest.raises(RuntimeError) as strict:
+            library.BatchNorm2d(3).load_state_dict(state)
+        reports.append((str(strict.value), library.BatchNorm2d(3).load_state_dict(state, strict=False)))
+    assert reports[0] == reports[1]
+
+
+def test_a_state_dict_from_before_batches_were_counted_loads():
+    state = nn.BatchNorm2d(3).state_dict()
+    del state["num_batches_tracked"]
+    state._metadata[""]["version"] = 1
+    layer = normlib.BatchNorm2d(3)
+    assert layer.load_state_dict(state, strict=True) and layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("carry", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), "file"])
+@pytest.mark.parametrize(("name", "args", "options", "shape"), LAYERS)
+def test_a_copy_computes_the_same_bits(name, args, options, shape, carry, device):
+    ours = pair(name, args, options)[1].to(device).eval()
+    if carry == "file":
+        file = io.BytesIO()
+        torch.save(ours, file)
+        file.seek(0)
+        again = torch.load(file, weights_only=False)
+    else:
+        again = carry(ours)
+    x = torch.randn(shape, device=device)
+    assert type(again) is type(ours) and not again.training
+    assert torch.equal(again(x), ours(x)) and same_tensors(again.state_dict(), ours.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "size"), CLASSES)
+def test_factory_arguments_and_moves_give_torchs_tensors(name, size, dtype, device):
+    made = [getattr(library, name)(size, device=device, dtype=dtype) for library in (nn, normlib)]
+    moved = [getattr(library, name)(size).to(device).to(dtype) for library in (nn, normlib)]
+    for theirs, ours in (made, moved):
+        assert same_tensors(theirs.state_dict(), ours.state_dict())
+        assert all(p.requires_grad for p in ours.parameters())
+
+
+@pytest.mark.parametrize(("name", "size"), CLASSES)
+def test_a_layer_on_the_meta_device_gives_shapes_and_comes_alive(name, size, device):
+    layer = getattr(normlib, name)(size, device="meta")
+    shape = {"BatchNorm1d": (2, 6), "BatchNorm2d": (2, 6, 3, 3), "BatchNorm3d": (2, 6, 2, 2, 2)}.get(name, (2, 6))
+    y = layer(torch.empty(shape, device="meta"))
+    assert y.is_meta and y.shape == shape
+    layer.to_empty(device=device).reset_parameters()
+    fresh = getattr(nn, name)(size, device=device)
+    assert same_tensors(layer.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("BatchNorm2d", 6, {"eps": 1e-3, "momentum": None, "affine": False, "track_running_stats": False}),
+        ("LayerNorm", (2, 3), {"eps": 1e-3, "elementwise_affine": False}),
+        ("LayerNorm", 6, {"bias": False}),
+        ("RMSNorm", (2, 3), {"eps": 1e-3, "elementwise_affine": False}),
+    ],
+)
+def test_a_layer_describes_itself_as_torchs_does(name, size, options):
+    assert repr(getattr(normlib, name)(size, **options)) == repr(getattr(nn, name)(size, **options))
+
+
+def test_an_rms_norm_with_a_bias_says_so():
+    assert "bias=True" in repr(normlib.RMSNorm(6, bias=True)) and "bias" not in repr(normlib.RMSNorm(6))
+
+
+def test_hooks_fire_in_torchs_order_with_torchs_values(device):
+    seen = []
+    for layer in (layer.to(device) for layer in pair("BatchNorm1d", (5,), {})):
+        log = []
+        layer.register_forward_pre_hook(lambda m, args, log=log: log.append(("before", args[0].sum().item())))
+        layer.register_forward_hook(lambda m, args, y, log=log: log.append(("after", y.sum().item())))
+        layer.register_full_backward_pre_hook(lambda m, dy, log=log: log.append(("dy", dy[0].sum().item())))
+        layer.register_full_backward_hook(lambda m, dx, dy, log=log: log.append(("dx", dx[0].abs().sum().item())))
+        layer.weight.register_hook(lambda dw, log=log: log.append(("dw", dw.abs().sum().item())))
+        torch.manual_seed(1)
+        x = torch.randn(6, 5, device=device, requires_grad=True)
+        layer(x).pow(3).sum().backward()
+        seen.append(log)
+    theirs, ours = (dict(log) for log in seen)
+    assert [k for k, _ in seen[0]] == [k for k, _ in seen[1]]
+    # Sums of 30 float32 numbers of size 10: some 1e-6 of them.
+    assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
