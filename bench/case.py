@@ -11,6 +11,18 @@ MODES = {
     "eval": "forward in evaluation mode",
 }
 DTYPES = ("fp32", "fp16", "bf16")
+# Families of x; all but the first are judged and not timed, for time does not depend on values.
+INPUTS = {
+    "normal": "every statistic with a scale and a mean/std up to 3 of its own",
+    "offset": "mean/std of --offset in every statistic",
+    "outlier": "one element of every statistic a thousand standard deviations away",
+    "constant": "no variance at all",
+    "tiny": "a variance far below eps",
+    "huge": "values up to the end of fp16",
+    "denormal": "values below the smallest normal number of the dtype",
+    "nonfinite": "a NaN, an Inf and a -Inf, each in a statistic of its own",
+}
+OFFSETS = (1e2, 1e4, 1e6)  # where --offset is not given
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,13 @@ class Case:
     layout: str
     mode: str
     eps: float = 1e-5
+    inputs: str = "normal"
+    offset: float = 0.0  # mean/std of the family `offset`, 0 in the others
+
+    @property
+    def family(self) -> str:
+        """The inputs as people write them: `normal`, `offset 1e+04`."""
+        return f"{self.inputs} {self.offset:.0e}" if self.offset else self.inputs
 
     @property
     def problem(self) -> Case:
@@ -38,4 +57,5 @@ class Case:
     def label(self) -> str:
         """For example `batch_norm 32x64x56x56 fp16 nhwc fwd`."""
         shape = "x".join(map(str, self.shape))
-        return " ".join(part for part in (self.op, shape, self.dtype, self.layout, self.mode) if part)
+        family = "" if self.inputs == "normal" else self.family
+        return " ".join(part for part in (self.op, shape, self.dtype, self.layout, self.mode, family) if part)

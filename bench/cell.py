@@ -58,6 +58,8 @@ class Problem:
             layout=case.layout,
             mode=case.mode,
             eps=case.eps,
+            inputs=case.inputs,
+            offset=case.offset,
             provider=provider.name,
             backend=provider.name,
             device=self._setting.device.type,
@@ -68,10 +70,11 @@ class Problem:
             seed=self._setting.seed,
         )
 
-    def measure(self, case: Case, provider: Provider, baseline: Record | None) -> Record:
+    def measure(self, case: Case, provider: Provider, baseline: Record | None = None, timed: bool = True) -> Record:
         """The cell's record, whatever happens in the provider; only KeyboardInterrupt and its like pass through.
 
-        `baseline` is the baseline's record of the same case, where there is one already.
+        `baseline` is the baseline's record of the same case, where there is one already; untimed, a cell is judged by
+        its errors alone.
         """
         missing = provider.unavailable(self._setting.device)
         if missing:
@@ -81,7 +84,7 @@ class Problem:
         try:
             self._truth(case)
             shared = ""
-            self._measure(record, case, provider, baseline)
+            self._measure(record, case, provider, baseline, timed)
         except Unsupported as error:
             record.status, record.reason = "unsupported", _one_line(str(error))
         except Exception as error:
@@ -99,7 +102,7 @@ class Problem:
             if self._setting.device.type == "cuda":
                 _free(self._setting.device)
 
-    def _measure(self, record: Record, case: Case, provider: Provider, baseline: Record | None) -> None:
+    def _measure(self, record: Record, case: Case, provider: Provider, baseline: Record | None, timed: bool) -> None:
         device = self._setting.device
         original, _ = self._truth(case)
         yardstick, without = self._yardstick(case)
@@ -114,7 +117,7 @@ class Problem:
         _synchronize(device)
         record.compile_ms = 1e3 * (time.perf_counter() - began)
 
-        changed = [n for n, t in inputs.items() if not n.startswith("running_") and not torch.equal(t, original[n])]
+        changed = [n for n, t in inputs.items() if not n.startswith("running_") and not _same(t, original[n])]
         for name, tensor in inputs.items():
             tensor.detach().copy_(original[name])
         record.errors = self._check(cell.outputs(), case, yardstick)
@@ -123,6 +126,8 @@ class Problem:
             record.status, record.reason = "wrong", f"writes into its input {', '.join(changed)}"
         elif record.status == "ok":
             record.reason = without
+        if not timed:
+            return
 
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -181,6 +186,11 @@ def _put_claims(record: Record, baseline: Record | None, copy_gbps: float | None
 def _copy(inputs: Inputs) -> Inputs:
     """Tensors of the same values and strides that share nothing with the originals."""
     return {name: tensor.detach().clone() for name, tensor in inputs.items()}
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal, NaN in the same places included."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _ending(error: BaseException) -> tuple[str, str]:

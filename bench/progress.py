@@ -39,10 +39,8 @@ def display(console: Console) -> Display:
 
 
 def cell_name(record: Record) -> str:
-    """The cell as `Case.label` and the provider."""
-    return " ".join(
-        (record.op, "x".join(map(str, record.shape)), record.dtype, record.layout, record.mode, record.provider)
-    )
+    """The cell as `Case.label` has it, and the provider."""
+    return f"{record.case.label} {record.provider}"
 
 
 def trouble(record: Record) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from bench.case import Case
+
 STATUSES = ("ok", "wrong", "oom", "crash", "timeout", "unsupported", "skipped")
 
 
@@ -42,6 +44,8 @@ class Record:
     layout: str
     mode: str
     eps: float
+    inputs: str = field(default="normal", kw_only=True)  # the family of x
+    offset: float = field(default=0.0, kw_only=True)  # mean/std of the family `offset`
     provider: str
     backend: str  # what ran: triton, interpreter, torch, inductor, cudnn, ...
     device: str
@@ -64,10 +68,19 @@ class Record:
     seed: int = 0
 
     @property
+    def case(self) -> Case:
+        """What was measured, without who was measured."""
+        axes = tuple(self.axes.items())
+        return Case(
+            self.op, tuple(self.shape), axes, self.dtype, self.layout, self.mode, self.eps, self.inputs, self.offset
+        )
+
+    @property
     def cell(self) -> str:
         """One name for the cell, the same in every run."""
         shape = "x".join(map(str, self.shape))
-        return "/".join((self.op, shape, self.dtype, self.layout, self.mode, self.provider))
+        family = {"normal": (), "offset": (f"offset{self.offset:.0e}",)}.get(self.inputs, (self.inputs,))
+        return "/".join((self.op, shape, self.dtype, self.layout, self.mode, *family, self.provider))
 
 
 def append(path: Path, record: Record) -> None:

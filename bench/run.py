@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from bench import environment, sweep
-from bench.case import DTYPES, MODES
+from bench.case import DTYPES, INPUTS, MODES
 from bench.sweep import BadArgument
 
 if TYPE_CHECKING:
@@ -179,6 +179,10 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     for axis in sweep.axis_names(operators.values()):
         owners = ", ".join(operator.short for operator in operators.values() if axis in operator.axes)
         parser.add_argument(f"--{axis}", metavar="SIZES", help=f"an axis of {owners}")
+    parser.add_argument(
+        "--inputs", metavar="NAMES", help=f"families of x out of {', '.join(INPUTS)} (default normal); see the notes"
+    )
+    parser.add_argument("--offset", metavar="X,...", help="mean/std of --inputs offset (default 1e2,1e4,1e6)")
     parser.add_argument(
         "--providers", metavar="NAMES", help="default: all that are available; without a GPU normlib,torch"
     )

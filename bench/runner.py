@@ -96,34 +96,27 @@ def _sweep(
 ) -> str:
     """Runs the cells that are not known yet, and tells what stopped it."""
     deadline = float("inf") if plan.time_budget is None else time.monotonic() + plan.time_budget
-    done = {_key(r): r for r in known}
+    done = {(r.case, r.provider): r for r in known}
     stopped_by = ""
     setting = cell.Setting(plan.device, plan.seed, plan.baseline, copy_gbps, plan.yardstick)
     for shared, group in groupby(plan.cases, key=lambda case: case.problem):
         problem = cell.Problem(shared, plan.operators[shared.op], setting)
         for case, name in product(group, plan.providers):
-            if _case_key(case, name) in done:
+            if (case, name) in done:
                 continue
             if time.monotonic() >= deadline:
                 stopped_by = "time budget"
                 record(problem.record(case, plan.providers[name], "skipped", BUDGET_SPENT))
                 continue
             display.running(case, name)
-            finished = problem.measure(case, plan.providers[name], done.get(_case_key(case, plan.baseline)))
-            done[_key(finished)] = finished
+            provider, timed = plan.providers[name], case.inputs == "normal"
+            finished = problem.measure(case, provider, done.get((case, plan.baseline)), timed)
+            done[case, name] = finished
             record(finished)
             if not _alive(plan.device):
                 return "error"
         problem.release()
     return stopped_by
-
-
-def _key(record: Record) -> tuple[object, ...]:
-    return (record.op, tuple(record.shape), record.dtype, record.layout, record.mode, record.eps, record.provider)
-
-
-def _case_key(case: Case, provider: str) -> tuple[object, ...]:
-    return (case.op, case.shape, case.dtype, case.layout, case.mode, case.eps, provider)
 
 
 def _alive(device: torch.device) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
 from math import prod
 from reprlib import repr as shortened
 from typing import TypeVar
 
-from bench.case import DTYPES, Case
+from bench.case import DTYPES, INPUTS, OFFSETS, Case
 from bench.operators import Grid, Operator
 
 Value = int | str
@@ -22,6 +22,8 @@ _INTEGER = re.compile(r"[1-9][0-9]{0,14}")
 _EXTENT = re.compile(rf"{_INTEGER.pattern}(x{_INTEGER.pattern})*")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+# Beyond it, float32 (and the rounded input) has not a digit of the deviations left.
+_LARGEST_OFFSET = 1e7
 # 2 TB in half precision, which no single device holds.
 _MOST_ELEMENTS = 2**40
 
@@ -43,6 +45,7 @@ class Sweep:
     modes: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] | None = None
     layouts: tuple[str, ...] | None = None
+    families: tuple[tuple[str, float], ...] = (("normal", 0.0),)  # of inputs, with the offset where there is one
 
 
 def values(argument: str, text: str) -> tuple[str, ...]:
@@ -135,7 +138,26 @@ def parse(given: Mapping[str, str | None], operators: Mapping[str, Operator], pr
         modes=listed("mode", unique(mode for operator in chosen for mode in operator.modes)),
         dtypes=listed("dtype", DTYPES),
         layouts=listed("layout", unique(layout for operator in chosen for layout in operator.layouts)),
+        families=_families(listed("inputs", INPUTS) or ("normal",), given.get("offset")),
     )
+
+
+def _families(names: tuple[str, ...], typed: str | None) -> tuple[tuple[str, float], ...]:
+    """Each family with its offsets: those typed, or the default ones; 0 where a family has none."""
+    if typed is not None and "offset" not in names:
+        raise BadArgument("--offset", "only together with --inputs offset, whose mean/std it is")
+    offsets = OFFSETS if typed is None else unique(_offset(text) for text in values("--offset", typed))
+    return tuple((name, offset) for name in names for offset in (offsets if name == "offset" else (0.0,)))
+
+
+def _offset(text: str) -> float:
+    try:
+        offset = float(text)
+    except ValueError:
+        offset = 0.0
+    if not 1.0 <= offset <= _LARGEST_OFFSET:
+        raise BadArgument("--offset", f"{shortened(text)} is not a number from 1 to {_LARGEST_OFFSET:.0e}")
+    return offset
 
 
 def cases(sweep: Sweep, operators: Mapping[str, Operator]) -> list[Case]:
@@ -160,7 +182,7 @@ def _cases_of(operator: Operator, sweep: Sweep) -> Iterator[Case]:
     modes = [mode for mode in sweep.modes or operator.modes if mode in operator.modes]
     for problem in unique(_problems(operator, sweep)):
         for mode in modes:
-            yield Case(problem.op, problem.shape, problem.axes, problem.dtype, problem.layout, mode, problem.eps)
+            yield replace(problem, mode=mode)
 
 
 def _problems(operator: Operator, sweep: Sweep) -> Iterator[Case]:
@@ -174,7 +196,9 @@ def _problems(operator: Operator, sweep: Sweep) -> Iterator[Case]:
         for chosen in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout", "eps"))):
             *axes, dtype, layout, eps = chosen
             named = tuple(zip(operator.axes, (v if isinstance(v, str) else int(v) for v in axes), strict=True))
-            yield Case(operator.name, _shape(operator, named), named, str(dtype), str(layout), "", float(eps))
+            shape = _shape(operator, named)
+            for family in sweep.families:
+                yield Case(operator.name, shape, named, str(dtype), str(layout), "", float(eps), *family)
 
 
 def _grids(

@@ -11,9 +11,9 @@ from functools import cache
 from math import log2, sqrt
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
+if TYPE_CHECKING:
     from bench.case import Case
 
 # Tensors by name: x, weight, bias, dy and, for batch norm, running_mean and running_var.
@@ -69,28 +69,44 @@ class Operator(ABC):
         """Names of the reference's tensors that this mode produces."""
 
     def amplification(self, inputs: Inputs, reference: Reference) -> dict[str, float]:
-        """How many of its terms' roundings a gradient that is a sum over x carries, for each such gradient.
+        """How many of its terms' roundings an output carries that is a sum: of two terms (y), or over x (dw, db).
 
         n terms added pairwise in float32 err by some u sqrt(sum of terms^2) sqrt(1 + log2(n) / 3): each term's own
         rounding, and u / sqrt(3) at each of log2(n) levels. Over the sum itself that is about 1 where terms are
-        independent of each other, and more where few sums are and their terms happen to cancel.
+        independent of each other, and more where few sums are and their terms happen to cancel. In y, x_hat weight and
+        the bias may cancel throughout a statistic; the mean over statistics carries the root mean square.
         """
         dy, channel = inputs["dy"].double(), [1, -1] + [1] * (inputs["dy"].dim() - 2)
         count = dy.numel() // dy.shape[1]
-        x_hat = reference["y"] / inputs["weight"].double().view(channel)
-        if "bias" in inputs:
-            x_hat = x_hat - (inputs["bias"].double() / inputs["weight"].double()).view(channel)
+        weight = inputs["weight"].double().view(channel)
+        bias = inputs["bias"].double().view(channel) if "bias" in inputs else torch.zeros_like(weight)
+        x_hat = (reference["y"] - bias) / weight
         levels = sqrt(1 + log2(count) / 3)
-        terms = {"dw": dy * x_hat, "db": dy}
-        size = {name: float(reference[name].norm()) for name in terms if name in reference}
-        # A sum that is zero everywhere leaves nothing to be relative to.
-        return {n: levels * max(float(terms[n].norm()) / size[n], 1.0) if size[n] else 1.0 for n in size}
+        sums = {"dw": (dy * x_hat, levels), "db": (dy, levels)}
+        found = {n: k * _ratio(terms, reference[n], None) for n, (terms, k) in sums.items() if n in reference}
+        for name in ("y", "y_eval"):
+            if name in reference:
+                terms = torch.hypot(reference[name] - bias, bias.expand_as(reference[name]))
+                found[name] = _ratio(terms, reference[name], self.statistics_dim)
+        return {name: max(value, 1.0) for name, value in found.items()}
 
     def dtypes(self, inputs: Inputs) -> dict[str, torch.dtype]:
         """The dtype that each output must come in: its own input's, or that of the input it is a gradient of."""
         of = {"y": "x", "y_eval": "x", "dx": "x", "dw": "weight", "db": "bias"}
         of |= {name: name for name in ("running_mean", "running_var")}
         return {output: inputs[name].dtype for output, name in of.items() if name in inputs}
+
+
+def _ratio(terms: torch.Tensor, total: torch.Tensor, statistics_dim: int | None) -> float:
+    """|terms| / |total| over what is finite, by statistic if there is one; 1 where the total is zero or nothing."""
+
+    def energy(t: torch.Tensor) -> torch.Tensor:
+        t = torch.where(t.isfinite(), t, 0.0).square()
+        return t.sum() if statistics_dim is None else t.movedim(statistics_dim, 0).flatten(1).sum(1)
+
+    whole = energy(total)
+    ratios = (energy(terms) / whole)[whole > 0]
+    return float(ratios.mean().sqrt()) if ratios.numel() else 1.0
 
 
 @cache

@@ -64,7 +64,7 @@ class RowNorm(Operator):
         """x of (tokens, hidden) with offset rows, weight and bias of (hidden,), dy like x; all in the case's dtype."""
         draw, dtype = Draw(case, device, seed), TORCH_DTYPES[case.dtype]
         found = {
-            "x": draw.activations(case.shape, self.statistics_dim),
+            "x": draw.activations(case, self.statistics_dim),
             "dy": draw.normal(case.shape),
             "weight": draw.weight(case.shape[1]),
         }

@@ -94,7 +94,7 @@ class BatchNorm(Operator):
         """x and dy of the case's shape, dtype and layout; the rest float32 of (channels,), running_var positive."""
         draw, dtype, channels = Draw(case, device, seed), TORCH_DTYPES[case.dtype], case.shape[1]
         return {
-            "x": _laid_out(draw.activations(case.shape, self.statistics_dim).to(dtype), case.layout),
+            "x": _laid_out(draw.activations(case, self.statistics_dim), case.layout),
             "dy": _laid_out(draw.normal(case.shape).to(dtype), case.layout),
             "weight": draw.weight(channels),
             "bias": draw.bias(channels),
