@@ -26,7 +26,7 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, divide, float_pair, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, from_pair, load, reciprocal_sqrt, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_all_moments, merge_moments, sum_partials, tile_moments
 
@@ -45,14 +45,14 @@ def _tile_range(split, splits, tiles):
 @triton.jit
 def _elements_before(tile, S, BLOCK_S):
     """Elements of one channel in the tiles before this one."""
-    tiles = tl.cdiv(S, BLOCK_S)
+    tiles = blocks(S, BLOCK_S)
     return (tile // tiles).to(tl.int64) * S + tl.minimum((tile % tiles) * BLOCK_S, S)
 
 
 @triton.jit
 def _tile(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
     """(scalar int64 offset of the tile, int32 offsets inside it, mask, elements of a channel in it)."""
-    tiles = tl.cdiv(S, BLOCK_S)
+    tiles = blocks(S, BLOCK_S)
     batch = (tile // tiles).to(tl.int64)
     s0 = (tile % tiles) * BLOCK_S
     c = tl.arange(0, BLOCK_C)[:, None]

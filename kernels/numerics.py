@@ -64,6 +64,12 @@ def _round(value, dtype: tl.constexpr):
 
 
 @triton.jit
+def blocks(n, BLOCK):
+    """How many blocks n elements make, n above zero: tl.cdiv's n + BLOCK - 1 would wrap within a block of 2^31."""
+    return (n - 1) // BLOCK + 1
+
+
+@triton.jit
 def divide(a, b):
     """a / b, correctly rounded: for the few values a row or channel has, where `/` may be off by two ulp."""
     if a.dtype == tl.float32:

@@ -194,6 +194,8 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     if channels_last:
         block_c = _channel_block(c)
         block_s = min(tile // block_c, next_power_of_2(positions))
+        while block_s > 1 and (block_s - 1) * c + block_c > 2**31:  # offsets inside a tile have 32 bits
+            block_s //= 2
     else:
         block_s = min(_spatial_block(positions), tile)
         block_c = min(tile // block_s, next_power_of_2(c))

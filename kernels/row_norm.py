@@ -19,7 +19,7 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, divide, float_pair, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, from_pair, load, reciprocal_sqrt, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_moments, sum_partials, tile_moments
 
@@ -80,14 +80,13 @@ def _row_norm_forward_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     x_stride = _aligned(x_stride, ALIGN)
-    row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
-    long_row = row.to(tl.int64)
+    row = (tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
 
     xs = ()
     total = tl.zeros([BLOCK_M, 1], ACC)
     for i in tl.static_range(len(CHUNKS)):
         n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
-        x = load(x_ptr + long_row * x_stride + n, (row < M) & (n < N), ACC)
+        x = load(x_ptr + row * x_stride + n, (row < M) & (n < N), ACC)
         xs = xs + (x,)
         if CENTRED:
             total += tl.sum(x, 1, keep_dims=True)
@@ -111,7 +110,7 @@ def _row_norm_forward_kernel(
     for i in tl.static_range(len(CHUNKS)):
         n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
         y = _affine(((xs[i] - mean) - low) * rstd, weight_ptr, bias_ptr, n, n < N, ACC)
-        store(y_ptr + long_row * N + n, y, (row < M) & (n < N))
+        store(y_ptr + row * N + n, y, (row < M) & (n < N))
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -195,7 +194,7 @@ def _row_norm_backward_kernel(
         dws = dws + (zero,)
         dbs = dbs + (zero,)
 
-    for tile in range(pid, tl.cdiv(M, BLOCK_M), tl.num_programs(0)):
+    for tile in range(pid, blocks(M, BLOCK_M), tl.num_programs(0)):
         row = (tile * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
         long_row = row.to(tl.int64)
         mean, low, rstd = _load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED, ACC)
@@ -308,7 +307,7 @@ def _row_norm_weight_gradient_kernel(
     split = tl.program_id(1)
     dw = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     db = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for tile in range(split, tl.cdiv(M, BLOCK_M), tl.num_programs(1)):
+    for tile in range(split, blocks(M, BLOCK_M), tl.num_programs(1)):
         row = (tile * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
         mask = (row < M) & (n < N)
         mean, low, rstd = _load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED, ACC)

@@ -201,6 +201,7 @@ def _fits(x: Tensor, channel_vectors: tuple[Tensor | None, ...], training: bool,
     running_mean, running_var = channel_vectors[2:]
     return (
         x.dim() >= 2
+        and x.shape[1] > 0
         and all(v is None or (v.dim() == 1 and v.shape[0] == x.shape[1]) for v in channel_vectors)
         and (running_mean is None) == (running_var is None)
         and all(v is None or v.is_contiguous() for v in (running_mean, running_var))

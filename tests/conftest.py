@@ -1,6 +1,7 @@
 """Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported."""
 
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -16,6 +17,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests counted by record_property under a name with "samples" in it: how much a green run covers."""
+    passed = terminalreporter.stats.get("passed", ())
+    counts = Counter()
+    for name, count in (p for report in passed for p in report.user_properties if "samples" in p[0]):
+        counts[name] += count
+    for name, count in sorted(counts.items()):
+        terminalreporter.write_line(f"{count:6} {name}")
 
 
 @pytest.fixture(autouse=True)

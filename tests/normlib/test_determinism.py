@@ -1,0 +1,169 @@
+"""The same bits every time, and for a row the same bits whatever lies beside it."""
+
+import random
+from contextlib import contextmanager
+from inspect import signature
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from normlib import functional as N
+from normlib.kernels import batch_norm, plan, row_norm
+from normlib.kernels.numerics import INTERPRETED
+from normlib.kernels.plan import INTERPRETER, Device
+
+H200 = Device(132)
+
+
+@contextmanager
+def programs_in_any_order(seed):
+    """The programs of each launch run in another order, as on a GPU, where the hardware does it by itself."""
+    if not INTERPRETED.value:
+        yield
+        return
+    from triton.runtime.interpreter import interpreter_builder as interpreter
+
+    visit, draw, waiting = interpreter.set_grid_idx, random.Random(seed), []
+
+    def visit_another(*_):
+        if not waiting:
+            x, y, z = interpreter.grid_dim
+            waiting.extend((i, j, k) for i in range(x) for j in range(y) for k in range(z))
+            draw.shuffle(waiting)
+        visit(*waiting.pop())
+
+    interpreter.set_grid_idx = visit_another
+    try:
+        yield
+    finally:
+        interpreter.set_grid_idx = visit
+    assert not waiting, "a program was left out"
+
+
+def row_norm_case(centred):
+    def run(x, dy, weight, bias):
+        n, dtype = weight.shape[0], weight.dtype
+        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n)
+        gradients = row_norm.backward(dy, x, mean, rstd, weight, centred, n, dtype, dtype, True)
+        return {"y": y, "mean": mean, "rstd": rstd} | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+    return run
+
+
+def batch_norm_case(training):
+    def run(x, dy, weight, bias):
+        mean, var = saved = torch.zeros_like(weight), torch.ones_like(weight)
+        if training:
+            y, *saved = batch_norm.batch_norm_forward(x, weight, bias, mean, var, 0.3, 1e-5)
+        else:
+            y = batch_norm.batch_norm_eval_forward(x, weight, bias, mean, var, 1e-5)
+        gradients = batch_norm.batch_norm_backward(dy, x, *saved, weight, 1e-5, not training, True, True)
+        found = {"y": y, "running_mean": mean, "running_var": var, "mean": saved[0], "rstd": saved[1]}
+        return found | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+    return run
+
+
+# How it runs, the shape (several programs to nearly every launch, in the interpreter too), and how often: long rows
+# take the interpreter a second.
+CASES = {
+    "layer_norm": (row_norm_case(True), (40, 100), 100),
+    "rms_norm": (row_norm_case(False), (40, 100), 100),
+    "layer_norm, long rows": (row_norm_case(True), (2, 16400), 2 if INTERPRETED.value else 100),
+    "batch_norm, training": (batch_norm_case(True), (2, 6, 5, 5), 100),
+    "batch_norm, evaluation": (batch_norm_case(False), (2, 6, 5, 5), 100),
+}
+
+
+def bits(t):
+    return t.detach().contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_output_has_the_same_bits_every_time(name, dtype, device):
+    run, shape, times = CASES[name]
+    x, dy = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(shape[1], device=device).to(dtype) for _ in range(2))
+    first = run(x, dy, weight, bias)
+    for seed in range(times):
+        with programs_in_any_order(seed):
+            again = run(x, dy, weight, bias)
+        assert [k for k in first if not torch.equal(bits(first[k]), bits(again[k]))] == []
+
+
+@pytest.mark.skipif(not INTERPRETED.value, reason="the order of a GPU's programs is its own")
+def test_an_atomic_sum_would_fail_that_test():
+    x = torch.randn(64) * torch.logspace(0, 6, 64)
+    sums = []
+    for seed in range(10):
+        total = torch.zeros(1)
+        with programs_in_any_order(seed):
+            _add_up[(64,)](total, x)
+        sums.append(total.item())
+    assert len(set(sums)) > 1
+
+
+@triton.jit
+def _add_up(total_ptr, x_ptr):
+    tl.atomic_add(total_ptr, tl.load(x_ptr + tl.program_id(0)))
+
+
+# A width for each variant of the plan, and the most rows of it that the interpreter sums in a second or two.
+WIDTHS = {
+    24: 8192,  # many rows a program
+    600: 64,  # several chunks a row, several rows a program
+    7168: 8,  # one row a program
+    12288: 3,  # forward in registers, backward in a loop
+    20000: 3,  # both in a loop
+}
+ROWS = (1, 2, 3, 5, 8, 17, 64, 257, 1024, 8192)
+
+
+def row_bits(name, x, dy, weight, bias):
+    x = x.detach().requires_grad_()
+    y = getattr(N, name)(x, weight.shape, weight, bias=bias, eps=1e-5)
+    return bits(y), bits(torch.autograd.grad(y, x, dy)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_a_row_does_not_depend_on_how_many_there_are_or_on_its_place(name, width, dtype, device):
+    most = WIDTHS[width]
+    x, dy = (torch.randn(most, width, device=device).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(width, device=device).to(dtype) for _ in range(2))
+    whole = row_bits(name, x, dy, weight, bias)
+    for rows in ROWS:
+        if rows < most:
+            part = row_bits(name, x[:rows], dy[:rows], weight, bias)
+            assert all(torch.equal(a, b[:rows]) for a, b in zip(part, whole, strict=True)), f"{rows} of {most} rows"
+    places = torch.randperm(most, device=device)
+    moved = row_bits(name, x[places], dy[places], weight, bias)
+    assert all(torch.equal(a, b[places]) for a, b in zip(moved, whole, strict=True)), "rows in another order"
+
+
+def test_the_widths_are_one_for_each_variant_of_the_plan():
+    def variant(width):
+        forward, backward = plan.row_forward(width, 4, INTERPRETER), plan.row_backward(3, width, 4, INTERPRETER).rows
+        return tuple((len(p.chunks), p.block_m > 1) for p in (forward, backward))
+
+    assert [variant(width) for width in WIDTHS] == [
+        ((1, True), (1, True)),
+        ((2, True), (2, True)),
+        ((3, False), (3, False)),
+        ((2, False), (0, False)),
+        ((0, False), (0, False)),
+    ]
+
+
+@pytest.mark.parametrize("device", [H200, INTERPRETER], ids=["H200", "interpreter"])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_no_plan_of_a_row_looks_at_how_many_there_are(itemsize, device):
+    assert list(signature(plan.row_forward).parameters) == ["n", "itemsize", "device"]
+    for width in (1, 3, 24, 100, 511, 512, 600, 1000, 1600, 4096, 7168, 8192, 12288, 16384, 20000, 131072):
+        plans = [plan.row_backward(m, width, itemsize, device) for m in (*ROWS, 132, 528, 10**6, 2**31 - 1)]
+        # `programs` may differ: it is how rows are dealt out, and a row's dx is one program's work.
+        assert len({(str(p.rows), p.block_rows, p.block_columns) for p in plans}) == 1
