@@ -3,6 +3,7 @@
 from normlib import functional
 from normlib.backend import backend_for
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normlib.convert import convert, revert
 from normlib.layer_norm import LayerNorm
 from normlib.rms_norm import RMSNorm
 
@@ -15,5 +16,7 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "backend_for",
+    "convert",
     "functional",
+    "revert",
 ]

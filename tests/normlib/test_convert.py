@@ -1,0 +1,419 @@
+"""Conversion changes what computes a norm and nothing else, and can be undone."""
+
+import copy
+import dataclasses
+import io
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import l1_unstructured
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+import normlib
+from normlib import row_norm
+from normlib.convert import convert, revert
+from normlib.lookalike import ConvertedRMSNorm
+
+# name: (how to make one, an input's shape, its class when converted).
+NORMS = {
+    "BatchNorm1d": (lambda: nn.BatchNorm1d(6), (4, 6), normlib.BatchNorm1d),
+    "BatchNorm2d": (lambda: nn.BatchNorm2d(6, momentum=None), (2, 6, 3, 3), normlib.BatchNorm2d),
+    "BatchNorm3d": (lambda: nn.BatchNorm3d(6, affine=False), (2, 6, 2, 2, 2), normlib.BatchNorm3d),
+    "BatchNorm1d, untracked": (lambda: nn.BatchNorm1d(6, track_running_stats=False), (4, 6), normlib.BatchNorm1d),
+    "LayerNorm": (lambda: nn.LayerNorm((2, 6), eps=1e-3), (3, 2, 6), normlib.LayerNorm),
+    "LayerNorm, no bias": (lambda: nn.LayerNorm(6, bias=False), (4, 6), normlib.LayerNorm),
+    "RMSNorm": (lambda: nn.RMSNorm(6), (4, 6), normlib.RMSNorm),
+    "RMSNorm, no weight": (lambda: nn.RMSNorm(6, 1e-3, elementwise_affine=False), (4, 6), normlib.RMSNorm),
+    "Llama's": (lambda: LlamaRMSNorm(6, 1e-3), (4, 6), ConvertedRMSNorm),
+    "T5's": (lambda: T5LayerNorm(6), (4, 6), ConvertedRMSNorm),
+}
+
+
+def randomised(module):
+    """Ones and zeros would hide a weight or a statistic that is dropped."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    return module
+
+
+class Net(nn.Module):
+    """A norm of each kind, one of them at two places, and one that stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.group = nn.GroupNorm(2, 4)
+        self.blocks = nn.ModuleList([nn.LayerNorm(6), nn.RMSNorm(6, eps=1e-6)])
+        self.llama = LlamaRMSNorm(6)
+        self.again = self.llama
+
+    def forward(self, x):
+        y = self.group(self.bn(self.first(x)).relu())
+        return self.again(self.blocks[1](self.llama(self.blocks[0](y)).relu()))
+
+
+IMAGES = (2, 3, 8, 8)
+OTHER = "it is not one of batch norm, layer norm and RMS norm"
+
+
+def snapshot(module):
+    """All that a model is made of: objects by identity, in their order."""
+    return [
+        (name, id(m), type(m), [(k, id(v)) for k, v in vars(m).items()], [(k, id(v)) for k, v in m._parameters.items()])
+        for name, m in module.named_modules(remove_duplicate=False)
+    ] + [(name, id(t)) for name, t in (*module.named_parameters(), *module.named_buffers())]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_model_that_is_a_norm_itself_computes_the_same_and_reverts(name, training, device):
+    make, shape, kind = NORMS[name]
+    module = randomised(make()).to(device).train(training)
+    theirs, before, text = copy.deepcopy(module), snapshot(module), repr(module)
+    assert convert(module).counts == {type(theirs).__name__: 1}
+    assert type(module) is kind and module.training == training
+    x = torch.randn(shape, device=device)
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    for m, t in ((module, a), (theirs, b)):
+        m(t).square().sum().backward()
+    # Beside float32's rounding of 6e-8 a gradient of a normalized square cancels to some hundredth of its terms.
+    torch.testing.assert_close(module(x), theirs(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+    for p, q in zip(module.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
+    for p, q in zip(module.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    assert revert(module) == ("",)
+    assert snapshot(module) == before and repr(module) == text
+    theirs.load_state_dict(module.state_dict())
+    assert torch.equal(module(x), theirs(x))
+
+
+def test_the_summary_names_what_was_converted_and_what_was_not_and_why():
+    net = Net()
+    reference = net.llama
+    summary = convert(net)
+    found = {c.names: (c.before, c.after) for c in summary.converted}
+    assert found == {
+        ("bn",): (nn.BatchNorm2d, normlib.BatchNorm2d),
+        ("blocks.0",): (nn.LayerNorm, normlib.LayerNorm),
+        ("blocks.1",): (nn.RMSNorm, normlib.RMSNorm),
+        ("llama", "again"): (LlamaRMSNorm, ConvertedRMSNorm),
+    }
+    assert summary.counts == {"BatchNorm2d": 1, "LayerNorm": 1, "RMSNorm": 1, "LlamaRMSNorm": 1}
+    assert [(s.names, s.kind) for s in summary.left_alone] == [(("group",), nn.GroupNorm)]
+    assert net.again is net.llama is reference
+    assert str(summary) == repr(summary)
+    lines = str(summary).splitlines()
+    assert {"converted: 4", "  1 x LlamaRMSNorm -> normlib's ConvertedRMSNorm (llama = again)"} <= {*lines}
+    assert {"left alone: 1", f"  1 x GroupNorm: {OTHER} (group)"} <= {*lines}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        summary.dry_run = True
+
+
+def test_the_summary_of_a_deep_model_is_short():
+    summary = convert(nn.Sequential(*(nn.LayerNorm(4) for _ in range(100))))
+    assert "100 x LayerNorm -> normlib's LayerNorm (0, 1, 2 and 97 more)" in str(summary) and len(str(summary)) < 200
+
+
+def test_a_dry_run_reports_the_same_and_changes_nothing():
+    net = Net()
+    before = snapshot(net)
+    dry = convert(net, dry_run=True)
+    assert snapshot(net) == before and "would convert: 4" in str(dry)
+    assert dataclasses.replace(dry, dry_run=False) == convert(net)
+
+
+def test_a_second_conversion_finds_its_work_done():
+    net = Net()
+    convert(net)
+    before = snapshot(net)
+    again = convert(net)
+    assert snapshot(net) == before and not again.converted
+    assert {name for names in again.already for name in names} == {"bn", "blocks.0", "blocks.1", "llama", "again"}
+    assert "normlib's already: 4" in str(again)
+    assert not revert(normlib.LayerNorm(4))  # which never was another
+
+
+@pytest.mark.parametrize("op", ["batch_norm", "layer_norm", "rms_norm"])
+def test_ops_restricts_what_is_converted_and_reported(op):
+    class Subclass(nn.LayerNorm):
+        pass
+
+    net = nn.ModuleDict({"net": Net(), "sub": Subclass(4)})
+    summary = convert(net, ops=[op])
+    expected = {"batch_norm": {"BatchNorm2d"}, "layer_norm": {"LayerNorm"}, "rms_norm": {"RMSNorm", "LlamaRMSNorm"}}
+    assert set(summary.counts) == expected[op]
+    assert any(s.kind is Subclass for s in summary.left_alone) == (op == "layer_norm")
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "error", "words"),
+    [
+        (({"a": 1},), {}, TypeError, "model must be a torch.nn.Module, not a dict"),
+        ((nn.LayerNorm,), {}, TypeError, "model must be a torch.nn.Module, not the class LayerNorm"),
+        ((nn.LayerNorm(4),), {"ops": "layer_norm"}, TypeError, "ops must be a tuple of names out of"),
+        ((nn.LayerNorm(4),), {"ops": None}, TypeError, "ops must be a tuple of names out of"),
+        ((nn.LayerNorm(4),), {"ops": ["group_norm"]}, ValueError, "not 'group_norm'"),
+        ((nn.LayerNorm(4),), {"ops": [nn.LayerNorm]}, ValueError, "'batch_norm', 'layer_norm', 'rms_norm'"),
+    ],
+)
+def test_a_bad_argument_is_refused_in_one_line_that_says_what_is_allowed(args, options, error, words):
+    with pytest.raises(error) as caught:
+        convert(*args, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_revert_refuses_what_is_no_module():
+    with pytest.raises(TypeError, match="not a list"):
+        revert([nn.LayerNorm(4)])
+
+
+class OwnForward(nn.LayerNorm):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Renamed(nn.RMSNorm):
+    pass
+
+
+def with_forward():
+    module = nn.BatchNorm1d(4)
+    module.forward = lambda x: x
+    return module
+
+
+def parametrized(module):
+    return parametrize.register_parametrization(module, "weight", nn.Softplus())
+
+
+def with_bias():
+    module = nn.RMSNorm(4)
+    module.bias = nn.Parameter(torch.ones(4))  # which torch.nn.RMSNorm does not use, and normlib's does
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: OwnForward(4), "it is a subclass of torch's LayerNorm"),
+        (lambda: Renamed(4), "it is a subclass of torch's RMSNorm"),
+        (with_forward, "something replaced its forward"),
+        (with_bias, "it has an attribute bias"),
+        (lambda: parametrized(nn.LayerNorm(4)), "it is parametrized"),
+        (lambda: parametrized(LlamaRMSNorm(4)), "it is parametrized"),
+        (lambda: nn.LazyBatchNorm2d(), "it is lazy"),
+        (lambda: nn.SyncBatchNorm(4), "it merges statistics over processes"),
+        (lambda: nn.GroupNorm(2, 4), OTHER),
+        (lambda: nn.InstanceNorm2d(4), OTHER),
+        (lambda: nn.LocalResponseNorm(2), OTHER),
+    ],
+)
+def test_what_is_not_exactly_one_of_the_three_is_left_alone_with_the_reason(make, reason):
+    module = make()
+    before = snapshot(module)
+    summary = convert(module)
+    assert not summary.converted and snapshot(module) == before
+    assert [(s.names, s.kind) for s in summary.left_alone] == [(("",), type(module))]
+    assert summary.left_alone[0].reason.startswith(reason)
+
+
+def test_what_no_one_would_expect_to_be_converted_is_not_mentioned():
+    summary = convert(nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.PReLU(4), nn.ModuleList([nn.Embedding(4, 4)])))
+    assert not summary.converted and not summary.left_alone
+
+
+def test_a_lazy_norm_is_converted_once_it_is_initialised():
+    module = nn.LazyBatchNorm2d()
+    module(torch.randn(2, 3, 4, 4))
+    assert convert(module).counts == {"BatchNorm2d": 1}
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm", "RMSNorm", "Llama's"])
+def test_every_hook_stays_and_runs_once(name, device):
+    make, shape, _ = NORMS[name]
+    module = make().to(device)
+    calls = []
+    module.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    module.register_forward_hook(lambda *_: calls.append("forward"))
+    module.register_full_backward_hook(lambda *_: calls.append("backward"))
+    module.register_full_backward_pre_hook(lambda *_: calls.append("backward pre"))
+    module.register_state_dict_post_hook(lambda *_: calls.append("state_dict"))
+    module.register_load_state_dict_post_hook(lambda *_: calls.append("load"))
+    convert(module)
+    assert not calls
+    module(torch.randn(shape, device=device, requires_grad=True)).sum().backward()
+    module.load_state_dict(module.state_dict())
+    assert calls == ["pre", "forward", "backward pre", "backward", "state_dict", "load"]
+
+
+def test_a_pruned_norm_keeps_its_mask(device):
+    module = nn.LayerNorm(6).to(device)
+    l1_unstructured(module, "weight", 3)
+    x = torch.randn(4, 6, device=device)
+    expected = module(x)
+    assert convert(module).converted
+    assert (expected == 0).sum() == 12
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_a_state_dict_goes_both_ways(device):
+    original, converted = randomised(Net()).to(device), Net().to(device)
+    convert(converted)
+    before, keys = original.state_dict(), list(converted.state_dict())
+    assert keys == list(before)
+    converted.load_state_dict(before, strict=True)
+    back = Net().to(device)
+    back.load_state_dict(converted.state_dict(), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), before.values(), strict=True))
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_save(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, through_pickle, through_save])
+def test_a_copy_of_a_converted_model_is_converted_and_reverts(through, device):
+    net = randomised(Net()).to(device)
+    classes = {name: type(m) for name, m in net.named_modules()}
+    x = torch.randn(IMAGES, device=device)
+    expected = net(x)
+    convert(net)
+    other = through(net)
+    assert torch.equal(other(x), net(x)) and type(other.llama) is ConvertedRMSNorm and other.llama is other.again
+    assert revert(other) == ("bn", "blocks.0", "blocks.1", "llama")
+    assert {name: type(m) for name, m in other.named_modules()} == classes
+    assert torch.equal(other(x), expected)
+    assert type(net.llama) is ConvertedRMSNorm  # a copy of its own
+
+
+def test_attributes_of_the_same_name_come_back(device):
+    class Named(LlamaRMSNorm):
+        def __init__(self):
+            super().__init__(6)
+            self.eps, self.normalized_shape, self.result_dtype, self.bias = 0.5, "rows", None, None
+
+        def forward(self, hidden_states):
+            return super().forward(hidden_states)
+
+    module = Named().to(device)
+    before = snapshot(module)
+    x = torch.randn(4, 6, device=device) * 1e-3
+    expected = module(x)
+    assert convert(module).converted and module.eps == 1e-6
+    torch.testing.assert_close(module(x), expected)
+    assert repr(module).startswith("ConvertedRMSNorm(")
+    revert(module)
+    assert snapshot(module) == before and module.eps == 0.5
+
+
+def test_revert_refuses_what_changed_since_and_then_changes_nothing():
+    net = Net()
+    convert(net)
+    parametrized(net.blocks[1])
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"'blocks.1' became a ParametrizedRMSNorm after its conversion"):
+        revert(net)
+    assert snapshot(net) == before
+    parametrize.remove_parametrizations(net.blocks[1], "weight")
+    assert len(revert(net)) == 4
+
+    norm = nn.RMSNorm(4)
+    convert(norm)
+    norm.bias = nn.Parameter(torch.ones(4))
+    with pytest.raises(RuntimeError, match="was given a bias"):
+        revert(norm)
+
+
+def test_revert_keeps_what_was_learnt_and_a_later_conversion_works(device):
+    norm = nn.RMSNorm(6).to(device)
+    weight = norm.weight
+    convert(norm)
+    with torch.no_grad():
+        norm.weight.fill_(3.0)
+    revert(norm)
+    assert norm.weight is weight and (norm.weight == 3.0).all()
+    assert convert(norm).converted and type(norm) is normlib.RMSNorm
+
+
+def test_a_model_on_the_meta_device_is_converted(device):
+    with torch.device("meta"):
+        net = Net()
+    assert len(convert(net).converted) == 4 and all(p.is_meta for p in net.parameters())
+    original = randomised(Net()).to(device)
+    net = net.to_empty(device=device)
+    net.load_state_dict(original.state_dict())
+    x = torch.randn(IMAGES, device=device)
+    # Four norms in a row, each a few roundings of 6e-8.
+    torch.testing.assert_close(net(x), original(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_failure_while_examining_leaves_the_whole_model_as_it_was(monkeypatch):
+    net = nn.Sequential(nn.LayerNorm(4), nn.BatchNorm1d(4), LlamaRMSNorm(4))
+    before = snapshot(net)
+
+    def interrupted(self, hidden_states):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(net)
+    assert snapshot(net) == before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_converted_model_compiles_whole(when, device, monkeypatch):
+    """Also one that was compiled, and has run, before its conversion: it is compiled again, and so the kernels run."""
+    torch._dynamo.reset()
+    forward, calls = row_norm.kernels.forward, []
+    monkeypatch.setattr(row_norm.kernels, "forward", lambda *args: calls.append("forward") or forward(*args))
+    net = randomised(Net()).to(device)
+    x = torch.randn(IMAGES, device=device)
+    expected = net(x)
+    if when == "after":
+        convert(net)
+    run = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(x), expected, rtol=1e-5, atol=1e-5)
+    if when == "before":
+        convert(net)
+        assert not calls
+        torch.testing.assert_close(run(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(calls) >= 4  # one layer norm, three RMS norms
+    run(x).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, T5LayerNorm])
+def test_a_converted_norm_of_mixed_dtypes_compiles_whole(kind, device):
+    torch._dynamo.reset()
+    module = kind(6).to(device)
+    convert(module)
+    x = torch.randn(4, 6, device=device, dtype=torch.bfloat16)
+    y = torch.compile(module, fullgraph=True, backend="aot_eager")(x)
+    assert y.dtype == torch.float32 and torch.equal(y, module(x))
+
+
+def test_an_ordered_dict_of_hooks_and_an_optimizer_outlive_the_conversion(device):
+    norm = LlamaRMSNorm(6).to(device)
+    hooks = norm._forward_hooks
+    optimizer = torch.optim.Adam(norm.parameters())
+    norm(torch.randn(4, 6, device=device)).sum().backward()
+    optimizer.step()
+    convert(norm)
+    assert norm._forward_hooks is hooks and isinstance(hooks, OrderedDict)
+    assert optimizer.param_groups[0]["params"] == [norm.weight] and optimizer.state[norm.weight]["step"] == 1
