@@ -39,6 +39,8 @@ preset, in the operators that have it, and cases that become equal are measured 
 layer shape: `--preset resnet50 --batch 1` is that model at batch 1, and `--channels 64` leaves its sizes with 64
 channels. With every axis given, only the preset's dtypes and layouts are left to stand in for those not given.
 --resume takes every argument from the run itself; --time-budget alone may be given anew.
+--inputs other than normal are judged and not timed, and bring in textbook formulas (one_pass, two_pass, welford):
+%(families)s
 
 exit status: 0 done; 1 a normlib cell is wrong or crashed; 2 unusable arguments; 130 Ctrl-C
 """
@@ -98,7 +100,8 @@ def _run(
     from bench.summary import summary
 
     asked = sweep.parse(given, operators, "smoke" if device.type == "cpu" else "quick")
-    names, baseline, left_out = _providers(given, providers, device)
+    judging = any(family != "normal" for family, _ in asked.families)
+    names, baseline, left_out = _providers(given, providers, device, judging)
     plan = runner.Plan(
         cases=tuple(sweep.cases(asked, operators)),
         providers={name: providers[name] for name in names},
@@ -164,7 +167,7 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m bench.run",
         allow_abbrev=False,
-        epilog=_NOTES,
+        epilog=_NOTES % {"families": "\n".join(f"  {name:10} {about}" for name, about in INPUTS.items())},
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measures normalization layers: error against float64, and speed on a GPU.",
     )
@@ -179,9 +182,7 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     for axis in sweep.axis_names(operators.values()):
         owners = ", ".join(operator.short for operator in operators.values() if axis in operator.axes)
         parser.add_argument(f"--{axis}", metavar="SIZES", help=f"an axis of {owners}")
-    parser.add_argument(
-        "--inputs", metavar="NAMES", help=f"families of x out of {', '.join(INPUTS)} (default normal); see the notes"
-    )
+    parser.add_argument("--inputs", metavar="NAMES", help=f"families of x out of {', '.join(INPUTS)} (default normal)")
     parser.add_argument("--offset", metavar="X,...", help="mean/std of --inputs offset (default 1e2,1e4,1e6)")
     parser.add_argument(
         "--providers", metavar="NAMES", help="default: all that are available; without a GPU normlib,torch"
@@ -213,18 +214,20 @@ def _device(asked: str | None) -> tuple[torch.device, list[str]]:
 
 
 def _providers(
-    given: Mapping[str, str | None], providers: Mapping[str, Provider], device: torch.device
+    given: Mapping[str, str | None], providers: Mapping[str, Provider], device: torch.device, judging: bool
 ) -> tuple[tuple[str, ...], str, list[str]]:
     """Names with the baseline first, the baseline, and which were left out by default and why.
 
-    One asked for by name stays although it is unavailable: its cells then say why.
+    One asked for by name stays although it is unavailable: its cells then say why. By default those that are never
+    timed join only where inputs are hard, which is `judging`.
     """
     missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
     text, baseline = given["providers"], given["baseline"]
     if text is not None:
         names, left_out = sweep.some_of("--providers", text, providers), []
     else:
-        wanted = [name for name in providers if device.type != "cpu" or name in CPU_PROVIDERS]
+        timed = [name for name, p in providers.items() if p.timed and (device.type != "cpu" or name in CPU_PROVIDERS)]
+        wanted = [*timed, *(name for name, p in providers.items() if judging and not p.timed)]
         names = tuple(name for name in wanted if name not in missing)
         left_out = [f"{name} is left out: {missing[name]}" for name in wanted if name in missing]
     if all(name in missing for name in names):

@@ -109,7 +109,8 @@ def _sweep(
                 record(problem.record(case, plan.providers[name], "skipped", BUDGET_SPENT))
                 continue
             display.running(case, name)
-            provider, timed = plan.providers[name], case.inputs == "normal"
+            provider = plan.providers[name]
+            timed = case.inputs == "normal" and provider.timed
             finished = problem.measure(case, provider, done.get((case, plan.baseline)), timed)
             done[case, name] = finished
             record(finished)

@@ -41,6 +41,7 @@ class Provider(ABC):
     """One implementation under its own name. It never lets another implementation run in its place."""
 
     name: str
+    timed = True  # False for what is there to be judged alone
 
     @abstractmethod
     def version(self) -> str:

@@ -123,9 +123,8 @@ def _cells(records: list[Record], interpreted: bool) -> pd.DataFrame:
 
 
 def _label(record: Record, several_eps: bool) -> str:
-    shape = "x".join(map(str, record.shape))
-    eps = f"eps {short(record.eps)}" if several_eps else ""
-    return " ".join(part for part in (record.op, shape, record.dtype, record.layout, record.mode, eps) if part)
+    eps = f" eps {short(record.eps)}" if several_eps else ""
+    return f"{record.case.label}{eps}"
 
 
 def pressure(error: TensorError) -> float:
@@ -152,7 +151,7 @@ def describe(error: TensorError) -> str:
 
 
 def _errors(records: list[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    kept = ["op", "provider", "status", "mode", "cell", "case", "label"]
+    kept = ["op", "provider", "status", "mode", "inputs", "offset", "cell", "case", "label"]
     rows = [
         {**asdict(error), **cell, "pressure": pressure(error), "text": describe(error)}
         for record, cell in zip(records, cells[kept].to_dict("records"), strict=True)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.case import INPUTS
 from bench.report.data import Run, ordered
-from bench.report.formatting import figure, number, percent, plural, times
+from bench.report.formatting import figure, number, percent, plural, short, times
 from bench.report.thresholds import ABOVE_ROOF, ACCURACY_MARGIN, JUDGED_BY, LEAST_ERROR, NOISY_SPREAD, SUBJECT
 from bench.results import STATUSES
 
@@ -124,6 +125,34 @@ def less_accurate(run: Run) -> list[LessAccurate]:
             LessAccurate(link(r), r["tensor"], written[0], r["provider_peer"], written[1], r["ratio"], others)
         )
     return losses
+
+
+@dataclass(frozen=True)
+class Family:
+    """How often a provider was right on one family of inputs; None where it was not judged."""
+
+    name: str
+    about: str
+    right: dict[str, tuple[int, int] | None]
+
+
+def families(run: Run, op: str) -> list[Family]:
+    """One row a family of inputs; nothing where all inputs are normal."""
+    cells = judged(run.cells[run.cells["op"] == op])
+    if set(cells["inputs"]) <= {"normal"}:
+        return []
+    rows = []
+    for name, offset in sorted(set(zip(cells["inputs"], cells["offset"], strict=True)), key=_family_order):
+        here = cells[(cells["inputs"] == name) & (cells["offset"] == offset)]
+        counts = {p: (int((part["status"] == "ok").sum()), len(part)) for p, part in here.groupby("provider")}
+        about = f"mean/std {short(offset)} in every statistic" if offset else INPUTS.get(name, "")
+        rows.append(Family(name, about, {p: counts.get(p) for p in run.providers}))
+    return rows
+
+
+def _family_order(family: tuple[str, float]) -> tuple[int, float]:
+    names = list(INPUTS)
+    return names.index(family[0]) if family[0] in names else len(names), family[1]
 
 
 # A number that stands alone, so that fp16 and sm_90 stay what they are.

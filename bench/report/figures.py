@@ -18,7 +18,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from bench.report import svg
 from bench.report.data import Run
 from bench.report.formatting import DASH, number, short, size
-from bench.report.thresholds import BOUNDS, HEAT_LIMIT, SMALLEST_SHARE, SUBJECT
+from bench.report.thresholds import (
+    BOUNDS,
+    HEAT_LIMIT,
+    LARGEST_NORMAL_OFFSET,
+    LEAST_ERROR,
+    SMALLEST_SHARE,
+    SUBJECT,
+)
 
 WIDTH = 4.4  # inches; the page scales it
 
@@ -105,6 +112,43 @@ def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | N
             )  # fmt: skip
         figure.subplots_adjust(left=0.14, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"GB/s against the size of x for {', '.join(legend)}")
+
+
+def error_against_offset(errors: pd.DataFrame, legend: dict[str, Key], top: float, name: str) -> Markup:
+    """rel_l2_error against mean/std: a line through each provider's median, a bar over all its cells."""
+    drawn = errors.assign(
+        at=errors["offset"].where(errors["inputs"] == "offset", LARGEST_NORMAL_OFFSET),
+        rel_l2_error=errors["rel_l2_error"].clip(LEAST_ERROR, top),
+    )
+    with svg.style():
+        figure = svg.new(WIDTH, 2.7)
+        axes = figure.subplots()
+        for key in reversed([key for key in legend.values() if key.provider in set(drawn["provider"])]):
+            part = drawn[drawn["provider"] == key.provider]
+            ours = key.provider == SUBJECT
+            sns.lineplot(
+                part, x="at", y="rel_l2_error", estimator="median", errorbar=None, ax=axes, color=key.colour,
+                legend=False, marker=key.marker, markersize=5.5, markeredgecolor=svg.PAPER, markeredgewidth=0.6,
+                linewidth=2.0 if ours else 1.3, zorder=4 if ours else 3,
+            )  # fmt: skip
+            axes.lines[-1].set_gid(slug("line", key.provider))
+            spread = part.groupby("at")["rel_l2_error"]
+            axes.vlines(spread.min().index, spread.min(), spread.max(), color=key.colour, alpha=0.4, linewidth=2.4)
+        places = sorted(drawn["at"].unique())
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(LEAST_ERROR / 2, top * 2)
+        axes.xaxis.set_major_locator(FixedLocator(places))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"≤ {value:g}" if value == LARGEST_NORMAL_OFFSET else short(value))
+        )
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.set(xlabel="mean/std of x", ylabel="rel_l2_error")
+        figure.subplots_adjust(left=0.16, right=0.97, bottom=0.18, top=0.97)
+        return svg.inline(figure, name, f"rel_l2_error against the mean of x for {', '.join(legend)}")
 
 
 def _size_ticks(axes: Axes, sizes: pd.Series) -> None:

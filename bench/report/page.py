@@ -178,6 +178,8 @@ def _accuracy(run: Run, op: str, legend: dict[str, figures.Key]) -> dict[str, An
     return {
         "op": op,
         "panels": panels,
+        "offsets": _offsets(run, op, legend),
+        "families": facts.families(run, op),
         "worst": [
             {
                 **row,
@@ -188,3 +190,18 @@ def _accuracy(run: Run, op: str, legend: dict[str, figures.Key]) -> dict[str, An
         ],
         "legend": [key for key in legend.values() if key.provider in present],
     }
+
+
+def _offsets(run: Run, op: str, legend: dict[str, figures.Key]) -> list[figures.Panel]:
+    """float32 error against mean/std, a panel a tensor, where the run has inputs with an offset."""
+    fp32 = run.cells.loc[(run.cells["dtype"] == "fp32") & (run.cells["op"] == op), "cell"]
+    errors = run.errors[run.errors["inputs"].isin(("normal", "offset")) & run.errors["cell"].isin(fp32)]
+    if not (errors["inputs"] == "offset").any():
+        return []
+    # NaN is as wrong as a result can be, and is drawn where that is.
+    errors = errors.assign(rel_l2_error=errors["rel_l2_error"].fillna(thresholds.LARGEST_ERROR_DRAWN))
+    top = float(errors["rel_l2_error"].clip(upper=thresholds.LARGEST_ERROR_DRAWN).max())
+    return [
+        figures.Panel(tensor, figures.error_against_offset(part, legend, top, figures.slug("offset", op, str(tensor))))
+        for tensor, part in errors.groupby("tensor", sort=False)
+    ]
