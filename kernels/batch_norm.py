@@ -170,12 +170,14 @@ def _batch_norm_merge_kernel(
     store(rstd_ptr + c, reciprocal_sqrt(var + from_pair(eps, eps_low, ACC)), c < C)
 
     if running_mean_ptr is not None:
-        m = from_pair(momentum, momentum_low, ACC)
-        old_mean = load(running_mean_ptr + c, c < C, ACC)
-        old_var = load(running_var_ptr + c, c < C, ACC)
-        unbiased = divide(m2, n - 1.0)
-        store(running_mean_ptr + c, old_mean * (1.0 - m) + (mean + low) * m, c < C)
-        store(running_var_ptr + c, old_var * (1.0 - m) + unbiased * m, c < C)
+        # In float64: these few values are kept for the whole of a training, and go through three roundings otherwise.
+        m = from_pair(momentum, momentum_low, tl.float64)
+        old_mean = load(running_mean_ptr + c, c < C, tl.float64)
+        old_var = load(running_var_ptr + c, c < C, tl.float64)
+        new_mean = mean.to(tl.float64) + low.to(tl.float64)
+        unbiased = m2.to(tl.float64) / (n.to(tl.float64) - 1.0)
+        store(running_mean_ptr + c, (old_mean * (1.0 - m) + new_mean * m).to(ACC), c < C)
+        store(running_var_ptr + c, (old_var * (1.0 - m) + unbiased * m).to(ACC), c < C)
 
 
 @triton.jit
