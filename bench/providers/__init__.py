@@ -28,12 +28,13 @@ class Runnable:
     """A built cell. `run` is what is timed, and nothing else; `outputs` gives what the last kind of run computes.
 
     `run()` performs one pass of the case's mode on the inputs it was built with; it allocates its own results,
-    leaves the inputs alone except batch norm's running buffers, and accumulates into no `.grad`.
+    leaves the inputs alone except batch norm's running buffers, and accumulates into no `.grad`. It returns what it
+    computed, by name, in any shape of as many elements: after timing it is judged once more, on new inputs.
     `outputs()` performs one pass on the inputs' *current* contents and returns every tensor that the operator
     lists for the mode, by name; running buffers are returned as copies and put back as they were.
     """
 
-    run: Callable[[], object]
+    run: Callable[[], Outputs]
     outputs: Callable[[], Outputs]
 
 

@@ -72,7 +72,7 @@ def runnable(case: Case, inputs: Inputs, forward: Forward) -> Runnable:
     mine = _tensors(inputs, case.mode)
     if case.mode == "bwd":
         y = forward(**mine)
-        run: Callable[[], object] = lambda: backwards(y, mine, again=True)
+        run: Callable[[], Outputs] = lambda: backwards(y, mine, again=True)
     else:
         run = lambda: one_pass(mine)
     run()

@@ -74,7 +74,7 @@ def rows(case: Case, inputs: Inputs) -> Runnable:
         return {name: tensor.view(shapes[name]) for name, tensor in one_pass().items() if name in shapes}
 
     saved = one_pass()
-    run: Callable[[], object] = (lambda: backward(saved)) if case.mode == "bwd" else one_pass
+    run: Callable[[], Outputs] = (lambda: backward(saved)) if case.mode == "bwd" else one_pass
     return Runnable(run, outputs)
 
 

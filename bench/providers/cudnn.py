@@ -98,7 +98,7 @@ def batch_norm(case: Case, inputs: Inputs) -> Runnable:
         return found if case.mode == "fwd" else found | backward(*saved)
 
     mine = buffers()
-    run: Callable[[], object] = lambda: one_pass(*mine)
+    run: Callable[[], Outputs] = lambda: one_pass(*mine)
     _refusing(run)
     if case.mode == "bwd":
         _, *saved = forward(*mine)

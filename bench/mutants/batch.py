@@ -1,0 +1,172 @@
+"""Mutants of kernels/batch_norm.py: tiles, statistics, running buffers, y."""
+
+from __future__ import annotations
+
+from bench.mutants.planting import Mutant
+
+# By the function that is spoilt: name, what is planted, the text, what it becomes.
+_EDITS = {
+    "_tile_range": (
+        (
+            "batch-uneven-split-short",
+            "the tile left over is given to no split",
+            "share + (split < over).to(tl.int32)",
+            "share",
+        ),
+    ),
+    "_tile": (
+        (
+            "batch-channels-stride-short",
+            "channels-last positions C - 1 apart in place of C",
+            "offsets = s * C + c",
+            "offsets = s * (C - 1) + c",
+        ),
+        (
+            "batch-channel-stride-short",
+            "contiguous channels S - 1 apart in place of S",
+            "offsets = c * S + s",
+            "offsets = c * (S - 1) + s",
+        ),
+        (
+            "batch-channel-group-ignored",
+            "every group of channels is read from and written to the first",
+            "(batch * C + c0) * S + s0",
+            "(batch * C) * S + s0",
+        ),
+        (
+            "batch-channels-last-group-ignored",
+            "the same, channels-last",
+            "s0.to(tl.int64) * C + c0",
+            "s0.to(tl.int64) * C",
+        ),
+        (
+            "batch-tail-counts-full",
+            "a ragged tile counts as a whole one",
+            "tl.minimum(BLOCK_S, S - s0)",
+            "tl.minimum(BLOCK_S, S)",
+        ),
+    ),
+    "_channel": (
+        (
+            "batch-channels-of-the-first-group",
+            "per-channel vectors of the first group for all",
+            "c = c0 + tl.arange",
+            "c = tl.arange",
+        ),
+    ),
+    "_batch_norm_stats_kernel": (
+        (
+            "batch-last-tile-dropped",
+            "the last tile has no share in the statistics",
+            "range(first, last)",
+            "range(first, tl.minimum(last, tiles - 1))",
+        ),
+        (
+            "batch-tile-shared-by-two-splits",
+            "a split's last tile is counted in the next split too",
+            "range(first, last)",
+            "range(tl.maximum(first - 1, 0), last)",
+        ),
+        (
+            "batch-stale-mean",
+            "a split's mean is that of its first tile",
+            "count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)",
+            "mean, low = tl.where(count == 0.0, tile_mean, mean), tl.where(count == 0.0, tile_low, low)\n"
+            "        count, _, _, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, "
+            "tile_low, tile_m2)",
+        ),
+        (
+            "batch-partial-low-left-out",
+            "a split's mean without its low part",
+            "store(out + plane, low, c < C)",
+            "store(out + plane, low * 0.0, c < C)",
+        ),
+    ),
+    "_batch_norm_merge_kernel": (
+        (
+            "batch-last-split-dropped",
+            "the last split counts as empty",
+            "split_count = tl.where(split < splits,",
+            "split_count = tl.where(split < tl.maximum(splits - 1, 1),",
+        ),
+        ("batch-variance-unbiased", "y from the unbiased variance", "var = divide(m2, n)", "var = divide(m2, n - 1.0)"),
+        ("batch-eps-left-out", "eps is not added", "var + from_pair(eps, eps_low, ACC)", "var"),
+        ("batch-eps-1e-3", "1e-3 in place of the eps given", "from_pair(eps, eps_low, ACC)", "1e-3"),
+        (
+            "batch-eps-outside-the-root",
+            "1 / (sqrt(var) + eps)",
+            "reciprocal_sqrt(var + from_pair(eps, eps_low, ACC))",
+            "1.0 / (tl.sqrt(var) + from_pair(eps, eps_low, ACC))",
+        ),
+        (
+            "batch-rstd-in-bf16",
+            "rstd rounded to bf16",
+            "reciprocal_sqrt(var + from_pair(eps, eps_low, ACC))",
+            "reciprocal_sqrt(var + from_pair(eps, eps_low, ACC)).to(tl.bfloat16)",
+        ),
+        (
+            "batch-saved-low-left-out",
+            "the saved mean's low part is 0",
+            "store(mean_ptr + C + c, low, c < C)",
+            "store(mean_ptr + C + c, low * 0.0, c < C)",
+        ),
+        ("batch-running-variance-biased", "n in place of n - 1", "(n.to(tl.float64) - 1.0)", "n.to(tl.float64)"),
+        (
+            "batch-momentum-swapped-in-mean",
+            "momentum weighs the old running mean",
+            "old_mean * (1.0 - m) + new_mean * m",
+            "old_mean * m + new_mean * (1.0 - m)",
+        ),
+        (
+            "batch-momentum-swapped-in-variance",
+            "momentum weighs the old running variance",
+            "old_var * (1.0 - m) + unbiased * m",
+            "old_var * m + unbiased * (1.0 - m)",
+        ),
+        (
+            "batch-merge-not-about-a-mean",
+            "means merged about 0 instead of the first one",
+            "first_mean, 0)",
+            "first_mean * 0.0, 0)",
+        ),
+    ),
+    "_statistics": (
+        (
+            "batch-evaluation-forgets-eps",
+            "rstd from running_var alone",
+            "variance + from_pair(eps, eps_low, ACC)",
+            "variance",
+        ),
+    ),
+    "_batch_norm_normalize_kernel": (
+        (
+            "batch-weight-left-out",
+            "y without the weight",
+            "scale *= _channel(weight_ptr, c0, C, BLOCK_C, ACC)",
+            "scale *= 1.0",
+        ),
+        (
+            "batch-bias-before-weight",
+            "the bias is scaled too",
+            "((x - mean) - low) * scale + shift",
+            "(((x - mean) - low) + shift) * scale",
+        ),
+        ("batch-low-dropped-in-y", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
+    ),
+    "batch_norm_eval_forward": (
+        (
+            "batch-evaluation-by-the-batch",
+            "the batch's statistics in evaluation",
+            "        with on(x):",
+            "        over = [d for d in range(x.dim()) if d != 1]\n"
+            "        running_var, running_mean = torch.var_mean(x.float(), over, correction=0)\n"
+            "        with on(x):",
+        ),
+    ),
+}
+
+MUTANTS = tuple(
+    Mutant(name, "batch_norm", within, about, old, new)
+    for within, edits in _EDITS.items()
+    for name, about, old, new in edits
+)

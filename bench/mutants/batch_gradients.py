@@ -1,0 +1,113 @@
+"""Mutants of kernels/batch_norm.py: dx, dw, db."""
+
+from __future__ import annotations
+
+from bench.mutants.planting import Mutant
+
+# By the function that is spoilt: name, what is planted, the text, what it becomes.
+_EDITS = {
+    "_batch_norm_reduce_kernel": (
+        (
+            "batch-dw-without-rstd",
+            "x - mean in place of x_hat",
+            "tl.sum(dw, 1, keep_dims=True) * rstd",
+            "tl.sum(dw, 1, keep_dims=True)",
+        ),
+        ("batch-dw-without-low", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
+        (
+            "batch-dw-in-bf16",
+            "dw accumulated in bf16",
+            "dw += tl.where(mask, dy * ((x - mean) - low), 0.0)",
+            "dw = (dw + tl.where(mask, dy * ((x - mean) - low), 0.0)).to(tl.bfloat16).to(ACC)",
+        ),
+        ("batch-db-of-rounded-dy", "dy rounded to bf16 in db", "db += dy", "db += dy.to(tl.bfloat16).to(ACC)"),
+        (
+            "batch-sums-without-the-last-tile",
+            "the last tile adds nothing to dw and db",
+            "range(first, last)",
+            "range(first, tl.minimum(last, tiles - 1))",
+        ),
+        ("batch-dw-of-the-last-tile", "a split keeps the dw of its last tile alone", "dw += ", "dw = "),
+        (
+            "batch-dw-off-by-1e-5",
+            "dw a hundred-thousandth too large",
+            "tl.sum(dw, 1, keep_dims=True) * rstd",
+            "tl.sum(dw, 1, keep_dims=True) * rstd * 1.00001",
+        ),
+        (
+            "batch-dw-off-by-1e-6",
+            "dw a millionth too large",
+            "tl.sum(dw, 1, keep_dims=True) * rstd",
+            "tl.sum(dw, 1, keep_dims=True) * rstd * 1.000001",
+        ),
+        (
+            "batch-dw-of-one-channel-off-by-3e-6",
+            "the first channel's dw a little too large",
+            "tl.sum(dw, 1, keep_dims=True) * rstd",
+            "tl.sum(dw, 1, keep_dims=True) * rstd * (1.0 + tl.where(c == 0, 3e-6, 0.0))",
+        ),
+        (
+            "batch-dw-in-19-bits",
+            "a split's dw loses its last five bits",
+            "tl.sum(dw, 1, keep_dims=True) * rstd",
+            "((tl.sum(dw, 1, keep_dims=True) * rstd).to(tl.uint32, bitcast=True) & "
+            "0xFFFFFFE0).to(tl.float32, bitcast=True)",
+        ),
+        (
+            "batch-db-off-by-1e-5",
+            "db a hundred-thousandth too large",
+            "tl.sum(db, 1, keep_dims=True)",
+            "tl.sum(db, 1, keep_dims=True) * 1.00001",
+        ),
+        (
+            "batch-db-off-by-1e-6",
+            "db a millionth too large",
+            "tl.sum(db, 1, keep_dims=True)",
+            "tl.sum(db, 1, keep_dims=True) * 1.000001",
+        ),
+    ),
+    "_batch_norm_input_gradient_kernel": (
+        ("batch-c1-sign", "+ (x - mean) c1", "- ((x - mean) - low) * c1", "+ ((x - mean) - low) * c1"),
+        ("batch-c2-sign", "+ c2", "(dy - c2)", "(dy + c2)"),
+        ("batch-c2-left-out", "dx without the mean of dy", "(dy - c2)", "dy"),
+        (
+            "batch-c1-not-divided",
+            "c1 is the sum, not the mean",
+            "c1 = divide(_channel(dw_ptr, c0, C, BLOCK_C, ACC) * rstd, n)",
+            "c1 = _channel(dw_ptr, c0, C, BLOCK_C, ACC) * rstd",
+        ),
+        ("batch-c1-without-rstd", "rstd once in place of twice", "BLOCK_C, ACC) * rstd, n)", "BLOCK_C, ACC), n)"),
+        (
+            "batch-dx-without-weight",
+            "dx without the weight",
+            "scale = rstd * _channel(weight_ptr, c0, C, BLOCK_C, ACC)",
+            "scale = rstd",
+        ),
+        (
+            "batch-dx-weight-twice",
+            "the weight squared",
+            "scale = rstd * _channel",
+            "scale = rstd * _channel(weight_ptr, c0, C, BLOCK_C, ACC) * _channel",
+        ),
+        (
+            "batch-n-of-whole-tiles",
+            "n counts the masked positions",
+            "n = _elements_before(tiles, S, BLOCK_S).to(ACC)",
+            "n = (tiles * BLOCK_S).to(ACC)",
+        ),
+    ),
+    "batch_norm_backward": (
+        (
+            "batch-dx-of-evaluation",
+            "dx by evaluation's formula in training",
+            "dx_here = dx if evaluating else None",
+            "dx_here, need_dx = dx, evaluating",
+        ),
+    ),
+}
+
+MUTANTS = tuple(
+    Mutant(name, "batch_norm", within, about, old, new)
+    for within, edits in _EDITS.items()
+    for name, about, old, new in edits
+)

@@ -1,0 +1,5 @@
+"""All mutants, in the order in which they are run."""
+
+from bench.mutants import batch, batch_gradients, rows, shared, wide_rows
+
+MUTANTS = (*rows.MUTANTS, *wide_rows.MUTANTS, *batch.MUTANTS, *batch_gradients.MUTANTS, *shared.MUTANTS)

@@ -1,0 +1,125 @@
+"""The accuracy gate that mutants are run through: a few small cells of bench/cell.py."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench import cell
+from bench.case import Case
+from bench.mutants.planting import Mutant, planted
+from bench.operators import operators
+from bench.providers import providers
+from bench.results import Record
+from bench.summary import worst_figure
+
+
+def _case(
+    op: str, sizes: tuple[int | str, ...], dtype: str, layout: str, mode: str = "fwd_bwd", offset: float = 0.0
+) -> Case:
+    operator = operators()[op]
+    axes = tuple(zip(operator.axes, sizes, strict=True))
+    inputs = "offset" if offset else "normal"
+    return Case(op, operator.shape(dict(axes)), axes, dtype, layout, mode, operator.eps, inputs, offset)
+
+
+# Cheap ones first. A mean/std of 1e4 needs every digit of a float32 mean, and at 1e6 the square of what such a mean
+# has lost shows in the variance.
+#
+# 40x99: several rows a program, a last program that is not full, three programs backward. 5x1601: three chunks a row,
+# the last one ragged, and a program that takes two tiles of rows.
+_ROWS = (
+    ("layer_norm", (40, 99), "fp32"),
+    ("layer_norm", (40, 99), "bf16"),
+    ("layer_norm", (40, 99), "fp16"),
+    ("rms_norm", (40, 99), "fp32"),
+    ("rms_norm", (40, 99), "bf16"),
+    ("layer_norm", (40, 99), "fp32", 1e4),
+    ("layer_norm", (40, 99), "fp32", 1e6),
+    ("layer_norm", (5, 1601), "fp32"),
+    ("layer_norm", (5, 1601), "bf16"),
+    ("layer_norm", (5, 1601), "fp32", 1e4),
+)
+# The loop over columns: three steps, the last one ragged; 9 rows are two tiles of dw.
+_WIDE = (
+    ("layer_norm", (9, 2100), "fp32"),
+    ("rms_norm", (9, 2100), "fp32"),
+    ("layer_norm", (9, 2100), "fp32", 1e4),
+    ("layer_norm", (9, 2100), "bf16"),
+)
+# 4x3x16x16: few channels, whose sums the gate allows most; one tile (nhwc), or four splits of one. 7x37x7x7: tiles
+# ragged in channels and positions, splits of one tile and of two. 6x70x7x7: several groups of channels. 1x5x20x30: an
+# image in several tiles, the last one ragged.
+_BATCH = (
+    ((4, 3, "16x16"), "fp32", "nhwc"),
+    ((4, 3, "16x16"), "fp32", "nhwc", "eval"),
+    ((4, 3, "16x16"), "fp32", "nhwc", "fwd_bwd", 1e4),
+    ((4, 3, "16x16"), "fp32", "nhwc", "fwd_bwd", 1e6),
+    ((7, 37, "7x7"), "fp32", "nchw"),
+    ((7, 37, "7x7"), "bf16", "nhwc"),
+    ((7, 37, "7x7"), "fp32", "nchw", "fwd_bwd", 1e4),
+    ((4, 3, "16x16"), "fp32", "nchw"),
+    ((1, 5, "20x30"), "fp32", "nchw"),
+    ((6, 70, "7x7"), "fp32", "nchw"),
+    ((6, 70, "7x7"), "fp32", "nhwc"),
+    ((7, 37, "7x7"), "fp16", "nchw"),
+    ((7, 37, "7x7"), "bf16", "nchw", "eval"),
+)
+
+CELLS = {
+    "rows": tuple(_case(op, sizes, dtype, "rows", "fwd_bwd", *offset) for op, sizes, dtype, *offset in _ROWS),
+    "wide": tuple(_case(op, sizes, dtype, "rows", "fwd_bwd", *offset) for op, sizes, dtype, *offset in _WIDE),
+    "batch": tuple(_case("batch_norm", *case) for case in _BATCH),
+}
+# What all kernels share is seen in any of them.
+_OF_FILE = {"row_norm": ("rows",), "batch_norm": ("batch",)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a mutant fared: the record of the cell that caught it, or None, and how many cells it was run through."""
+
+    mutant: Mutant
+    record: Record | None
+    cells: int
+
+    @property
+    def figure(self) -> str:
+        """The figure that caught it, with its bound; or why there is none."""
+        if self.record is None:
+            return ""
+        return worst_figure([self.record]) if any(not e.ok for e in self.record.errors) else self.record.reason
+
+
+class Gate:
+    """The cells, with inputs, references and PyTorch's errors that all mutants share."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._setting = cell.Setting(device, 0, "torch", None, providers()["torch"])
+        self._problems: dict[Case, cell.Problem] = {}
+
+    def measure(self, case: Case) -> Record:
+        """The record of one cell, of the kernels that are planted now."""
+        if case.problem not in self._problems:
+            self._problems[case.problem] = cell.Problem(case.problem, operators()[case.op], self._setting)
+        return self._problems[case.problem].measure(case, providers()["normlib"], timed=False)
+
+    def hunt(self, mutant: Mutant) -> Outcome:
+        """Runs a mutant through its cells until one catches it."""
+        cases = cases_of([mutant])
+        with planted(mutant), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of numpy, about the NaNs that a bug makes
+            for number, case in enumerate(cases, 1):
+                record = self.measure(case)
+                if record.status != "ok":
+                    return Outcome(mutant, record, number)
+        return Outcome(mutant, None, len(cases))
+
+
+def cases_of(mutants: Sequence[Mutant]) -> tuple[Case, ...]:
+    """Every cell that one of these mutants may be run through, each once."""
+    groups = dict.fromkeys(g for m in mutants for g in m.cells or _OF_FILE.get(m.file, tuple(CELLS)))
+    return tuple(case for group in groups for case in CELLS[group])

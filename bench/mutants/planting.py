@@ -1,0 +1,104 @@
+"""The edit of a source, and the kernels that an edited copy of kernels/ makes, run in place of the real ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+SOURCES = Path(__file__).resolve().parents[2] / "kernels"
+# Each after those that it imports.
+_FILES = ("plan", "numerics", "device", "reduction", "row_norm", "batch_norm")
+# The modules whose name `kernels` the operators call through, and the file behind it.
+_CALLERS = {"normlib.row_norm": "row_norm", "normlib.batch_norm": "batch_norm"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One edit: inside the function `within` of kernels/`file`.py, `old`, which occurs there once, becomes `new`."""
+
+    name: str
+    file: str
+    within: str
+    about: str
+    old: str
+    new: str
+    # Groups of cells (gate.py) that run the code, in order; empty: those of the file.
+    cells: tuple[str, ...] = ()
+
+
+# The interpreter takes 2 ms a program, so the gate's shapes are small. With these plans they still go everywhere: a
+# wide row loops from 2049 columns on, 1024 at a time, four partial results take two steps to merge, and a GPU counts as
+# one multiprocessor, as the interpreter does, so that every machine runs the same tiles and splits.
+SMALL_PLANS = (
+    Mutant("loop", "plan", "", "", "FORWARD_REGISTER_COLUMNS = 16384", "FORWARD_REGISTER_COLUMNS = 2048"),
+    Mutant("loop back", "plan", "", "", "BACKWARD_REGISTER_COLUMNS = 8192", "BACKWARD_REGISTER_COLUMNS = 2048"),
+    Mutant("step", "plan", "row_forward", "", "block_n=4096 * 4 // max(itemsize, 4)", "block_n=1024"),
+    Mutant("step back", "plan", "row_backward", "", "block_n=2048", "block_n=1024"),
+    Mutant("merge", "plan", "merge", "", "min(next_power_of_2(programs), 64)", "min(next_power_of_2(programs), 2)"),
+    Mutant("device", "device", "_properties", "", "plan.Device(properties.multi_processor_count,", "plan.Device(1,"),
+)
+
+
+def edited(source: str, mutant: Mutant) -> str:
+    """The source with the mutant's edit; ValueError unless `old` is there exactly once."""
+    start, end = 0, len(source)
+    if mutant.within:
+        found = re.search(rf"^def {mutant.within}\(.*?(?=\n\n\n|\Z)", source, re.MULTILINE | re.DOTALL)
+        if found is None:
+            raise ValueError(f"{mutant.name}: kernels/{mutant.file}.py has no function {mutant.within}")
+        start, end = found.span()
+    count = source.count(mutant.old, start, end)
+    if count != 1:
+        place = f"kernels/{mutant.file}.py {mutant.within}".rstrip()
+        raise ValueError(f"{mutant.name}: {place} has {count} times, not once: {mutant.old!r}")
+    return source[:start] + source[start:end].replace(mutant.old, mutant.new) + source[end:]
+
+
+@contextmanager
+def planted(*mutants: Mutant) -> Iterator[None]:
+    """Within, normlib's operators run the kernels with these edits; without any, as they are but for SMALL_PLANS."""
+    sources = {file: (SOURCES / f"{file}.py").read_text(encoding="utf-8") for file in _FILES}
+    for mutant in (*SMALL_PLANS, *mutants):
+        sources[mutant.file] = edited(sources[mutant.file], mutant)
+    package = importlib.import_module("normlib.kernels")
+    callers = {importlib.import_module(name): file for name, file in _CALLERS.items()}
+    before = {file: importlib.import_module(f"{package.__name__}.{file}") for file in _FILES}
+    kernels = {caller: caller.kernels for caller in callers}
+    # Triton reads the source of a jitted function from its file, and not before its first launch.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            loaded = {file: _load(package, file, sources[file], Path(folder)) for file in _FILES}
+            for caller, file in callers.items():
+                setattr(caller, "kernels", loaded[file])  # noqa: B010 - mypy knows of no such attribute to assign
+            yield
+        finally:
+            for file, module in before.items():
+                _put(package, file, module)
+            for caller, module in kernels.items():
+                setattr(caller, "kernels", module)  # noqa: B010
+
+
+def _load(package: ModuleType, file: str, source: str, folder: Path) -> ModuleType:
+    """The module of this source under the real one's name, for those loaded after it to import."""
+    path = folder / f"{file}.py"
+    path.write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{file}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    _put(package, file, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _put(package: ModuleType, file: str, module: ModuleType) -> None:
+    """`from package.file import x` looks in sys.modules, `from package import file` at the attribute first."""
+    sys.modules[f"{package.__name__}.{file}"] = module
+    setattr(package, file, module)
