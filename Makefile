@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test lint audit clean
+.PHONY: bench test lint audit mutants sanitize clean
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
@@ -21,6 +21,14 @@ lint: $(READY)
 # What the compiler makes of every kernel, for GPUs that need not be here.
 audit: $(READY)
 	$(VENV)/bin/python -m bench.audit
+
+# Plants bugs in the kernels and sees whether the accuracy gate notices each.
+mutants: $(READY)
+	$(VENV)/bin/python -m bench.mutants
+
+# Out of bounds, races, unwritten memory; on a GPU compute-sanitizer too.
+sanitize: $(READY)
+	$(VENV)/bin/python -m pytest tests/kernels/test_sanitizer.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

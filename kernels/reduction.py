@@ -25,8 +25,7 @@ def tile_moments(x, mask, count, AXIS: tl.constexpr):
     d = tl.where(mask, x - mean, 0.0)
     low = tl.sum(d, AXIS, keep_dims=True) / count
     d = tl.where(mask, d - low, 0.0)
-    # The mean of an infinity is that infinity, not the Inf - Inf in low; M2 is NaN then, and so is all that is scaled.
-    return mean, tl.where(is_finite(mean), low, 0.0), tl.sum(d * d, AXIS, keep_dims=True)
+    return mean, low, tl.sum(d * d, AXIS, keep_dims=True)
 
 
 @triton.jit
@@ -44,9 +43,8 @@ def merge_moments(count_a, mean_a, low_a, m2_a, count_b, mean_b, low_b, m2_b):
     # Onto an empty set delta would be all of mean_b, and low_b lost in it.
     mean = tl.where(count_a == 0.0, mean_b, mean)
     low = tl.where(count_a == 0.0, low_b, low)
-    # Infinities of one sign stay, and everything else that is not finite is NaN.
+    # Beside an infinity low is NaN and so is delta; its mean is that infinity all the same, or NaN beside another sign.
     mean = tl.where(is_finite(delta), mean, mean_a + mean_b)
-    low = tl.where(is_finite(delta), low, 0.0)
     # (delta n_a)(delta share), not delta^2 n_a share: the square of a large first mean would overflow against n_a = 0.
     return count, mean, low, m2_a + m2_b + (delta * count_a) * (delta * share)
 

@@ -1,0 +1,155 @@
+"""Every kernel over ragged tails: calls of the launchers, forward and backward, for the sanitizers to watch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from normlib.kernels import batch_norm, reduction, row_norm
+from normlib.kernels.plan import Device
+
+MODULES = (batch_norm, row_norm, reduction)
+KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}
+EVERYTHING = ("dx", "dw", "db")
+FULL, BARE = True, False
+
+
+@dataclass(frozen=True)
+class Call:
+    """Forward of one operator, and backward if there are gradients that it `needs`; `affine`: with parameters."""
+
+    operator: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    multiprocessors: int = 1
+    layout: str = "contiguous"
+    affine: bool = FULL
+    needs: tuple[str, ...] = EVERYTHING
+
+    def __str__(self) -> str:
+        parts = [self.operator, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
+        parts += [f"{self.multiprocessors}mp", self.layout.replace(" ", "-"), *([] if self.affine else ["bare"])]
+        return "-".join(parts + ([] if self.needs == EVERYTHING else ["+".join(self.needs) or "none"]))
+
+    def run(self, device: torch.device) -> dict[str, Tensor]:
+        """All that comes back, by name."""
+        return _OPERATORS[self.operator](self, device)
+
+
+# How a tensor of a call lies in memory.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "channels-last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1),
+    "rows apart": lambda t: torch.stack([t, t], 1)[:, 0],
+    "expanded": lambda t: t[:1].expand(t.shape),
+}
+
+
+def _draw(call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
+    return tuple(LAYOUTS[call.layout](torch.randn(call.shape).to(device, call.dtype)) for _ in range(2))
+
+
+def _vectors(length: int, dtype: torch.dtype, device: torch.device, count: int) -> tuple[Tensor, ...]:
+    """Positive, so that they serve as variances too; each in memory of its own."""
+    return tuple((torch.rand(length) + 0.5).to(device, dtype) for _ in range(count))
+
+
+def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {name: t for name, t in tensors.items() if t is not None}
+
+
+def _rows(centred: bool) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    def run(call: Call, device: torch.device) -> dict[str, Tensor]:
+        n, plan = call.shape[-1], Device(call.multiprocessors)
+        x, dy = _draw(call, device)
+        weight, bias = _vectors(n, call.dtype, device, 2) if call.affine else (None, None)
+        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n, plan)
+        if not call.needs:
+            return {"y": y, "mean": mean, "rstd": rstd}
+        dw_dtype, db_dtype = (call.dtype if name in call.needs else None for name in ("dw", "db"))
+        needs_dx = "dx" in call.needs
+        found = row_norm.backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, needs_dx, plan)
+        return _present(y=y, mean=mean, rstd=rstd, dx=found[0], dw=found[1], db=found[2])
+
+    return run
+
+
+def _batch(evaluating: bool) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    def run(call: Call, device: torch.device) -> dict[str, Tensor]:
+        channels, plan = call.shape[1], Device(call.multiprocessors)
+        x, dy = _draw(call, device)
+        wide = torch.promote_types(call.dtype, torch.float32)
+        weight, bias, mean, var = _vectors(channels, wide, device, 4) if call.affine else (None,) * 4
+        if evaluating:
+            if mean is None:
+                mean, var = _vectors(channels, wide, device, 2)
+            results = {"y": batch_norm.batch_norm_eval_forward(x, weight, bias, mean, var, 1e-5, plan)}
+            saved = mean, var
+        else:
+            y, *saved = batch_norm.batch_norm_forward(x, weight, bias, mean, var, 0.1, 1e-5, plan)
+            results = _present(y=y, mean=saved[0], rstd=saved[1], running_mean=mean, running_var=var)
+        if not call.needs:
+            return results
+        needs_dx, needs_sums = "dx" in call.needs, "dw" in call.needs
+        dx, dw, db = batch_norm.batch_norm_backward(dy, x, *saved, weight, 1e-5, evaluating, needs_dx, needs_sums, plan)
+        return {**results, **_present(dx=dx, dw=dw, db=db)}
+
+    return run
+
+
+_OPERATORS = {
+    "layer_norm": _rows(centred=True),
+    "rms_norm": _rows(centred=False),
+    "batch_norm": _batch(evaluating=False),
+    "batch_norm_eval": _batch(evaluating=True),
+}
+
+# float64 is where plan.py loops first: backward beyond 4096 columns, forward beyond 8192.
+_ROWS = [
+    ((1, 1),),
+    ((5, 1),),
+    ((33, 100), torch.bfloat16),  # the last tile has one row of its 32
+    ((7, 1000), torch.float16, 3),
+    ((5, 1603),),  # three chunks, the last one partial
+    ((3, 8205), torch.float64),  # both loops, with a partial last step
+    ((6, 37), torch.float32, 1, "rows apart"),
+    ((6, 37), torch.float32, 1, "expanded"),
+    ((6, 37), torch.float32, 2, "contiguous", BARE),
+    *(((6, 37), torch.float32, 2, "contiguous", FULL, needs) for needs in [("dx",), ("dw",), ("db",)]),
+    *(((2, 4100), torch.float64, 1, "contiguous", FULL, needs) for needs in [("dx",), ("db",)]),
+]
+
+_BATCHES = [
+    ((2, 1, 1, 1),),  # one channel of two elements
+    ((5, 7),),
+    ((33, 130), torch.bfloat16),  # the last channel group has two of its 32
+    ((3, 5, 11), torch.float16, 2),
+    ((4, 3, 7, 7), torch.float32, 5),
+    ((2, 65, 7, 7), torch.float32, 3),
+    ((2, 3, 700), torch.float64, 2),  # the last tile of a run is partial
+    ((4, 3, 7, 7), torch.float32, 2, "contiguous", BARE),
+    *(((4, 3, 7, 7), torch.float32, 2, "contiguous", FULL, needs) for needs in [("dx",), ("dw", "db")]),
+]
+
+_ROW_CALLS = [Call(operator, *row) for operator, row in product(("layer_norm", "rms_norm"), _ROWS)]
+_BATCH_CALLS = [Call(operator, *row) for operator, row in product(("batch_norm", "batch_norm_eval"), _BATCHES)]
+
+CALLS = [
+    *_ROW_CALLS,
+    *_BATCH_CALLS,
+    *(replace(call, layout="channels-last") for call in _BATCH_CALLS if len(call.shape) > 2),
+    # What many programs leave, more than the merge takes at once: 66 partial rows, and 66 splits of a channel.
+    Call("layer_norm", (66, 520), torch.float64, 17),
+    Call("batch_norm", (66, 2, 1), torch.float32, 17, needs=()),
+    # Three splits of a long row's weight gradient, the last with one row.
+    Call("layer_norm", (17, 4100), torch.float64, 9, needs=("dw", "db")),
+]
+
+# A few in which every kernel has lanes to mask, along rows and along columns.
+RAGGED = [
+    Call("layer_norm", (33, 100)),
+    Call("layer_norm", (3, 8205), torch.float64),
+    Call("batch_norm", (3, 5, 11), multiprocessors=2),
+]

@@ -1,0 +1,63 @@
+"""Faults for the sanitizers to find, planted in the kernels themselves or in their plans."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import triton
+import triton.language as tl
+from launches import MODULES
+
+from normlib.kernels import plan
+
+
+@triton.jit
+def _load_without_mask(pointer, mask, ACC: tl.constexpr):
+    return tl.load(pointer).to(ACC)
+
+
+@triton.jit
+def _store_without_mask(pointer, value, mask):
+    tl.store(pointer, value.to(pointer.dtype.scalar.element_ty))
+
+
+UNMASKED = {"load": _load_without_mask, "store": _store_without_mask}
+
+
+def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of every load, or of every store, of every kernel."""
+    for module in MODULES:
+        monkeypatch.setattr(module, access, UNMASKED[access])
+
+
+def _shorter(p: Any) -> Any:
+    return replace(p, chunks=p.chunks[:-1])
+
+
+# By the function of plan.py whose plans leave something out: how they do.
+OMISSIONS: dict[str, Callable[[Any], Any]] = {
+    "row_forward": _shorter,
+    "row_backward": lambda p: replace(p, rows=_shorter(p.rows)),
+    "batch_norm": lambda p: replace(p, positions=p.positions - 1),
+}
+
+
+def omit(chooser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = getattr(plan, chooser)
+    monkeypatch.setattr(plan, chooser, lambda *args: OMISSIONS[chooser](choose(*args)))
+
+
+@triton.jit
+def write_one_place(out_ptr):
+    """Every program its own number, to the same place."""
+    tl.store(out_ptr, tl.program_id(0))
+
+
+@triton.jit
+def pass_along(out_ptr, BACKWARDS: tl.constexpr):
+    """Every program its number, and it reads a neighbour's: the one before it, or the one after it."""
+    i = tl.program_id(0)
+    j = i + 1 if BACKWARDS else i - 1
+    neighbour = tl.load(out_ptr + j, mask=(j >= 0) & (j < tl.num_programs(0)), other=0)
+    tl.store(out_ptr + i, neighbour * 0 + i)

@@ -1,0 +1,106 @@
+"""Triton-viz's sanitizer over the calls of launches.py: can any program and any lane leave the arguments?
+
+A script, because triton-viz rewires Triton's interpreter for the whole process. It prints as JSON how often each kernel
+was checked, and what is reported; with `load` and `store` as arguments, for a few calls without the masks of those.
+
+Its solver knows program ids and lanes as variables, so it needs no input to go wrong. What it does not see, and
+shadow_memory.py does: 32-bit wraparound, an access that leaves one argument for another, and lanes of two ranges of the
+same length apart from each other. It is told two things here that its release 3.0 does not know: that a
+`tl.static_range` counts with Python's integers, and what a loop's bounds are that follow from the program id.
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+import triton.language as tl
+import triton_viz
+import z3
+from launches import CALLS, MODULES, RAGGED
+from planting import drop_masks
+from triton_viz.clients.sanitizer import sanitizer
+from triton_viz.core.config import config
+
+from normlib.kernels.numerics import INTERPRETED
+
+PROGRAM_ID = (sanitizer.SymbolicExpr.PID0, sanitizer.SymbolicExpr.PID1, sanitizer.SymbolicExpr.PID2)
+
+
+class Sanitizer(sanitizer.SymbolicSanitizer):
+    def __init__(self):
+        super().__init__(abort_on_error=False)
+
+    def grid_callback(self, grid):
+        super().grid_callback(grid)
+        self.any_program = self.solver
+
+    def grid_idx_callback(self, grid_idx):
+        super().grid_idx_callback(grid_idx)
+        self.solver = z3.Solver()
+        self.solver.add(self.any_program.assertions())
+
+    def register_for_loop_callback(self):
+        callbacks = super().register_for_loop_callback()
+        wrap = callbacks.range_wrapper_factory
+
+        def wrap_range(iterable, line, kind, args, kwargs, make):
+            bounds = tuple(self._now(bound) for bound in args)
+            return range(*bounds) if kind == "tl_static_range" else wrap(iterable, line, kind, bounds, kwargs, make)
+
+        callbacks.range_wrapper_factory = wrap_range
+        return callbacks
+
+    def _now(self, bound):
+        """A loop's bound as a number: that of this program, and from here on this program alone is in question."""
+        if isinstance(bound, (int, tl.constexpr)):
+            return int(bound)
+        symbolic, _ = sanitizer.SymbolicExpr.from_value(bound).eval()
+        here = [(axis, z3.IntVal(i)) for axis, i in zip(PROGRAM_ID, self.grid_idx, strict=True)]
+        number = z3.simplify(z3.substitute(symbolic, *here))
+        if not z3.is_int_value(symbolic):
+            self.need_full_grid = True
+            self.solver.add(*(axis == i for axis, i in here))
+        return number.as_long()
+
+
+class Traced:
+    """A kernel whose launches are checked and not run; each with a sanitizer of its own, which remembers no other."""
+
+    def __init__(self, kernel, seen):
+        self.kernel, self.seen = kernel, seen
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            sanitizer._fn_symbolic_cache_set.clear()
+            client = Sanitizer()
+            triton_viz.trace(client=client)(self.kernel)[grid](*args, **kwargs)
+            triton_viz.clear()
+            name = self.kernel.__name__
+            self.seen["launches"].append(name)
+            self.seen["reports"] += [
+                {"kernel": name, "access": r.op_type.__name__.lower(), "argument": r.tensor_name}
+                for r in client.records
+            ]
+
+        return launch
+
+
+def main() -> None:
+    assert INTERPRETED.value and config.enable_sanitizer
+    seen = {"launches": [], "reports": []}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for access in sys.argv[1:]:
+            drop_masks(access, monkeypatch)
+        for module in MODULES:
+            for name, kernel in list(vars(module).items()):
+                if name.endswith("_kernel"):
+                    monkeypatch.setattr(module, name, Traced(kernel, seen))
+        for call in RAGGED if sys.argv[1:] else CALLS:
+            if call.layout != "expanded":  # refused: rows that are one and the same
+                call.run(torch.device("cpu"))
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()
