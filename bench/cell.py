@@ -47,7 +47,7 @@ class Problem:
         self._reference: Reference | None = None
         self._amplification: dict[str, float] = {}
         self._yardsticks: dict[str, tuple[dict[str, float] | None, str]] = {}
-        self._fresh: tuple[Case, Inputs, Reference] | None = None
+        self._fresh: tuple[Case, Inputs, Reference, dict[str, float]] | None = None
 
     def record(self, case: Case, provider: Provider, status: str, reason: str = "") -> Record:
         """The record of a cell that has no figures."""
@@ -144,7 +144,7 @@ class Problem:
         """Runs what was timed on new inputs, its last results poisoned: a cached or unwritten one shows."""
         if self._fresh is None or self._fresh[0] != case:
             self._fresh = case, *self._fresh_truth(case)
-        _, fresh, reference = self._fresh
+        _, fresh, reference, amplification = self._fresh
         for name, result in cell.run().items():
             # A buffer that a run updates begins anew, as the inputs do.
             stale = result.detach()
@@ -153,19 +153,20 @@ class Problem:
             tensor.detach().copy_(fresh[name])
         found = {n: t.view(reference[n].shape) for n, t in cell.run().items() if n in reference}
         dtypes, dim = self._operator.dtypes(fresh), self._operator.statistics_dim
-        status, reason = accuracy.verdict(accuracy.check(found, reference, dtypes, None, dim, self._amplification))
+        status, reason = accuracy.verdict(accuracy.check(found, reference, dtypes, None, dim, amplification))
         if record.status == "ok" and status != "ok":
             record.status, record.reason = status, f"on new inputs after timing: {reason}"
 
-    def _fresh_truth(self, case: Case) -> tuple[Inputs, Reference]:
-        """Inputs of another seed, but for what a cell of this mode took in when it was built; and their reference."""
+    def _fresh_truth(self, case: Case) -> tuple[Inputs, Reference, dict[str, float]]:
+        """Inputs of another seed, but for what a cell of this mode took in when it was built; and what they give."""
         original, _ = self._truth(case)
         new = self._operator.inputs(case, self._setting.device, self._setting.seed + 1)
         # Backward's graph holds what forward saved; evaluation's buffers are the cell's own, and no result of it.
         changed = {"bwd": ("dy",), "eval": [n for n in new if not n.startswith("running_")]}.get(case.mode, new)
         inputs = {name: new[name] if name in changed else tensor for name, tensor in original.items()}
         reference = self._operator.reference(case, inputs)
-        return inputs, {name: reference[name] for name in self._operator.outputs(case.mode)}
+        amplification = self._operator.amplification(inputs, reference)
+        return inputs, {name: reference[name] for name in self._operator.outputs(case.mode)}, amplification
 
     def _truth(self, case: Case) -> tuple[Inputs, Reference]:
         """The inputs as they were drawn, and the reference of what the case's mode produces."""

@@ -38,12 +38,18 @@ DEFINITIONS = (
     (
         "rel_l2_error",
         "Euclidean norm of output less reference, over the norm of the reference. "
-        "The reference is computed in float64 from the inputs as rounded to the cell's dtype.",
+        "The reference is computed in float64 from the inputs as rounded to the cell's dtype. "
+        "Judges fp32 tensors, at sixteen unit roundoffs, more for sums whose terms cancel.",
     ),
     (
         "floor_ratio",
         "rel_l2_error over the error of the reference itself once rounded to the dtype: no output can do better than "
         "about 1.00, where only the last rounding is left. Judges fp16 and bf16 tensors.",
+    ),
+    (
+        "inputs",
+        "The family that x is drawn from. All but normal are there to be judged, and are not timed: mean/std of a "
+        "given size, an outlier, no variance, values near the ends of the dtype, NaN and Inf.",
     ),
     (
         "error_vs_torch",

@@ -202,12 +202,19 @@ def test_fp32_is_held_to_the_rounding_of_a_statistic_where_torch_is_exact(size, 
 
 
 def test_fp32_may_have_twice_torchs_error_and_no_more():
-    ref = torch.ones(4096, dtype=torch.float64)
-    out = (ref + 1e-5 * torch.tensor([1.0, -1.0]).repeat(2048)).float()
-    assert one(out, ref, yardstick=0.51e-5).ok
-    error = one(out, ref, yardstick=0.49e-5)
+    ref, size = torch.ones(4096, dtype=torch.float64), 2.0**-21
+    out = (ref + size * torch.tensor([1.0, -1.0]).repeat(2048)).float()
+    assert one(out, ref, yardstick=0.51 * size).ok
+    error = one(out, ref, yardstick=0.49 * size)
     assert (error.ok, error.decided_by, error.bound) == (False, "error_vs_torch", 2.0)
     assert error.floor_ratio is None
+
+
+def test_torchs_own_lost_digits_are_no_excuse_in_fp32():
+    ref, size = torch.ones(4096, dtype=torch.float64), 2.0**-19
+    out = (ref + size * torch.tensor([1.0, -1.0]).repeat(2048)).float()
+    error = one(out, ref, yardstick=size)
+    assert (error.ok, error.decided_by, error.bound) == (False, "rel_l2_error", 2.0**-20)
 
 
 def test_torch_is_measured_against_itself_as_one():

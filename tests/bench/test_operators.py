@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import cell
 from bench import operators as operators_package
-from bench.case import DTYPES, MODES, Case
+from bench.case import DTYPES, INPUTS, MODES, Case
 from bench.operators import Operator, operators
 from bench.operators._draw import TORCH_DTYPES
+from bench.providers import providers
 
 CPU = torch.device("cpu")
 OPERATORS = list(operators().values())
@@ -225,3 +228,53 @@ def test_evaluations_y_comes_from_the_running_statistics_and_trainings_does_not(
     arguments = [inputs[name].double() for name in ("x", "running_mean", "running_var", "weight", "bias")]
     torch.testing.assert_close(truth["y_eval"], torch.nn.functional.batch_norm(*arguments, eps=case.eps))
     assert not torch.allclose(truth["y_eval"], truth["y"])
+
+
+FAMILIES = [(name, 1e4 if name == "offset" else 0.0) for name in INPUTS]
+
+
+def drawn(operator, dtype, family):
+    """x as (statistics, elements), in float64."""
+    case = next(c for c in cases(operator, "smoke") if c.dtype == dtype)
+    case = replace(case, inputs=family[0], offset=family[1])
+    x = operator.inputs(case, CPU, 0)["x"]
+    assert x.shape == case.shape and x.dtype == TORCH_DTYPES[dtype]
+    return x.double().movedim(operator.statistics_dim, 0).flatten(1)
+
+
+@every_operator
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_families_are_what_they_are_called(operator, dtype):
+    rows = {family[0]: drawn(operator, dtype, family) for family in FAMILIES}
+    normal = torch.finfo(TORCH_DTYPES[dtype]).smallest_normal
+    assert not rows["constant"].std(1).any() and rows["constant"].any()
+    assert 0 < rows["tiny"].var(1).max() < 1e-6
+    assert rows["denormal"].any() and (rows["denormal"].abs() < normal).float().mean() > 0.9
+    assert 2e4 < rows["huge"].abs().max() <= 65504
+    peaks = rows["outlier"].abs().max(1).values
+    assert (peaks > 100 * rows["outlier"].abs().median(1).values).all()
+    bad = rows["nonfinite"]
+    assert [int(kind(bad).sum()) for kind in (torch.isnan, torch.isposinf, torch.isneginf)] == [1, 1, 1]
+    assert ((~bad.isfinite()).sum(1) <= 1).all()
+    for name in set(INPUTS) - {"nonfinite"}:
+        assert rows[name].isfinite().all(), name
+
+
+@every_operator
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
+def test_an_offset_is_a_mean_over_a_standard_deviation(operator, offset):
+    rows = drawn(operator, "fp32", ("offset", offset))
+    ratio = (rows.mean(1) / rows.std(1)).abs()
+    # The deviation is a sample's, of 32 elements at least.
+    assert (0.5 * offset < ratio).all() and (ratio < 2 * offset).all()
+
+
+@every_operator
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_normlib_is_right_on_every_family(operator, dtype, family):
+    case = next(c for c in cases(operator, "smoke") if c.dtype == dtype)
+    setting = cell.Setting(CPU, 0, "", None, providers()["torch"])
+    case = replace(case, inputs=family[0], offset=family[1], mode="fwd_bwd")
+    record = cell.Problem(case.problem, operator, setting).measure(case, providers()["normlib"], timed=False)
+    assert (record.status, record.reason) == ("ok", "")

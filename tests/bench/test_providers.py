@@ -43,7 +43,8 @@ def errors_of(case: Case, inputs: Inputs, outputs: dict[str, Tensor]) -> list[st
     ]
 
 
-@pytest.fixture(params=[name for name, found in providers().items() if found.unavailable(CPU) is None])
+# The textbook's formulas, which are never timed, serve some cells alone: tests/bench/test_formulas.py.
+@pytest.fixture(params=[name for name, p in providers().items() if p.timed and p.unavailable(CPU) is None])
 def provider(request):
     return providers()[request.param]
 

@@ -587,6 +587,31 @@ def test_an_environment_that_lacks_most_keys_still_renders(run_dir: Callable[...
     assert "All cells" in page(folder).text
 
 
+def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(run_dir: Callable[..., Path]) -> None:
+    families = [("normal", 0.0), ("offset", 1e2), ("offset", 1e4), ("huge", 0.0)]
+    made = [
+        record(dtype="fp32", provider=name, inputs=inputs, offset=offset, status="wrong" if wrong else "ok")
+        for (inputs, offset), name in product(families, ("normlib", "torch"))
+        for wrong in [name == "torch" and offset == 1e4]
+    ]
+    made[-1].errors[0].rel_l2_error = math.nan
+    folder = run_dir(made)
+    shown = page(folder)
+    text = shown.section("accuracy")
+    assert "mean/std 1e4 in every statistic" in text and "0 of 1" in text
+    assert any(label.startswith("rel_l2_error against the mean of x") for label in shown.labels)
+    found = facts.families(load(folder), "layer_norm")
+    assert [(f.name, f.right["torch"]) for f in found] == [
+        ("normal", (1, 1)), ("offset", (1, 1)), ("offset", (0, 1)), ("huge", (1, 1)),
+    ]  # fmt: skip
+
+
+def test_a_run_of_normal_inputs_has_no_families(run_dir: Callable[..., Path]) -> None:
+    folder = run_dir([record()])
+    assert facts.families(load(folder), "layer_norm") == []
+    assert "family of inputs" not in page(folder).section("accuracy")
+
+
 def test_the_bounds_are_those_that_accuracy_judges_by() -> None:
     from bench import accuracy
 

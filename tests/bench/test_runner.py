@@ -222,7 +222,11 @@ def test_no_cell_sees_what_another_left_in_its_inputs(tmp_path):
 
 def test_a_provider_that_writes_into_x_is_wrong(tmp_path):
     def spoil(built, case, inputs):
-        return Runnable(lambda: inputs["x"].data.mul_(2), built.outputs)
+        def run():
+            inputs["x"].data.mul_(2)
+            return built.run()
+
+        return Runnable(run, built.outputs)
 
     outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil)))
     assert statuses(outcome) == {"wrong"}
@@ -234,11 +238,61 @@ def test_running_buffers_move_in_every_pass_and_are_put_back_before_the_check(tm
         def run():
             inputs["running_mean"].add_(1)
             inputs["running_var"].mul_(2)
+            return built.run()
 
         return Runnable(run, built.outputs)
 
     outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil), found=cases("bn")))
     assert statuses(outcome) == {"ok"}
+
+
+def cached(built, case, inputs):
+    found = built.run()
+    return Runnable(lambda: found, built.outputs)
+
+
+def unwritten(built, case, inputs):
+    found = built.run()
+
+    def run():
+        for name, tensor in built.run().items():
+            found[name].detach().flatten()[1:] = tensor.flatten()[1:]  # the first element is left as it was
+        return found
+
+    return Runnable(run, built.outputs)
+
+
+def of_the_first_inputs(built, case, inputs):
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+
+    def run():
+        now = {name: tensor.clone() for name, tensor in inputs.items()}
+        for name, tensor in inputs.items():
+            tensor.copy_(before[name])
+        found = built.run()
+        for name, tensor in inputs.items():
+            tensor.copy_(now[name])
+        return found
+
+    return Runnable(run, built.outputs)
+
+
+@pytest.mark.parametrize("cheat", [cached, unwritten, of_the_first_inputs])
+def test_what_was_timed_must_be_right_on_new_inputs_too(tmp_path, cheat):
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=cheat)))
+    assert statuses(outcome) == {"wrong"}
+    assert all(r.reason.startswith("on new inputs after timing: ") for r in outcome.records)
+
+
+def test_hard_inputs_are_judged_and_not_timed(tmp_path):
+    found = cases("bn", inputs="normal,offset,constant", offset="1e4")
+    outcome, _ = run(tmp_path, plan(TORCH, found=found))
+    assert {r.inputs: r.samples is not None for r in outcome.records} == {
+        "normal": True,
+        "offset": False,
+        "constant": False,
+    }
+    assert all(r.errors for r in outcome.records) and len({r.cell for r in outcome.records}) == len(found)
 
 
 def test_errors_are_compared_with_torch_also_when_torch_is_not_chosen(tmp_path):
@@ -256,13 +310,20 @@ def test_without_a_yardstick_the_record_says_so(tmp_path):
 
 @pytest.fixture
 def gpu_clock(monkeypatch):
-    """Cells that take as many microseconds as their provider's run returns, by a clock that supports claims."""
-    measure = lambda run, device, interpreted: Timing(run(), run(), run(), run(), 9, "cuda_event")
+    """Cells that take as many microseconds as their provider's run says, by a clock that supports claims."""
+    measure = lambda run, device, interpreted: Timing(*[run.microseconds] * 4, 9, "cuda_event")
     monkeypatch.setattr(cell.timing, "measure", measure)
 
 
 def taking(microseconds, change=lambda out: out):
-    return lambda built, case, inputs: Runnable(lambda: microseconds, lambda: change(built.outputs()))
+    def spoil(built, case, inputs):
+        def run():
+            return change(built.run())
+
+        run.microseconds = microseconds
+        return Runnable(run, lambda: change(built.outputs()))
+
+    return spoil
 
 
 def test_speedup_is_the_baselines_median_over_this_one(tmp_path, gpu_clock):

@@ -93,6 +93,16 @@ def test_eps_is_the_operators_own_where_the_preset_has_none():
     assert {case.eps for case in cases(op="ln", **given)} == {OPERATORS["layer_norm"].eps}
 
 
+def test_inputs_are_normal_unless_asked_and_each_offset_is_a_case_of_its_own():
+    assert {(case.inputs, case.offset) for case in cases(op="ln")} == {("normal", 0.0)}
+    found = cases(op="ln", inputs="normal,offset,huge", offset="1e2,1e4,100")
+    families = [("normal", 0.0), ("offset", 1e2), ("offset", 1e4), ("huge", 0.0)]
+    assert len(found) == len(set(found)) == 4 * len(cases(op="ln"))
+    assert {(case.inputs, case.offset) for case in found} == set(families)
+    assert {case.offset for case in cases(op="ln", inputs="offset")} == {1e2, 1e4, 1e6}
+    assert len({case.label for case in found}) == len(found)
+
+
 def test_values_given_twice_count_once():
     assert cases(op="ln", tokens="4,4", hidden="8") == cases(op="ln", tokens="4", hidden="8")
 
@@ -119,6 +129,12 @@ def test_values_given_twice_count_once():
         ({"spatial": "56x"}, "--spatial", "56x56"),
         ({"spatial": "0x7"}, "--spatial", "56x56"),
         ({"spatial": "2x2x2x2"}, "--spatial", "spatial"),
+        ({"inputs": "ofset"}, "--inputs", "did you mean offset"),
+        ({"inputs": ""}, "--inputs", "empty"),
+        ({"offset": "1e4"}, "--offset", "only together with --inputs offset"),
+        ({"inputs": "offset", "offset": "big"}, "--offset", "a number from 1 to 1e+07"),
+        ({"inputs": "offset", "offset": "-1e4"}, "--offset", "a number from 1 to 1e+07"),
+        ({"inputs": "offset", "offset": "nan"}, "--offset", "a number from 1 to 1e+07"),
         ({"op": "ln", "tokens": "1000000000", "hidden": "1000000000"}, "--tokens", "more than a device holds"),
     ],
 )
