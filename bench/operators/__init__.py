@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Tensors by name: x, weight, bias, dy and, for batch norm, running_mean and running_var.
 Inputs = dict[str, "torch.Tensor"]
-# Float64 tensors by name: y, dx, dw, db and, for batch norm, running_mean, running_var and y_eval (evaluation's y).
+# Float64 tensors by name: y, dx, dw, db, the saved statistics mean and rstd, one value each a statistic, and for batch
+# norm running_mean, running_var and y_eval (evaluation's y).
 Reference = dict[str, "torch.Tensor"]
 # Every axis of the operator, "dtype" and "layout" -> values; "eps" too where it is not the operator's default.
 Grid = Mapping[str, tuple[int | str | float, ...]]
@@ -46,6 +47,7 @@ class Operator(ABC):
     modes: tuple[str, ...]  # the modes measured unless --mode says otherwise
     eps: float  # where a preset's grid has none
     statistics_dim: int  # the dimension of x that has one statistic an index: 1 (channels) or 0 (rows)
+    saved: tuple[str, ...] = ("mean", "rstd")  # the statistics that forward keeps for backward
     presets: Mapping[str, Preset]  # every operator has smoke, quick and full
 
     @abstractmethod
@@ -75,6 +77,9 @@ class Operator(ABC):
         rounding, and u / sqrt(3) at each of log2(n) levels. Over the sum itself that is about 1 where terms are
         independent of each other, and more where few sums are and their terms happen to cancel. In y, x_hat weight and
         the bias may cancel throughout a statistic; the mean over statistics carries the root mean square.
+
+        A mean and the deviations under dw are as small as x. Where that is below float32's normal numbers, what is lost
+        is not 2^-24 of a value but up to 2^-150 of everything, which is as many roundings more.
         """
         dy, channel = inputs["dy"].double(), [1, -1] + [1] * (inputs["dy"].dim() - 2)
         count = dy.numel() // dy.shape[1]
@@ -88,7 +93,10 @@ class Operator(ABC):
             if name in reference:
                 terms = torch.hypot(reference[name] - bias, bias.expand_as(reference[name]))
                 found[name] = _ratio(terms, reference[name], self.statistics_dim)
-        return {name: max(value, 1.0) for name, value in found.items()}
+        size = float(inputs["x"].double().nan_to_num(0.0, 0.0, 0.0).square().mean().sqrt())
+        underflow = 1.0 + (2.0**-150 / size) / 2.0**-24 if size else 1.0
+        found = {"mean": 1.0} | {name: max(value, 1.0) for name, value in found.items()}
+        return {name: value * (underflow if name in ("mean", "dw") else 1.0) for name, value in found.items()}
 
     def dtypes(self, inputs: Inputs) -> dict[str, torch.dtype]:
         """The dtype that each output must come in: its own input's, or that of the input it is a gradient of."""

@@ -103,14 +103,14 @@ class BatchNorm(Operator):
         }
 
     def reference(self, case: Case, inputs: Inputs) -> Reference:
-        """Training's y, dx, dw, db, running_mean, running_var, and evaluation's y_eval, in float64."""
+        """Training's y, dx, dw, db, running_mean, running_var, mean, rstd, and evaluation's y_eval, in float64."""
         x, weight, bias, dy = (inputs[name] for name in ("x", "weight", "bias", "dy"))
         mean, var = inputs["running_mean"], inputs["running_var"]
         truth = reference.batch_norm(x, weight, bias, case.eps, dy)
         truth["running_mean"] = (1 - MOMENTUM) * mean.double() + MOMENTUM * truth["mean"]
         truth["running_var"] = (1 - MOMENTUM) * var.double() + MOMENTUM * truth["var_unbiased"]
         evaluated = reference.batch_norm_eval(x, mean, var, weight, bias, case.eps)
-        return {name: truth[name] for name in _TRAINING} | {"y_eval": evaluated["y"]}
+        return {name: truth[name] for name in (*_TRAINING, *self.saved)} | {"y_eval": evaluated["y"]}
 
     def outputs(self, mode: str) -> tuple[str, ...]:
         """Evaluation's y has a name of its own, for the reference holds both."""

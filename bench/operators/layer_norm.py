@@ -18,10 +18,10 @@ class LayerNorm(RowNorm):
     statistics = 2
 
     def reference(self, case: Case, inputs: Inputs) -> Reference:
-        """y, dx, dw, db in float64."""
+        """y, dx, dw, db, mean, rstd in float64."""
         x, weight, bias, dy = (inputs[name] for name in ("x", "weight", "bias", "dy"))
         truth = reference.layer_norm(x, case.shape[1:], weight, bias, case.eps, dy)
-        return {name: truth[name] for name in self.outputs("fwd_bwd")}
+        return {name: truth[name] for name in (*self.outputs("fwd_bwd"), *self.saved)}
 
 
 OPERATOR = LayerNorm()

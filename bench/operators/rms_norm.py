@@ -15,12 +15,13 @@ class RMSNorm(RowNorm):
     short = "rms"
     eps = 1e-6
     has_bias = False
+    saved = ("rstd",)
     statistics = 1
 
     def reference(self, case: Case, inputs: Inputs) -> Reference:
-        """y, dx, dw in float64."""
+        """y, dx, dw, rstd in float64."""
         truth = reference.rms_norm(inputs["x"], case.shape[1:], inputs["weight"], None, case.eps, inputs["dy"])
-        return {name: truth[name] for name in self.outputs("fwd_bwd")}
+        return {name: truth[name] for name in (*self.outputs("fwd_bwd"), *self.saved)}
 
 
 OPERATOR = RMSNorm()

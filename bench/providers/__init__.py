@@ -31,7 +31,9 @@ class Runnable:
     leaves the inputs alone except batch norm's running buffers, and accumulates into no `.grad`. It returns what it
     computed, by name, in any shape of as many elements: after timing it is judged once more, on new inputs.
     `outputs()` performs one pass on the inputs' *current* contents and returns every tensor that the operator
-    lists for the mode, by name; running buffers are returned as copies and put back as they were.
+    lists for the mode, by name; running buffers are returned as copies and put back as they were. Forward in training
+    may add the statistics that it saves (`mean`, `rstd`), where the implementation gives them away: flat, one a row or
+    channel.
     """
 
     run: Callable[[], Outputs]

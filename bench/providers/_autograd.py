@@ -43,8 +43,12 @@ def bound(case: Case, functional: object) -> Forward:
     return forwards[case.op]
 
 
-def runnable(case: Case, inputs: Inputs, forward: Forward) -> Runnable:
+def runnable(
+    case: Case, inputs: Inputs, forward: Forward, saved: Callable[[Inputs], Outputs] = lambda inputs: {}
+) -> Runnable:
     """A cell of the case's mode: forward in training mode saves for backward, evaluation runs without gradients.
+
+    `saved` gives the statistics that a training forward of these inputs saves, where they can be had.
 
     Everything runs once here, so that a compiler's work is part of building. Backward alone is timed on a graph that
     is built once: its values are those of the inputs at that time, `outputs` always begins anew.
@@ -76,7 +80,11 @@ def runnable(case: Case, inputs: Inputs, forward: Forward) -> Runnable:
     else:
         run = lambda: one_pass(mine)
     run()
-    return Runnable(run, lambda: one_pass(_tensors(inputs, case.mode)))
+
+    def outputs() -> Outputs:
+        return one_pass(_tensors(inputs, case.mode)) | (saved(inputs) if case.mode.startswith("fwd") else {})
+
+    return Runnable(run, outputs)
 
 
 def _tensors(inputs: Inputs, mode: str) -> Inputs:

@@ -71,6 +71,8 @@ def rows(case: Case, inputs: Inputs) -> Runnable:
 
     def outputs() -> Outputs:
         shapes = {"y": (tokens, hidden), "dx": (tokens, hidden), "dw": (hidden,), "db": (hidden,)}
+        if case.mode.startswith("fwd"):
+            shapes |= dict.fromkeys(_STATISTICS[case.op], (tokens,))
         return {name: tensor.view(shapes[name]) for name, tensor in one_pass().items() if name in shapes}
 
     saved = one_pass()

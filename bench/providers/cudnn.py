@@ -94,7 +94,7 @@ def batch_norm(case: Case, inputs: Inputs) -> Runnable:
         y, *saved = forward(mean, var)
         if case.mode == "eval":
             return {"y_eval": y}
-        found = {"y": y, "running_mean": mean, "running_var": var}
+        found = {"y": y, "running_mean": mean, "running_var": var, "mean": saved[0], "rstd": saved[1]}
         return found if case.mode == "fwd" else found | backward(*saved)
 
     mine = buffers()

@@ -14,7 +14,7 @@ import torch.nn.functional
 
 from bench.case import Case
 from bench.operators import Inputs
-from bench.providers import Provider, Runnable
+from bench.providers import Outputs, Provider, Runnable
 from bench.providers._autograd import bound, runnable
 
 
@@ -38,7 +38,17 @@ class Torch(Provider):
         return "torch"
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
-        return runnable(case, inputs, bound(case, torch.nn.functional))
+        def saved(inputs: Inputs) -> Outputs:
+            x, weight, bias = inputs["x"], inputs["weight"], inputs.get("bias")
+            if case.op == "batch_norm":
+                _, mean, rstd = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, case.eps)
+            elif case.op == "layer_norm":
+                _, mean, rstd = torch.native_layer_norm(x, list(case.shape[1:]), weight, bias, case.eps)
+            else:  # RMS norm's is to be had through a private operator alone
+                return {}
+            return {"mean": mean.flatten(), "rstd": rstd.flatten()}
+
+        return runnable(case, inputs, bound(case, torch.nn.functional), saved)
 
 
 def _picks_cudnn(case: Case, inputs: Inputs) -> bool:

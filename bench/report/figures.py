@@ -81,23 +81,30 @@ def slug(*parts: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(parts)).strip("-").lower()
 
 
+def _lines(axes: Axes, cells: pd.DataFrame, legend: dict[str, Key], x: str, y: str) -> None:
+    """A line through each provider's median, the subject's on top."""
+    for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
+        ours = key.provider == SUBJECT
+        sns.lineplot(
+            cells[cells["provider"] == key.provider], x=x, y=y, estimator="median", errorbar=None, ax=axes,
+            color=key.colour, legend=False, marker=key.marker, markersize=5.5, markeredgecolor=svg.PAPER,
+            markeredgewidth=0.6, linewidth=2.0 if ours else 1.3, zorder=4 if ours else 3,
+        )  # fmt: skip
+        axes.lines[-1].set_gid(slug("line", key.provider))
+
+
 def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, top: float, name: str) -> Markup:
     """GB/s against the bytes of x: a line through the median of each size, a bar from p10 to p90 for each cell."""
     with svg.style():
         figure = svg.new(WIDTH, 2.9)
         axes = figure.subplots()
-        for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
-            part = cells[cells["provider"] == key.provider]
-            ours = key.provider == SUBJECT
-            sns.lineplot(
-                part, x="size", y="gbps", estimator="median", errorbar=None, ax=axes, color=key.colour, legend=False,
-                marker=key.marker, markersize=5.5, markeredgecolor=svg.PAPER, markeredgewidth=0.6,
-                linewidth=2.0 if ours else 1.3, zorder=4 if ours else 3,
-            )  # fmt: skip
-            axes.lines[-1].set_gid(slug("line", key.provider))
+        _lines(axes, cells, legend, "size", "gbps")
+        for provider, part in cells.groupby("provider"):
             low = part["gbps"] * part["latency_us"] / part["latency_us_p90"]
             high = part["gbps"] * part["latency_us"] / part["latency_us_p10"]
-            axes.vlines(part["size"], low, high, color=key.colour, alpha=0.45, linewidth=2.4, zorder=2)
+            axes.vlines(
+                part["size"], low, high, color=legend[str(provider)].colour, alpha=0.45, linewidth=2.4, zorder=2
+            )
         axes.set_xscale("log", base=2)
         _size_ticks(axes, cells["size"])
         axes.set_ylim(0, top)
@@ -123,17 +130,11 @@ def error_against_offset(errors: pd.DataFrame, legend: dict[str, Key], top: floa
     with svg.style():
         figure = svg.new(WIDTH, 2.7)
         axes = figure.subplots()
-        for key in reversed([key for key in legend.values() if key.provider in set(drawn["provider"])]):
-            part = drawn[drawn["provider"] == key.provider]
-            ours = key.provider == SUBJECT
-            sns.lineplot(
-                part, x="at", y="rel_l2_error", estimator="median", errorbar=None, ax=axes, color=key.colour,
-                legend=False, marker=key.marker, markersize=5.5, markeredgecolor=svg.PAPER, markeredgewidth=0.6,
-                linewidth=2.0 if ours else 1.3, zorder=4 if ours else 3,
-            )  # fmt: skip
-            axes.lines[-1].set_gid(slug("line", key.provider))
+        _lines(axes, drawn, legend, "at", "rel_l2_error")
+        for provider, part in drawn.groupby("provider"):
             spread = part.groupby("at")["rel_l2_error"]
-            axes.vlines(spread.min().index, spread.min(), spread.max(), color=key.colour, alpha=0.4, linewidth=2.4)
+            colour = legend[str(provider)].colour
+            axes.vlines(spread.min().index, spread.min(), spread.max(), color=colour, alpha=0.4, linewidth=2.4)
         places = sorted(drawn["at"].unique())
         axes.set_xscale("log")
         axes.set_yscale("log")

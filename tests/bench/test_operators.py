@@ -132,7 +132,9 @@ def test_every_mode_gives_tensors_that_the_reference_has_in_float64(operator):
     inputs = operator.inputs(case, CPU, 0)
     truth = operator.reference(case, inputs)
     dtypes = operator.dtypes(inputs)
-    assert set(truth) == {name for mode in operator.modes for name in operator.outputs(mode)} <= set(dtypes)
+    named = {name for mode in operator.modes for name in operator.outputs(mode)}
+    assert set(truth) == named | set(operator.saved) and named <= set(dtypes)
+    assert {truth[name].shape for name in operator.saved} == {(case.shape[operator.statistics_dim],)}
     assert set(operator.outputs("fwd_bwd")) == {*operator.outputs("fwd"), *operator.outputs("bwd")}
     for tensor in truth.values():
         assert tensor.dtype == torch.float64

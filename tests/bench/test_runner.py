@@ -98,7 +98,8 @@ def test_every_cell_gets_a_record_on_disk_with_checked_errors_and_a_time(tmp_pat
     assert list(results.read(tmp_path / "records.jsonl")) == outcome.records
     for record in outcome.records:
         assert record.status == "ok", record.reason
-        assert {error.tensor for error in record.errors} == set(operators()["batch_norm"].outputs(record.mode))
+        saved = {"mean", "rstd"} if record.mode in ("fwd", "fwd_bwd") else set()
+        assert {error.tensor for error in record.errors} == {*operators()["batch_norm"].outputs(record.mode), *saved}
         assert record.latency_us > 0
         assert record.compile_ms > 0
         assert record.bytes_moved > 0
@@ -293,6 +294,15 @@ def test_hard_inputs_are_judged_and_not_timed(tmp_path):
         "constant": False,
     }
     assert all(r.errors for r in outcome.records) and len({r.cell for r in outcome.records}) == len(found)
+
+
+def test_the_statistics_that_forward_saves_are_judged_where_they_are_given_away(tmp_path):
+    modes = {r.mode: [e.tensor for e in r.errors] for r in run(tmp_path, plan(TORCH))[0].records}
+    assert [{"mean", "rstd"} <= set(tensors) for tensors in modes.values()] == [mode != "bwd" for mode in modes]
+    off = changing(lambda out: out | {"rstd": out["rstd"] * 1.001} if "rstd" in out else out)
+    (tmp_path / "off").mkdir()
+    found = {r.mode: r.status for r in run(tmp_path / "off", plan(Scripted(spoil=off)))[0].records}
+    assert found == {mode: "ok" if mode == "bwd" else "wrong" for mode in modes}
 
 
 def test_errors_are_compared_with_torch_also_when_torch_is_not_chosen(tmp_path):
