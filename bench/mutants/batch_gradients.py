@@ -67,6 +67,12 @@ _EDITS = {
         ),
     ),
     "_batch_norm_input_gradient_kernel": (
+        (
+            "batch-dx-without-low",
+            "x - mean without the low part, as PyTorch has it",
+            "((x - mean) - low)",
+            "(x - mean)",
+        ),
         ("batch-c1-sign", "+ (x - mean) c1", "- ((x - mean) - low) * c1", "+ ((x - mean) - low) * c1"),
         ("batch-c2-sign", "+ c2", "(dy - c2)", "(dy + c2)"),
         ("batch-c2-left-out", "dx without the mean of dy", "(dy - c2)", "dy"),
