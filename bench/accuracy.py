@@ -1,7 +1,8 @@
 """How wrong a result is: every output tensor against float64, and the verdict.
 
 The reference is computed in float64 from the inputs as rounded to the cell's dtype, so all that is measured is the
-implementation's own error. relL2(a, b) is |a - b| / |b| over the finite elements. The figures of a tensor:
+implementation's own error. relL2(a, b) is |a - b| / |b| over the finite elements, and infinite where NaN or Inf stand
+in other places than they should. The figures of a tensor:
 
 rel_l2_error    relL2(out, ref). Judges fp32, at ROUNDINGS times STATISTIC_ROUNDING: PyTorch's own error is no excuse
                 where it has lost digits, as it does at a large mean.
@@ -40,7 +41,7 @@ Such a cell says "wrong" of an honest implementation; look at PyTorch's figure b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -105,8 +106,9 @@ def verdict(errors: Sequence[TensorError]) -> tuple[str, str]:
 
 
 def yardstick(errors: Sequence[TensorError]) -> dict[str, float]:
-    """What PyTorch eager's errors are to others: rel_l2_error by tensor, where there is one."""
-    return {error.tensor: error.rel_l2_error for error in errors if error.rel_l2_error is not None}
+    """What PyTorch eager's errors are to others: rel_l2_error by tensor, where there is a finite one."""
+    found = {error.tensor: error.rel_l2_error for error in errors}
+    return {tensor: error for tensor, error in found.items() if error is not None and isfinite(error)}
 
 
 def _refusal(out: object, ref: Tensor, dtype: torch.dtype) -> str:
@@ -138,7 +140,8 @@ def _compare(
     out, rounded, ref = (torch.where(finite, t, 0.0) for t in (out, rounded, ref))
 
     norm = float(ref.norm())
-    rel = _ratio(float((out - ref).norm()), norm)
+    # A NaN in place of a number is no small error; what is left of the tensor says nothing.
+    rel = _ratio(float((out - ref).norm()), norm) if masks_match else inf
     floor_ratio = error_vs_torch = None
     judged: dict[str, tuple[float, float]] = {}
     if dtype == "fp32":

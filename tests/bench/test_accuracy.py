@@ -268,3 +268,10 @@ def test_a_sum_that_cancels_is_held_to_what_its_terms_allow():
     off = {"db": (reference["db"] * (1 + 1e-5)).float()}
     judge = lambda amplification: accuracy.check(off, ref, {"db": torch.float32}, None, 1, amplification)[0].ok
     assert judge(cancelled) and not judge(None)
+
+
+def test_a_tensor_of_nan_has_no_small_error():
+    ref = torch.randn(8, 8, dtype=torch.float64)
+    error = one(torch.full((8, 8), torch.nan), ref)
+    assert (error.ok, error.decided_by, error.rel_l2_error) == (False, "masks_match", inf)
+    assert accuracy.yardstick([error]) == {}
