@@ -180,7 +180,7 @@ class Problem:
         inputs, reference = self._truth(case)
         dtypes = self._operator.dtypes(inputs)
         assert self._reference is not None
-        for name in outputs.keys() & self._operator.saved:  # given away by few, and in the dtype that each likes
+        for name in (n for n in self._operator.saved if n in outputs):  # given by few, in the dtype that each likes
             dtype = getattr(outputs[name], "dtype", None)
             dtypes[name] = dtype if dtype in accuracy.DTYPE_NAMES else torch.float32
             reference[name] = self._reference[name]
