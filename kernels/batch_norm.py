@@ -13,10 +13,15 @@ Backward in training, and in evaluation, where mean and rstd are constants:
     db = sum(dy)       dw = sum(dy x_hat)
     dx = weight rstd (dy - db / n - x_hat dw / n)            dx = weight rstd dy
 
-A channel is split over programs. Three launches each way: partial moments (or sums) a split, their merge in a fixed
-order, and one sweep that applies the result. The applying sweep goes through the tiles backwards, to meet in cache
-what the first sweep read last. Units of one activation moved: training forward 3, backward 5; evaluation forward 2,
-backward 3. Saved for backward: x, the mean as a pair of floats, rstd.
+A channel is split over programs, and one of two plans (plan.py) brings their results together:
+
+streaming   three launches each way: partial moments (or sums) of each split, their merge in a fixed order, one sweep
+            that applies the result. Units of one activation moved: training forward 3, backward 5.
+one launch  the splits of a channel group meet at a barrier, merge the partials each for itself, and apply the result
+            to their own tiles, which are still in cache: 2 and 3. A group that is one program's needs no barrier.
+
+Evaluation is one sweep: forward 2, backward 3. Saved for backward: x, the mean as a pair of floats, rstd. The sweeps
+themselves, which the plans share, are in batch_norm_sweeps.py.
 """
 
 import torch
@@ -25,56 +30,32 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
+from normlib.kernels.barrier import arrive, wait
+from normlib.kernels.batch_norm_sweeps import (
+    add_splits,
+    channel_values,
+    elements_before,
+    finish_statistics,
+    input_gradient_of_tiles,
+    merge_splits,
+    moments_of_tiles,
+    normalize_tiles,
+    scale_of,
+    shift_of,
+    statistics,
+    store_planes,
+    sums_of_tiles,
+    tile_range,
+)
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.numerics import accumulator, blocks, float_pair, store
 from normlib.kernels.plan import Device
-from normlib.kernels.reduction import merge_all_moments, merge_moments, sum_partials, tile_moments
+from normlib.kernels.reduction import sum_partials
 
 # Arguments that follow the batch size: no compilation of their own for a 1 or a multiple of 16.
-BATCH = ("tiles", "splits")
+BATCH = ("tiles", "splits", "ahead")
 
-
-@triton.jit
-def _tile_range(split, splits, tiles):
-    """The tiles [first, last) of one split: contiguous, and as even as they come."""
-    share, over = tiles // splits, tiles % splits
-    first = split * share + tl.minimum(split, over)
-    return first, first + share + (split < over).to(tl.int32)
-
-
-@triton.jit
-def _elements_before(tile, S, BLOCK_S):
-    """Elements of one channel in the tiles before this one."""
-    tiles = blocks(S, BLOCK_S)
-    return (tile // tiles).to(tl.int64) * S + tl.minimum((tile % tiles) * BLOCK_S, S)
-
-
-@triton.jit
-def _tile(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """(scalar int64 offset of the tile, int32 offsets inside it, mask, elements of a channel in it)."""
-    tiles = blocks(S, BLOCK_S)
-    batch = (tile // tiles).to(tl.int64)
-    s0 = (tile % tiles) * BLOCK_S
-    c = tl.arange(0, BLOCK_C)[:, None]
-    s = tl.arange(0, BLOCK_S)[None, :]
-    # Dividing and multiplying tells the compiler that runs start and end at multiples of ALIGN: loads that wide.
-    if LAST:
-        C = C // ALIGN * ALIGN
-        base = s0.to(tl.int64) * C + c0
-        offsets = s * C + c
-    else:
-        S = S // ALIGN * ALIGN
-        base = (batch * C + c0) * S + s0
-        offsets = c * S + s
-    mask = (c0 + c < C) & (s0 + s < S)
-    return base, offsets, mask, tl.minimum(BLOCK_S, S - s0)
-
-
-@triton.jit
-def _channel(pointer, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """A per-channel vector's values for this channel group, as a column; zeros past the last channel."""
-    c = c0 + tl.arange(0, BLOCK_C)[:, None]
-    return load(pointer + c, c < C, ACC)
+# ----------------------------------------------------------------------------------------------------- three launches
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -93,25 +74,9 @@ def _batch_norm_stats_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
-    first, last = _tile_range(split, splits, tiles)
-
-    count = tl.zeros([1, 1], ACC)
-    mean = tl.zeros([BLOCK_C, 1], ACC)
-    low = tl.zeros([BLOCK_C, 1], ACC)
-    m2 = tl.zeros([BLOCK_C, 1], ACC)
-    for tile in range(first, last):
-        base, offsets, mask, elements = _tile(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load(x_ptr + base + offsets, mask, ACC)
-        tile_count = elements.to(ACC)
-        tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1)
-        count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
-
-    c = c0 + tl.arange(0, BLOCK_C)[:, None]
-    out = partials_ptr + split.to(tl.int64) * C + c
-    plane = tl.cast(splits, tl.int64) * C
-    store(out, mean, c < C)
-    store(out + plane, low, c < C)
-    store(out + 2 * plane, m2, c < C)
+    first, last = tile_range(split, splits, tiles)
+    mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -134,61 +99,27 @@ def _batch_norm_merge_kernel(
     BLOCK_N: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
-    c = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
-    p = tl.arange(0, BLOCK_P)[:, None]
-    plane = tl.cast(splits, tl.int64) * C
-
-    # Lane p of a channel takes splits p, p + BLOCK_P, ...; then the lanes are merged at once.
-    count = tl.zeros([BLOCK_P, 1], ACC)
-    mean = tl.zeros([BLOCK_P, BLOCK_N], ACC)
-    low = tl.zeros([BLOCK_P, BLOCK_N], ACC)
-    m2 = tl.zeros([BLOCK_P, BLOCK_N], ACC)
-    for start in range(0, splits, BLOCK_P):
-        split = start + p
-        mask = (split < splits) & (c < C)
-        first, last = _tile_range(split, splits, tiles)
-        elements = _elements_before(last, S, BLOCK_S) - _elements_before(first, S, BLOCK_S)
-        split_count = tl.where(split < splits, elements, 0).to(ACC)
-        source = partials_ptr + split.to(tl.int64) * C + c
-        count, mean, low, m2 = merge_moments(
-            count,
-            mean,
-            low,
-            m2,
-            split_count,
-            load(source, mask, ACC),
-            load(source + plane, mask, ACC),
-            load(source + 2 * plane, mask, ACC),
-        )
-
-    n = _elements_before(tiles, S, BLOCK_S).to(ACC)
-    first_mean = tl.sum(tl.where(p == 0, mean, 0.0), 0, keep_dims=True)
-    mean, low, m2 = merge_all_moments(count, mean, low, m2, p < splits, n, first_mean, 0)
-    var = divide(m2, n)
-    store(mean_ptr + c, mean, c < C)
-    store(mean_ptr + C + c, low, c < C)
-    store(rstd_ptr + c, reciprocal_sqrt(var + from_pair(eps, eps_low, ACC)), c < C)
-
-    if running_mean_ptr is not None:
-        # In float64: these few values are kept for the whole of a training, and go through three roundings otherwise.
-        m = from_pair(momentum, momentum_low, tl.float64)
-        old_mean = load(running_mean_ptr + c, c < C, tl.float64)
-        old_var = load(running_var_ptr + c, c < C, tl.float64)
-        new_mean = mean.to(tl.float64) + low.to(tl.float64)
-        unbiased = m2.to(tl.float64) / (n.to(tl.float64) - 1.0)
-        store(running_mean_ptr + c, (old_mean * (1.0 - m) + new_mean * m).to(ACC), c < C)
-        store(running_var_ptr + c, (old_var * (1.0 - m) + unbiased * m).to(ACC), c < C)
-
-
-@triton.jit
-def _statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var."""
-    mean = _channel(mean_ptr, c0, C, BLOCK_C, ACC)
-    if EVAL:
-        variance = _channel(rstd_ptr, c0, C, BLOCK_C, ACC)
-        return mean, tl.zeros_like(mean), reciprocal_sqrt(variance + from_pair(eps, eps_low, ACC))
-    else:
-        return mean, _channel(mean_ptr + C, c0, C, BLOCK_C, ACC), _channel(rstd_ptr, c0, C, BLOCK_C, ACC)
+    c0 = tl.program_id(0) * BLOCK_N
+    mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_N, BLOCK_S, BLOCK_P, ACC)
+    finish_statistics(
+        mean_ptr,
+        rstd_ptr,
+        running_mean_ptr,
+        running_var_ptr,
+        mean,
+        low,
+        m2,
+        elements_before(tiles, S, BLOCK_S).to(ACC),
+        True,
+        c0,
+        C,
+        eps,
+        eps_low,
+        momentum,
+        momentum_low,
+        BLOCK_N,
+        ACC,
+    )
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -213,17 +144,11 @@ def _batch_norm_normalize_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
-    first, last = _tile_range(splits - 1 - tl.program_id(1), splits, tiles)
-    mean, low, scale = _statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
-    if weight_ptr is not None:
-        scale *= _channel(weight_ptr, c0, C, BLOCK_C, ACC)
-    shift = tl.zeros_like(mean)
-    if bias_ptr is not None:
-        shift = _channel(bias_ptr, c0, C, BLOCK_C, ACC)
-    for i in range(first, last):
-        base, offsets, mask, _ = _tile(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load(x_ptr + base + offsets, mask, ACC)
-        store(y_ptr + base + offsets, ((x - mean) - low) * scale + shift, mask)
+    first, last = tile_range(splits - 1 - tl.program_id(1), splits, tiles)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
+    scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
+    normalize_tiles(y_ptr, x_ptr, mean, low, scale, shift, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -248,31 +173,17 @@ def _batch_norm_reduce_kernel(
     BLOCK_S: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    SUMS: tl.constexpr = partials_ptr is not None
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
-    first, last = _tile_range(split, splits, tiles)
-    mean, low, rstd = _statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
-    scale = rstd
-    if weight_ptr is not None:
-        scale = rstd * _channel(weight_ptr, c0, C, BLOCK_C, ACC)
-
-    dw = tl.zeros([BLOCK_C, BLOCK_S], ACC)
-    db = tl.zeros([BLOCK_C, BLOCK_S], ACC)
-    for tile in range(first, last):
-        base, offsets, mask, _ = _tile(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        dy = load(dy_ptr + base + offsets, mask, ACC)
-        if partials_ptr is not None:
-            x = load(x_ptr + base + offsets, mask, ACC)
-            db += dy
-            dw += tl.where(mask, dy * ((x - mean) - low), 0.0)
-        if dx_ptr is not None:
-            store(dx_ptr + base + offsets, dy * scale, mask)
-
-    if partials_ptr is not None:
-        c = c0 + tl.arange(0, BLOCK_C)[:, None]
-        out = partials_ptr + split.to(tl.int64) * C + c
-        store(out, tl.sum(dw, 1, keep_dims=True) * rstd, c < C)
-        store(out + tl.cast(splits, tl.int64) * C, tl.sum(db, 1, keep_dims=True), c < C)
+    first, last = tile_range(split, splits, tiles)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
+    scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    dw, db = sums_of_tiles(
+        dx_ptr, dy_ptr, x_ptr, mean, low, rstd, scale, first, last, c0, C, S, SUMS, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+    )
+    if SUMS:
+        store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -296,20 +207,160 @@ def _batch_norm_input_gradient_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
-    first, last = _tile_range(splits - 1 - tl.program_id(1), splits, tiles)
-    mean, low, rstd = _statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
-    scale = rstd
-    if weight_ptr is not None:
-        scale = rstd * _channel(weight_ptr, c0, C, BLOCK_C, ACC)
-    n = _elements_before(tiles, S, BLOCK_S).to(ACC)
-    c1 = divide(_channel(dw_ptr, c0, C, BLOCK_C, ACC) * rstd, n)
-    c2 = divide(_channel(db_ptr, c0, C, BLOCK_C, ACC), n)
-    for i in range(first, last):
-        base, offsets, mask, _ = _tile(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        dy = load(dy_ptr + base + offsets, mask, ACC)
-        x = load(x_ptr + base + offsets, mask, ACC)
-        dx = scale * ((dy - c2) - ((x - mean) - low) * c1)
-        store(dx_ptr + base + offsets, dx, mask)
+    first, last = tile_range(splits - 1 - tl.program_id(1), splits, tiles)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
+    scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    dw = channel_values(dw_ptr, c0, C, BLOCK_C, ACC)
+    db = channel_values(db_ptr, c0, C, BLOCK_C, ACC)
+    n = elements_before(tiles, S, BLOCK_S).to(ACC)
+    input_gradient_of_tiles(
+        dx_ptr, dy_ptr, x_ptr, mean, low, rstd, scale, dw, db, n,
+        first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------- one launch
+#
+# The grid is (windows, splits), all of it resident at once: a window takes the channel groups `window`, `window +
+# windows`, ... one after another, all its splits at the same one. `ahead` is how many groups the first sweep runs ahead
+# of the second: with 1, nobody waits at the barrier of a group before having swept the next.
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _batch_norm_forward_kernel(
+    y_ptr,
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,  # (C,)
+    running_mean_ptr,  # (C,), updated in place, or None
+    running_var_ptr,  # (C,), updated in place, or None
+    partials_ptr,  # (3, splits, C), or None where there is one split
+    arrived_ptr,  # (groups,) zeros, or None
+    x_ptr,
+    weight_ptr,  # (C,) or None
+    bias_ptr,  # (C,) or None
+    C,
+    S,
+    tiles,
+    splits,
+    ahead,
+    eps,
+    eps_low,
+    momentum,
+    momentum_low,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    groups = blocks(C, BLOCK_C)
+    n = elements_before(tiles, S, BLOCK_S).to(ACC)
+    first, last = tile_range(split, splits, tiles)
+    for i in range(blocks(groups, windows) + ahead):
+        c0 = (i * windows + window) * BLOCK_C
+        if c0 < C:
+            mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+            if partials_ptr is not None:
+                store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
+                arrive(arrived_ptr + c0 // BLOCK_C)
+        else:
+            mean = tl.zeros([BLOCK_C, 1], ACC)
+            low = tl.zeros([BLOCK_C, 1], ACC)
+            m2 = tl.zeros([BLOCK_C, 1], ACC)
+        c0 -= ahead * windows * BLOCK_C
+        if (c0 >= 0) & (c0 < C):
+            if partials_ptr is not None:
+                wait(arrived_ptr + c0 // BLOCK_C, splits)
+                mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
+            rstd = finish_statistics(
+                mean_ptr,
+                rstd_ptr,
+                running_mean_ptr,
+                running_var_ptr,
+                mean,
+                low,
+                m2,
+                n,
+                split == 0,
+                c0,
+                C,
+                eps,
+                eps_low,
+                momentum,
+                momentum_low,
+                BLOCK_C,
+                ACC,
+            )
+            scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+            shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
+            normalize_tiles(
+                y_ptr, x_ptr, mean, low, scale, shift, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+            )
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _batch_norm_backward_kernel(
+    dx_ptr,
+    dw_ptr,  # (C,): sum(dy x_hat), in the statistics' dtype
+    db_ptr,  # (C,): sum(dy)
+    partials_ptr,  # (2, splits, C), or None where there is one split
+    arrived_ptr,  # (groups,) zeros, or None
+    dy_ptr,
+    x_ptr,
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,
+    weight_ptr,
+    C,
+    S,
+    tiles,
+    splits,
+    ahead,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    groups = blocks(C, BLOCK_C)
+    n = elements_before(tiles, S, BLOCK_S).to(ACC)
+    first, last = tile_range(split, splits, tiles)
+    for i in range(blocks(groups, windows) + ahead):
+        c0 = (i * windows + window) * BLOCK_C
+        if c0 < C:
+            mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
+            dw, db = sums_of_tiles(
+                None, dy_ptr, x_ptr, mean, low, rstd, rstd, first, last, c0, C, S,
+                True, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+            )  # fmt: skip
+            if partials_ptr is not None:
+                store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
+                arrive(arrived_ptr + c0 // BLOCK_C)
+        else:
+            dw = tl.zeros([BLOCK_C, 1], ACC)
+            db = tl.zeros([BLOCK_C, 1], ACC)
+        c0 -= ahead * windows * BLOCK_C
+        if (c0 >= 0) & (c0 < C):
+            if partials_ptr is not None:
+                wait(arrived_ptr + c0 // BLOCK_C, splits)
+                dw = add_splits(partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
+                plane = tl.cast(splits, tl.int64) * C
+                db = add_splits(partials_ptr + plane, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
+            c = c0 + tl.arange(0, BLOCK_C)[:, None]
+            store(dw_ptr + c, dw, (c < C) & (split == 0))
+            store(db_ptr + c, db, (c < C) & (split == 0))
+            mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
+            scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+            input_gradient_of_tiles(
+                dx_ptr, dy_ptr, x_ptr, mean, low, rstd, scale, dw, db, n,
+                first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+            )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- launchers
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -347,6 +398,33 @@ def _launch(kernel, plan, *tensors, eps=None, **constants):
     )
 
 
+def _launch_once(kernel, plan, once, outputs, planes, inputs, *scalars):
+    """One launch for all of a pass, with the partials and the counters that its barriers need."""
+    partials = arrived = None
+    if once.splits > 1:
+        device = outputs[0].device
+        partials = torch.empty((planes, once.splits, plan.channels), dtype=_statistics_dtype(inputs[0]), device=device)
+        arrived = torch.zeros(plan.groups, dtype=torch.int32, device=device)
+    kernel[(once.windows, once.splits)](
+        *outputs,
+        partials,
+        arrived,
+        *inputs,
+        plan.channels,
+        plan.positions,
+        plan.tiles,
+        once.splits,
+        once.ahead,
+        *scalars,
+        LAST=plan.channels_last,
+        ALIGN=plan.align,
+        BLOCK_C=plan.block_c,
+        BLOCK_S=plan.block_s,
+        BLOCK_P=once.block_p,
+        **once.options,
+    )
+
+
 def _statistics_dtype(x):
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -371,6 +449,13 @@ def batch_norm_forward(
     rstd = torch.empty(plan.channels, dtype=stats, device=x.device)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
+    scalars = (*float_pair(eps), *float_pair(momentum))
+    once = plans.batch_norm_once(plan, x.element_size(), 1, device)
+    if once is not None:
+        outputs = (y, mean, rstd, running_mean, running_var)
+        with on(x):
+            _launch_once(_batch_norm_forward_kernel, plan, once, outputs, 3, (x, weight, bias), *scalars)
+        return y, mean, rstd
     partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
     merge = plans.merge(plan.splits, plan.channels, device)
     with on(x):
@@ -385,8 +470,7 @@ def batch_norm_forward(
             plan.positions,
             plan.tiles,
             plan.splits,
-            *float_pair(eps),
-            *float_pair(momentum),
+            *scalars,
             plan.block_s,
             BLOCK_P=merge.block_p,
             BLOCK_N=merge.block_n,
@@ -442,10 +526,17 @@ def batch_norm_backward(
     partials = dw = db = None
     if need_sums or not evaluating:
         dw, db = (torch.empty(plan.channels, dtype=stats, device=x.device) for _ in range(2))
-        partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
     if x.numel() == 0:
         return dx, *(None if t is None else t.zero_() for t in (dw, db))
     tensors = (dy, x, mean, rstd, weight)
+    if need_dx and not evaluating:
+        once = plans.batch_norm_once(plan, x.element_size(), 2, device)
+        if once is not None:
+            with on(x):
+                _launch_once(_batch_norm_backward_kernel, plan, once, (dx, dw, db), 2, tensors)
+            return dx, dw, db
+    if dw is not None:
+        partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
     with on(x):
         dx_here = dx if evaluating else None
         if partials is not None or dx_here is not None:

@@ -18,6 +18,8 @@ class Device:
     multiprocessors: int
     warp_size: int = 32
     registers: int | None = 65536  # of an NVIDIA multiprocessor; None where the compiler takes no cap (AMD)
+    l2: int = 0  # bytes of cache that all multiprocessors share; 0 where none is to be counted on
+    cooperative: bool = False  # whether programs of one launch may wait for each other
 
 
 # The interpreter runs programs one after another at some 2 ms each: as few as show that a split works.
@@ -40,14 +42,14 @@ def alignment(*lengths: int) -> int:
     return gcd(16, *lengths)
 
 
-def launch_options(threads: int, device: Device) -> dict[str, int]:
-    """Warps and, on NVIDIA, all the registers that so many threads may have.
+def launch_options(threads: int, device: Device, programs: int = 1) -> dict[str, int]:
+    """Warps and, on NVIDIA, all the registers that so many threads may have, `programs` times a multiprocessor.
 
     Left alone, ptxas spills a few values to get under the next step of occupancy; a plan chooses its own occupancy.
     """
     options = {"num_warps": max(threads // device.warp_size, 1)}
     if device.registers is not None:
-        options["maxnreg"] = min(device.registers // threads, 255)
+        options["maxnreg"] = min(device.registers // (threads * programs) // 8 * 8, 255)  # handed out in eights
     return options
 
 
@@ -137,7 +139,7 @@ def row_backward(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPl
 # ------------------------------------------------------------------------------------------------------ batch norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: each exists once
 class BatchNormPlan:
     """Tiles of block_c channels by block_s positions; a channel group's tiles are dealt to `splits` programs.
 
@@ -168,6 +170,8 @@ class BatchNormPlan:
         return self.batch * self.positions
 
 
+# Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
+L2_SHARE = 0.4
 # Elements of a batch norm tile by itemsize: 32 values a thread at 128 threads, fewer where each takes two registers.
 TILE = {2: 4096, 4: 4096, 8: 1024}
 
@@ -180,9 +184,13 @@ def _spatial_block(s: int) -> int:
     return next_power_of_2(s)
 
 
-def _channel_block(c: int) -> int:
-    """Of 128, 64 and 32 channels (64 bytes at least in 16 bits), the one that pads c least."""
-    return min((128, 64, 32), key=lambda block: cdiv(c, block) * block) if c > 32 else next_power_of_2(c)
+def _channel_block(c: int, itemsize: int, narrow: bool) -> int:
+    """Of 128, 64 and 32 channels (64 bytes at least in 16 bits), the one that pads c least.
+
+    The widest of such, or the narrowest that is no less than a cache line of 128 bytes.
+    """
+    blocks = [block for block in (32, 64, 128) if block * itemsize >= 128] if narrow else [128, 64, 32]
+    return min(blocks, key=lambda block: cdiv(c, block) * block) if c > 32 else next_power_of_2(c)
 
 
 @cache
@@ -192,7 +200,9 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     batch, positions = (1, n * s) if channels_last else (n, s)
     tile = TILE[itemsize]
     if channels_last:
-        block_c = _channel_block(c)
+        # What does not stay in cache as a whole may do so a few channels at a time.
+        narrow = device.cooperative and prod(shape) * itemsize > L2_SHARE * device.l2
+        block_c = _channel_block(c, itemsize, narrow)
         block_s = min(tile // block_c, next_power_of_2(positions))
         while block_s > 1 and (block_s - 1) * c + block_c > 2**31:  # offsets inside a tile have 32 bits
             block_s //= 2
@@ -217,6 +227,63 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         align=align,
         options=launch_options(threads, device),
     )
+
+
+# A second sweep over so few tiles costs one program less than a barrier costs many.
+ALONE_TILES = 4
+# Threads of a multiprocessor: few, so that each has the 168 registers without which the kernels of one launch spill.
+ONCE_THREADS = 384
+# Programs of a multiprocessor that keep device memory busy, at 4096 elements in flight each; with fewer, three launches
+# of more programs are the better plan.
+ONCE_PROGRAMS = 3
+
+
+@dataclass(frozen=True)
+class OncePlan:
+    """A pass of batch norm in training as one launch of (windows, splits) programs.
+
+    A window takes one channel group after another, `splits` programs at each; the first sweep runs `ahead` groups ahead
+    of the second. With splits > 1 the launch is cooperative: every program is resident, and they wait for each other.
+    """
+
+    windows: int
+    splits: int
+    ahead: int
+    block_p: int  # splits merged at a time
+    options: dict[str, int | bool]
+
+
+@cache
+def batch_norm_once(plan: BatchNormPlan, itemsize: int, tensors: int, device: Device) -> OncePlan | None:
+    """One launch for a pass that sweeps twice over so many activations; None where three are better.
+
+    What is between its two sweeps, windows * (1 + ahead) channel groups, is to stay in L2_SHARE of the cache, so that
+    the second sweep does not read device memory again. Of a single group that is up to twice as large half is left.
+    """
+    group = min(plan.block_c, plan.channels) * plan.count * itemsize * tensors
+    room = int(L2_SHARE * device.l2)
+    threads = plan.options["num_warps"] * device.warp_size
+    programs = max(ONCE_THREADS // threads, 1)
+    options = launch_options(threads, device, programs)
+    # By the channels alone: a new batch size compiles nothing.
+    block_p = min(TILE[itemsize] // 4 // plan.block_c, 256)
+    if plan.tiles <= ALONE_TILES and group <= room:
+        return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
+    if not device.cooperative or programs < ONCE_PROGRAMS or group > (room if plan.groups == 1 else 2 * room):
+        return None
+    resident = programs * device.multiprocessors
+    most = min(plan.groups, max(room // group, 1), resident)
+    # With groups to follow, half as many windows that run a group ahead hide the wait at the barrier.
+    ahead = int(1 < most < plan.groups)
+
+    def steps(windows: int) -> int:
+        """Tiles that a program sweeps, counting what every round costs as one more."""
+        return cdiv(plan.groups, windows) * (cdiv(plan.tiles, min(resident // windows, plan.tiles)) + 1)
+
+    windows = min(range(1, most // (1 + ahead) + 1), key=steps)
+    splits = min(resident // windows, plan.tiles)
+    options = {**options, "launch_cooperative_grid": splits > 1}
+    return OncePlan(windows, splits, ahead if splits > 1 else 0, block_p, options)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Mutants of kernels/batch_norm.py: tiles, statistics, running buffers, y."""
+"""Mutants of kernels/batch_norm.py and batch_norm_sweeps.py: tiles, statistics, running buffers, y."""
 
 from __future__ import annotations
 
 from bench.mutants.planting import Mutant
 
-# By the function that is spoilt: name, what is planted, the text, what it becomes.
+# By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    "_tile_range": (
+    ("batch_norm_sweeps", "tile_range"): (
         (
             "batch-uneven-split-short",
             "the tile left over is given to no split",
@@ -14,7 +14,7 @@ _EDITS = {
             "share",
         ),
     ),
-    "_tile": (
+    ("batch_norm_sweeps", "addresses"): (
         (
             "batch-channels-stride-short",
             "channels-last positions C - 1 apart in place of C",
@@ -46,7 +46,7 @@ _EDITS = {
             "tl.minimum(BLOCK_S, S)",
         ),
     ),
-    "_channel": (
+    ("batch_norm_sweeps", "channel_values"): (
         (
             "batch-channels-of-the-first-group",
             "per-channel vectors of the first group for all",
@@ -54,12 +54,12 @@ _EDITS = {
             "c = tl.arange",
         ),
     ),
-    "_batch_norm_stats_kernel": (
+    ("batch_norm_sweeps", "moments_of_tiles"): (
         (
             "batch-last-tile-dropped",
-            "the last tile has no share in the statistics",
+            "a split's last tile of several has no share in the statistics",
             "range(first, last)",
-            "range(first, tl.minimum(last, tiles - 1))",
+            "range(first, tl.maximum(last - 1, first + 1))",
         ),
         (
             "batch-tile-shared-by-two-splits",
@@ -78,37 +78,45 @@ _EDITS = {
         (
             "batch-partial-low-left-out",
             "a split's mean without its low part",
-            "store(out + plane, low, c < C)",
-            "store(out + plane, low * 0.0, c < C)",
+            "return mean, low, m2",
+            "return mean, low * 0.0, m2",
         ),
     ),
-    "_batch_norm_merge_kernel": (
+    ("batch_norm_sweeps", "merge_splits"): (
         (
             "batch-last-split-dropped",
             "the last split counts as empty",
             "split_count = tl.where(split < splits,",
             "split_count = tl.where(split < tl.maximum(splits - 1, 1),",
         ),
-        ("batch-variance-unbiased", "y from the unbiased variance", "var = divide(m2, n)", "var = divide(m2, n - 1.0)"),
-        ("batch-eps-left-out", "eps is not added", "var + from_pair(eps, eps_low, ACC)", "var"),
+        (
+            "batch-merge-not-about-a-mean",
+            "means merged about 0 instead of the first one",
+            "first_mean, 1)",
+            "first_mean * 0.0, 1)",
+        ),
+    ),
+    ("batch_norm_sweeps", "finish_statistics"): (
+        ("batch-variance-unbiased", "y from the unbiased variance", "divide(m2, n)", "divide(m2, n - 1.0)"),
+        ("batch-eps-left-out", "eps is not added", " + from_pair(eps, eps_low, ACC)", ""),
         ("batch-eps-1e-3", "1e-3 in place of the eps given", "from_pair(eps, eps_low, ACC)", "1e-3"),
         (
             "batch-eps-outside-the-root",
             "1 / (sqrt(var) + eps)",
-            "reciprocal_sqrt(var + from_pair(eps, eps_low, ACC))",
-            "1.0 / (tl.sqrt(var) + from_pair(eps, eps_low, ACC))",
+            "reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC))",
+            "1.0 / (tl.sqrt(divide(m2, n)) + from_pair(eps, eps_low, ACC))",
         ),
         (
             "batch-rstd-in-bf16",
             "rstd rounded to bf16",
-            "reciprocal_sqrt(var + from_pair(eps, eps_low, ACC))",
-            "reciprocal_sqrt(var + from_pair(eps, eps_low, ACC)).to(tl.bfloat16)",
+            "reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC))",
+            "reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC)).to(tl.bfloat16).to(ACC)",
         ),
         (
             "batch-saved-low-left-out",
             "the saved mean's low part is 0",
-            "store(mean_ptr + C + c, low, c < C)",
-            "store(mean_ptr + C + c, low * 0.0, c < C)",
+            "store(mean_ptr + C + c, low, mask)",
+            "store(mean_ptr + C + c, low * 0.0, mask)",
         ),
         ("batch-running-variance-biased", "n in place of n - 1", "(n.to(tl.float64) - 1.0)", "n.to(tl.float64)"),
         (
@@ -123,14 +131,8 @@ _EDITS = {
             "old_var * (1.0 - m) + unbiased * m",
             "old_var * m + unbiased * (1.0 - m)",
         ),
-        (
-            "batch-merge-not-about-a-mean",
-            "means merged about 0 instead of the first one",
-            "first_mean, 0)",
-            "first_mean * 0.0, 0)",
-        ),
     ),
-    "_statistics": (
+    ("batch_norm_sweeps", "statistics"): (
         (
             "batch-evaluation-forgets-eps",
             "rstd from running_var alone",
@@ -138,13 +140,15 @@ _EDITS = {
             "variance",
         ),
     ),
-    "_batch_norm_normalize_kernel": (
+    ("batch_norm", "_batch_norm_normalize_kernel"): (
         (
             "batch-weight-left-out",
             "y without the weight",
-            "scale *= _channel(weight_ptr, c0, C, BLOCK_C, ACC)",
-            "scale *= 1.0",
+            "scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)",
+            "scale = rstd",
         ),
+    ),
+    ("batch_norm_sweeps", "normalize_tiles"): (
         (
             "batch-bias-before-weight",
             "the bias is scaled too",
@@ -153,7 +157,7 @@ _EDITS = {
         ),
         ("batch-low-dropped-in-y", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
     ),
-    "batch_norm_eval_forward": (
+    ("batch_norm", "batch_norm_eval_forward"): (
         (
             "batch-evaluation-by-the-batch",
             "the batch's statistics in evaluation",
@@ -166,7 +170,7 @@ _EDITS = {
 }
 
 MUTANTS = tuple(
-    Mutant(name, "batch_norm", within, about, old, new)
-    for within, edits in _EDITS.items()
+    Mutant(name, file, within, about, old, new)
+    for (file, within), edits in _EDITS.items()
     for name, about, old, new in edits
 )

@@ -1,12 +1,12 @@
-"""Mutants of kernels/batch_norm.py: dx, dw, db."""
+"""Mutants of kernels/batch_norm.py and batch_norm_sweeps.py: dx, dw, db."""
 
 from __future__ import annotations
 
 from bench.mutants.planting import Mutant
 
-# By the function that is spoilt: name, what is planted, the text, what it becomes.
+# By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    "_batch_norm_reduce_kernel": (
+    ("batch_norm_sweeps", "sums_of_tiles"): (
         (
             "batch-dw-without-rstd",
             "x - mean in place of x_hat",
@@ -23,9 +23,9 @@ _EDITS = {
         ("batch-db-of-rounded-dy", "dy rounded to bf16 in db", "db += dy", "db += dy.to(tl.bfloat16).to(ACC)"),
         (
             "batch-sums-without-the-last-tile",
-            "the last tile adds nothing to dw and db",
+            "a split's last tile of several adds nothing to dw and db",
             "range(first, last)",
-            "range(first, tl.minimum(last, tiles - 1))",
+            "range(first, tl.maximum(last - 1, first + 1))",
         ),
         ("batch-dw-of-the-last-tile", "a split keeps the dw of its last tile alone", "dw += ", "dw = "),
         (
@@ -44,7 +44,8 @@ _EDITS = {
             "batch-dw-of-one-channel-off-by-3e-6",
             "the first channel's dw a little too large",
             "tl.sum(dw, 1, keep_dims=True) * rstd",
-            "tl.sum(dw, 1, keep_dims=True) * rstd * (1.0 + tl.where(c == 0, 3e-6, 0.0))",
+            "tl.sum(dw, 1, keep_dims=True) * rstd * "
+            "(1.0 + tl.where(c0 + tl.arange(0, BLOCK_C)[:, None] == 0, 3e-6, 0.0))",
         ),
         (
             "batch-dw-in-19-bits",
@@ -66,7 +67,7 @@ _EDITS = {
             "tl.sum(db, 1, keep_dims=True) * 1.000001",
         ),
     ),
-    "_batch_norm_input_gradient_kernel": (
+    ("batch_norm_sweeps", "input_gradient_of_tiles"): (
         (
             "batch-dx-without-low",
             "x - mean without the low part, as PyTorch has it",
@@ -79,30 +80,32 @@ _EDITS = {
         (
             "batch-c1-not-divided",
             "c1 is the sum, not the mean",
-            "c1 = divide(_channel(dw_ptr, c0, C, BLOCK_C, ACC) * rstd, n)",
-            "c1 = _channel(dw_ptr, c0, C, BLOCK_C, ACC) * rstd",
+            "c1 = divide(dw * rstd, n)",
+            "c1 = dw * rstd",
         ),
-        ("batch-c1-without-rstd", "rstd once in place of twice", "BLOCK_C, ACC) * rstd, n)", "BLOCK_C, ACC), n)"),
+        ("batch-c1-without-rstd", "rstd once in place of twice", "divide(dw * rstd, n)", "divide(dw, n)"),
+    ),
+    ("batch_norm", "_batch_norm_input_gradient_kernel"): (
         (
             "batch-dx-without-weight",
             "dx without the weight",
-            "scale = rstd * _channel(weight_ptr, c0, C, BLOCK_C, ACC)",
+            "scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)",
             "scale = rstd",
         ),
         (
             "batch-dx-weight-twice",
             "the weight squared",
-            "scale = rstd * _channel",
-            "scale = rstd * _channel(weight_ptr, c0, C, BLOCK_C, ACC) * _channel",
+            "scale = scale_of(rstd, ",
+            "scale = scale_of(scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC), ",
         ),
         (
             "batch-n-of-whole-tiles",
             "n counts the masked positions",
-            "n = _elements_before(tiles, S, BLOCK_S).to(ACC)",
+            "n = elements_before(tiles, S, BLOCK_S).to(ACC)",
             "n = (tiles * BLOCK_S).to(ACC)",
         ),
     ),
-    "batch_norm_backward": (
+    ("batch_norm", "batch_norm_backward"): (
         (
             "batch-dx-of-evaluation",
             "dx by evaluation's formula in training",
@@ -113,7 +116,7 @@ _EDITS = {
 }
 
 MUTANTS = tuple(
-    Mutant(name, "batch_norm", within, about, old, new)
-    for within, edits in _EDITS.items()
+    Mutant(name, file, within, about, old, new)
+    for (file, within), edits in _EDITS.items()
     for name, about, old, new in edits
 )

@@ -75,7 +75,7 @@ CELLS = {
     "batch": tuple(_case("batch_norm", *case) for case in _BATCH),
 }
 # What all kernels share is seen in any of them.
-_OF_FILE = {"row_norm": ("rows",), "batch_norm": ("batch",)}
+_OF_FILE = {"row_norm": ("rows",), "batch_norm": ("batch",), "batch_norm_sweeps": ("batch",)}
 
 
 @dataclass(frozen=True)

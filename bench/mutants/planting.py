@@ -14,7 +14,7 @@ from types import ModuleType
 
 SOURCES = Path(__file__).resolve().parents[2] / "kernels"
 # Each after those that it imports.
-_FILES = ("plan", "numerics", "device", "reduction", "row_norm", "batch_norm")
+_FILES = ("plan", "numerics", "device", "reduction", "row_norm", "barrier", "batch_norm_sweeps", "batch_norm")
 # The modules whose name `kernels` the operators call through, and the file behind it.
 _CALLERS = {"normlib.row_norm": "row_norm", "normlib.batch_norm": "batch_norm"}
 
@@ -42,7 +42,8 @@ SMALL_PLANS = (
     Mutant("step", "plan", "row_forward", "", "block_n=4096 * 4 // max(itemsize, 4)", "block_n=1024"),
     Mutant("step back", "plan", "row_backward", "", "block_n=2048", "block_n=1024"),
     Mutant("merge", "plan", "merge", "", "min(next_power_of_2(programs), 64)", "min(next_power_of_2(programs), 2)"),
-    Mutant("device", "device", "_properties", "", "plan.Device(properties.multi_processor_count,", "plan.Device(1,"),
+    Mutant("device", "device", "_properties", "", "properties.multi_processor_count, ", "1, "),
+    Mutant("cache", "device", "_properties", "", "l2 = properties.L2_cache_size", "l2 = 0"),
 )
 
 

@@ -6,7 +6,8 @@ import pytest
 from normlib.kernels import plan
 from normlib.kernels.plan import Device
 
-H200 = Device(132)
+H200 = Device(132, l2=50 << 20, cooperative=True)
+RESNET50 = [(64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7)]
 WIDTHS = [1, 2, 3, 49, 64, 100, 511, 512, 513, 768, 1000, 1600, 4095, 4097, 5120, 7168, 8192, 12288, 16384]
 
 
@@ -57,6 +58,40 @@ def test_batch_norm_tiles_cover_every_element(shape, channels_last, itemsize):
 def test_a_few_channels_are_split_over_the_whole_device():
     p = plan.batch_norm((32, 64, 112, 112), False, 2, H200)
     assert p.groups * p.splits >= 4 * H200.multiprocessors
+
+
+@pytest.mark.parametrize("tensors", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch", [1, 4, 32, 256])
+@pytest.mark.parametrize(("channels", "side"), RESNET50)
+def test_programs_that_wait_for_each_other_are_all_resident(channels, side, batch, channels_last, tensors):
+    p = plan.batch_norm((batch, channels, side, side), channels_last, 2, H200)
+    once = plan.batch_norm_once(p, 2, tensors, H200)
+    if once is None or once.splits == 1:
+        assert once is None or not once.options.get("launch_cooperative_grid")
+        return
+    assert once.options["launch_cooperative_grid"]
+    threads = once.options["num_warps"] * H200.warp_size
+    registers = -(-once.options["maxnreg"] // 8) * 8  # as the hardware hands them out
+    assert once.windows * once.splits <= H200.multiprocessors * (H200.registers // (registers * threads))
+    assert once.splits <= p.tiles and once.windows <= p.groups
+    assert not once.ahead or once.windows < p.groups
+
+
+@pytest.mark.parametrize("tensors", [1, 2])
+@pytest.mark.parametrize(("channels", "side"), RESNET50)
+def test_what_waits_for_its_second_sweep_fits_in_cache(channels, side, tensors):
+    p = plan.batch_norm((32, channels, side, side), False, 2, H200)
+    once = plan.batch_norm_once(p, 2, tensors, H200)
+    groups = p.groups if once is None else once.windows * (1 + once.ahead)  # without a window, all of it
+    assert groups * p.block_c * p.count * 2 * tensors <= plan.L2_SHARE * H200.l2
+
+
+def test_no_program_waits_for_another_where_the_device_promises_no_barrier():
+    alone = Device(132, l2=50 << 20)
+    for shape in [(32, 64, 56, 56), (2, 4096, 8, 8), (64, 1000)]:
+        once = plan.batch_norm_once(plan.batch_norm(shape, len(shape) == 2, 2, alone), 2, 1, alone)
+        assert once is None or once.splits == 1
 
 
 @pytest.mark.parametrize(("lengths", "width"), [((49,), 1), ((100,), 4), ((196, 392), 4), ((4096,), 16), ((48, 24), 8)])

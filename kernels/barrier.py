@@ -1,0 +1,25 @@
+"""A barrier among programs that run at the same time, as those of a cooperative launch do.
+
+A program arrives at a counter, and whoever has waited for all to arrive sees what each stored before. The counter says
+how many have come and nothing else: no value is ever computed by an atomic operation, and no result depends on who
+came first. A thread block's own barrier stands on both sides: before the release, since one thread releases what all
+threads stored (https://github.com/triton-lang/triton/issues/6307), and after the acquire, since one thread waits.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def arrive(counter):
+    """Counts this program at the counter (int32, zero before the launch), after all that it has stored."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(counter, programs):
+    """Returns when so many programs have arrived; what they stored before can then be loaded."""
+    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < programs:
+        pass
+    tl.debug_barrier()

@@ -1,0 +1,316 @@
+"""What the kernels of batch norm are made of: sweeps over a channel group's tiles, and the merging of their results.
+
+A channel group is BLOCK_C channels; its tiles, BLOCK_S positions each, are dealt to splits, a program each. Every plan
+(plan.py) is these functions in another order: all of a sweep in one launch, or statistics, merge and second sweep of a
+channel group in one. Second sweeps go through the tiles backwards, to meet in cache what the first one loaded last.
+The symbols are those of batch_norm.py.
+"""
+
+import triton
+import triton.language as tl
+
+from normlib.kernels.numerics import blocks, divide, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.reduction import merge_all_moments, merge_moments, tile_moments
+
+
+@triton.jit
+def tile_range(split, splits, tiles):
+    """The tiles [first, last) of one split: contiguous, and as even as they come."""
+    share, over = tiles // splits, tiles % splits
+    first = split * share + tl.minimum(split, over)
+    return first, first + share + (split < over).to(tl.int32)
+
+
+@triton.jit
+def elements_before(tile, S, BLOCK_S):
+    """Elements of one channel in the tiles before this one."""
+    tiles = blocks(S, BLOCK_S)
+    return (tile // tiles).to(tl.int64) * S + tl.minimum((tile % tiles) * BLOCK_S, S)
+
+
+@triton.jit
+def addresses(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """(scalar int64 offset of the tile, int32 offsets inside it, mask, elements of a channel in it)."""
+    tiles = blocks(S, BLOCK_S)
+    batch = (tile // tiles).to(tl.int64)
+    s0 = (tile % tiles) * BLOCK_S
+    c = tl.arange(0, BLOCK_C)[:, None]
+    s = tl.arange(0, BLOCK_S)[None, :]
+    # Dividing and multiplying tells the compiler that runs start and end at multiples of ALIGN: loads that wide.
+    if LAST:
+        C = C // ALIGN * ALIGN
+        base = s0.to(tl.int64) * C + c0
+        offsets = s * C + c
+    else:
+        S = S // ALIGN * ALIGN
+        base = (batch * C + c0) * S + s0
+        offsets = c * S + s
+    mask = (c0 + c < C) & (s0 + s < S)
+    return base, offsets, mask, tl.minimum(BLOCK_S, S - s0)
+
+
+@triton.jit
+def channel_values(pointer, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    """A per-channel vector's values for this channel group, as a column; zeros past the last channel."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    return load(pointer + c, c < C, ACC)
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+
+@triton.jit
+def moments_of_tiles(
+    x_ptr,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """(mean, low, M2) of tiles [first, last): a column each."""
+    count = tl.zeros([1, 1], ACC)
+    mean = tl.zeros([BLOCK_C, 1], ACC)
+    low = tl.zeros([BLOCK_C, 1], ACC)
+    m2 = tl.zeros([BLOCK_C, 1], ACC)
+    for tile in range(first, last):
+        base, offsets, mask, elements = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        x = load(x_ptr + base + offsets, mask, ACC)
+        tile_count = elements.to(ACC)
+        tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1)
+        count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
+    return mean, low, m2
+
+
+@triton.jit
+def store_planes(partials_ptr, split, splits, c0, C, first, second, third, BLOCK_C: tl.constexpr):
+    """One split's results, a column each, into partials (2 or 3, splits, C); third may be None."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    out = partials_ptr + split.to(tl.int64) * C + c
+    plane = tl.cast(splits, tl.int64) * C
+    store(out, first, c < C)
+    store(out + plane, second, c < C)
+    if third is not None:
+        store(out + 2 * plane, third, c < C)
+
+
+@triton.jit
+def merge_splits(
+    partials_ptr, c0, C, S, tiles, splits, BLOCK_C: tl.constexpr, BLOCK_S, BLOCK_P: tl.constexpr, ACC: tl.constexpr
+):
+    """(mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    p = tl.arange(0, BLOCK_P)[None, :]
+    plane = tl.cast(splits, tl.int64) * C
+
+    # Lane p of a channel takes splits p, p + BLOCK_P, ...; then the lanes are merged at once.
+    count = tl.zeros([1, BLOCK_P], ACC)
+    mean = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    low = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    m2 = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    for start in range(0, splits, BLOCK_P):
+        split = start + p
+        mask = (split < splits) & (c < C)
+        first, last = tile_range(split, splits, tiles)
+        elements = elements_before(last, S, BLOCK_S) - elements_before(first, S, BLOCK_S)
+        split_count = tl.where(split < splits, elements, 0).to(ACC)
+        source = partials_ptr + split.to(tl.int64) * C + c
+        count, mean, low, m2 = merge_moments(
+            count,
+            mean,
+            low,
+            m2,
+            split_count,
+            load(source, mask, ACC),
+            load(source + plane, mask, ACC),
+            load(source + 2 * plane, mask, ACC),
+        )
+    n = elements_before(tiles, S, BLOCK_S).to(ACC)
+    first_mean = tl.sum(tl.where(p == 0, mean, 0.0), 1, keep_dims=True)
+    return merge_all_moments(count, mean, low, m2, p < splits, n, first_mean, 1)
+
+
+@triton.jit
+def finish_statistics(
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,  # (C,)
+    running_mean_ptr,  # (C,), updated in place, or None
+    running_var_ptr,  # (C,), updated in place, or None
+    mean,
+    low,
+    m2,
+    n,
+    mine,  # whether this program is the one that stores
+    c0,
+    C,
+    eps,
+    eps_low,
+    momentum,
+    momentum_low,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """rstd of a channel group, from the moments of all its n elements; one program leaves all that is kept."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    mask = (c < C) & mine
+    rstd = reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC))
+    store(mean_ptr + c, mean, mask)
+    store(mean_ptr + C + c, low, mask)
+    store(rstd_ptr + c, rstd, mask)
+    if running_mean_ptr is not None:
+        # In float64: these few values are kept for the whole of a training, and go through three roundings otherwise.
+        m = from_pair(momentum, momentum_low, tl.float64)
+        old_mean = load(running_mean_ptr + c, mask, tl.float64)
+        old_var = load(running_var_ptr + c, mask, tl.float64)
+        new_mean = mean.to(tl.float64) + low.to(tl.float64)
+        unbiased = m2.to(tl.float64) / (n.to(tl.float64) - 1.0)
+        store(running_mean_ptr + c, (old_mean * (1.0 - m) + new_mean * m).to(ACC), mask)
+        store(running_var_ptr + c, (old_var * (1.0 - m) + unbiased * m).to(ACC), mask)
+    return rstd
+
+
+@triton.jit
+def statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var."""
+    mean = channel_values(mean_ptr, c0, C, BLOCK_C, ACC)
+    if EVAL:
+        variance = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
+        return mean, tl.zeros_like(mean), reciprocal_sqrt(variance + from_pair(eps, eps_low, ACC))
+    else:
+        low = channel_values(mean_ptr + C, c0, C, BLOCK_C, ACC)
+        return mean, low, channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
+
+
+# ------------------------------------------------------------------------------------------------------ the output
+
+
+@triton.jit
+def scale_of(rstd, weight_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    if weight_ptr is not None:
+        return rstd * channel_values(weight_ptr, c0, C, BLOCK_C, ACC)
+    else:
+        return rstd
+
+
+@triton.jit
+def shift_of(bias_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    if bias_ptr is not None:
+        return channel_values(bias_ptr, c0, C, BLOCK_C, ACC)
+    else:
+        return tl.zeros([BLOCK_C, 1], ACC)
+
+
+@triton.jit
+def normalize_tiles(
+    y_ptr,
+    x_ptr,
+    mean,
+    low,
+    scale,
+    shift,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """y of tiles [first, last), the last one first."""
+    for i in range(first, last):
+        base, offsets, mask, _ = addresses(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        x = load(x_ptr + base + offsets, mask, ACC)
+        store(y_ptr + base + offsets, ((x - mean) - low) * scale + shift, mask)
+
+
+# ---------------------------------------------------------------------------------------------------- the gradients
+
+
+@triton.jit
+def sums_of_tiles(
+    dx_ptr,  # written here in evaluation, where dx needs no sums; or None
+    dy_ptr,
+    x_ptr,
+    mean,
+    low,
+    rstd,
+    scale,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    SUMS: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """(sum(dy x_hat), sum(dy)) over tiles [first, last), a column each; zeros without SUMS."""
+    dw = tl.zeros([BLOCK_C, BLOCK_S], ACC)
+    db = tl.zeros([BLOCK_C, BLOCK_S], ACC)
+    for tile in range(first, last):
+        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        dy = load(dy_ptr + base + offsets, mask, ACC)
+        if SUMS:
+            x = load(x_ptr + base + offsets, mask, ACC)
+            db += dy
+            dw += tl.where(mask, dy * ((x - mean) - low), 0.0)
+        if dx_ptr is not None:
+            store(dx_ptr + base + offsets, dy * scale, mask)
+    return tl.sum(dw, 1, keep_dims=True) * rstd, tl.sum(db, 1, keep_dims=True)
+
+
+@triton.jit
+def add_splits(partials_ptr, c0, C, splits, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
+    """The sum over splits of one plane (splits, C) of partials, in a fixed order, as a column."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    p = tl.arange(0, BLOCK_P)[None, :]
+    lanes = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    for start in range(0, splits, BLOCK_P):
+        split = start + p
+        lanes += load(partials_ptr + split.to(tl.int64) * C + c, (split < splits) & (c < C), ACC)
+    return tl.sum(lanes, 1, keep_dims=True)
+
+
+@triton.jit
+def input_gradient_of_tiles(
+    dx_ptr,
+    dy_ptr,
+    x_ptr,
+    mean,
+    low,
+    rstd,
+    scale,
+    dw,  # sum(dy x_hat)
+    db,  # sum(dy)
+    n,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """dx of tiles [first, last) in training, the last one first."""
+    c1 = divide(dw * rstd, n)
+    c2 = divide(db, n)
+    for i in range(first, last):
+        base, offsets, mask, _ = addresses(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        dy = load(dy_ptr + base + offsets, mask, ACC)
+        x = load(x_ptr + base + offsets, mask, ACC)
+        dx = scale * ((dy - c2) - ((x - mean) - low) * c1)
+        store(dx_ptr + base + offsets, dx, mask)

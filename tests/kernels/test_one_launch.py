@@ -1,0 +1,153 @@
+"""Batch norm in one launch is as right as in three, with the same bits whatever order its programs run in."""
+
+import interleaving
+import pytest
+import torch
+import triton
+import triton.language as tl
+from errors import assert_right
+from interleaving import Deadlock, interleaved
+from triton.runtime.errors import InterpreterError
+
+from normlib import reference
+from normlib.kernels import batch_norm as kernels
+from normlib.kernels import plan
+from normlib.kernels.numerics import INTERPRETED
+from normlib.kernels.plan import Device
+
+interpreted = pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
+
+# Shape, layout, dtype, and a device on whose cache so many bytes of the first sweep may wait for the second:
+# a group that is one program's; all groups at once; windows of groups, one after another; windows that run ahead.
+CASES = {
+    "alone": ((3, 37, 7, 7), False, torch.float32, Device(1, l2=1 << 30)),
+    "alone, channels-last": ((3, 70, 5, 5), True, torch.bfloat16, Device(1, l2=1 << 30)),
+    "all groups at once": ((5, 20, 16, 16), False, torch.float32, Device(2, l2=1 << 30, cooperative=True)),
+    "one group at a time": ((9, 70, 10, 10), False, torch.float16, Device(1, l2=300_000, cooperative=True)),
+    "groups ahead": ((5, 200, 6, 6), False, torch.float32, Device(3, l2=1_200_000, cooperative=True)),
+    "groups ahead, channels-last": ((33, 136, 5, 5), True, torch.bfloat16, Device(3, l2=1_000_000, cooperative=True)),
+    "uneven rounds": ((6, 80, 7, 7), False, torch.float64, Device(2, l2=400_000, cooperative=True)),
+}
+
+
+def draw(shape, channels_last, dtype, where):
+    def activation(offset):
+        x = torch.randn(shape, dtype=torch.float64) * 2 + offset
+        return (x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x).to(where, dtype)
+
+    stats = torch.promote_types(dtype, torch.float32)
+    return activation(3.0), activation(0.0), *(torch.randn(shape[1], dtype=stats, device=where) for _ in range(2))
+
+
+def both_ways(x, dy, weight, bias, device):
+    """Everything that a step of training computes, by name."""
+    mean, var = torch.zeros_like(weight), torch.ones_like(weight)
+    y, saved, rstd = kernels.batch_norm_forward(x, weight, bias, mean, var, 0.3, 1e-5, device)
+    dx, dw, db = kernels.batch_norm_backward(dy, x, saved, rstd, weight, 1e-5, False, True, True, device)
+    names = ("y", "mean", "rstd", "running_mean", "running_var", "dx", "dw", "db")
+    return dict(zip(names, (y, saved, rstd, mean, var, dx, dw, db), strict=True))
+
+
+def once(case, tensors=1):
+    shape, channels_last, dtype, device = CASES[case]
+    p = plan.batch_norm(shape, channels_last, dtype.itemsize, device)
+    return p, plan.batch_norm_once(p, dtype.itemsize, tensors, device)
+
+
+@pytest.fixture
+def poisoned():
+    """A partial result that is read before it is written is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_cases_cover_what_a_plan_can_be():
+    found = [once(case, tensors) for case in CASES for tensors in (1, 2)]
+    assert any(o.splits == 1 for _, o in found)
+    assert any(o.splits > 1 and o.windows == p.groups > 1 for p, o in found)
+    assert any(o.splits > 1 and o.windows == 1 < p.groups and not o.ahead for p, o in found)
+    assert any(o.splits > 1 and o.windows > 1 and o.ahead for p, o in found)
+    assert any(o.splits > 1 and p.groups % o.windows for p, o in found)
+
+
+@interpreted
+@pytest.mark.parametrize("case", CASES)
+def test_one_launch_matches_float64_in_any_order(case, poisoned):
+    shape, channels_last, dtype, device = CASES[case]
+    x, dy, weight, bias = draw(shape, channels_last, dtype, "cpu")
+    runs = []
+    for seed in range(2):
+        with interleaved(seed) as turns:
+            runs.append(both_ways(x, dy, weight, bias, device))
+        assert len(turns) == 2, "a launch forward and one backward"
+    truth = reference.batch_norm(x, weight, bias, 1e-5, dy)
+    truth["running_mean"] = 0.3 * truth["mean"]
+    truth["running_var"] = 0.7 + 0.3 * truth["var_unbiased"]
+    for name, out in runs[0].items():
+        assert torch.equal(out, runs[1][name]), f"{name} depends on the order"
+        assert_right(out.sum(0) if name == "mean" else out, truth[name], name)
+
+
+@triton.jit
+def _no_wait(counter, programs):
+    tl.debug_barrier()
+
+
+@triton.jit
+def _wait_for_one_less(counter, programs):
+    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < programs - 1:
+        pass
+
+
+@triton.jit
+def _wait_for_one_more(counter, programs):
+    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < programs + 1:
+        pass
+
+
+@interpreted
+@pytest.mark.parametrize("wait", [_no_wait, _wait_for_one_less])
+def test_a_barrier_that_opens_early_is_noticed(wait, monkeypatch, poisoned):
+    shape, channels_last, dtype, device = CASES["all groups at once"]
+    tensors = draw(shape, channels_last, dtype, "cpu")
+    monkeypatch.setattr(kernels, "wait", wait)
+
+    def notice(seed):
+        with interleaved(seed):
+            return any(out.isnan().any() for out in both_ways(*tensors, device).values())
+
+    assert any(map(notice, range(4)))
+
+
+@interpreted
+def test_a_barrier_that_never_opens_is_noticed(monkeypatch):
+    shape, channels_last, dtype, device = CASES["all groups at once"]
+    tensors = draw(shape, channels_last, dtype, "cpu")
+    monkeypatch.setattr(kernels, "wait", _wait_for_one_more)
+    monkeypatch.setattr(interleaving, "PATIENCE", 3000)  # an honest launch here takes some 300 turns
+    with interleaved(0), pytest.raises(InterpreterError, match=Deadlock.__name__):
+        both_ways(*tensors, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(32, 256, 14, 14), (32, 64, 56, 56), (128, 64, 56, 56), (33, 65, 17, 17)])
+def test_one_launch_on_a_gpu_agrees_with_three_and_with_itself(shape, channels_last, dtype, device):
+    from dataclasses import replace
+
+    from normlib.kernels.device import device_of
+
+    x, dy, weight, bias = draw(shape, channels_last, dtype, device)
+    here = device_of(x)
+    p = plan.batch_norm(shape, channels_last, dtype.itemsize, here)
+    assert plan.batch_norm_once(p, dtype.itemsize, 1, here) is not None
+    three = both_ways(x, dy, weight, bias, replace(here, l2=0))
+    first = both_ways(x, dy, weight, bias, here)
+    for name, out in first.items():
+        if name not in ("mean",):
+            assert_right(out, three[name].double(), name)
+    for _ in range(50):
+        again = both_ways(x, dy, weight, bias, here)
+        assert all(torch.equal(out, again[name]) for name, out in first.items())
