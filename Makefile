@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test lint audit mutants sanitize clean
+.PHONY: bench test lint audit mutants sanitize tune clean
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
@@ -29,6 +29,10 @@ mutants: $(READY)
 # Out of bounds, races, unwritten memory; on a GPU compute-sanitizer too.
 sanitize: $(READY)
 	$(VENV)/bin/python -m pytest tests/kernels/test_sanitizer.py
+
+# Measures other values of what plans choose, and keeps those that are faster on this GPU.
+tune: $(READY)
+	$(VENV)/bin/python -m bench.tune
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -42,7 +42,7 @@ class Problem:
     """
 
     def __init__(self, case: Case, operator: Operator, setting: Setting) -> None:
-        self._case, self._operator, self._setting = case, operator, setting
+        self.case, self._operator, self._setting = case, operator, setting
         self._inputs: Inputs | None = None
         self._reference: Reference | None = None
         self._amplification: dict[str, float] = {}
@@ -171,8 +171,8 @@ class Problem:
     def _truth(self, case: Case) -> tuple[Inputs, Reference]:
         """The inputs as they were drawn, and the reference of what the case's mode produces."""
         if self._inputs is None or self._reference is None:
-            self._inputs = self._operator.inputs(self._case, self._setting.device, self._setting.seed)
-            self._reference = self._operator.reference(self._case, self._inputs)
+            self._inputs = self._operator.inputs(self.case, self._setting.device, self._setting.seed)
+            self._reference = self._operator.reference(self.case, self._inputs)
             self._amplification = self._operator.amplification(self._inputs, self._reference)
         return self._inputs, {name: self._reference[name] for name in self._operator.outputs(case.mode)}
 

@@ -6,30 +6,28 @@ from functools import cache
 import torch
 
 from normlib.kernels import plan
-from normlib.kernels.numerics import INTERPRETED
+
+_HERE = nullcontext()
 
 
 def device_of(tensor: torch.Tensor) -> plan.Device:
     """The plan's view of the tensor's device; CPU tensors run in the interpreter."""
-    if tensor.device.type == "cpu":
-        return plan.INTERPRETER
-    return _properties(tensor.device.index)
+    return plan.INTERPRETER if tensor.is_cpu else _properties(tensor.device.index)
 
 
 @cache
 def _properties(index: int | None) -> plan.Device:
     properties = torch.cuda.get_device_properties(index)
-    registers = None if torch.version.hip else plan.Device.registers
-    return plan.Device(properties.multi_processor_count, properties.warp_size, registers)
+    # On AMD nothing caps a kernel's registers, so how many programs are resident can't be promised to a barrier.
+    nvidia = torch.version.hip is None
+    registers = plan.Device.registers if nvidia else None
+    l2 = properties.L2_cache_size
+    tuning = plan.tuning_of(properties.name)
+    return plan.Device(properties.multi_processor_count, properties.warp_size, registers, l2, nvidia, tuning)
 
 
 def on(tensor: torch.Tensor) -> AbstractContextManager[object]:
     """Makes the tensor's device current for a launch: Triton launches on the current one."""
-    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _HERE
     return torch.cuda.device(tensor.device)
-
-
-def runs_kernels(tensor: torch.Tensor) -> bool:
-    """Whether a kernel can run on the tensor: it is on a GPU, or on the CPU of an interpreting process."""
-    return tensor.device.type == "cuda" or (tensor.device.type == "cpu" and bool(INTERPRETED.value))

@@ -1,14 +1,43 @@
 """From shape and device to launch plan: tiles, warps, splits. Pure Python; imports neither torch nor triton.
 
 A plan holds every choice that changes how a kernel is compiled or launched, so that tests can compile a plan ahead of
-time for a device that is not there, and run any plan in the interpreter.
+time for a device that is not there, and run any plan in the interpreter. What is chosen and does not follow from shape
+and device has a name and a default here; `make tune` measures other values on a GPU and keeps them in tuned/.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from math import gcd, prod
+from pathlib import Path
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity
+class Tuning:
+    """Values measured on a device in place of defaults: by the plans they are for, by name."""
+
+    values: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def of(self, plans: str, **defaults: int) -> dict[str, int]:
+        return {**defaults, **self.values.get(plans, {})}
+
+
+UNTUNED = Tuning()
+
+
+def tuning_file(device_name: str) -> Path:
+    """Where the values of a device are kept, by the name that PyTorch has for it: tuned/nvidia-h200.json."""
+    return Path(__file__).parent / "tuned" / f"{re.sub('[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
+
+
+def tuning_of(device_name: str) -> Tuning:
+    """What was measured on such a device, if anything."""
+    file = tuning_file(device_name)
+    return Tuning(json.loads(file.read_text(encoding="utf-8"))["values"]) if file.exists() else UNTUNED
 
 
 @dataclass(frozen=True)
@@ -20,6 +49,7 @@ class Device:
     registers: int | None = 65536  # of an NVIDIA multiprocessor; None where the compiler takes no cap (AMD)
     l2: int = 0  # bytes of cache that all multiprocessors share; 0 where none is to be counted on
     cooperative: bool = False  # whether programs of one launch may wait for each other
+    tuning: Tuning = UNTUNED
 
 
 # The interpreter runs programs one after another at some 2 ms each: as few as show that a split works.
@@ -92,6 +122,11 @@ class RowPlan:
     block_n: int = 0
 
 
+def row_plans(direction: str, n: int, itemsize: int) -> str:
+    """What rows of n columns are tuned with: all of a width up to the next power of two, in elements of one size."""
+    return f"row_{direction} {next_power_of_2(n)} {itemsize}"
+
+
 @cache
 def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
     """The forward plan depends on the columns alone, so that a row's bits do not depend on how many rows there are."""
@@ -100,9 +135,13 @@ def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
     chunks = row_chunks(n)
     width = sum(size for _, size in chunks)
     # 4096 elements and 128 threads a program keep 32 values a thread and some 8 KB of loads in flight.
-    block_m = max(4096 // next_power_of_2(width) // max(itemsize // 4, 1), 1)
-    threads = 128 if width * itemsize <= 16384 else 256 if width <= 8192 else 512
-    return RowPlan(block_m=block_m, options=launch_options(threads, device), chunks=chunks)
+    chosen = device.tuning.of(
+        row_plans("forward", n, itemsize),
+        elements=4096 // max(itemsize // 4, 1),
+        threads=128 if width * itemsize <= 16384 else 256 if width <= 8192 else 512,
+    )
+    block_m = max(chosen["elements"] // next_power_of_2(width), 1)
+    return RowPlan(block_m=block_m, options=launch_options(chosen["threads"], device), chunks=chunks)
 
 
 @dataclass(frozen=True)
@@ -128,12 +167,16 @@ def row_backward(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPl
         return RowBackwardPlan(rows, max(min(wanted, cdiv(m, block_rows)), 1), block_rows, block_columns)
     chunks = row_chunks(n)
     width = sum(size for _, size in chunks)
-    block_m = max(2048 // next_power_of_2(width) // max(itemsize // 4, 1), 1)
-    threads = 128 if width <= 2048 else 256 if width < 8192 else 512
-    rows = RowPlan(block_m=block_m, options=launch_options(threads, device), chunks=chunks)
-    # Enough programs to hide latency, few enough that their partial rows stay small beside the input.
-    per_multiprocessor = 4 if width <= 2048 else 2 if width <= 4096 else 1
-    return RowBackwardPlan(rows, max(min(per_multiprocessor * device.multiprocessors, cdiv(m, block_m)), 1))
+    chosen = device.tuning.of(
+        row_plans("backward", n, itemsize),
+        elements=2048 // max(itemsize // 4, 1),
+        threads=128 if width <= 2048 else 256 if width < 8192 else 512,
+        # Of a multiprocessor: enough to hide latency, few enough that their partial rows stay small beside the input.
+        programs=4 if width <= 2048 else 2 if width <= 4096 else 1,
+    )
+    block_m = max(chosen["elements"] // next_power_of_2(width), 1)
+    rows = RowPlan(block_m=block_m, options=launch_options(chosen["threads"], device), chunks=chunks)
+    return RowBackwardPlan(rows, max(min(chosen["programs"] * device.multiprocessors, cdiv(m, block_m)), 1))
 
 
 # ------------------------------------------------------------------------------------------------------ batch norm
@@ -170,10 +213,31 @@ class BatchNormPlan:
         return self.batch * self.positions
 
 
-# Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
-L2_SHARE = 0.4
 # Elements of a batch norm tile by itemsize: 32 values a thread at 128 threads, fewer where each takes two registers.
 TILE = {2: 4096, 4: 4096, 8: 1024}
+
+
+def batch_norm_plans(channels_last: bool, itemsize: int) -> str:
+    """What batch norm is tuned with: one layout, elements of one size."""
+    return f"batch_norm {'nhwc' if channels_last else 'nchw'} {itemsize}"
+
+
+@cache
+def _batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dict[str, int]:
+    return device.tuning.of(
+        batch_norm_plans(channels_last, itemsize),
+        tile=TILE[itemsize],
+        programs=4,  # of a multiprocessor, in three launches
+        # Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
+        l2_percent=40,
+        # A second sweep over so few tiles costs one program less than a barrier costs many.
+        alone_tiles=4,
+    )
+
+
+def _room(plan_values: Mapping[str, int], device: Device) -> int:
+    """Bytes that may wait in cache for a second sweep."""
+    return plan_values["l2_percent"] * device.l2 // 100
 
 
 def _spatial_block(s: int) -> int:
@@ -198,12 +262,14 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     """The plan of (N, C, *) in the given layout; (N, C) is channels-last by nature."""
     n, c, s = shape[0], shape[1], prod(shape[2:])
     batch, positions = (1, n * s) if channels_last else (n, s)
-    tile = TILE[itemsize]
+    chosen = _batch_norm_values(channels_last, itemsize, device)
+    tile = chosen["tile"]
     if channels_last:
         # What does not stay in cache as a whole may do so a few channels at a time.
-        narrow = device.cooperative and prod(shape) * itemsize > L2_SHARE * device.l2
+        narrow = device.cooperative and prod(shape) * itemsize > _room(chosen, device)
         block_c = _channel_block(c, itemsize, narrow)
-        block_s = min(tile // block_c, next_power_of_2(positions))
+        # Positions follow the batch: no less for a few of them, or each would be a compilation of its own.
+        block_s = tile // block_c
         while block_s > 1 and (block_s - 1) * c + block_c > 2**31:  # offsets inside a tile have 32 bits
             block_s //= 2
     else:
@@ -214,8 +280,8 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     align = alignment(run)
     # A run that starts anywhere is loaded an element at a time, with an address each: half as many a thread, or spill.
     threads = 128 if align * itemsize >= 8 else 256
-    # Four programs a multiprocessor in all; a split takes one tile at least. CUDA's grid ends at 65535 along y.
-    splits = max(min(cdiv(4 * device.multiprocessors, groups), tiles, 65535), 1)
+    # A split takes one tile at least. CUDA's grid ends at 65535 along y.
+    splits = max(min(cdiv(chosen["programs"] * device.multiprocessors, groups), tiles, 65535), 1)
     return BatchNormPlan(
         channels_last=channels_last,
         batch=batch,
@@ -229,8 +295,21 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     )
 
 
-# A second sweep over so few tiles costs one program less than a barrier costs many.
-ALONE_TILES = 4
+def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> int:
+    """Bytes that hold a bit for every element of every tile.
+
+    The batch size may be a symbol, which no branch may ask for its value: where a plan follows it, this is the most
+    that any takes.
+    """
+    n, c, s = shape[0], int(shape[1]), int(prod(shape[2:]))
+    if not channels_last:
+        plan = batch_norm((1, c, s), False, itemsize, device)
+        return n * plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
+    blocks = [_channel_block(c, itemsize, narrow) for narrow in (False, True)]
+    most = _batch_norm_values(True, itemsize, device)["tile"] // min(blocks)
+    return cdiv(n * s, most) * most * max(cdiv(c, block) * block for block in blocks) // 8
+
+
 # Threads of a multiprocessor: few, so that each has the 168 registers without which the kernels of one launch spill.
 ONCE_THREADS = 384
 # Programs of a multiprocessor that keep device memory busy, at 4096 elements in flight each; with fewer, three launches
@@ -257,17 +336,18 @@ class OncePlan:
 def batch_norm_once(plan: BatchNormPlan, itemsize: int, tensors: int, device: Device) -> OncePlan | None:
     """One launch for a pass that sweeps twice over so many activations; None where three are better.
 
-    What is between its two sweeps, windows * (1 + ahead) channel groups, is to stay in L2_SHARE of the cache, so that
+    What is between its two sweeps, windows * (1 + ahead) channel groups, is to stay in a share of the cache, so that
     the second sweep does not read device memory again. Of a single group that is up to twice as large half is left.
     """
     group = min(plan.block_c, plan.channels) * plan.count * itemsize * tensors
-    room = int(L2_SHARE * device.l2)
+    chosen = _batch_norm_values(plan.channels_last, itemsize, device)
+    room = _room(chosen, device)
     threads = plan.options["num_warps"] * device.warp_size
     programs = max(ONCE_THREADS // threads, 1)
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
-    block_p = min(TILE[itemsize] // 4 // plan.block_c, 256)
-    if plan.tiles <= ALONE_TILES and group <= room:
+    block_p = min(max(TILE[itemsize] // 4 // plan.block_c, 1), 256)
+    if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     if not device.cooperative or programs < ONCE_PROGRAMS or group > (room if plan.groups == 1 else 2 * room):
         return None
@@ -298,6 +378,6 @@ class MergePlan:
 @cache
 def merge(programs: int, columns: int, device: Device) -> MergePlan:
     """The second stage's plan: narrow column blocks where there are many rows to add, to fill the device."""
-    block_p = min(next_power_of_2(programs), 64)
+    block_p = 16 if programs <= 16 else 64  # of two sizes, for programs may follow the batch
     block_n = min(max(1024 // block_p, 16), next_power_of_2(columns), 128)
     return MergePlan(block_p, block_n, launch_options(128, device))

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from normlib.kernels.numerics import INTERPRETED
 
-_INTERPRETED = bool(INTERPRETED.value)
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+CPU_RUNS_KERNELS = bool(INTERPRETED.value)
+# What x may be, and for each what its parameters may be: x's dtype, or float32 beside a 16-bit x.
+_PARAMETERS = {
+    torch.float32: (torch.float32,),
+    torch.float16: (torch.float16, torch.float32),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.float64: (torch.float64,),
+}
+FLOATING = tuple(_PARAMETERS)
 
 
 def backend_for(tensor: Tensor) -> str:
     """`triton` for CUDA and ROCm tensors; for others `interpreter` (CPU, with TRITON_INTERPRET=1) or `torch`."""
     if tensor.is_cuda:
         return "triton"
-    return "interpreter" if _INTERPRETED and tensor.device.type == "cpu" else "torch"
+    return "interpreter" if CPU_RUNS_KERNELS and tensor.is_cpu else "torch"
 
 
 def serves(x: Tensor, *parameters: Tensor | None) -> bool:
@@ -24,18 +34,22 @@ def serves(x: Tensor, *parameters: Tensor | None) -> bool:
 
     A parameter has x's dtype, or float32 beside a 16-bit x.
     """
-    if not _is_plain(x) or backend_for(x) == "torch" or x.dtype not in FLOATING or _wants_pytorchs_rules():
+    if not _is_plain(x) or backend_for(x) == "torch" or x.dtype not in _PARAMETERS or _wants_pytorchs_rules():
         return False
-    wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
-    return all(p is None or (_is_plain(p) and p.device == x.device and p.dtype in (x.dtype, wide)) for p in parameters)
+    device, dtypes = x.device, _PARAMETERS[x.dtype]
+    for p in parameters:  # a loop: all() with a generator takes three times as long, in every call
+        if p is not None and not (_is_plain(p) and p.dtype in dtypes and p.device == device):
+            return False
+    return True
 
 
 def _wants_pytorchs_rules() -> bool:
     """In torch.func's transforms, forward-mode AD and ONNX export: each has rules for PyTorch's own operators alone."""
     return (
         torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.onnx.is_in_onnx_export()
+        or forward_ad._current_level >= 0
+        # PyTorch imports its exporter when it is first asked for; until then nothing is being exported.
+        or ("torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export())
     )
 
 
@@ -45,4 +59,4 @@ def _is_plain(tensor: Tensor) -> bool:
         not isinstance(tensor, Tensor) or is_traceable_wrapper_subclass(tensor)
     ):
         return False
-    return tensor.layout == torch.strided and not tensor.is_nested
+    return tensor.layout is torch.strided and not tensor.is_nested

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("normlib", "DEF")
 
@@ -25,6 +26,8 @@ def register(schema: str, run: Function, fake: Function) -> Any:
 def differentiate(operator: Any, backward: Function, save: Function) -> None:
     """Gives a registered operator its derivative; `save(ctx, inputs, output)` keeps what `backward` needs.
 
+    An output that nothing came back to has None for its gradient; where that is all of them `backward` is not called.
+
     In place of torch.library.register_autograd, which takes no operator that writes to its arguments, and which drops
     the tangents of forward-mode AD without a word. Here both forward-mode AD and torch.func's transforms of the bare
     operator raise NotImplementedError; `normlib.functional` has PyTorch's formulas serve them.
@@ -32,21 +35,37 @@ def differentiate(operator: Any, backward: Function, save: Function) -> None:
     refusal = f"{operator.name()} has no rule for {{}}; normlib.functional and the layers do"
     written = [i for i, a in enumerate(operator._schema.arguments) if a.alias_info and a.alias_info.is_write]
 
-    def forward(*args: Any) -> Any:
+    def run(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*args)
+
+    # One function, not forward and setup_context: with two, PyTorch inspects forward's signature in every call.
+    def forward(ctx: Any, *args: Any) -> Any:
+        # No zeros are allocated and filled for outputs that have no gradient, such as the statistics.
+        ctx.set_materialize_grads(False)
+        output = run(*args)
+        save(ctx, args, output)
+        return output
+
+    def derive(ctx: Any, *upstream: Any) -> Any:
+        if all(gradient is None for gradient in upstream):
+            return (None,) * len(ctx.needs_input_grad)
+        return backward(ctx, *upstream)
 
     def jvp(*_: Any) -> Any:
         raise NotImplementedError(refusal.format("forward-mode AD"))
 
-    statics = {"forward": forward, "setup_context": save, "backward": backward, "jvp": jvp}
+    statics = {"forward": forward, "backward": derive, "jvp": jvp}
     derived: Any = type(operator.name(), (torch.autograd.Function,), {k: staticmethod(v) for k, v in statics.items()})
 
     def autograd(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             raise NotImplementedError(refusal.format("torch.func transforms"))
-        output = derived.apply(*args)
-        torch.autograd.graph.increment_version([args[i] for i in written if args[i] is not None])
+        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        output = derived.apply(*args) if recorded or forward_ad._current_level >= 0 else run(*args)
+        changed = [args[i] for i in written if args[i] is not None]
+        if changed:
+            torch.autograd.graph.increment_version(changed)
         return output
 
     LIBRARY.impl(operator._schema.name, autograd, "Autograd")

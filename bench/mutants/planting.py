@@ -41,9 +41,10 @@ SMALL_PLANS = (
     Mutant("loop back", "plan", "", "", "BACKWARD_REGISTER_COLUMNS = 8192", "BACKWARD_REGISTER_COLUMNS = 2048"),
     Mutant("step", "plan", "row_forward", "", "block_n=4096 * 4 // max(itemsize, 4)", "block_n=1024"),
     Mutant("step back", "plan", "row_backward", "", "block_n=2048", "block_n=1024"),
-    Mutant("merge", "plan", "merge", "", "min(next_power_of_2(programs), 64)", "min(next_power_of_2(programs), 2)"),
+    Mutant("merge", "plan", "merge", "", "16 if programs <= 16 else 64", "2"),
     Mutant("device", "device", "_properties", "", "properties.multi_processor_count, ", "1, "),
     Mutant("cache", "device", "_properties", "", "l2 = properties.L2_cache_size", "l2 = 0"),
+    Mutant("tuning", "device", "_properties", "", "plan.tuning_of(properties.name)", "plan.UNTUNED"),
 )
 
 

@@ -1,0 +1,75 @@
+"""What every operator's registration promises autograd, whether or not anything asks for a gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from normlib import functional as N
+
+CALLS = {
+    "layer_norm": lambda lib, x: lib.layer_norm(x, (3,)),
+    "rms_norm": lambda lib, x: lib.rms_norm(x, (3,), eps=1e-5),
+    "batch_norm, training": lambda lib, x: lib.batch_norm(x, None, None, training=True),
+    "batch_norm, evaluation": lambda lib, x: lib.batch_norm(x, x.new_zeros(3), x.new_ones(3)),
+}
+
+
+class Swallow(torch.autograd.Function):
+    """The identity, whose backward has no gradient to give."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("grad_mode", [True, False])
+def test_running_buffers_count_as_written_once(recorded, grad_mode, device):
+    running = torch.zeros(3, device=device), torch.ones(3, device=device)
+    with torch.set_grad_enabled(grad_mode):
+        y = N.batch_norm(torch.randn(4, 3, device=device, requires_grad=recorded), *running, training=True)
+    assert [t._version for t in running] == [1, 1]
+    assert y.requires_grad == (recorded and grad_mode)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_value_has_the_same_bits_recorded_or_not(name, device):
+    x = torch.randn(4, 3, device=device)
+    with torch.inference_mode():
+        expected = CALLS[name](N, x).clone()
+    assert torch.equal(CALLS[name](N, x), expected)
+    assert torch.equal(CALLS[name](N, x.requires_grad_()).detach(), expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_where_no_gradient_comes_back_none_goes_on_as_in_torch(name, device):
+    for library in (F, N):
+        x = torch.randn(4, 3, device=device, requires_grad=True)
+        Swallow.apply(CALLS[name](library, x)).sum().backward()
+        assert x.grad is None
+
+
+class Seen(TorchDispatchMode):
+    """The operators that are called, but for those inside of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_backward_makes_no_zeros_in_place_of_gradients_that_are_not_there(name, device):
+    x = torch.randn(4, 3, device=device, requires_grad=True)
+    y, dy = CALLS[name](N, x), torch.ones(4, 3, device=device)
+    with Seen() as seen:
+        torch.autograd.grad(y, x, dy)
+    assert len(seen.names) == 1 and seen.names[0].endswith("_backward")
