@@ -13,6 +13,14 @@ Backward in training, and in evaluation, where mean and rstd are constants:
     db = sum(dy)       dw = sum(dy x_hat)
     dx = weight rstd (dy - db / n - x_hat dw / n)            dx = weight rstd dy
 
+Fused with what stands around it in a net, a residual r and ReLUs:
+
+    y = relu(x_hat weight + bias [+ r])       dz = dy where y > 0, else 0: r's gradient, and dy in the formulas above
+    y of relu(x) in place of x                dx as above where x > 0, else 0
+
+No activation is kept for that: without a residual backward computes the sign again from x, with one forward keeps a bit
+an element.
+
 A channel is split over programs, and one of two plans (plan.py) brings their results together:
 
 streaming   three launches each way: partial moments (or sums) of each split, their merge in a fixed order, one sweep
@@ -20,8 +28,9 @@ streaming   three launches each way: partial moments (or sums) of each split, th
 one launch  the splits of a channel group meet at a barrier, merge the partials each for itself, and apply the result
             to their own tiles, which are still in cache: 2 and 3. A group that is one program's needs no barrier.
 
-Evaluation is one sweep: forward 2, backward 3. Saved for backward: x, the mean as a pair of floats, rstd. The sweeps
-themselves, which the plans share, are in batch_norm_sweeps.py.
+Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
+1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs. The sweeps themselves, which
+the plans share, are in batch_norm_sweeps.py.
 """
 
 import torch
@@ -53,7 +62,7 @@ from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
 
 # Arguments that follow the batch size: no compilation of their own for a 1 or a multiple of 16.
-BATCH = ("tiles", "splits", "ahead")
+BATCH = ("S", "tiles", "splits", "lag")
 
 # ----------------------------------------------------------------------------------------------------- three launches
 
@@ -66,6 +75,7 @@ def _batch_norm_stats_kernel(
     S,
     tiles,
     splits,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -75,7 +85,7 @@ def _batch_norm_stats_kernel(
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
     first, last = tile_range(split, splits, tiles)
-    mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
     store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
 
 
@@ -125,7 +135,9 @@ def _batch_norm_merge_kernel(
 @triton.jit(do_not_specialize=BATCH)
 def _batch_norm_normalize_kernel(
     y_ptr,
+    signs_ptr,  # one bit an element, for backward, or None
     x_ptr,
+    residual_ptr,  # like x, or None
     mean_ptr,  # (2, C): mean, low; in evaluation running_mean (C,)
     rstd_ptr,  # (C,); in evaluation running_var
     weight_ptr,  # (C,) or None
@@ -137,6 +149,8 @@ def _batch_norm_normalize_kernel(
     eps,
     eps_low,
     EVAL: tl.constexpr,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -148,18 +162,24 @@ def _batch_norm_normalize_kernel(
     mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
-    normalize_tiles(y_ptr, x_ptr, mean, low, scale, shift, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    normalize_tiles(
+        y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
+        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=BATCH)
 def _batch_norm_reduce_kernel(
-    partials_ptr,  # (2, splits, C): sum(dy x_hat), sum(dy) of each split; or None
+    partials_ptr,  # (2, splits, C): sum(dz x_hat), sum(dz) of each split; or None
     dx_ptr,  # written here in evaluation, where dx needs no sums; or None
+    dz_ptr,  # the residual's gradient, written here where no other sweep follows; or None
     dy_ptr,
+    signs_ptr,  # of forward with a residual, or None
     x_ptr,
     mean_ptr,
     rstd_ptr,
     weight_ptr,
+    bias_ptr,
     C,
     S,
     tiles,
@@ -167,6 +187,8 @@ def _batch_norm_reduce_kernel(
     eps,
     eps_low,
     EVAL: tl.constexpr,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -179,9 +201,11 @@ def _batch_norm_reduce_kernel(
     first, last = tile_range(split, splits, tiles)
     mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     dw, db = sums_of_tiles(
-        dx_ptr, dy_ptr, x_ptr, mean, low, rstd, scale, first, last, c0, C, S, SUMS, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
-    )
+        dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, first, last, c0, C, S,
+        SUMS, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+    )  # fmt: skip
     if SUMS:
         store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
 
@@ -189,17 +213,22 @@ def _batch_norm_reduce_kernel(
 @triton.jit(do_not_specialize=BATCH)
 def _batch_norm_input_gradient_kernel(
     dx_ptr,
+    dz_ptr,  # the residual's gradient, or None
     dy_ptr,
+    signs_ptr,  # of forward with a residual, or None
     x_ptr,
     mean_ptr,  # (2, C): mean, low
     rstd_ptr,
     weight_ptr,
-    dw_ptr,  # (C,): sum(dy x_hat), in the statistics' dtype
-    db_ptr,  # (C,): sum(dy)
+    bias_ptr,
+    dw_ptr,  # (C,): sum(dz x_hat), in the statistics' dtype
+    db_ptr,  # (C,): sum(dz)
     C,
     S,
     tiles,
     splits,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -210,25 +239,28 @@ def _batch_norm_input_gradient_kernel(
     first, last = tile_range(splits - 1 - tl.program_id(1), splits, tiles)
     mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     dw = channel_values(dw_ptr, c0, C, BLOCK_C, ACC)
     db = channel_values(db_ptr, c0, C, BLOCK_C, ACC)
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
     input_gradient_of_tiles(
-        dx_ptr, dy_ptr, x_ptr, mean, low, rstd, scale, dw, db, n,
-        first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
+        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
     )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- one launch
 #
 # The grid is (windows, splits), all of it resident at once: a window takes the channel groups `window`, `window +
-# windows`, ... one after another, all its splits at the same one. `ahead` is how many groups the first sweep runs ahead
-# of the second: with 1, nobody waits at the barrier of a group before having swept the next.
+# windows`, ... one after another, all its splits at the same one. `lag` is how many groups the
+# second sweep is behind the first: with as many as there are windows, nobody waits at the barrier of a group before
+# having swept its next one.
 
 
 @triton.jit(do_not_specialize=BATCH)
 def _batch_norm_forward_kernel(
     y_ptr,
+    signs_ptr,  # one bit an element, for backward, or None
     mean_ptr,  # (2, C): mean, low
     rstd_ptr,  # (C,)
     running_mean_ptr,  # (C,), updated in place, or None
@@ -236,17 +268,20 @@ def _batch_norm_forward_kernel(
     partials_ptr,  # (3, splits, C), or None where there is one split
     arrived_ptr,  # (groups,) zeros, or None
     x_ptr,
+    residual_ptr,  # like x, or None
     weight_ptr,  # (C,) or None
     bias_ptr,  # (C,) or None
     C,
     S,
     tiles,
     splits,
-    ahead,
+    lag,
     eps,
     eps_low,
     momentum,
     momentum_low,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -258,21 +293,22 @@ def _batch_norm_forward_kernel(
     groups = blocks(C, BLOCK_C)
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
     first, last = tile_range(split, splits, tiles)
-    for i in range(blocks(groups, windows) + ahead):
-        c0 = (i * windows + window) * BLOCK_C
-        if c0 < C:
-            mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    for group in range(window, groups + lag, windows):
+        c0 = group * BLOCK_C
+        if group < groups:
+            mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
             if partials_ptr is not None:
                 store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
-                arrive(arrived_ptr + c0 // BLOCK_C)
+                arrive(arrived_ptr + group)
         else:
             mean = tl.zeros([BLOCK_C, 1], ACC)
             low = tl.zeros([BLOCK_C, 1], ACC)
             m2 = tl.zeros([BLOCK_C, 1], ACC)
-        c0 -= ahead * windows * BLOCK_C
-        if (c0 >= 0) & (c0 < C):
+        late = group - lag
+        if late >= 0:
+            c0 = late * BLOCK_C
             if partials_ptr is not None:
-                wait(arrived_ptr + c0 // BLOCK_C, splits)
+                wait(arrived_ptr + late, splits)
                 mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
             rstd = finish_statistics(
                 mean_ptr,
@@ -296,27 +332,33 @@ def _batch_norm_forward_kernel(
             scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
             shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             normalize_tiles(
-                y_ptr, x_ptr, mean, low, scale, shift, first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
-            )
+                y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
+                RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=BATCH)
 def _batch_norm_backward_kernel(
     dx_ptr,
-    dw_ptr,  # (C,): sum(dy x_hat), in the statistics' dtype
-    db_ptr,  # (C,): sum(dy)
+    dz_ptr,  # the residual's gradient, or None
+    dw_ptr,  # (C,): sum(dz x_hat), in the statistics' dtype
+    db_ptr,  # (C,): sum(dz)
     partials_ptr,  # (2, splits, C), or None where there is one split
     arrived_ptr,  # (groups,) zeros, or None
     dy_ptr,
+    signs_ptr,  # of forward with a residual, or None
     x_ptr,
     mean_ptr,  # (2, C): mean, low
     rstd_ptr,
     weight_ptr,
+    bias_ptr,
     C,
     S,
     tiles,
     splits,
-    ahead,
+    lag,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -328,24 +370,29 @@ def _batch_norm_backward_kernel(
     groups = blocks(C, BLOCK_C)
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
     first, last = tile_range(split, splits, tiles)
-    for i in range(blocks(groups, windows) + ahead):
-        c0 = (i * windows + window) * BLOCK_C
-        if c0 < C:
+    for group in range(window, groups + lag, windows):
+        c0 = group * BLOCK_C
+        if group < groups:
             mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
+            scale, shift = rstd, rstd  # which only a ReLU asks for here
+            if RELU:
+                scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+                shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             dw, db = sums_of_tiles(
-                None, dy_ptr, x_ptr, mean, low, rstd, rstd, first, last, c0, C, S,
-                True, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+                None, None, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, first, last, c0, C, S,
+                True, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
             )  # fmt: skip
             if partials_ptr is not None:
                 store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
-                arrive(arrived_ptr + c0 // BLOCK_C)
+                arrive(arrived_ptr + group)
         else:
             dw = tl.zeros([BLOCK_C, 1], ACC)
             db = tl.zeros([BLOCK_C, 1], ACC)
-        c0 -= ahead * windows * BLOCK_C
-        if (c0 >= 0) & (c0 < C):
+        late = group - lag
+        if late >= 0:
+            c0 = late * BLOCK_C
             if partials_ptr is not None:
-                wait(arrived_ptr + c0 // BLOCK_C, splits)
+                wait(arrived_ptr + late, splits)
                 dw = add_splits(partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
                 plane = tl.cast(splits, tl.int64) * C
                 db = add_splits(partials_ptr + plane, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
@@ -354,9 +401,10 @@ def _batch_norm_backward_kernel(
             store(db_ptr + c, db, (c < C) & (split == 0))
             mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
             scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+            shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             input_gradient_of_tiles(
-                dx_ptr, dy_ptr, x_ptr, mean, low, rstd, scale, dw, db, n,
-                first, last, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+                dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
+                first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
             )  # fmt: skip
 
 
@@ -381,6 +429,23 @@ def _like(x, tensor):
     return torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)
 
 
+def empty_signs(x: Tensor, device: Device | None = None) -> Tensor:
+    """Where forward with a residual leaves a bit an element of x (N, C, *) for backward."""
+    device = device or device_of(x)
+    size = plans.batch_norm_sign_bytes(tuple(x.shape), is_channels_last(x), x.element_size(), device)
+    return x.new_empty(size, dtype=torch.uint8)
+
+
+def _kept(signs, plan):
+    """The signs, where they are a bit of every element in these tiles."""
+    bytes_ = plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
+    if signs is not None and signs.numel() < bytes_:
+        raise ValueError(
+            f"signs are {signs.numel()} bytes of {bytes_}: backward wants them from a forward that kept them"
+        )
+    return signs
+
+
 def _launch(kernel, plan, *tensors, eps=None, **constants):
     kernel[(plan.groups, plan.splits)](
         *tensors,
@@ -398,7 +463,7 @@ def _launch(kernel, plan, *tensors, eps=None, **constants):
     )
 
 
-def _launch_once(kernel, plan, once, outputs, planes, inputs, *scalars):
+def _launch_once(kernel, plan, once, outputs, planes, inputs, *scalars, **constants):
     """One launch for all of a pass, with the partials and the counters that its barriers need."""
     partials = arrived = None
     if once.splits > 1:
@@ -414,7 +479,7 @@ def _launch_once(kernel, plan, once, outputs, planes, inputs, *scalars):
         plan.positions,
         plan.tiles,
         once.splits,
-        once.ahead,
+        once.ahead * once.windows,
         *scalars,
         LAST=plan.channels_last,
         ALIGN=plan.align,
@@ -422,6 +487,7 @@ def _launch_once(kernel, plan, once, outputs, planes, inputs, *scalars):
         BLOCK_S=plan.block_s,
         BLOCK_P=once.block_p,
         **once.options,
+        **constants,
     )
 
 
@@ -438,9 +504,17 @@ def batch_norm_forward(
     momentum: float,
     eps: float,
     device: Device | None = None,
+    residual: Tensor | None = None,
+    signs: Tensor | None = None,
+    relu: bool = False,
+    pre_relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean (2, C), rstd (C,)) of x (N, C, *); running buffers, if given, are updated in place."""
+    """(y, mean (2, C), rstd (C,)) of x (N, C, *); running buffers, if given, are updated in place.
+
+    A residual like x is added before the ReLU; `signs`, from `empty_signs`, keeps what backward then has to know.
+    """
     x, last = dense(x)
+    residual = None if residual is None else _like(x, residual)
     device = device or device_of(x)
     plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     y = torch.empty_like(x)
@@ -450,17 +524,19 @@ def batch_norm_forward(
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     scalars = (*float_pair(eps), *float_pair(momentum))
-    once = plans.batch_norm_once(plan, x.element_size(), 1, device)
+    relus = {"RELU": relu, "PRE_RELU": pre_relu}
+    once = plans.batch_norm_once(plan, x.element_size(), 1, device, relu)
     if once is not None:
-        outputs = (y, mean, rstd, running_mean, running_var)
+        outputs = (y, _kept(signs, plan), mean, rstd, running_mean, running_var)
+        inputs = (x, residual, weight, bias)
         with on(x):
-            _launch_once(_batch_norm_forward_kernel, plan, once, outputs, 3, (x, weight, bias), *scalars)
+            _launch_once(_batch_norm_forward_kernel, plan, once, outputs, 3, inputs, *scalars, **relus)
         return y, mean, rstd
     partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
     merge = plans.merge(plan.splits, plan.channels, device)
     with on(x):
-        _launch(_batch_norm_stats_kernel, plan, partials, x)
-        _batch_norm_merge_kernel[(triton.cdiv(plan.channels, merge.block_n),)](
+        _launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=pre_relu)
+        _batch_norm_merge_kernel[(plans.cdiv(plan.channels, merge.block_n),)](
             mean,
             rstd,
             running_mean,
@@ -476,7 +552,8 @@ def batch_norm_forward(
             BLOCK_N=merge.block_n,
             **merge.options,
         )
-        _launch(_batch_norm_normalize_kernel, plan, y, x, mean, rstd, weight, bias, eps=eps, EVAL=False)
+        tensors = (y, _kept(signs, plan), x, residual, mean, rstd, weight, bias)
+        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=False, **relus)
     return y, mean, rstd
 
 
@@ -488,16 +565,20 @@ def batch_norm_eval_forward(
     running_var: Tensor,
     eps: float,
     device: Device | None = None,
+    residual: Tensor | None = None,
+    signs: Tensor | None = None,
+    relu: bool = False,
+    pre_relu: bool = False,
 ) -> Tensor:
-    """y of x (N, C, *) with given statistics, in one sweep."""
+    """y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`."""
     x, last = dense(x)
+    residual = None if residual is None else _like(x, residual)
     y = torch.empty_like(x)
     if x.numel():
         plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
+        tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
         with on(x):
-            _launch(
-                _batch_norm_normalize_kernel, plan, y, x, running_mean, running_var, weight, bias, eps=eps, EVAL=True
-            )
+            _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=True, RELU=relu, PRE_RELU=pre_relu)
     return y
 
 
@@ -512,10 +593,16 @@ def batch_norm_backward(
     need_dx: bool,
     need_sums: bool,
     device: Device | None = None,
+    bias: Tensor | None = None,
+    signs: Tensor | None = None,
+    dz: Tensor | None = None,
+    relu: bool = False,
+    pre_relu: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
 
-    mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var.
+    mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var. The gradient of a
+    residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward, or without them the bias.
     """
     x, last = dense(x)
     dy = _like(x, dy)
@@ -524,25 +611,28 @@ def batch_norm_backward(
     stats = _statistics_dtype(x)
     dx = torch.empty_like(x) if need_dx else None
     partials = dw = db = None
-    if need_sums or not evaluating:
+    if need_sums or (need_dx and not evaluating):
         dw, db = (torch.empty(plan.channels, dtype=stats, device=x.device) for _ in range(2))
     if x.numel() == 0:
         return dx, *(None if t is None else t.zero_() for t in (dw, db))
-    tensors = (dy, x, mean, rstd, weight)
+    relus = {"RELU": relu, "PRE_RELU": pre_relu}
+    tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
     if need_dx and not evaluating:
-        once = plans.batch_norm_once(plan, x.element_size(), 2, device)
+        once = plans.batch_norm_once(plan, x.element_size(), 2, device, relu)
         if once is not None:
             with on(x):
-                _launch_once(_batch_norm_backward_kernel, plan, once, (dx, dw, db), 2, tensors)
+                _launch_once(_batch_norm_backward_kernel, plan, once, (dx, dz, dw, db), 2, tensors, **relus)
             return dx, dw, db
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
     with on(x):
-        dx_here = dx if evaluating else None
-        if partials is not None or dx_here is not None:
-            _launch(_batch_norm_reduce_kernel, plan, partials, dx_here, *tensors, eps=eps, EVAL=evaluating)
+        # In training dx wants a second sweep, which then writes dz too.
+        dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
+        outputs = (partials, dx_here, dz_here)
+        if any(t is not None for t in outputs):
+            _launch(_batch_norm_reduce_kernel, plan, *outputs, *tensors, eps=eps, EVAL=evaluating, **relus)
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
-            _launch(_batch_norm_input_gradient_kernel, plan, dx, *tensors, dw, db)
+            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, **relus)
     return dx, dw, db

@@ -56,6 +56,62 @@ def channel_values(pointer, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
     return load(pointer + c, c < C, ACC)
 
 
+# -------------------------------------------------------------------------------------------------- the activation
+#
+# What an activation lets through is asked for with `<= 0`, of which NaN is neither: as in PyTorch it stays NaN forward,
+# and lets gradients through backward.
+
+
+@triton.jit
+def relu(x):
+    return tl.where(x <= 0.0, 0.0, x)
+
+
+@triton.jit
+def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr):
+    x = load(pointer, mask, ACC)
+    if PRE_RELU:
+        x = relu(x)
+    return x
+
+
+@triton.jit
+def normalized(x, mean, low, scale, shift):
+    """The norm before any activation. Backward computes it again, and a rounding less would be another sign: so fma."""
+    return tl.fma((x - mean) - low, scale, shift)
+
+
+@triton.jit
+def sign_addresses(signs_ptr, tile, c0, C, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, LANES: tl.constexpr):
+    """Where a tile's signs lie: bytes of LANES bits each, a tile's side by side."""
+    BYTES: tl.constexpr = BLOCK_C * BLOCK_S // LANES
+    place = tl.cast(tile, tl.int64) * blocks(C, BLOCK_C) + c0 // BLOCK_C
+    return signs_ptr + place * BYTES + tl.arange(0, BYTES)
+
+
+@triton.jit
+def store_signs(signs_ptr, blocked, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """One bit an element, whether the activation blocks it; a byte's elements are neighbours in memory."""
+    LANES: tl.constexpr = min(8, BLOCK_C * BLOCK_S)
+    if LAST:
+        blocked = tl.trans(blocked)
+    bits = tl.reshape(blocked.to(tl.int32), [BLOCK_C * BLOCK_S // LANES, LANES]) << tl.arange(0, LANES)[None, :]
+    addresses = sign_addresses(signs_ptr, tile, c0, C, BLOCK_C, BLOCK_S, LANES)
+    tl.store(addresses, tl.sum(bits, 1).to(tl.uint8))
+
+
+@triton.jit
+def load_signs(signs_ptr, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """What store_signs stored, as a tile of booleans."""
+    LANES: tl.constexpr = min(8, BLOCK_C * BLOCK_S)
+    packed = tl.load(sign_addresses(signs_ptr, tile, c0, C, BLOCK_C, BLOCK_S, LANES)).to(tl.int32)
+    bits = (packed[:, None] >> tl.arange(0, LANES)[None, :]) & 1
+    if LAST:
+        return tl.trans(tl.reshape(bits, [BLOCK_S, BLOCK_C])) != 0
+    else:
+        return tl.reshape(bits, [BLOCK_C, BLOCK_S]) != 0
+
+
 # ------------------------------------------------------------------------------------------------------ statistics
 
 
@@ -67,6 +123,7 @@ def moments_of_tiles(
     c0,
     C,
     S,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -80,7 +137,7 @@ def moments_of_tiles(
     m2 = tl.zeros([BLOCK_C, 1], ACC)
     for tile in range(first, last):
         base, offsets, mask, elements = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load(x_ptr + base + offsets, mask, ACC)
+        x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC)
         tile_count = elements.to(ACC)
         tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1)
         count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
@@ -208,7 +265,9 @@ def shift_of(bias_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def normalize_tiles(
     y_ptr,
+    signs_ptr,  # where signs are kept for backward, or None
     x_ptr,
+    residual_ptr,  # added before the activation, or None
     mean,
     low,
     scale,
@@ -218,6 +277,8 @@ def normalize_tiles(
     c0,
     C,
     S,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -226,47 +287,107 @@ def normalize_tiles(
 ):
     """y of tiles [first, last), the last one first."""
     for i in range(first, last):
-        base, offsets, mask, _ = addresses(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load(x_ptr + base + offsets, mask, ACC)
-        store(y_ptr + base + offsets, ((x - mean) - low) * scale + shift, mask)
+        tile = first + last - 1 - i
+        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC)
+        y = normalized(x, mean, low, scale, shift)
+        if residual_ptr is not None:
+            y += load(residual_ptr + base + offsets, mask, ACC)
+        if signs_ptr is not None:
+            store_signs(signs_ptr, y <= 0.0, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
+        if RELU:
+            y = relu(y)
+        store(y_ptr + base + offsets, y, mask)
 
 
 # ---------------------------------------------------------------------------------------------------- the gradients
 
 
 @triton.jit
+def load_gradient(
+    dy_ptr,
+    signs_ptr,  # of a sum with a residual; or None: then x says which sign it had
+    x,
+    mean,
+    low,
+    scale,
+    shift,
+    at,
+    mask,
+    tile,
+    c0,
+    C,
+    RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """dz: what the activation lets through of dy."""
+    dy = load(dy_ptr + at, mask, ACC)
+    if RELU:
+        if signs_ptr is not None:
+            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
+        else:
+            blocked = normalized(x, mean, low, scale, shift) <= 0.0
+        dy = tl.where(blocked, 0.0, dy)
+    return dy
+
+
+@triton.jit
+def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr):
+    """The gradients of x and of a residual, where there is a place for them."""
+    if dz_ptr is not None:
+        store(dz_ptr + at, dz, mask)
+    if dx_ptr is not None:
+        if PRE_RELU:
+            dx = tl.where(x <= 0.0, 0.0, dx)
+        store(dx_ptr + at, dx, mask)
+
+
+@triton.jit
 def sums_of_tiles(
     dx_ptr,  # written here in evaluation, where dx needs no sums; or None
+    dz_ptr,  # the residual's gradient, written here where no other sweep writes; or None
     dy_ptr,
+    signs_ptr,
     x_ptr,
     mean,
     low,
     rstd,
     scale,
+    shift,
     first,
     last,
     c0,
     C,
     S,
     SUMS: tl.constexpr,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """(sum(dy x_hat), sum(dy)) over tiles [first, last), a column each; zeros without SUMS."""
+    """(sum(dz x_hat), sum(dz)) over tiles [first, last), a column each; zeros without SUMS."""
     dw = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     db = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     for tile in range(first, last):
         base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        dy = load(dy_ptr + base + offsets, mask, ACC)
+        at = base + offsets
+        if SUMS or (RELU and signs_ptr is None) or (PRE_RELU and dx_ptr is not None):
+            x = load_input(x_ptr + at, mask, PRE_RELU, ACC)
+        else:
+            x = None
+        dz = load_gradient(
+            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C, RELU, LAST, BLOCK_C, BLOCK_S, ACC
+        )
         if SUMS:
-            x = load(x_ptr + base + offsets, mask, ACC)
-            db += dy
-            dw += tl.where(mask, dy * ((x - mean) - low), 0.0)
-        if dx_ptr is not None:
-            store(dx_ptr + base + offsets, dy * scale, mask)
+            db += dz
+            dw += tl.where(mask, dz * ((x - mean) - low), 0.0)
+        store_gradients(dx_ptr, dz_ptr, dz * scale, dz, x, at, mask, PRE_RELU)
     return tl.sum(dw, 1, keep_dims=True) * rstd, tl.sum(db, 1, keep_dims=True)
 
 
@@ -285,20 +406,25 @@ def add_splits(partials_ptr, c0, C, splits, BLOCK_C: tl.constexpr, BLOCK_P: tl.c
 @triton.jit
 def input_gradient_of_tiles(
     dx_ptr,
+    dz_ptr,  # the residual's gradient, or None
     dy_ptr,
+    signs_ptr,
     x_ptr,
     mean,
     low,
     rstd,
     scale,
-    dw,  # sum(dy x_hat)
-    db,  # sum(dy)
+    shift,
+    dw,  # sum(dz x_hat)
+    db,  # sum(dz)
     n,
     first,
     last,
     c0,
     C,
     S,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -309,8 +435,12 @@ def input_gradient_of_tiles(
     c1 = divide(dw * rstd, n)
     c2 = divide(db, n)
     for i in range(first, last):
-        base, offsets, mask, _ = addresses(first + last - 1 - i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        dy = load(dy_ptr + base + offsets, mask, ACC)
-        x = load(x_ptr + base + offsets, mask, ACC)
-        dx = scale * ((dy - c2) - ((x - mean) - low) * c1)
-        store(dx_ptr + base + offsets, dx, mask)
+        tile = first + last - 1 - i
+        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = base + offsets
+        x = load_input(x_ptr + at, mask, PRE_RELU, ACC)
+        dz = load_gradient(
+            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C, RELU, LAST, BLOCK_C, BLOCK_S, ACC
+        )
+        dx = scale * ((dz - c2) - ((x - mean) - low) * c1)
+        store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU)

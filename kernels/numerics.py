@@ -47,11 +47,12 @@ def load(pointer, mask, ACC: tl.constexpr):
 def store(pointer, value, mask):
     """Rounds to the pointer's dtype, to nearest even, and stores."""
     element_ty: tl.constexpr = pointer.dtype.scalar.element_ty
-    tl.store(pointer, _round(value, element_ty), mask=mask)
+    tl.store(pointer, round_to(value, element_ty), mask=mask)
 
 
 @triton.jit
-def _round(value, dtype: tl.constexpr):
+def round_to(value, dtype: tl.constexpr):
+    """The value in a dtype, to nearest even."""
     # The hardware rounds to nearest even; the interpreter truncates float32 to bfloat16, so there it is spelled out.
     if INTERPRETED and dtype == tl.bfloat16:
         value = value.to(tl.float32)
@@ -67,6 +68,14 @@ def _round(value, dtype: tl.constexpr):
 def blocks(n, BLOCK):
     """How many blocks n elements make, n above zero: tl.cdiv's n + BLOCK - 1 would wrap within a block of 2^31."""
     return (n - 1) // BLOCK + 1
+
+
+@triton.jit
+def even_share(part, parts, n):
+    """The range [first, end) of n things that is one part's: contiguous, and as even as they come."""
+    share, over = n // parts, n % parts
+    first = part * share + tl.minimum(part, over)
+    return first, first + share + (part < over).to(tl.int32)
 
 
 @triton.jit

@@ -117,7 +117,7 @@ class RowPlan:
     """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns."""
 
     block_m: int
-    options: dict[str, int]
+    options: dict[str, int | bool]
     chunks: tuple[tuple[int, int], ...] = ()
     block_n: int = 0
 
@@ -148,19 +148,46 @@ def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
 class RowBackwardPlan:
     """A persistent grid of `programs`; each leaves one row of partial dw and db.
 
-    With `rows.chunks` one kernel does it all. Without, the input gradient loops over the row, and the weight's are
-    summed by a kernel of their own over (programs, column blocks of `block_columns`), `block_rows` rows at a time.
+    With `rows.chunks` one kernel does it all. So it does with `slices` programs a row, of `rows.block_n` columns each,
+    that wait for each other once in `block_rows` rows. Without either, the input gradient loops over the row, and the
+    weight's are summed by a kernel of their own over (programs, column blocks of `block_columns`), `block_rows` rows at
+    a time.
     """
 
     rows: RowPlan
     programs: int
     block_rows: int = 1
     block_columns: int = 0
+    slices: int = 0
+
+
+# Columns of a slice by itemsize, with 256 threads: dw, db and the weight of a slice stay in registers, next to dy and
+# x, in the 128 registers that two programs a multiprocessor leave a thread.
+SLICE = {2: 4096, 4: 2048, 8: 1024}
+SLICE_THREADS, SLICE_PROGRAMS = 256, 2
+
+
+def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | None:
+    """Rows in slices, all programs resident; None where the device promises no barrier, or has too few programs."""
+    resident = SLICE_PROGRAMS * device.multiprocessors
+    columns = SLICE[itemsize]
+    slices = cdiv(n, columns)
+    if not device.cooperative or slices > resident:
+        return None
+    groups = min(resident // slices, m)
+    # dy and x of two rounds wait in cache, in the share of it that batch norm's first sweeps may take.
+    waiting = 2 * 2 * slices * groups * columns * itemsize
+    rows = max(min(40 * device.l2 // 100 // waiting, cdiv(m, groups)), 1)
+    options = {**launch_options(SLICE_THREADS, device, SLICE_PROGRAMS), "launch_cooperative_grid": True}
+    return RowBackwardPlan(RowPlan(1, options, block_n=columns), groups, block_rows=rows, slices=slices)
 
 
 @cache
-def row_backward(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan:
+def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = True) -> RowBackwardPlan:
+    """The backward plan of (m, n); `whole`: dx and parameter gradients are both wanted."""
     if n > BACKWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
+        if whole and (sliced := _sliced(m, n, itemsize, device)):
+            return sliced
         rows = RowPlan(block_m=1, options=launch_options(256, device), block_n=2048)
         block_rows, block_columns = 8, 256
         wanted = cdiv(4 * device.multiprocessors, cdiv(n, block_columns))
@@ -312,9 +339,11 @@ def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize:
 
 # Threads of a multiprocessor: few, so that each has the 168 registers without which the kernels of one launch spill.
 ONCE_THREADS = 384
-# Programs of a multiprocessor that keep device memory busy, at 4096 elements in flight each; with fewer, three launches
-# of more programs are the better plan.
-ONCE_PROGRAMS = 3
+# In float32 a ReLU behind the norm takes more than that: so few threads that each has all the registers it can.
+ONCE_RELU_THREADS = 256
+# Bytes of an activation that a multiprocessor has in flight to keep device memory busy, three tiles of 16 bits; with
+# fewer, three launches of more programs are the better plan.
+ONCE_BYTES = 3 * 4096 * 2
 
 
 @dataclass(frozen=True)
@@ -333,7 +362,9 @@ class OncePlan:
 
 
 @cache
-def batch_norm_once(plan: BatchNormPlan, itemsize: int, tensors: int, device: Device) -> OncePlan | None:
+def batch_norm_once(
+    plan: BatchNormPlan, itemsize: int, tensors: int, device: Device, relu: bool = False
+) -> OncePlan | None:
     """One launch for a pass that sweeps twice over so many activations; None where three are better.
 
     What is between its two sweeps, windows * (1 + ahead) channel groups, is to stay in a share of the cache, so that
@@ -343,13 +374,16 @@ def batch_norm_once(plan: BatchNormPlan, itemsize: int, tensors: int, device: De
     chosen = _batch_norm_values(plan.channels_last, itemsize, device)
     room = _room(chosen, device)
     threads = plan.options["num_warps"] * device.warp_size
-    programs = max(ONCE_THREADS // threads, 1)
+    programs = max((ONCE_RELU_THREADS if relu and itemsize == 4 else ONCE_THREADS) // threads, 1)
+    if plan.align < 4:  # narrow loads, each with an address of its own, take all the registers there are
+        programs = 1
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
     block_p = min(max(TILE[itemsize] // 4 // plan.block_c, 1), 256)
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
-    if not device.cooperative or programs < ONCE_PROGRAMS or group > (room if plan.groups == 1 else 2 * room):
+    busy = programs * TILE[itemsize] * itemsize >= ONCE_BYTES
+    if not device.cooperative or not busy or group > (room if plan.groups == 1 else 2 * room):
         return None
     resident = programs * device.multiprocessors
     most = min(plan.groups, max(room // group, 1), resident)

@@ -101,9 +101,9 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
     """Makes a model's norms normlib's, in place, and says which it left alone and why.
 
     Converted are torch.nn.BatchNorm1d, 2d and 3d, LayerNorm, RMSNorm, and whatever computes exactly RMS norm with one
-    weight, as the classes of Hugging Face transformers do: such a class is tried on the CPU, in values, gradients,
-    eps and result dtypes, and converted if all of them agree with float64. Subclasses of PyTorch's norms, and modules
-    whose `forward` was replaced, are left alone.
+    weight (or 1 + weight, as Gemma's), as the classes of Hugging Face transformers do: such a class is tried on the
+    CPU, in values, gradients, eps and result dtypes, and converted if all of them agree with float64. Subclasses of
+    PyTorch's norms, and modules whose `forward` was replaced, are left alone.
 
     A module keeps its identity and changes only its class: parameters, buffers, dtype, device, mode, hooks, names,
     ties, optimizers and references from elsewhere stay as they are, and so does the state_dict. The eps of a class that
@@ -203,7 +203,7 @@ def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match |
     found = examine(module, known)
     if isinstance(found, str):
         return found
-    attributes: dict[str, Any] = {"eps": found.eps, "elementwise_affine": True, "result_dtype": found.result_dtype}
+    attributes = vars(found) | {"elementwise_affine": True}
     attributes["normalized_shape"] = tuple(module.get_parameter("weight").shape)
     return _Swap(ConvertedRMSNorm, attributes)
 

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from normlib import reference
-from normlib.row_norm import fits, register_row_norm
+from normlib.row_norm import adds, fits, register_row_norm
 
-_layer_norm = register_row_norm("layer_norm", centred=True, reference=reference.layer_norm)
+_layer_norm, _layer_norm_add = register_row_norm("layer_norm", centred=True, reference=reference.layer_norm)
+
+
+@overload
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: None = None,
+) -> Tensor: ...
+
+
+@overload
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def layer_norm(
@@ -19,24 +44,39 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Tensor:
+    *,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Normalizes each row of the last `len(normalized_shape)` dimensions: `torch.nn.functional.layer_norm`.
 
     input: (*, *normalized_shape) in float32, float16, bfloat16 or float64; weight and bias: normalized_shape, in
     input's dtype, or float32 beside a 16-bit input. Returns input's shape and dtype, contiguous. Bad shapes and dtypes
     raise what PyTorch raises. The result's bits for a row do not depend on the other rows.
 
+    With a residual of input's shape, dtype and device (else ValueError) it returns the pair (y, z): z = input +
+    residual, rounded to that dtype, and y = layer_norm(z). They have the bits of those two calls, and one kernel reads
+    and writes each tensor once; backward adds the gradient that arrives at z in the kernel of the norm's own.
+
     Ba, Kiros and Hinton, "Layer normalization" (2016), equations 3 and 4.
     """
+    if residual is not None:
+        if adds(input, residual) and fits(input, normalized_shape, weight, bias, eps):
+            y, z, *_ = _layer_norm_add(input, residual, normalized_shape, weight, bias, eps)
+            return y, z
+        z = input + residual
+        return layer_norm(z, normalized_shape, weight, bias, eps), z
     if not fits(input, normalized_shape, weight, bias, eps):
         return torch.nn.functional.layer_norm(input, normalized_shape, weight, bias, eps)
-    y: Tensor = _layer_norm(input, normalized_shape, weight, bias, eps)[0]
-    return y
+    result: Tensor = _layer_norm(input, normalized_shape, weight, bias, eps)[0]
+    return result
 
 
 class LayerNorm(torch.nn.LayerNorm):
     """`torch.nn.LayerNorm` on the Triton kernels: same arguments, parameters and state_dict."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input: (*, *normalized_shape); returns the same shape and dtype."""
-        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Any:
+        """input: (*, *normalized_shape); returns the same shape and dtype.
+
+        With a residual like input: the norm of input + residual, and that sum, as `functional.layer_norm` does.
+        """
+        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps, residual=residual)

@@ -48,7 +48,7 @@ _MODULE_STATE = frozenset(vars(torch.nn.Module()))
 
 
 class ConvertedRMSNorm(RMSNorm):
-    """What `normlib.convert` makes of a module that computes y = x / sqrt(mean(x^2) + eps) * weight.
+    """What `normlib.convert` makes of a module that computes y = x / sqrt(mean(x^2) + eps) * weight, or * (1 + weight).
 
     It differs from `normlib.RMSNorm` where x's dtype is not the weight's: the result has the dtype that the original
     gave, by `result_dtype`: "input", "promoted" or "weight". In 16 bits it rounds once, at the end, where Llama's class
@@ -57,23 +57,27 @@ class ConvertedRMSNorm(RMSNorm):
 
     result_dtype = "input"
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """One tensor (*, *normalized_shape), under whatever name the original gave it; returns the same shape."""
         (x,) = (*args, *kwargs.values())
-        weight = self.weight
+        weight, around = self.weight, self.zero_centred
         if x.dtype == weight.dtype or self.result_dtype == "input":
-            return rms_norm(x, self.normalized_shape, weight, self.eps)
+            return rms_norm(x, self.normalized_shape, weight, self.eps, zero_centred=around)
         common = torch.promote_types(x.dtype, weight.dtype)  # holds both exactly: only the result is rounded
-        y = rms_norm(x.to(common), self.normalized_shape, weight.to(common), self.eps)
+        y = rms_norm(x.to(common), self.normalized_shape, weight.to(common), self.eps, zero_centred=around)
         return y.to(RESULT_DTYPES[self.result_dtype](x.dtype, weight.dtype))
 
 
 @dataclass(frozen=True)
 class Match:
-    """A module computes RMS norm with this eps, and its result's dtype follows this rule of RESULT_DTYPES."""
+    """A module computes RMS norm with this eps, and its result's dtype follows this rule of RESULT_DTYPES.
+
+    `zero_centred`: its weight is stored around zero, as Gemma's is, and 1 + weight scales.
+    """
 
     eps: float
     result_dtype: str
+    zero_centred: bool = False
 
 
 def why_no_candidate(module: torch.nn.Module) -> str | None:
@@ -193,23 +197,24 @@ def _try(module: torch.nn.Module) -> Match | str:
     copy._parameters["weight"] = torch.nn.Parameter(_normal(n, random=random))
 
     before = _held(copy)
-    errors = {name: _errors(copy, eps, 0.0, random) for name, eps in _eps_candidates(copy).items()}
+    candidates = _eps_candidates(copy)
+    errors = {(name, False): _errors(copy, eps, False, random) for name, eps in candidates.items()}
     after = _held(copy)
     if before.keys() != after.keys() or any(before[k] is not after[k] for k in before):
         return "its forward changes its own attributes"
-    name = min(errors, key=lambda k: errors[k])
-    eps, (value_error, gradient_error) = _eps_candidates(copy)[name], errors[name]
+    if all(value_error > TOLERANCE for value_error, _ in errors.values()):
+        errors |= {(name, True): _errors(copy, eps, True, random) for name, eps in candidates.items()}
+    name, zero_centred = min(errors, key=lambda k: errors[k])
+    eps, (value_error, gradient_error) = candidates[name], errors[name, zero_centred]
     if value_error > TOLERANCE:
-        if any(max(_errors(copy, e, 1.0, random)) <= TOLERANCE for e in _eps_candidates(copy).values()):
-            return "its weight is stored around zero: y = x_hat * (1 + weight)"
         return f"its output is not RMS norm's: relative error {value_error:.0e} with {name} as eps"
     if gradient_error > TOLERANCE:
         return f"its output is RMS norm's, but its gradients are not: relative error {gradient_error:.0e}"
-    rule = _result_dtype(copy, eps, random)
+    rule = _result_dtype(copy, eps, zero_centred, random)
     if rule not in RESULT_DTYPES:
         return rule
     copy.__class__ = ConvertedRMSNorm  # raises where instances have a layout of their own, as with __slots__
-    return Match(eps, rule)
+    return Match(eps, rule, zero_centred)
 
 
 def _held(module: torch.nn.Module) -> dict[str, object]:
@@ -218,14 +223,14 @@ def _held(module: torch.nn.Module) -> dict[str, object]:
     return {name: value for part in parts for name, value in part.items() if name != "training"}
 
 
-def _errors(module: torch.nn.Module, eps: float, weight_offset: float, random: torch.Generator) -> tuple[float, float]:
+def _errors(module: torch.nn.Module, eps: float, zero_centred: bool, random: torch.Generator) -> tuple[float, float]:
     """The worst relative error of the output, and of the gradients of x and the weight.
 
     A gradient's is relative to the terms that it is the sum of: in a narrow row these cancel, and rounding does not.
     """
     weight = module.get_parameter("weight")
     n = len(weight)
-    effective = weight.detach().double() + weight_offset
+    effective = weight.detach().double() + float(zero_centred)
     values = gradients = 0.0
     for training, rows, scale in ((t, r, s) for t in (True, False) for r in ROWS for s in (*SCALES, math.sqrt(eps))):
         module.training = training
@@ -254,7 +259,7 @@ def _error(found: Tensor | None, truth: Tensor, size: Tensor) -> float:
     return math.inf if math.isnan(ratio) else ratio
 
 
-def _result_dtype(module: torch.nn.Module, eps: float, random: torch.Generator) -> str:
+def _result_dtype(module: torch.nn.Module, eps: float, zero_centred: bool, random: torch.Generator) -> str:
     """The rule of RESULT_DTYPES that every pair of dtypes follows, or in words why there is none."""
     weight = module.get_parameter("weight").detach()
     results = {}
@@ -263,7 +268,7 @@ def _result_dtype(module: torch.nn.Module, eps: float, random: torch.Generator) 
         module._parameters["weight"] = torch.nn.Parameter(w)
         y = module.forward(x)
         results[pair] = y.dtype
-        truth = reference.rms_norm(x, w.shape, w, None, eps)["y"]
+        truth = reference.rms_norm(x, w.shape, w, None, eps, zero_centred=zero_centred)["y"]
         error, unit = _error(y, truth, truth), max(torch.finfo(d).eps for d in (*pair, torch.float32))
         if error > COARSE_ROUNDINGS * unit:
             names = " beside a weight in ".join(_short(d) for d in pair)

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from normlib import reference
 from normlib.registration import statistics_dtype
-from normlib.row_norm import fits, register_row_norm
+from normlib.row_norm import adds, fits, register_row_norm
 
-_rms_norm = register_row_norm("rms_norm", centred=False, reference=reference.rms_norm)
+_rms_norm, _rms_norm_add = register_row_norm("rms_norm", centred=False, reference=reference.rms_norm)
+
+
+@overload
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: None = None,
+    zero_centred: bool = False,
+) -> Tensor: ...
+
+
+@overload
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor,
+    zero_centred: bool = False,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def rms_norm(
@@ -20,29 +47,66 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
     bias: Tensor | None = None,
-) -> Tensor:
+    *,
+    residual: Tensor | None = None,
+    zero_centred: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scales each row of the last dimensions to unit root mean square: `torch.nn.functional.rms_norm`, and a bias.
 
     input: (*, *normalized_shape) in float32, float16, bfloat16 or float64; weight and bias: normalized_shape, in
     input's dtype, or float32 beside a 16-bit input; eps: None means float32's epsilon (float64's for float64). Returns
     input's shape and dtype, contiguous. Bad shapes and dtypes raise what PyTorch raises.
 
+    With a residual of input's shape, dtype and device (else ValueError) it returns the pair (y, z): z = input +
+    residual, rounded to that dtype, and y = rms_norm(z). They have the bits of those two calls, and one kernel reads
+    and writes each tensor once; backward adds the gradient that arrives at z in the kernel of the norm's own.
+
+    zero_centred: 1 + weight scales, a sum that is never rounded to 16 bits, as in Gemma's RMSNorm and Transformer
+    Engine's zero_centered_gamma.
+
     Zhang and Sennrich, "Root mean square layer normalization" (2019), equation 4.
     """
-    if not fits(input, normalized_shape, weight, bias, 0.0 if eps is None else eps):
-        y = torch.nn.functional.rms_norm(input, normalized_shape, weight, eps)
-        return y if bias is None else y + bias
+    served = fits(input, normalized_shape, weight, bias, 0.0 if eps is None else eps)
+    if residual is not None and not (adds(input, residual) and served):
+        z = input + residual
+        return rms_norm(z, normalized_shape, weight, eps, bias, zero_centred=zero_centred), z
+    if not served:
+        return _by_pytorch(input, normalized_shape, weight, eps, bias, zero_centred)
     if eps is None:
         eps = torch.finfo(statistics_dtype(input)).eps
-    result: Tensor = _rms_norm(input, normalized_shape, weight, bias, eps)[0]
+    if residual is not None:
+        y, z, *_ = _rms_norm_add(input, residual, normalized_shape, weight, bias, eps, zero_centred)
+        return y, z
+    result: Tensor = _rms_norm(input, normalized_shape, weight, bias, eps, zero_centred)[0]
     return result
+
+
+def _by_pytorch(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    bias: Tensor | None,
+    zero_centred: bool,
+) -> Tensor:
+    if zero_centred and weight is not None:
+        # What is no floating point is PyTorch's to refuse.
+        wide = torch.promote_types(input.dtype, torch.float32) if input.is_floating_point() else input.dtype
+        weight = 1 + weight.to(wide)
+        y = torch.nn.functional.rms_norm(input.to(wide), normalized_shape, weight, eps).to(input.dtype)
+    else:
+        y = torch.nn.functional.rms_norm(input, normalized_shape, weight, eps)
+    return y if bias is None else y + bias
 
 
 class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm` on the Triton kernels: same arguments, parameters and state_dict.
 
-    With `bias=True` it also has a `bias` parameter, zero at first, which torch's has not.
+    With `bias=True` it also has a `bias` parameter, zero at first, which torch's has not. With `zero_centred=True`
+    1 + weight scales, and the weight is zero at first.
     """
+
+    zero_centred = False  # also of a module that was made as another class
 
     def __init__(
         self,
@@ -53,16 +117,31 @@ class RMSNorm(torch.nn.RMSNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = False,
+        zero_centred: bool = False,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        if zero_centred:
+            self.zero_centred = True
+            self.reset_parameters()
         if bias:
             self.bias = torch.nn.Parameter(torch.zeros(self.normalized_shape, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.bias is None else ", bias=True")
+    def reset_parameters(self) -> None:
+        """The weight with which the norm scales nothing: ones, or zeros if it is `zero_centred`."""
+        super().reset_parameters()
+        if self.zero_centred and self.elementwise_affine:
+            torch.nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (*, *normalized_shape); returns the same shape and dtype."""
-        return rms_norm(x, self.normalized_shape, self.weight, self.eps, self.bias)
+    def extra_repr(self) -> str:
+        options = ("" if self.bias is None else ", bias=True") + (", zero_centred=True" if self.zero_centred else "")
+        return super().extra_repr() + options
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """x: (*, *normalized_shape); returns the same shape and dtype.
+
+        With a residual like x: the norm of x + residual, and that sum, as `functional.rms_norm` does.
+        """
+        parameters = (self.normalized_shape, self.weight, self.eps, self.bias)
+        return rms_norm(x, *parameters, residual=residual, zero_centred=self.zero_centred)

@@ -50,6 +50,13 @@ _WIDE = (
     ("layer_norm", (9, 2100), "fp32", 1e4),
     ("layer_norm", (9, 2100), "bf16"),
 )
+# The same two kinds of rows with a residual.
+_FUSED = (
+    ("layer_norm_add", (40, 99), "fp32"),
+    ("layer_norm_add", (40, 99), "bf16"),
+    ("rms_norm_add", (40, 99), "bf16"),
+)
+_WIDE_FUSED = (("layer_norm_add", (9, 2100), "fp32"), ("rms_norm_add", (9, 2100), "bf16"))
 # 4x3x16x16: few channels, whose sums the gate allows most; one tile (nhwc), or four splits of one. 7x37x7x7: tiles
 # ragged in channels and positions, splits of one tile and of two. 6x70x7x7: several groups of channels. 1x5x20x30: an
 # image in several tiles, the last one ragged.
@@ -69,13 +76,21 @@ _BATCH = (
     ((7, 37, "7x7"), "bf16", "nchw", "eval"),
 )
 
+_OF_ROWS = {"rows": _ROWS, "wide": _WIDE, "fused": _FUSED, "wide fused": _WIDE_FUSED}
 CELLS = {
-    "rows": tuple(_case(op, sizes, dtype, "rows", "fwd_bwd", *offset) for op, sizes, dtype, *offset in _ROWS),
-    "wide": tuple(_case(op, sizes, dtype, "rows", "fwd_bwd", *offset) for op, sizes, dtype, *offset in _WIDE),
+    **{
+        group: tuple(_case(op, sizes, dtype, "rows", "fwd_bwd", *offset) for op, sizes, dtype, *offset in cases)
+        for group, cases in _OF_ROWS.items()
+    },
     "batch": tuple(_case("batch_norm", *case) for case in _BATCH),
 }
 # What all kernels share is seen in any of them.
-_OF_FILE = {"row_norm": ("rows",), "batch_norm": ("batch",), "batch_norm_sweeps": ("batch",)}
+_OF_FILE = {
+    "row_norm": ("rows",),
+    "row_norm_values": ("rows",),
+    "batch_norm": ("batch",),
+    "batch_norm_sweeps": ("batch",),
+}
 
 
 @dataclass(frozen=True)

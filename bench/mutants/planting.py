@@ -14,7 +14,10 @@ from types import ModuleType
 
 SOURCES = Path(__file__).resolve().parents[2] / "kernels"
 # Each after those that it imports.
-_FILES = ("plan", "numerics", "device", "reduction", "row_norm", "barrier", "batch_norm_sweeps", "batch_norm")
+_FILES = (
+    *("plan", "numerics", "device", "reduction", "barrier"),
+    *("row_norm_values", "row_norm_wide", "row_norm", "batch_norm_sweeps", "batch_norm"),
+)
 # The modules whose name `kernels` the operators call through, and the file behind it.
 _CALLERS = {"normlib.row_norm": "row_norm", "normlib.batch_norm": "batch_norm"}
 

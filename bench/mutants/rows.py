@@ -1,17 +1,17 @@
-"""Mutants of kernels/row_norm.py where a row is held in registers: layer norm and RMS norm."""
+"""Mutants of kernels/row_norm.py and row_norm_values.py where a row is held in registers: layer norm and RMS norm."""
 
 from __future__ import annotations
 
 from bench.mutants.planting import Mutant
 
-# By the function that is spoilt: name, what is planted, the text, what it becomes.
+# By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    "_row_norm_forward_kernel": (
+    ("row_norm", "_row_norm_forward_kernel"): (
         (
             "last-column-unread",
             "x's last column read as 0",
-            "(row < M) & (n < N), ACC)",
-            "(row < M) & (n < N - 1), ACC)",
+            "mask = (row < M) & (n < N)",
+            "mask = (row < M) & (n < N - 1)",
         ),
         (
             "last-row-unwritten",
@@ -37,14 +37,14 @@ _EDITS = {
         (
             "rstd-in-bf16",
             "rstd rounded to bf16",
-            "    _save_statistics(",
-            "    rstd = rstd.to(tl.bfloat16).to(ACC)\n    _save_statistics(",
+            "    save_statistics(",
+            "    rstd = rstd.to(tl.bfloat16).to(ACC)\n    save_statistics(",
         ),
         (
             "rstd-in-fp16",
             "rstd rounded to fp16",
-            "    _save_statistics(",
-            "    rstd = rstd.to(tl.float16).to(ACC)\n    _save_statistics(",
+            "    save_statistics(",
+            "    rstd = rstd.to(tl.float16).to(ACC)\n    save_statistics(",
         ),
         (
             "one-pass-variance",
@@ -82,7 +82,7 @@ _EDITS = {
             "M, mean.to(x_ptr.dtype.element_ty).to(ACC), low, rstd",
         ),
     ),
-    "_row_norm_backward_kernel": (
+    ("row_norm", "_row_norm_backward_kernel"): (
         ("c1-sign", "+ x_hat c1", "- x_hats[i] * c1", "+ x_hats[i] * c1"),
         ("c2-sign", "+ c2", "(wdys[i] - c2)", "(wdys[i] + c2)"),
         ("c1-not-divided", "c1 is the sum, not the mean", "c1 = c1 / N", "c1 = c1 * 1.0"),
@@ -93,7 +93,7 @@ _EDITS = {
         (
             "dx-without-weight",
             "dy in place of weight dy",
-            "wdy = _affine(dy, weight_ptr, None, n, n < N, ACC)",
+            "wdy = affine(dy, weight_ptr, None, n, n < N, ZERO_CENTRED, ACC)",
             "wdy = dy",
         ),
         ("dx-without-rstd", "dx is not scaled", "- x_hats[i] * c1) * rstd", "- x_hats[i] * c1)"),
@@ -120,23 +120,16 @@ _EDITS = {
             "M // BLOCK_M",
         ),
     ),
-    "_affine": (
-        (
-            "weight-twice",
-            "the weight squared",
-            "x_hat *= load(weight_ptr + n, mask, ACC)",
-            "w = load(weight_ptr + n, mask, ACC)\n        x_hat *= w * w",
-        ),
+    ("row_norm_values", "affine"): (
+        ("weight-twice", "the weight squared", "x_hat *= weight", "x_hat *= weight * weight"),
         (
             "bias-before-weight",
             "(x_hat + bias) weight",
-            "x_hat *= load(weight_ptr + n, mask, ACC)",
-            "if bias_ptr is not None:\n"
-            "            x_hat += load(bias_ptr + n, mask, ACC)\n"
-            "        x_hat *= load(weight_ptr + n, mask, ACC)",
+            "x_hat *= weight",
+            "if bias_ptr is not None:\n            x_hat += load(bias_ptr + n, mask, ACC)\n        x_hat *= weight",
         ),
     ),
-    "_save_statistics": (
+    ("row_norm_values", "save_statistics"): (
         (
             "saved-low-left-out",
             "the saved mean's low part is 0",
@@ -150,7 +143,7 @@ _EDITS = {
             "store(mean_ptr + row, mean.to(tl.bfloat16).to(mean.dtype), row < M)",
         ),
     ),
-    "_load_statistics": (
+    ("row_norm_values", "load_statistics"): (
         (
             "rstd-of-the-next-row",
             "the backward takes row + 1's rstd",
@@ -160,8 +153,39 @@ _EDITS = {
     ),
 }
 
+# What runs with a residual alone.
+_FUSED_EDITS = {
+    ("row_norm_values", "load_stream"): (
+        (
+            "sum-not-rounded-before-the-norm",
+            "y from the sum before it is rounded to what z holds",
+            "rounded(x + load(residual_ptr + residual_row + n, mask, ACC), z_ptr.dtype.element_ty, ACC)",
+            "x + load(residual_ptr + residual_row + n, mask, ACC)",
+        ),
+        ("residual-in-fp16", "the residual rounded to fp16", "mask, ACC), z_ptr", "mask, ACC).to(tl.float16), z_ptr"),
+        ("residual-of-row-0", "every row adds the first one's", "residual_row + n", "residual_row * 0 + n"),
+        (
+            "z-without-residual",
+            "y is right and z is x",
+            "store(z_ptr + z_row + n, x, mask)",
+            "store(z_ptr + z_row + n, x - load(residual_ptr + residual_row + n, mask, ACC), mask)",
+        ),
+    ),
+    ("row_norm", "_row_norm_backward_kernel"): (
+        ("dz-left-out", "dx of the norm alone", "dx += load(dz_ptr", "dx += 0.0 * load(dz_ptr"),
+        ("dz-scaled", "dz times rstd", "dz_stride + n, mask, ACC)", "dz_stride + n, mask, ACC) * rstd"),
+        (
+            "dx-rounded-before-dz",
+            "rounded to dx's dtype and then again, as an addition of its own does",
+            "dx += load(dz_ptr",
+            "dx = dx.to(dx_ptr.dtype.element_ty).to(ACC) + load(dz_ptr",
+        ),
+    ),
+}
+
 MUTANTS = tuple(
-    Mutant(name, "row_norm", within, about, old, new)
-    for within, edits in _EDITS.items()
+    Mutant(name, file, within, about, old, new, cells)
+    for all_edits, cells in ((_EDITS, ()), (_FUSED_EDITS, ("fused",)))
+    for (file, within), edits in all_edits.items()
     for name, about, old, new in edits
 )

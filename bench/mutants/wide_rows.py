@@ -1,4 +1,4 @@
-"""Mutants of kernels/row_norm.py where a row is too wide for registers, and loops."""
+"""Mutants of kernels/row_norm_wide.py: a row is too wide for registers, and a kernel loops over it."""
 
 from __future__ import annotations
 
@@ -64,8 +64,25 @@ _EDITS = {
     ),
 }
 
+# What runs with a residual alone.
+_FUSED_EDITS = {
+    "_row_norm_forward_loop_kernel": (
+        (
+            "loop-second-sweep-of-x",
+            "y from x without the residual, by z's statistics",
+            "x_row if residual_ptr is None else z_ptr + z_row",
+            "x_row",
+        ),
+    ),
+    "_row_norm_input_gradient_loop_kernel": (
+        ("loop-dz-left-out", "dx of the norm alone", "dx += load(dz_ptr", "dx += 0.0 * load(dz_ptr"),
+        ("loop-dz-of-row-0", "every row adds the first one's", "dz_ptr + dz_row + n", "dz_ptr + n"),
+    ),
+}
+
 MUTANTS = tuple(
-    Mutant(name, "row_norm", within, about, old, new, ("wide",))
-    for within, edits in _EDITS.items()
+    Mutant(name, "row_norm_wide", within, about, old, new, (cells,))
+    for all_edits, cells in ((_EDITS, "wide"), (_FUSED_EDITS, "wide fused"))
+    for within, edits in all_edits.items()
     for name, about, old, new in edits
 )

@@ -1,17 +1,23 @@
-"""What layer norm and RMS norm share: x is (tokens, hidden), and every row has its own statistics."""
+"""What layer norm and RMS norm share: x is (tokens, hidden), and every row has its own statistics.
+
+With a residual the stream z = x + residual is normalized, and given back beside y.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from bench.case import DTYPES, Case
-from bench.operators import Inputs, Operator, Preset
+from bench.operators import Inputs, Operator, Preset, Reference
 from bench.operators._draw import TORCH_DTYPES, Draw
 from bench.operators._models import model_presets
 
 _LAYOUT = ("rows",)
+# Of x's size, the residual's: then fp16 holds the sum in the family `huge` too.
+_RESIDUAL = 2.0**-4
 
 _PRESETS = {
     "smoke": Preset(
@@ -42,6 +48,15 @@ _PRESETS = {
     ),
 }
 
+# The stream's addition is tried in every dtype, the powers of two where the norms are.
+_SMOKE_ADD = Preset(
+    "a tiny ragged shape in every dtype, and one of powers of two: errors within seconds, without a GPU",
+    (
+        {"tokens": (5,), "hidden": (99,), "dtype": DTYPES, "layout": _LAYOUT},
+        {"tokens": (16,), "hidden": (256,), "dtype": ("bf16",), "layout": _LAYOUT},
+    ),
+)
+
 
 class RowNorm(Operator):
     """A norm of rows with weight, and maybe bias, in x's dtype, as language models have them."""
@@ -54,7 +69,10 @@ class RowNorm(Operator):
     statistics: int  # float32 values that forward saves a row
 
     def __init__(self) -> None:
-        self.presets: Mapping[str, Preset] = {**_PRESETS, **model_presets(self.name, self.axes, self.layouts)}
+        self.presets: Mapping[str, Preset] = {**_PRESETS, **self._models(self.name)}
+
+    def _models(self, norm: str) -> dict[str, Preset]:
+        return model_presets(norm, self.axes, self.layouts)
 
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
         """(tokens, hidden)."""
@@ -88,3 +106,40 @@ class RowNorm(Operator):
         # The weight comes in; dw, and db with a bias, go out.
         backward = 3 * activation + (1 + parameters) * hidden * item + saved
         return {"fwd": forward, "bwd": backward, "fwd_bwd": forward + backward}[case.mode]
+
+
+class RowNormAdd(RowNorm):
+    """A row norm of z = x + residual, both in x's dtype; z is the residual stream, which goes on to the next layer."""
+
+    def __init__(self, norm: RowNorm) -> None:
+        self.norm = norm
+        self.eps, self.has_bias, self.statistics, self.saved = norm.eps, norm.has_bias, norm.statistics, norm.saved
+        self.presets = {**_PRESETS, "smoke": _SMOKE_ADD, **self._models(norm.name)}
+
+    def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
+        """Those of the norm, a residual of x's family, and dz, the gradient that arrives at z from the next layer."""
+        draw = Draw(replace(case, op=f"{case.op} residual"), device, seed)  # of random numbers that x has none of
+        residual, dz = draw.activations(case, self.statistics_dim) * _RESIDUAL, draw.normal(case.shape)
+        return {**super().inputs(case, device, seed), "residual": residual, "dz": dz.to(residual.dtype)}
+
+    def reference(self, case: Case, inputs: Inputs) -> Reference:
+        """z = x + residual as rounded to the case's dtype, and the norm of that; dx, of x and of residual, takes dz in.
+
+        The rounding is part of the definition: z is what the next layer and backward see, so y is to be its norm.
+        """
+        z = inputs["x"] + inputs["residual"]
+        truth = self.norm.reference(case, {**inputs, "x": z})
+        return truth | {"z": z.double(), "dx": truth["dx"] + inputs["dz"].double()}
+
+    def outputs(self, mode: str) -> tuple[str, ...]:
+        """z beside y."""
+        return tuple(n for name in self.norm.outputs(mode) for n in (("y", "z") if name == "y" else (name,)))
+
+    def dtypes(self, inputs: Inputs) -> dict[str, torch.dtype]:
+        """z comes in x's."""
+        return super().dtypes(inputs) | {"z": inputs["x"].dtype}
+
+    def bytes_moved(self, case: Case) -> int:
+        """Forward reads residual and writes z besides, backward reads dz."""
+        activation = case.shape[0] * case.shape[1] * TORCH_DTYPES[case.dtype].itemsize
+        return super().bytes_moved(case) + {"fwd": 2, "bwd": 1, "fwd_bwd": 3}[case.mode] * activation

@@ -75,7 +75,7 @@ class BatchNorm(Operator):
     statistics_dim = 1
 
     def __init__(self) -> None:
-        self.presets: Mapping[str, Preset] = {**_PRESETS, **model_presets(self.name, self.axes, self.layouts)}
+        self.presets: Mapping[str, Preset] = {**_PRESETS, **model_presets("batch_norm", self.axes, self.layouts)}
 
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
         """(batch, channels, *spatial); raises ValueError for a spatial that is none, or one value a channel."""
@@ -94,8 +94,8 @@ class BatchNorm(Operator):
         """x and dy of the case's shape, dtype and layout; the rest float32 of (channels,), running_var positive."""
         draw, dtype, channels = Draw(case, device, seed), TORCH_DTYPES[case.dtype], case.shape[1]
         return {
-            "x": _laid_out(draw.activations(case, self.statistics_dim), case.layout),
-            "dy": _laid_out(draw.normal(case.shape).to(dtype), case.layout),
+            "x": laid_out(draw.activations(case, self.statistics_dim), case.layout),
+            "dy": laid_out(draw.normal(case.shape).to(dtype), case.layout),
             "weight": draw.weight(channels),
             "bias": draw.bias(channels),
             "running_mean": draw.normal((channels,)),
@@ -138,7 +138,7 @@ class BatchNorm(Operator):
         return {"fwd": forward, "bwd": backward, "fwd_bwd": forward + backward, "eval": evaluation}[case.mode]
 
 
-def _laid_out(x: Tensor, layout: str) -> Tensor:
+def laid_out(x: Tensor, layout: str) -> Tensor:
     """The same values with the channels innermost in memory for nhwc; (batch, channels) is both at once."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "nhwc" else x.contiguous()
 

@@ -17,7 +17,7 @@ Forward = Callable[..., Tensor]
 # torch.nn.functional's batch_norm, layer_norm or rms_norm, or one with the same signature.
 Functional = Callable[..., Tensor]
 
-_GRADIENTS = {"x": "dx", "weight": "dw", "bias": "db"}
+_GRADIENTS = {"x": "dx", "residual": "dresidual", "weight": "dw", "bias": "db"}
 _BUFFERS = ("running_mean", "running_var")
 
 

@@ -14,6 +14,7 @@ from bench.case import Case
 from bench.operators import Inputs
 from bench.operators.batch_norm import MOMENTUM
 from bench.providers import Provider, Runnable, Unsupported
+from bench.providers._activations import NORM_OF
 from bench.providers._autograd import runnable
 
 # x as (statistics, elements) in float32 -> mean and biased variance, each (statistics, 1).
@@ -37,8 +38,12 @@ class Formula(Provider):
         return "torch"
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
-        if case.op == "rms_norm":
+        if case.op.startswith("rms_norm"):
             raise Unsupported("RMS norm has no variance about a mean")
+        if case.op in NORM_OF:
+            raise Unsupported("a ReLU leaves the formulas what they are for batch_norm")
+        if "residual" in inputs:
+            raise Unsupported("adding a residual leaves the formulas what they are for layer_norm")
         if case.mode == "eval":
             raise Unsupported("evaluation computes no statistics")
         dim = 1 if case.op == "batch_norm" else 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib import metadata
 
 import torch
+from torch import Tensor
 
 import normlib
 import normlib.functional
 from bench.case import Case
 from bench.operators import Inputs
-from bench.providers import Outputs, Provider, Runnable
-from bench.providers._autograd import bound, runnable
+from bench.providers import Outputs, Provider, Runnable, _activations
+from bench.providers._pairs import NORM_OF, Forward, bound, runnable
 
 
 class Normlib(Provider):
@@ -32,17 +33,38 @@ class Normlib(Provider):
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         def saved(inputs: Inputs) -> Outputs:
-            operators, x, weight = torch.ops.normlib, inputs["x"], inputs["weight"]
+            operators, weight = torch.ops.normlib, inputs["weight"]
+            streams = [inputs[name] for name in ("x", "residual") if name in inputs]
             if self.backend(case, inputs) == "torch":
                 return {}
-            if case.op == "batch_norm":
-                _, mean, rstd = operators.batch_norm_train(x, weight, None, None, None, 0.0, case.eps)
+            statistics = (weight, None, None, None, 0.0, case.eps)
+            if case.op == "batch_norm_add_relu":
+                *_, mean, rstd = operators.batch_norm_add_relu_train(*streams, *statistics, False, False)
+            elif case.op.startswith("batch_norm"):
+                _, mean, rstd = operators.batch_norm_train(*streams, *statistics, case.op == "batch_norm_relu")
             else:
-                _, mean, rstd = getattr(operators, case.op)(x, list(case.shape[1:]), weight, None, case.eps)
+                *_, mean, rstd = getattr(operators, case.op)(*streams, list(case.shape[1:]), weight, None, case.eps)
             # A mean is a pair of floats, whose first is the mean in its dtype.
             return {"mean": mean[0], "rstd": rstd} if mean.numel() else {"rstd": rstd}
 
-        return runnable(case, inputs, bound(case, normlib.functional), saved)
+        return runnable(case, inputs, _forward(case), saved)
+
+
+def _forward(case: Case) -> Forward:
+    if case.op in _activations.NORM_OF:
+        return _activations.fused(case, normlib.functional)
+    return _fused(case) if case.op in NORM_OF else bound(case, normlib.functional)
+
+
+def _fused(case: Case) -> Forward:
+    """The norm that adds the residual itself."""
+    norm = getattr(normlib.functional, NORM_OF[case.op])
+
+    def forward(x: Tensor, residual: Tensor, **parameters: Tensor) -> tuple[Tensor, Tensor]:
+        pair: tuple[Tensor, Tensor] = norm(x, case.shape[-1:], eps=case.eps, residual=residual, **parameters)
+        return pair
+
+    return forward
 
 
 PROVIDER = Normlib()

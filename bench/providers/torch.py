@@ -15,7 +15,8 @@ import torch.nn.functional
 from bench.case import Case
 from bench.operators import Inputs
 from bench.providers import Outputs, Provider, Runnable
-from bench.providers._autograd import bound, runnable
+from bench.providers._activations import bound
+from bench.providers._pairs import NORM_OF, runnable
 
 
 class Torch(Provider):
@@ -31,18 +32,20 @@ class Torch(Provider):
         """torch, or torch-cudnn and torch-quack where PyTorch hands this case on."""
         if not inputs["x"].is_cuda:
             return "torch"
-        if case.op == "batch_norm" and _picks_cudnn(case, inputs):
+        if case.op.startswith("batch_norm") and _picks_cudnn(case, inputs):
             return "torch-cudnn"
-        if case.op == "rms_norm" and _picks_quack(case, inputs):
+        if case.op.startswith("rms_norm") and _picks_quack(case, inputs):
             return "torch-quack"
         return "torch"
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         def saved(inputs: Inputs) -> Outputs:
             x, weight, bias = inputs["x"], inputs["weight"], inputs.get("bias")
-            if case.op == "batch_norm":
+            if case.op in NORM_OF:
+                x = x + inputs["residual"]
+            if case.op.startswith("batch_norm"):
                 _, mean, rstd = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, case.eps)
-            elif case.op == "layer_norm":
+            elif case.op.startswith("layer_norm"):
                 _, mean, rstd = torch.native_layer_norm(x, list(case.shape[1:]), weight, bias, case.eps)
             else:  # RMS norm's is to be had through a private operator alone
                 return {}

@@ -12,7 +12,8 @@ from torch._functorch import config as functorch_config
 from bench.case import Case
 from bench.operators import Inputs
 from bench.providers import Provider, Runnable
-from bench.providers._autograd import bound, runnable
+from bench.providers._activations import bound
+from bench.providers._pairs import runnable
 
 
 class TorchCompile(Provider):

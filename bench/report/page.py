@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
@@ -13,6 +12,7 @@ from bench.case import MODES
 from bench.report import cells_table, facts, figures, formatting, thresholds
 from bench.report.data import Run, ordered
 from bench.report.definitions import DEFINITIONS, STATUS_WORDS
+from bench.report.templating import style, templates
 from bench.report.verdict import Verdict
 
 HERE = Path(__file__).parent
@@ -20,17 +20,7 @@ HERE = Path(__file__).parent
 
 def html(run: Run) -> str:
     """The whole report as one HTML document."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("number", "duration", "size", "times", "percent", "plural"):
-        environment.filters[name] = getattr(formatting, name)
-    environment.filters["spoken"] = formatting.spoken
-    return environment.get_template("report.html.j2").render(_context(run))
+    return templates().get_template("report.html.j2").render(_context(run))
 
 
 def _context(run: Run) -> dict[str, Any]:
@@ -43,7 +33,7 @@ def _context(run: Run) -> dict[str, Any]:
         "env": run.environment,
         "limits": thresholds,
         "subject": thresholds.SUBJECT,
-        "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        "style": style(),
         "script": Markup((HERE / "script.js").read_text(encoding="utf-8")),
         "complete": complete,
         "completeness": completeness,

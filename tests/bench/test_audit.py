@@ -1,40 +1,157 @@
-"""Every kernel compiles for GPUs that are not here, without spills, and loads as wide as the shape allows."""
+"""Every kernel compiles for absent GPUs without spills, and moves as many bits at a time as the shape allows."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench.audit.machine_code import gcn_widths, sass_widths
+from bench.audit.records import Compiled
+from bench.audit.targets import LIMITS, resident_programs
 from normlib.kernels import batch_norm, reduction, row_norm
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
-# Second stages, which read a few partial results and no activation.
-SECOND_STAGES = {"_batch_norm_merge_kernel", "_sum_partials_kernel"}
+COLLECT = """
+import json, sys
+from bench.audit import launches
+from bench.audit.records import collect
+for record in collect(sys.argv[1], launches()):
+    print(json.dumps(record.as_dict()))
+"""
 
 
-def audit(*arguments):
+def run(*command):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.audit", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def rows(text):
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_every_kernel_compiles_without_spills_and_loads_wide(target):
-    done = audit("--target", target, "--json")
-    kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert kernels, done.stderr
-    assert {k["kernel"] for k in kernels} == KERNELS
-    assert [k for k in kernels if k["spill"]] == []
-    narrow = [k for k in kernels if k["wide"] and k["load_bits"] < 128 and k["kernel"] not in SECOND_STAGES]
-    assert narrow == []
-    assert done.returncode == 0
+def test_every_kernel_compiles_without_spills_and_moves_128_bits_at_a_time(target):
+    done = run("-c", COLLECT, target)
+    records = rows(done.stdout)
+    assert records, done.stderr
+    assert {launch["kernel"] for record in records for launch in record["launches"]} == KERNELS
+    assert {problem for record in records for problem in record["problems"]} == set()
+    widest = max(record["shape"][1] for record in records if record["op"] == "layer_norm")
+    assert widest >= 65536
 
 
-def test_an_unknown_target_is_named():
-    done = audit("--target", "sm_12")
+def test_the_command_writes_records_and_a_page_that_opens_offline(tmp_path):
+    arguments = ("--op", "rms", "--arch", "sm_90,gfx942", "--preset", "qwen3-8b")
+    done = run("-m", "bench.audit", *arguments, "--out", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    records = rows(done.stdout)
+    assert (tmp_path / "records.jsonl").read_text() == done.stdout
+    passes = [record for record in records if record["record"] == "pass"]
+    assert {(p["target"], p["mode"], p["units"]) for p in passes} == {
+        (target, mode, units) for target in ("sm_90", "gfx942") for mode, units in (("fwd", 2), ("bwd", 3))
+    }
+    assert all(p["floor_bytes"] <= p["moved_bytes"] for p in passes)
+    counts = [record for record in records if record["record"] == "count"]
+    assert counts and all(count["declared"]["accesses"] == count["counted"]["accesses"] for count in counts)
+    page = (tmp_path / "audit.html").read_text()
+    assert "No kernel spills" in page and "4096x4096 bf16" in page
+    assert "http:" not in page and "https:" not in page and "src=" not in page and str(tmp_path) not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--arch", "sm_12"), "--arch: 'sm_12' is not one of sm_80, sm_90, sm_100, gfx942"),
+        (("--op", "gn"), "--op: 'gn' is not one of "),
+        (("--op", "rms", "--preset", "resnet50"), "--preset: 'resnet50' is not one of "),
+        (("--arch", ""), "--arch: '' has an empty value"),
+    ],
+)
+def test_what_cannot_be_audited_is_named_in_one_line(arguments, message):
+    done = run("-m", "bench.audit", *arguments)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.strip() == "bench.audit: error: --target: 'sm_12' is not one of sm_80, sm_90, sm_100, gfx942"
+    assert done.stderr.startswith(f"bench.audit: error: {message}") and done.stderr.count("\n") == 1
+
+
+SOUND = Compiled(
+    target="sm_90",
+    number=0,
+    kernel="k",
+    launch="",
+    num_warps=4,
+    registers=64,
+    spill=0,
+    shared=0,
+    loads={32: 1, 128: 4},
+    stores={128: 4},
+    resident=8,
+    occupancy=0.5,
+    wide=True,
+    loads_activations=True,
+    stores_activations=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, []),
+        ({"spill": 8}, ["spills"]),
+        ({"loads": {64: 4}}, ["loads"]),
+        ({"stores": {16: 4, 64: 1}}, ["stores"]),
+        ({"loads": {16: 4}, "wide": False}, []),
+        ({"stores": {32: 1}, "stores_activations": False}, []),
+    ],
+)
+def test_spills_and_narrow_accesses_of_activations_are_problems(change, broken):
+    assert list(replace(SOUND, **change).breaks) == broken
+
+
+def test_widths_are_read_from_nvidias_assembly():
+    code = """
+        /*0100*/ LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0110*/ LDG.E.EF.LTC128B.64 R8, desc[UR4][R2.64] ;
+        /*0120*/ LDG.E.U16 R9, desc[UR4][R2.64+0x80] ;
+        /*0130*/ LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
+        /*0140*/ @P0 STG.E desc[UR4][R2.64], R4 ;
+        /*0150*/ LDS.128 R4, [R2] ;
+    """
+    assert sass_widths(code) == ({16: 1, 64: 1, 128: 2}, {32: 1})
+
+
+def test_widths_are_read_from_amds_assembly():
+    code = """
+        global_load_dwordx4 v[0:3], v[4:5], off
+        buffer_load_ushort v1, v2, s[0:3], 0 offen
+        global_store_short_d16_hi v[0:1], v2, off
+        buffer_store_dwordx2 v[0:1], v2, s[0:3], 0 offen
+        ds_read_b128 v[0:3], v4
+    """
+    assert gcn_widths(code) == ({16: 1, 128: 1}, {16: 1, 64: 1})
+
+
+# By hand from the limits: 64 warps; 65536 / (128 threads * 128 registers); 33 registers are allocated as 40; 227 KB
+# over 100 KB and its one reserved; 32 programs of one warp. On AMD 8 waves a SIMD; 4 * (512 / 128).
+@pytest.mark.parametrize(
+    ("target", "warps", "warp_size", "registers", "shared", "programs"),
+    [
+        ("sm_90", 4, 32, 32, 0, 16),
+        ("sm_90", 4, 32, 128, 0, 4),
+        ("sm_90", 8, 32, 33, 0, 6),
+        ("sm_90", 4, 32, 32, 100 << 10, 2),
+        ("sm_80", 4, 32, 32, 100 << 10, 1),
+        ("sm_90", 1, 32, 16, 0, 32),
+        ("gfx942", 4, 64, 64, 0, 8),
+        ("gfx942", 4, 64, 128, 0, 4),
+        ("gfx942", 4, 64, 32, 40 << 10, 1),
+    ],
+)
+def test_residency_is_bounded_by_warps_registers_shared_memory_and_slots(
+    target, warps, warp_size, registers, shared, programs
+):
+    assert resident_programs(LIMITS[target], warps, warp_size, registers, shared) == programs

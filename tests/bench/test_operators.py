@@ -1,4 +1,4 @@
-"""Every operator that is found, now or later, must keep the contract; the three that exist have their numbers."""
+"""Every operator that is found, now or later, must keep the contract; those that exist have their numbers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bench.case import DTYPES, INPUTS, MODES, Case
 from bench.operators import Operator, operators
 from bench.operators._draw import TORCH_DTYPES
 from bench.providers import providers
+from bench.providers._pairs import NORM_OF
 
 CPU = torch.device("cpu")
 OPERATORS = list(operators().values())
@@ -37,8 +38,8 @@ def case_of(name: str, shape: tuple[int, ...], dtype: str = "fp32", layout: str 
 
 
 def test_the_operators_are_found_and_helpers_are_not():
-    assert list(operators()) == ["batch_norm", "layer_norm", "rms_norm"]
-    assert [operator.short for operator in OPERATORS] == ["bn", "ln", "rms"]
+    assert list(operators()) == ["batch_norm", "layer_norm", "layer_norm_add", "rms_norm", "rms_norm_add"]
+    assert [operator.short for operator in OPERATORS] == ["bn", "ln", "ln_add", "rms", "rms_add"]
 
 
 @every_operator
@@ -74,9 +75,10 @@ def test_every_model_of_the_file_is_a_preset_of_its_operator_and_of_no_other():
     file = Path(operators_package.__file__).with_name("model_shapes.csv")
     with file.open(newline="") as lines:
         shapes = [(line["op"], line["model"]) for line in csv.DictReader(lines)]
-    assert {op for op, _ in shapes} == set(operators())
+    assert {op for op, _ in shapes} == set(operators()) - set(NORM_OF)
     for operator in OPERATORS:
-        models = {model for op, model in shapes if op == operator.name}
+        # With a residual a norm has the shapes that it has without.
+        models = {model for op, model in shapes if op == NORM_OF.get(operator.name, operator.name)}
         assert set(operator.presets) - {"smoke", "quick", "full"} == models
 
 
@@ -147,6 +149,7 @@ def test_forward_and_backward_move_what_both_move(operator):
     case = next(cases(operator, "quick"))
     moved = {mode: operator.bytes_moved(Case(**{**vars(case), "mode": mode})) for mode in operator.modes}
     assert moved["fwd_bwd"] == moved["fwd"] + moved["bwd"]
+    # Backward of a norm reads dy besides; with a residual both move four activations, and what goes with a column.
     assert moved["bwd"] > moved["fwd"]
 
 
@@ -198,11 +201,15 @@ def test_a_single_value_a_channel_is_refused():
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "mode", "moved"),
     [
-        # Two or three activations of 4096 x 1024, and what goes with a row and with a column.
+        # Two, three or four activations of 4096 x 1024, and what goes with a row and with a column.
         ("layer_norm", (4096, 1024), "bf16", "fwd", 2 * 2 * 4096 * 1024 + 2 * 2 * 1024 + 2 * 4 * 4096),
         ("layer_norm", (4096, 1024), "bf16", "bwd", 3 * 2 * 4096 * 1024 + 3 * 2 * 1024 + 2 * 4 * 4096),
         ("rms_norm", (4096, 1024), "fp32", "fwd", 2 * 4 * 4096 * 1024 + 4 * 1024 + 4 * 4096),
         ("rms_norm", (4096, 1024), "fp32", "bwd", 3 * 4 * 4096 * 1024 + 2 * 4 * 1024 + 4 * 4096),
+        ("layer_norm_add", (4096, 1024), "bf16", "fwd", 4 * 2 * 4096 * 1024 + 2 * 2 * 1024 + 2 * 4 * 4096),
+        ("layer_norm_add", (4096, 1024), "bf16", "bwd", 4 * 2 * 4096 * 1024 + 3 * 2 * 1024 + 2 * 4 * 4096),
+        ("rms_norm_add", (4096, 1024), "fp32", "fwd", 4 * 4 * 4096 * 1024 + 4 * 1024 + 4 * 4096),
+        ("rms_norm_add", (4096, 1024), "fp32", "bwd", 4 * 4 * 4096 * 1024 + 2 * 4 * 1024 + 4 * 4096),
         ("batch_norm", (32, 64, 56, 56), "fp16", "fwd", 2 * 2 * 32 * 64 * 56 * 56 + 8 * 4 * 64),
         ("batch_norm", (32, 64, 56, 56), "fp16", "bwd", 3 * 2 * 32 * 64 * 56 * 56 + 5 * 4 * 64),
         ("batch_norm", (32, 64, 56, 56), "fp16", "eval", 2 * 2 * 32 * 64 * 56 * 56 + 4 * 4 * 64),
@@ -210,6 +217,34 @@ def test_a_single_value_a_channel_is_refused():
 )
 def test_the_bytes_are_those_that_no_kernel_can_avoid(name, shape, dtype, mode, moved):
     assert operators()[name].bytes_moved(case_of(name, shape, dtype, mode=mode)) == moved
+
+
+@pytest.mark.parametrize("name", NORM_OF)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_residual_makes_the_norm_of_the_rounded_sum(name, dtype):
+    operator, norm = operators()[name], operators()[NORM_OF[name]]
+    case = case_of(name, (5, 99), dtype)
+    inputs = operator.inputs(case, CPU, 0)
+    z = inputs["x"] + inputs["residual"]
+    truth, of_norm = operator.reference(case, inputs), norm.reference(case, {**inputs, "x": z})
+    assert torch.equal(truth["z"], z.double())
+    assert torch.equal(truth["dx"], of_norm["dx"] + inputs["dz"].double())
+    assert all(torch.equal(truth[name], of_norm[name]) for name in set(of_norm) - {"dx"})
+
+
+@pytest.mark.parametrize("name", NORM_OF)
+@pytest.mark.parametrize("family", INPUTS)
+def test_a_sum_with_a_residual_is_of_the_family_of_x(name, family):
+    operator = operators()[name]
+    for dtype in DTYPES:
+        case = replace(case_of(name, (5, 99), dtype), inputs=family, offset=1e4 if family == "offset" else 0.0)
+        inputs = operator.inputs(case, CPU, 0)
+        x, z = inputs["x"].double(), (inputs["x"] + inputs["residual"]).double()
+        assert bool(z.isfinite().all()) is (family != "nonfinite")
+        if family == "constant":
+            assert not z.std(1).any()
+        elif family != "nonfinite":
+            assert 0.8 < z.norm() / x.norm() < 1.2
 
 
 def test_batch_norms_running_statistics_take_the_unbiased_variance():

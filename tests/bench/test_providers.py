@@ -16,7 +16,10 @@ from bench.operators import Inputs, operators
 from bench.providers import Unsupported, _autograd, _cudnn_rows, providers
 
 CPU = torch.device("cpu")
-SHAPES = {"batch_norm": (3, 6, 4, 4), "layer_norm": (6, 40), "rms_norm": (6, 40)}
+SHAPES = {
+    "batch_norm": (3, 6, 4, 4),
+    **dict.fromkeys(("layer_norm", "layer_norm_add", "rms_norm", "rms_norm_add"), (6, 40)),
+}
 CELLS = [(op, mode) for op, operator in operators().items() for mode in operator.modes]
 every_cell = pytest.mark.parametrize(("op", "mode"), CELLS, ids=["-".join(cell) for cell in CELLS])
 
@@ -132,6 +135,25 @@ def test_backward_alone_runs_no_forward():
 def test_what_a_library_lacks_is_unsupported():
     with pytest.raises(Unsupported, match="has no rms_norm"):
         _autograd.bound(problem("rms_norm", "fwd")[0], object())
+
+
+@pytest.mark.parametrize("op", ["layer_norm_add", "rms_norm_add"])
+def test_normlib_adds_a_residual_in_the_norms_own_operator(op, monkeypatch):
+    case, inputs = problem(op, "fwd_bwd")
+    ran = []
+    forward = importlib.import_module("normlib.row_norm").kernels.forward
+    monkeypatch.setattr(
+        "normlib.row_norm.kernels.forward", lambda *a, **k: (ran.append(k["residual"] is not None), forward(*a, **k))[1]
+    )
+    providers()["normlib"].build(case, inputs).run()
+    assert ran and all(ran)
+
+
+@pytest.mark.parametrize("op", ["layer_norm_add", "rms_norm_add"])
+@pytest.mark.parametrize("name", ["one_pass", "two_pass", "welford"])
+def test_the_formulas_are_judged_without_a_residual(name, op):
+    with pytest.raises(Unsupported):
+        providers()[name].build(*problem(op, "fwd"))
 
 
 def test_normlib_says_what_ran():

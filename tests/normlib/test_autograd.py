@@ -46,8 +46,10 @@ def samples(device):
     pair, rows = torch.zeros(2, 4, device=device), torch.ones(4, device=device)
     return {
         "layer_norm": [(x, [6], w, b, 1e-5), (x, [6], None, None, 1e-5)],
+        "layer_norm_add": [(x, dy, [6], w, b, 1e-5)],
         "layer_norm_backward": [(dy, x, pair, rows, [6], w, b, 1e-5, [True, True, True])],
         "rms_norm": [(x, [6], w, None, 1e-5)],
+        "rms_norm_add": [(x, dy, [6], w, None, 1e-5, True)],
         "rms_norm_backward": [(dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False])],
         "batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5), (x, None, None, None, None, 0.1, 1e-5)],
         "batch_norm_eval": [(x, w, b, mean, var, 1e-5)],

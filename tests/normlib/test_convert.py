@@ -381,7 +381,7 @@ def test_a_converted_model_compiles_whole(when, device, monkeypatch):
     """Also one that was compiled, and has run, before its conversion: it is compiled again, and so the kernels run."""
     torch._dynamo.reset()
     forward, calls = row_norm.kernels.forward, []
-    monkeypatch.setattr(row_norm.kernels, "forward", lambda *args: calls.append("forward") or forward(*args))
+    monkeypatch.setattr(row_norm.kernels, "forward", lambda *a, **k: calls.append("forward") or forward(*a, **k))
     net = randomised(Net()).to(device)
     x = torch.randn(IMAGES, device=device)
     expected = net(x)

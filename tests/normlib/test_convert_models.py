@@ -165,14 +165,20 @@ def test_twenty_steps_give_the_same_losses_and_revert_the_original(name, optimiz
 
 
 @pytest.mark.parametrize(("name", "norms"), [("Gemma", 5), ("Gemma2", 9), ("Gemma3Text", 13)])
-def test_gemma_is_left_alone_for_its_weight_is_stored_around_zero(name, norms, device):
+def test_gemma_keeps_its_weight_around_zero(name, norms, device):
     config = getattr(transformers, f"{name}Config")(**DECODER)
     model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).to(device).eval()
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            nn.init.normal_(parameter, std=0.2)
     inputs = batch("llama", device)
-    before = model(**inputs).logits
+    before = model(**inputs).logits.detach()
     summary = convert(model)
-    assert not summary.converted and len(summary.left_alone) == norms
-    assert {s.reason for s in summary.left_alone} == {"its weight is stored around zero: y = x_hat * (1 + weight)"}
+    assert len(summary.converted) == norms and not summary.left_alone
+    assert all(m.zero_centred for m in model.modules() if "RMSNorm" in type(m).__name__)
+    # float32 rounds at 6e-8; the layers between add their own.
+    assert relative_error(model(**inputs).logits.detach(), before) < 1e-5
+    revert(model)
     assert torch.equal(model(**inputs).logits, before)
 
 

@@ -56,6 +56,10 @@ def by_norm(m, x):
     return (x / (size.square() / x.shape[-1] + m.eps).sqrt() * m.weight).to(x.dtype)
 
 
+def gemma(m, x):
+    return (x_hat(x.float(), m.eps) * (1.0 + m.weight.float())).type_as(x)
+
+
 RIGHT = {
     "Llama's": (llama, "promoted"),
     "T5's": (t5, "weight"),
@@ -63,7 +67,10 @@ RIGHT = {
     "by vector_norm": (by_norm, "input"),
     "by a custom eps": (lambda m, x: F.rms_norm(x, m.weight.shape, m.weight, m.epsilon), "input"),
     "in 16 bits throughout": (lambda m, x: m.weight * x_hat(x, m.eps), "promoted"),
+    "Gemma's": (gemma, "input"),
+    "around zero in 16 bits": (lambda m, x: (1 + m.weight) * x_hat(x, m.eps), "promoted"),
 }
+AROUND_ZERO = {"Gemma's", "around zero in 16 bits"}
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -76,18 +83,20 @@ def test_a_class_that_computes_rms_norm_is_converted(name, device):
     expected = module(x)
     assert convert(module).counts == {"Variant": 1}
     assert type(module) is ConvertedRMSNorm and module.eps == EPS and module.result_dtype == rule
-    assert_right(module(x).detach(), reference.rms_norm(x, (WIDTH,), module.weight.detach(), None, EPS)["y"])
+    assert module.zero_centred is (name in AROUND_ZERO)
+    truth = reference.rms_norm(x, (WIDTH,), module.weight.detach(), None, EPS, zero_centred=name in AROUND_ZERO)
+    assert_right(module(x).detach(), truth["y"])
     torch.testing.assert_close(module(x), expected)
 
 
-NAMES = ["Llama's", "T5's", "PyTorch's"]
+NAMES = ["Llama's", "T5's", "PyTorch's", *sorted(AROUND_ZERO)]
 
 
 @pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=lambda pair: "-".join(str(d)[6:] for d in pair))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_pair_of_dtypes_gives_the_original_dtype_and_one_rounding(name, dtypes, device, monkeypatch):
     forward, calls = row_norm.kernels.forward, []
-    monkeypatch.setattr(row_norm.kernels, "forward", lambda *args: calls.append("forward") or forward(*args))
+    monkeypatch.setattr(row_norm.kernels, "forward", lambda *a, **k: calls.append("forward") or forward(*a, **k))
     module = variant(RIGHT[name][0])(64, dtypes[1]).to(device)
     x = torch.randn(4, 64, dtype=dtypes[0], device=device, requires_grad=True)
     original = module(x).dtype
@@ -99,7 +108,8 @@ def test_every_pair_of_dtypes_gives_the_original_dtype_and_one_rounding(name, dt
     dy = torch.randn(4, 64, device=device).to(y.dtype)
     y.backward(dy)
     assert module.weight.grad.dtype == dtypes[1] and x.grad.dtype == dtypes[0]
-    truth = reference.rms_norm(x.detach(), (64,), module.weight.detach(), None, EPS, dy)
+    around = name in AROUND_ZERO
+    truth = reference.rms_norm(x.detach(), (64,), module.weight.detach(), None, EPS, dy, zero_centred=around)
     for key, found in (("y", y), ("dx", x.grad), ("dw", module.weight.grad)):
         assert_right(found.detach(), truth[key], key)
 
@@ -154,7 +164,9 @@ WRONG = {
     "twice in training": (lambda m, x: llama(m, x) * (2 if m.training else 1), OUTPUT),
     "twice in evaluation": (lambda m, x: llama(m, x) * (1 if m.training else 2), OUTPUT),
     "NaN": (lambda m, x: llama(m, x) * float("nan"), OUTPUT),
-    "weight around zero": (lambda m, x: (1 + m.weight) * x_hat(x, m.eps), "y = x_hat * (1 + weight)"),
+    "weight around one half": (lambda m, x: (0.5 + m.weight) * x_hat(x, m.eps), OUTPUT),
+    "weight around minus one": (lambda m, x: (m.weight - 1) * x_hat(x, m.eps), OUTPUT),
+    "a detached weight around zero": (lambda m, x: (1 + m.weight.detach()) * x_hat(x, m.eps), GRADIENTS),
     "a detached rstd": (detached_rstd, GRADIENTS),
     "a detached weight": (lambda m, x: m.weight.detach() * x_hat(x, m.eps), GRADIENTS),
     "no gradient": (without_grad, GRADIENTS),

@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 # Ones, multiples of 16 and others: what Triton would specialize an argument on. For plans of an H200 they go from one
 # program or split to as many as there are.
 BATCHES = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 64, 100, 128, 256, 1000, 1024, 4096)
-# A second stage adds a power of two of partial results at a time, from 1 to 64; a tile of (N, C), which has no other
-# positions than N, holds a power of two of them. Nothing else that a plan chooses may follow the batch size.
-VARIANTS = 7
+# A second stage adds 16 or 64 partial results at a time. Batch norm in one launch has a barrier or none, and narrower
+# channel groups where the tensor outgrows the cache. Nothing else that a plan chooses may follow the batch size.
+VARIANTS = 3
 LAUNCHES = {
     "rows": {"forward": 1, "backward": 2},
     "rows beyond the registers": {"forward": 1, "backward": 3},

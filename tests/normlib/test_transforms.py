@@ -72,8 +72,10 @@ def rows(x):
 # The bare operators, as functions of x.
 OPERATORS = {
     "layer_norm": lambda x: OPS.layer_norm(x, [6], W, B, 1e-5)[0],
+    "layer_norm_add": lambda x: OPS.layer_norm_add(x, V, [6], W, B, 1e-5)[0],
     "layer_norm_backward": lambda x: OPS.layer_norm_backward(V, x, *rows(X), [6], W, B, 1e-5, [True] * 3)[0],
     "rms_norm": lambda x: OPS.rms_norm(x, [6], W, None, 1e-5)[0],
+    "rms_norm_add": lambda x: OPS.rms_norm_add(x, V, [6], W, None, 1e-5)[0],
     "rms_norm_backward": lambda x: OPS.rms_norm_backward(V, x, X[:0, 0], rows(X)[1], [6], W, B, 1e-5, [True] * 3)[0],
     "batch_norm_train": lambda x: OPS.batch_norm_train(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_eval": lambda x: OPS.batch_norm_eval(x, W, B, *BUFFERS, 1e-5),

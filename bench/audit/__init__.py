@@ -1,0 +1,21 @@
+"""`python -m bench.audit`: what every plan moves, and what the compiler makes of every kernel, on no GPU.
+
+The plan of each call declares the bytes of its launches (kernels/traffic.py), and the interpreter counts them
+(counting.py). The launches are compiled for GPUs that are not there (compiling.py), and registers, spills and the
+widths of loads and stores are read from the machine code (machine_code.py). An ideal cache (cache.py) says how much of
+a batch-norm plan's second sweep reaches device memory.
+"""
+
+from __future__ import annotations
+
+from bench.audit.calls import Launch, call, launches
+from bench.audit.compiling import compiling
+from bench.audit.records import Compiled, collect, distinct
+from bench.audit.targets import TARGETS
+
+__all__ = ["TARGETS", "Compiled", "Launch", "audit", "call", "compiling", "launches"]
+
+
+def audit(name: str) -> list[Compiled]:
+    """Every distinct kernel of `launches()`, compiled for one target and inspected."""
+    return distinct(collect(name, launches()))

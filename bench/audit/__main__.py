@@ -1,0 +1,109 @@
+"""`python -m bench.audit`: the command line; what it finds is explained on the page it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench import environment, sweep
+from bench.audit import page, terminal
+from bench.audit.calls import launches, presets
+from bench.audit.records import collect
+from bench.audit.targets import TARGETS
+from bench.operators import operators
+from bench.report.__main__ import OneLineParser
+from bench.sweep import BadArgument
+
+PROGRAM = "python -m bench.audit"
+_NOTES = """\
+exit status: 0 all is well; 1 a kernel spills, loads or stores fewer bits at a time than it could, or moves other bytes
+than its plan declares; 2 unusable arguments
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be audited, and where the answer goes."""
+
+    ops: tuple[str, ...]
+    targets: tuple[str, ...]
+    presets: tuple[str, ...] | None
+    out: Path | None
+
+    @property
+    def command(self) -> str:
+        """What audits the same again, without the folder, which is somebody's own."""
+        chosen = ("--preset", ",".join(self.presets)) if self.presets else ()
+        return " ".join((PROGRAM, "--op", ",".join(self.ops), "--arch", ",".join(self.targets), *chosen))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status (see --help)."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    if environment.interpreting():  # and so does every kernel that has been imported: again, in a process that does not
+        clean = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        return subprocess.run([sys.executable, "-m", "bench.audit", *typed], env=clean).returncode
+    parser = OneLineParser(prog=PROGRAM, description=__doc__, epilog=_NOTES)
+    parser.add_argument("--op", default="all", help="operators: bn, ln, rms, ... or all (default)")
+    parser.add_argument("--arch", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("--preset", help="presets as of bench.run, or extra, or all (default: every model, and extra)")
+    parser.add_argument("--json", action="store_true", help="the records on stdout, one JSON object a line, no table")
+    parser.add_argument("--out", metavar="DIR", help="writes records.jsonl and audit.html there")
+    given = parser.parse_args(typed)
+    try:
+        asked = _checked(given.op, given.arch, given.preset, given.out)
+    except BadArgument as error:
+        print(f"bench.audit: error: {error}", file=sys.stderr)
+        return 2
+    with _counting(asked.ops) as process:
+        rows = [r.as_dict() for t in asked.targets for r in collect(t, launches(asked.ops, asked.presets))]
+        rows += _counts(process)
+    if asked.out:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (asked.out / "records.jsonl").write_text(lines, encoding="utf-8")
+        (asked.out / "audit.html").write_text(page.html(rows, asked.command), encoding="utf-8")
+    if given.json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        terminal.show(Console(highlight=False, width=None if sys.stdout.isatty() else 200), rows)
+    return 1 if any(row["problems"] for row in rows) else 0
+
+
+def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
+    ops = sweep.chosen_operators("--op", op, operators())
+    targets = sweep.some_of("--arch", arch, TARGETS)
+    names = None if preset is None else sweep.some_of("--preset", preset, (*presets(ops), "all"))
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadArgument("--out", f"{out!r} cannot be written: {error.strerror}; give a folder") from error
+    return Asked(ops, targets, presets(ops) if names and "all" in names else names, folder)
+
+
+def _counting(ops: Sequence[str]) -> subprocess.Popen[str]:
+    """The interpreter at work beside this process, which compiles."""
+    command = [sys.executable, "-m", "bench.audit.counting", *ops]
+    return subprocess.Popen(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
+
+
+def _counts(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    text, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError("the interpreter failed to count; what it said is above")
+    for line in text.splitlines():
+        yield json.loads(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Device memory under a batch-norm plan, with an ideal cache: how much of its second sweep finds what the first read.
+
+The cache holds whole tiles of a few KB and drops the one used longest ago; programs start in launch order, as many at a
+time as fit, and take turns, a tile each. A bound and no measurement: a real cache is set-associative, in parts, and
+its programs do not keep step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+from normlib.kernels.plan import BatchNormPlan, cdiv
+from normlib.kernels.traffic import Sweep
+
+MOST_STEPS = 32  # that a program is simulated with
+Tile = int
+Step = tuple[Sweep, Tile]
+MOST_STEPS = 32  # that a program is simulated with in one sweep of a channel group
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Those of one launch: `splits` at each channel group, `windows` groups side by side, one after another."""
+
+    sweeps: tuple[Sweep, ...]
+    windows: int
+    splits: int
+    ahead: int  # groups that a sweep runs ahead of the next
+    resident: int  # programs that run at a time
+
+
+def expected_units(plan: BatchNormPlan, launches: Sequence[Programs], itemsize: int, cache_bytes: int) -> float:
+    """Units of device memory that a plan's launches with sweeps move; `itemsize` of x."""
+    # Several tiles of one program in a row are taken as one where there are many: finer turns change the third digit.
+    most = max(launch.splits for launch in launches) * MOST_STEPS
+    tiles = cdiv(plan.tiles, max(plan.tiles // most, 1))
+    tile_bytes = plan.channels * plan.count * itemsize / (plan.groups * tiles)
+    return device_units(plan.groups, tiles, tuple(launches), int(cache_bytes / tile_bytes))
+
+
+@cache
+def device_units(groups: int, tiles: int, launches: tuple[Programs, ...], capacity: int) -> float:
+    """Units that reach device memory: loads that miss, and every store once.
+
+    `tiles` are those of one channel group, and `capacity` is how many of them the cache holds.
+    """
+    sweeps = [sweep for launch in launches for sweep in launch.sweeps]
+    if len(sweeps) == 1:  # nothing is met again
+        return len(sweeps[0].loads) + len(sweeps[0].stores)
+    cached: OrderedDict[tuple[str, Tile], None] = OrderedDict()
+    missed = 0
+    for launch in launches:
+        for sweep, tile in _in_turns(_programs(groups, tiles, launch), launch.resident):
+            for tensor in (*sweep.loads, *sweep.stores):
+                key = (tensor, tile)
+                if key in cached:
+                    cached.move_to_end(key)
+                    continue
+                missed += tensor in sweep.loads
+                cached[key] = None
+                if len(cached) > capacity:
+                    cached.popitem(last=False)
+    return missed / (groups * tiles) + sum(len(sweep.stores) for sweep in sweeps)
+
+
+def _in_turns(programs: Iterator[Iterator[Step]], at_once: int) -> Iterator[Step]:
+    """The steps of all programs; where one ends the next begins in its place."""
+    running = deque(islice(programs, at_once))
+    while running:
+        program = running.popleft()
+        step = next(program, None)
+        if step is not None:
+            yield step
+            running.append(program)
+        elif (following := next(programs, None)) is not None:
+            running.appendleft(following)
+
+
+def _programs(groups: int, tiles: int, launch: Programs) -> Iterator[Iterator[Step]]:
+    """Programs in launch order, windows innermost, each with the steps of its sweeps."""
+    for dealt in range(launch.splits):
+        split = launch.splits - 1 - dealt if launch.sweeps[0].backwards else dealt
+        share, over = divmod(tiles, launch.splits)
+        first = split * share + min(split, over)
+        own = range(first, first + share + (split < over))
+        for window in range(launch.windows):
+            yield _steps(range(window, groups, launch.windows), own, tiles, launch)
+
+
+def _steps(groups: range, own: range, tiles: int, launch: Programs) -> Iterator[Step]:
+    """A program's tiles, group after group; each sweep is `ahead` groups behind the one before it."""
+    for i in range(len(groups) + launch.ahead * (len(launch.sweeps) - 1)):
+        for behind, sweep in enumerate(launch.sweeps):
+            if 0 <= (at := i - behind * launch.ahead) < len(groups):
+                for tile in reversed(own) if sweep.backwards else own:
+                    yield sweep, groups[at] * tiles + tile

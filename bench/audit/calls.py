@@ -1,0 +1,98 @@
+"""What is audited: calls of the library, on the shapes of presets and some more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import cast
+
+import torch
+
+from bench.audit.passes import PASSES, Tensors
+from bench.operators import Operator, operators
+from normlib.kernels.plan import Device
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+SWEEPS = ("smoke", "quick", "full")  # the presets that every operator has; the others are models
+# Beside the presets' shapes, as `extra`: ragged, tiny and very wide rows, and channels that are a multiple of nothing.
+EXTRA_COLUMNS = (8, 100, 1000, 16384, 65536, 131072)
+EXTRA_BATCHES = ((4, 65, 7, 7), (64, 1000), (8, 3, 224, 224), (32, 64, 56, 56))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of the library: an operator on a shape, `without` some of its tensors or gradients."""
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+    without: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        without = f"without {', '.join(self.without)}" if self.without else ""
+        return " ".join(filter(None, (self.op, "x".join(map(str, self.shape)), self.dtype, self.layout, without)))
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of x: one unit."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of a contiguous run: loads can be as wide as the largest power of two that divides it."""
+        innermost = self.shape[2:] if self.layout == "nchw" and len(self.shape) > 2 else self.shape[1:2]
+        return prod(innermost) * DTYPES[self.dtype].itemsize
+
+    def tensors(self, device: str) -> Tensors:
+        """Every tensor of the call, all ones; on the meta device without memory."""
+        dtype = DTYPES[self.dtype]
+        if self.layout == "nhwc":
+            n, c, *positions = self.shape
+            x = torch.ones((n, *positions, c), dtype=dtype, device=device).movedim(-1, 1)
+        else:
+            x = torch.ones(self.shape, dtype=dtype, device=device)
+        passes = PASSES[self.op]
+        vectors = passes.vectors(self.shape, dtype)
+        found = {name: x if name == "x" else torch.ones_like(x) for name in passes.activations}
+        found |= {name: torch.ones(shape, dtype=kind, device=device) for name, (shape, kind) in vectors.items()}
+        return {name: tensor for name, tensor in found.items() if name not in self.without}
+
+
+def presets(ops: Iterable[str]) -> tuple[str, ...]:
+    """What can be audited of these operators: their presets, and `extra`."""
+    return (*dict.fromkeys(name for op in ops for name in operators()[op].presets), "extra")
+
+
+def models(ops: Iterable[str]) -> tuple[str, ...]:
+    """The presets that are models, and `extra`: what is audited unless somebody asks for something else."""
+    return tuple(name for name in presets(ops) if name not in SWEEPS)
+
+
+def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = None) -> Iterator[Launch]:
+    """The calls of these operators (all) and presets (every model, and `extra`), each once."""
+    ops = tuple(operators() if ops is None else ops)
+    names = models(ops) if names is None else tuple(names)
+    yield from dict.fromkeys(launch for op in ops for name in names for launch in _of(operators()[op], name))
+
+
+def _of(operator: Operator, preset: str) -> Iterator[Launch]:
+    if preset == "extra":
+        shapes = EXTRA_BATCHES if operator.name == "batch_norm" else [(4096, n) for n in EXTRA_COLUMNS]
+        for shape, dtype, layout in product(shapes, ("bf16", "fp32"), operator.layouts):
+            yield Launch(operator.name, shape, dtype, layout)
+        yield from (Launch(operator.name, (64, 1024), "fp64", layout) for layout in operator.layouts)
+    elif preset in operator.presets:
+        for grid in operator.presets[preset].grids:
+            for values in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout"))):
+                named = dict(zip((*operator.axes, "dtype", "layout"), values, strict=True))
+                shape = operator.shape({axis: cast(int | str, named[axis]) for axis in operator.axes})
+                yield Launch(operator.name, shape, str(named["dtype"]), str(named["layout"]))
+
+
+def call(launch: Launch, device: Device) -> None:
+    """Runs the operator's launchers, every pass once, on tensors without memory."""
+    for each in PASSES[launch.op].modes.values():
+        each.run(launch.tensors("meta"), device)

@@ -1,0 +1,54 @@
+"""The launches stopped after compilation: launchers run as on a GPU, on tensors without memory, and nothing starts.
+
+So what is inspected is what a user's call would compile: same plan, same specialization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from bench.audit.targets import TARGETS
+from normlib.kernels.numerics import INTERPRETED
+
+
+class _NoDevice:
+    """A Triton driver for a target that is not there: enough of one to compile."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.name][0]
+
+    def get_current_device(self) -> int:
+        return list(TARGETS).index(self.name)  # Triton caches kernels by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(name: str) -> Iterator[list[tuple[str, Any]]]:
+    """Within, launching a kernel compiles it for the target and stops there; yields (name, kernel) pairs."""
+    if INTERPRETED.value:
+        raise RuntimeError("an interpreting process compiles nothing: unset TRITON_INTERPRET")
+    found: list[tuple[str, Any]] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        found.append((self.__name__, kernel))
+        return kernel
+
+    JITFunction.run = compile_only
+    driver.set_active(_NoDevice(name))
+    try:
+        yield found
+    finally:
+        JITFunction.run = run

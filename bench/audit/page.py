@@ -1,0 +1,72 @@
+"""Records of an audit -> one HTML file that opens offline, in the style of the reports. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.audit import groups
+from bench.audit.groups import Line, Row
+from bench.report.templating import style, templates
+
+COLUMNS = (
+    ("pass", "fwd and bwd in training, eval and eval_bwd with running statistics."),
+    (
+        "units",
+        "Bytes of activations that the plan's launches load and store, over those of x. An activation that is "
+        "swept twice counts twice.",
+    ),
+    (
+        "behind a cache",
+        "Units expected of device memory where an ideal cache of this GPU's size (its last before the memory) "
+        "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. A bound,"
+        " not a measurement. Batch norm only.",
+    ),
+    ("partials", "Bytes of partial results between two launches, written and read once, in units."),
+    (
+        "of the floor",
+        "Activations as often as they are asked for and everything else once a launch, over the bytes that must "
+        "move: every input and output once (bench/operators).",
+    ),
+    ("registers", "Vector registers of a lane."),
+    ("spill", "Bytes of stack on NVIDIA, spilled vector registers on AMD. Must be 0."),
+    (
+        "load bits, store bits",
+        "The widest load and store of kernels that move activations. Must be 128 where an activation's contiguous"
+        " runs are multiples of 16 bytes.",
+    ),
+    (
+        "occupancy",
+        "Warps of the programs that fit on a multiprocessor, by their registers, shared memory and threads, of "
+        "all it can hold. A bound, not a measurement.",
+    ),
+    ("loads, stores", "Bits of each kind of instruction, and how many of it the kernel has."),
+    ("choices", "The plan itself (kernels/plan.py)."),
+    ("lanes masked", "Lanes that masks switched off; they are not counted."),
+)
+
+
+def html(rows: Sequence[Row], command: str) -> str:
+    """The whole page; `command` is what made the records."""
+    passes = groups.passes(rows)
+    operators: dict[str, list[Line]] = {}
+    for line in groups.plans(rows):
+        operators.setdefault(line.rows[0]["op"], []).append(line)
+    targets = list(dict.fromkeys(row["target"] for row in passes))
+    return (
+        templates()
+        .get_template("audit.html.j2")
+        .render(
+            style=style(),
+            command=command,
+            words=groups.WORDS,
+            passes=len(passes),
+            kernels=len(groups.kernels(rows)),
+            targets=targets,
+            problems=groups.problems(rows),
+            operators=operators,
+            calls=groups.calls,
+            compiled={name: groups.compiled([row for row in passes if row["target"] == name]) for name in targets},
+            counted=groups.counted(rows),
+            columns=COLUMNS,
+        )
+    )

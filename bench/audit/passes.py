@@ -1,0 +1,184 @@
+"""The passes of each operator: the call of its launcher, and what the plan of that call declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normlib.kernels import batch_norm, row_norm, traffic
+from normlib.kernels import plan as plans
+from normlib.kernels.plan import BatchNormPlan, Device, OncePlan, RowBackwardPlan, RowPlan
+from normlib.kernels.traffic import Traffic
+
+# By name; what is not in it is not there, or not wanted. Outputs stand for their dtype.
+Tensors = dict[str, Tensor]
+Plan = RowPlan | RowBackwardPlan | BatchNormPlan
+Shaped = tuple[tuple[int, ...], torch.dtype]
+PLAIN = ("x", "y", "dy", "dx")
+EPS, MOMENTUM = 1e-5, 0.1  # no plan depends on them
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a pass says that it will do: its plan, the kind of that in a word or two, and its launches in order."""
+
+    kind: str
+    plan: Plan
+    launches: tuple[Traffic, ...]
+    once: OncePlan | None = None  # batch norm's plan for one launch
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One direction of an operator: the launcher's call, what it declares, and the tensors that it needs."""
+
+    run: Callable[[Tensors, Device], object]
+    declare: Callable[[Tensors, Device], Declared]
+    needs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of one operator: the tensors of its calls, and its passes by mode.
+
+    `activations` are shaped as x; `vectors`, from x's shape and dtype, says which others have what shape and dtype.
+    Modes are named as bench/case.py names them; `eval_bwd` is backward in evaluation. Statistics are kept in float32,
+    or float64 for float64.
+    """
+
+    activations: tuple[str, ...]
+    vectors: Callable[[tuple[int, ...], torch.dtype], Mapping[str, Shaped]]
+    modes: Mapping[str, Pass]
+
+
+def _sizes(t: Tensors) -> dict[str, int]:
+    return {name: tensor.element_size() for name, tensor in t.items()}
+
+
+def _statistics(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _row_norm(centred: bool, add: bool = False) -> Passes:
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        m, n = shape
+        found: dict[str, Shaped] = {"weight": ((n,), dtype), "dw": ((n,), dtype), "rstd": ((m,), _statistics(dtype))}
+        if centred:
+            found |= {"bias": ((n,), dtype), "db": ((n,), dtype), "mean": ((2, m), _statistics(dtype))}
+        return found
+
+    def forward(t: Tensors, device: Device) -> object:
+        parameters, stream = (t.get("weight"), t.get("bias")), (t.get("residual"), t.get("z"))
+        return row_norm.forward(t["x"], *parameters, EPS, centred, t["x"].shape[1], device, *stream)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        m, n = t["x"].shape
+        plan = plans.row_forward(n, t["x"].element_size(), device)
+        return Declared(kind(plan), plan, traffic.row_forward(plan, m, n, _sizes(t)))
+
+    def backward(t: Tensors, device: Device) -> object:
+        x, mean = t["x"], t.get("mean", t["rstd"])
+        dw, db = (t[name].dtype if name in t else None for name in ("dw", "db"))
+        return row_norm.backward(
+            t["dy"], x, mean, t["rstd"], t.get("weight"), centred, x.shape[1], dw, db, "dx" in t, device, t.get("dz")
+        )
+
+    def declare_backward(t: Tensors, device: Device) -> Declared:
+        m, n = t["x"].shape
+        whole = "dx" in t and ("dw" in t or "db" in t)
+        plan = plans.row_backward(m, n, t["x"].element_size(), device, whole)
+        merge = plans.merge(plan.programs, n, device)
+        return Declared(
+            "slices, barrier" if plan.slices else kind(plan.rows),
+            plan,
+            traffic.row_backward(plan, merge, m, n, _sizes(t)),
+        )
+
+    def kind(plan: RowPlan) -> str:
+        return "rows in registers" if plan.chunks else "loop over a row"
+
+    activations = (*PLAIN, *(("residual", "z", "dz") if add else ()))
+    return Passes(
+        activations, vectors, {"fwd": Pass(forward, declare_forward), "bwd": Pass(backward, declare_backward)}
+    )
+
+
+def _batch_norm() -> Passes:
+    running = ("running_mean", "running_var")
+    per_channel = ("weight", "bias", *running, "rstd", "dw", "db")
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        c, statistics = shape[1], _statistics(dtype)
+        return {"mean": ((2, c), statistics), **dict.fromkeys(per_channel, ((c,), statistics))}
+
+    def plan_of(t: Tensors, device: Device) -> BatchNormPlan:
+        x = t["x"]
+        return plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+
+    def forward(t: Tensors, device: Device) -> object:
+        mean, var = (t.get(name) for name in running)
+        return batch_norm.batch_norm_forward(t["x"], t.get("weight"), t.get("bias"), mean, var, MOMENTUM, EPS, device)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        plan = plan_of(t, device)
+        once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device)
+        if once is not None:
+            return Declared(kind(once), plan, traffic.batch_norm_forward_once(plan, once, _sizes(t)), once)
+        merge = plans.merge(plan.splits, plan.channels, device)
+        return Declared("streaming", plan, traffic.batch_norm_forward(plan, merge, _sizes(t)))
+
+    def kind(once: OncePlan) -> str:
+        return "one launch, barrier" if once.splits > 1 else "one launch"
+
+    def evaluate(t: Tensors, device: Device) -> object:
+        mean, var = (t[name] for name in running)
+        return batch_norm.batch_norm_eval_forward(t["x"], t.get("weight"), t.get("bias"), mean, var, EPS, device)
+
+    def declare_evaluate(t: Tensors, device: Device) -> Declared:
+        plan = plan_of(t, device)
+        return Declared("one sweep", plan, traffic.batch_norm_eval_forward(plan, _sizes(t)))
+
+    def backward(evaluating: bool) -> Pass:
+        names = running if evaluating else ("mean", "rstd")
+
+        def run(t: Tensors, device: Device) -> object:
+            mean, rstd = (t[name] for name in names)
+            needs = ("dx" in t, "dw" in t)
+            return batch_norm.batch_norm_backward(
+                t["dy"], t["x"], mean, rstd, t.get("weight"), EPS, evaluating, *needs, device
+            )
+
+        def declare(t: Tensors, device: Device) -> Declared:
+            plan = plan_of(t, device)
+            if "dx" in t and not evaluating:
+                once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device)
+                if once is not None:
+                    return Declared(kind(once), plan, traffic.batch_norm_backward_once(plan, once, _sizes(t)), once)
+            merge = plans.merge(plan.splits, plan.channels, device)
+            launches = traffic.batch_norm_backward(plan, merge, _sizes(t), evaluating)
+            return Declared("one sweep" if evaluating else "streaming", plan, launches)
+
+        return Pass(run, declare, frozenset(names))
+
+    return Passes(
+        PLAIN,
+        vectors,
+        {
+            "fwd": Pass(forward, declare_forward),
+            "bwd": backward(evaluating=False),
+            "eval": Pass(evaluate, declare_evaluate, frozenset(running)),
+            "eval_bwd": backward(evaluating=True),
+        },
+    )
+
+
+PASSES: Mapping[str, Passes] = {
+    "batch_norm": _batch_norm(),
+    "layer_norm": _row_norm(centred=True),
+    "layer_norm_add": _row_norm(centred=True, add=True),
+    "rms_norm": _row_norm(centred=False),
+    "rms_norm_add": _row_norm(centred=False, add=True),
+}

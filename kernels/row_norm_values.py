@@ -1,0 +1,61 @@
+"""What the kernels of row norms load, keep and apply; the symbols are those of row_norm.py."""
+
+import triton
+import triton.language as tl
+
+from normlib.kernels.numerics import INTERPRETED, load, round_to, store
+
+
+@triton.jit
+def aligned(stride, ALIGN: tl.constexpr):
+    """The stride, in a form that tells the compiler that rows start at multiples of ALIGN: loads that wide."""
+    return stride // ALIGN * ALIGN
+
+
+@triton.jit
+def save_statistics(mean_ptr, rstd_ptr, row, M, mean, low, rstd, CENTRED: tl.constexpr):
+    store(rstd_ptr + row, rstd, row < M)
+    if CENTRED:
+        store(mean_ptr + row, mean, row < M)
+        store(mean_ptr + M + row, low, row < M)
+
+
+@triton.jit
+def load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED: tl.constexpr, ACC: tl.constexpr):
+    """(mean, low, rstd); zeros past the last row, so that such a row adds nothing to dw."""
+    rstd = load(rstd_ptr + row, row < M, ACC)
+    if CENTRED:
+        return load(mean_ptr + row, row < M, ACC), load(mean_ptr + M + row, row < M, ACC), rstd
+    else:
+        return 0.0, 0.0, rstd
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr, ACC: tl.constexpr):
+    """What `load` would find where `store` has put the value."""
+    value = round_to(value, dtype)
+    if INTERPRETED and dtype == tl.bfloat16:  # as in `load`
+        value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return value.to(ACC)
+
+
+@triton.jit
+def load_stream(x, residual_ptr, residual_row, z_ptr, z_row, n, mask, ACC: tl.constexpr):
+    """What is normalized: x as it is, or z = x + residual, which is written too."""
+    x = load(x, mask, ACC)
+    if residual_ptr is not None:
+        x = rounded(x + load(residual_ptr + residual_row + n, mask, ACC), z_ptr.dtype.element_ty, ACC)
+        store(z_ptr + z_row + n, x, mask)
+    return x
+
+
+@triton.jit
+def affine(x_hat, weight_ptr, bias_ptr, n, mask, ZERO_CENTRED: tl.constexpr, ACC: tl.constexpr):
+    if weight_ptr is not None:
+        weight = load(weight_ptr + n, mask, ACC)
+        if ZERO_CENTRED:
+            weight += 1.0
+        x_hat *= weight
+    if bias_ptr is not None:
+        x_hat += load(bias_ptr + n, mask, ACC)
+    return x_hat

@@ -1,0 +1,74 @@
+"""What plans declare is what the interpreter counts; and a count that is off by one element is seen."""
+
+from collections import defaultdict
+from dataclasses import replace
+from subprocess import run as run_process
+from sys import executable
+
+import pytest
+import torch
+
+from bench.audit import counting
+from bench.audit.calls import Launch
+from bench.audit.passes import PASSES
+from bench.operators import operators
+from normlib.kernels import batch_norm, reduction, row_norm, traffic
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the interpreter, which a GPU rules out")
+
+KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
+
+
+def test_every_byte_that_a_kernel_moves_is_declared(record_property):
+    kernels, plans = set(), defaultdict(set)
+    for call, device in counting.calls(PASSES):
+        for count in counting.counts(call, device):
+            assert count.problems == [], f"{count.call} {count.mode}"
+            kernels.add(count.counted.kernel)
+            plans[count.op].add((count.mode, count.plan))
+    assert kernels == KERNELS
+    training = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("streaming", "one launch", "one launch, barrier")}
+    assert plans.pop("batch_norm") == {*training, ("eval", "one sweep"), ("eval_bwd", "one sweep")}
+    rows = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("rows in registers", "loop over a row")}
+    assert all(found == rows for found in plans.values())
+
+
+def test_every_operator_is_audited():
+    assert PASSES.keys() == operators().keys()
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "batch_norm"])
+def test_a_declaration_that_forgets_one_element_is_found(op, monkeypatch):
+    written = traffic._written
+    monkeypatch.setattr(traffic, "_written", lambda n: written(n - 1 if n == 12 else n))
+    call = Launch(op, (3, 4), "fp32", "rows" if op == "layer_norm" else "nchw")
+    problems = [problem for count in counting.counts(call, counting.DEVICE) for problem in count.problems]
+    assert any("moves other bytes of y" in problem for problem in problems)
+    assert any("moves other bytes of dx" in problem for problem in problems)
+
+
+def test_a_launch_that_is_not_declared_is_found(monkeypatch):
+    declare = traffic.batch_norm_forward
+    monkeypatch.setattr(traffic, "batch_norm_forward", lambda *args: declare(*args)[:-1])
+    call = Launch("batch_norm", (3, 4), "fp32", "nchw")
+    problems = [problem for count in counting.counts(call, counting.DEVICE) for problem in count.problems]
+    assert problems == ["_batch_norm_normalize_kernel was launched, no launch is declared"]
+
+
+def test_a_grid_that_is_not_declared_is_found(monkeypatch):
+    declare = traffic.row_forward
+    monkeypatch.setattr(traffic, "row_forward", lambda *args: (replace(declare(*args)[0], grid=(7,)),))
+    (problem, *_) = next(counting.counts(Launch("rms_norm", (3, 4), "fp32", "rows"), counting.DEVICE)).problems
+    assert problem == "_row_norm_forward_kernel has a grid of (1,), declared is (7,)"
+
+
+def test_declaring_needs_neither_torch_nor_triton():
+    code = (
+        "import sys, types, runpy; "
+        "[sys.modules.setdefault(name, types.ModuleType(name)) for name in ('normlib', 'normlib.kernels')]; "
+        f"plan = runpy.run_path({traffic.__file__.replace('traffic', 'plan')!r}, run_name='normlib.kernels.plan'); "
+        "sys.modules['normlib.kernels.plan'] = types.SimpleNamespace(**plan); "
+        f"runpy.run_path({traffic.__file__!r}); print({{'torch', 'triton'}} & set(sys.modules))"
+    )
+    done = run_process([executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
