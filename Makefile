@@ -18,7 +18,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# What the compiler makes of every kernel, for GPUs that need not be here.
+# What every plan moves, and what the compiler makes of every kernel, for GPUs that need not be here.
 audit: $(READY)
 	$(VENV)/bin/python -m bench.audit
 

@@ -576,8 +576,8 @@ def batch_norm_eval_forward(
     y = torch.empty_like(x)
     if x.numel():
         plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
-        tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
         with on(x):
+            tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
             _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=True, RELU=relu, PRE_RELU=pre_relu)
     return y
 

@@ -18,7 +18,7 @@ from typing import Any
 from normlib.kernels.plan import BatchNormPlan, MergePlan, OncePlan, RowBackwardPlan, RowPlan, cdiv
 
 Sizes = Mapping[str, int]
-ACTIVATIONS = ("x", "y", "dy", "dx", "residual", "z", "dz")
+ACTIVATIONS = ("x", "y", "dy", "dx", "residual", "z", "dz", "signs")
 
 
 def _statistics(sizes: Sizes) -> int:
@@ -218,8 +218,16 @@ def row_backward(plan: RowBackwardPlan, merge: MergePlan, m: int, n: int, sizes:
     return (*first, *([_sum_partials(merge, p, n, sizes, stats)] if wanted else []))
 
 
+def _sign_bytes(plan: BatchNormPlan) -> int:
+    """A bit for every lane of every tile."""
+    return plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
+
+
 def batch_norm_forward(plan: BatchNormPlan, merge: MergePlan, sizes: Sizes) -> tuple[Traffic, ...]:
-    """Training forward: of x, y, mean (two floats a channel), rstd, running_mean, running_var, weight and bias."""
+    """Training forward: of x, y, mean (two floats a channel), rstd, running_mean, running_var, weight and bias.
+
+    Of x behind a residual also that and the signs of the sum, a byte for eight.
+    """
     c, splits, all_x = plan.channels, plan.splits, plan.channels * plan.count
     grid = (plan.groups, splits)
     partials = {"partials": _statistics(sizes)}
@@ -261,13 +269,17 @@ def batch_norm_forward_once(plan: BatchNormPlan, once: OncePlan, sizes: Sizes) -
         "x": _read(all_x, times=2),
         "weight": _read(c, times=once.splits),
         "bias": _read(c, times=once.splits),
+        "residual": _read(all_x),
+        "signs": _written(_sign_bytes(plan)),
     }
-    sweeps = (Sweep(("x",)), Sweep(("x",), ("y",), backwards=True))
+    sweeps = (Sweep(("x",)), Sweep(("x", *_present(sizes, "residual")), ("y",), backwards=True))
     return (_once("_batch_norm_forward_kernel", plan, once, sizes, table, 3, sweeps),)
 
 
-def batch_norm_backward_once(plan: BatchNormPlan, once: OncePlan, sizes: Sizes) -> tuple[Traffic, ...]:
-    """Training backward in one launch; dx is wanted."""
+def batch_norm_backward_once(
+    plan: BatchNormPlan, once: OncePlan, sizes: Sizes, relu: bool = False
+) -> tuple[Traffic, ...]:
+    """Training backward in one launch; dx is wanted. `relu`: one was behind the norm."""
     c, all_x, stats = plan.channels, plan.channels * plan.count, _statistics(sizes)
     table = {
         "dx": _written(all_x),
@@ -277,10 +289,13 @@ def batch_norm_backward_once(plan: BatchNormPlan, once: OncePlan, sizes: Sizes) 
         "x": _read(all_x, times=2),
         "mean": _read(2 * c, times=2 * once.splits),
         "rstd": _read(c, times=2 * once.splits),
-        "weight": _read(c, times=2 * once.splits),
+        "weight": _read(c, times=(2 if relu else 1) * once.splits),
+        "dz": _written(all_x),
+        "signs": _read(_sign_bytes(plan), times=2),
+        **({"bias": _read(c, times=2 * once.splits)} if relu and "signs" not in sizes else {}),
     }
     summed = {**sizes, "dw": stats, "db": stats}
-    sweeps = (Sweep(("dy", "x")), Sweep(("dy", "x"), ("dx",), backwards=True))
+    sweeps = (Sweep(("dy", "x")), Sweep(("dy", "x"), ("dx", *_present(sizes, "dz")), backwards=True))
     return (_once("_batch_norm_backward_kernel", plan, once, summed, table, 2, sweeps),)
 
 
@@ -313,20 +328,31 @@ def batch_norm_eval_forward(plan: BatchNormPlan, sizes: Sizes) -> tuple[Traffic,
     return (_normalize(plan, _evaluating(sizes), evaluating=True),)
 
 
-def batch_norm_backward(plan: BatchNormPlan, merge: MergePlan, sizes: Sizes, evaluating: bool) -> tuple[Traffic, ...]:
-    """Of dx, dw, db (those that are wanted), dy, x, weight, and mean and rstd or running_mean and running_var."""
+def batch_norm_backward(
+    plan: BatchNormPlan, merge: MergePlan, sizes: Sizes, evaluating: bool, relu: bool = False
+) -> tuple[Traffic, ...]:
+    """Of dx, dw, db (those that are wanted), dy, x, weight, and mean and rstd or running_mean and running_var.
+
+    `relu`: one was behind the norm; then also of the bias or, behind a residual, of its gradient dz and the signs.
+    """
     if evaluating:
         sizes = _evaluating(sizes)
     splits, all_x = plan.splits, plan.channels * plan.count
     # In training dx needs the sums, whoever else wants them.
-    sums = {"dw", "db"} <= sizes.keys() or not evaluating
+    sums = {"dw", "db"} <= sizes.keys() or ("dx" in sizes and not evaluating)
     stats = _statistics(sizes)
     partials = {"partials": stats} if sums else {}
     summed = {**sizes, "dw": stats, "db": stats}
     grid, channel, finds_dx = (plan.groups, splits), _channel_vectors(plan, evaluating), evaluating and "dx" in sizes
-    stored = {"dx": _written(all_x)}
+    if relu and "signs" not in sizes:
+        channel["bias"] = _read(plan.channels, times=splits)
+    channel["signs"] = _read(_sign_bytes(plan))
+    stored = {"dx": _written(all_x), "dz": _written(all_x)}
+    asks_x = sums or (relu and "signs" not in sizes)
+    # The residual's gradient goes with dx, or alone where no dx is wanted.
+    last = finds_dx or "dx" not in sizes
     launches = []
-    if sums or finds_dx:
+    if sums or finds_dx or "dz" in sizes:
         launches.append(
             _traffic(
                 "_batch_norm_reduce_kernel",
@@ -334,13 +360,13 @@ def batch_norm_backward(plan: BatchNormPlan, merge: MergePlan, sizes: Sizes, eva
                 {**sizes, **partials},
                 {
                     "partials": _written(2 * splits * plan.channels),
-                    **(stored if finds_dx else {}),
+                    **(stored if last else {}),
                     "dy": _read(all_x),
-                    **({"x": _read(all_x)} if sums else {}),
+                    **({"x": _read(all_x)} if asks_x else {}),
                     **channel,
                 },
                 partials=("partials",),
-                sweeps=(Sweep(("dy", "x") if sums else ("dy",), ("dx",) if finds_dx else ()),),
+                sweeps=(Sweep(("dy", "x") if asks_x else ("dy",), _present(sizes, "dx", "dz") if last else ()),),
             )
         )
     if sums:
@@ -348,9 +374,13 @@ def batch_norm_backward(plan: BatchNormPlan, merge: MergePlan, sizes: Sizes, eva
     if "dx" in sizes and not evaluating:
         each = _read(plan.channels, times=splits)
         table = {**stored, "dy": _read(all_x), "x": _read(all_x), **channel, "dw": each, "db": each}
-        sweep = Sweep(("dy", "x"), ("dx",), backwards=True)
+        sweep = Sweep(("dy", "x"), _present(sizes, "dx", "dz"), backwards=True)
         launches.append(_traffic("_batch_norm_input_gradient_kernel", grid, summed, table, sweeps=(sweep,)))
     return tuple(launches)
+
+
+def _present(sizes: Sizes, *names: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name in sizes)
 
 
 def _evaluating(sizes: Sizes) -> Sizes:
@@ -376,6 +406,8 @@ def _normalize(plan: BatchNormPlan, sizes: Sizes, evaluating: bool) -> Traffic:
             "x": _read(all_x),
             **_channel_vectors(plan, evaluating),
             "bias": _read(plan.channels, times=plan.splits),
+            "residual": _read(all_x),
+            "signs": _written(_sign_bytes(plan)),
         },
-        sweeps=(Sweep(("x",), ("y",), backwards=True),),
+        sweeps=(Sweep(("x", *_present(sizes, "residual")), ("y",), backwards=True),),
     )

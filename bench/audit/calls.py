@@ -80,10 +80,13 @@ def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = Non
 
 def _of(operator: Operator, preset: str) -> Iterator[Launch]:
     if preset == "extra":
-        shapes = EXTRA_BATCHES if operator.name == "batch_norm" else [(4096, n) for n in EXTRA_COLUMNS]
+        shapes = EXTRA_BATCHES if operator.name.startswith("batch_norm") else [(4096, n) for n in EXTRA_COLUMNS]
         for shape, dtype, layout in product(shapes, ("bf16", "fp32"), operator.layouts):
             yield Launch(operator.name, shape, dtype, layout)
         yield from (Launch(operator.name, (64, 1024), "fp64", layout) for layout in operator.layouts)
+        if "rows" in operator.layouts:  # a wide row of which not everything is wanted
+            for names in (("dx",), ("dw", "db")):
+                yield Launch(operator.name, (4096, 65536), "bf16", "rows", names)
     elif preset in operator.presets:
         for grid in operator.presets[preset].grids:
             for values in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout"))):

@@ -57,6 +57,8 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
         ("dw", "db"),
         ("dx", "dw", "db"),
     ),
+    "batch_norm_relu": (("weight", "bias"), ("dx",), ("dw", "db")),
+    "batch_norm_add_relu": (("dz",), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
 }
 
 
@@ -192,6 +194,8 @@ def calls(ops: Iterable[str]) -> Iterator[tuple[Launch, Device]]:
     for op in ops:
         if op == "batch_norm":
             yield from _batch_norm_calls()
+        elif op.startswith("batch_norm"):
+            yield from _fused_calls(op)
         else:
             for dtype, shape in (*product(DTYPES, ROW_SHAPES), *LOOP.items()):
                 yield Launch(op, shape, dtype, "rows"), DEVICE
@@ -216,6 +220,16 @@ def _batch_norm_calls() -> Iterator[tuple[Launch, Device]]:
         yield Launch("batch_norm", BATCH_SHAPES[0], dtype, "nchw"), roomy
     for names, device in product(WITHOUT["batch_norm"], (DEVICE, roomy)):
         yield Launch("batch_norm", BATCH_SHAPES[0], "fp64", "nchw", names), device
+
+
+def _fused_calls(op: str) -> Iterator[tuple[Launch, Device]]:
+    """Every kind of plan once more, and everything optional left out: what is fused adds to tiles, not to dtypes."""
+    for layout, shape in ONCE_SHAPES.items():
+        call = Launch(op, shape, "bf16", layout)
+        yield call, DEVICE
+        yield call, replace(DEVICE, l2=6 * call.activation_bytes, cooperative=True)
+    for names, l2 in product(((), *WITHOUT[op]), (0, 1 << 30)):
+        yield Launch(op, BATCH_SHAPES[1], "fp64", "nchw", names), replace(DEVICE, l2=l2)
 
 
 def main(ops: Sequence[str]) -> int:

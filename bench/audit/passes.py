@@ -106,7 +106,8 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
     )
 
 
-def _batch_norm() -> Passes:
+def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
+    """`relu`: one behind the norm; `add`: of the norm and a residual, whose gradient is dz."""
     running = ("running_mean", "running_var")
     per_channel = ("weight", "bias", *running, "rstd", "dw", "db")
 
@@ -114,32 +115,41 @@ def _batch_norm() -> Passes:
         c, statistics = shape[1], _statistics(dtype)
         return {"mean": ((2, c), statistics), **dict.fromkeys(per_channel, ((c,), statistics))}
 
+    def signs(t: Tensors, device: Device) -> Tensor | None:
+        return batch_norm.empty_signs(t["x"], device) if add else None
+
+    def sizes(t: Tensors) -> dict[str, int]:
+        return {**_sizes(t), **({"signs": 1} if add else {})}
+
     def plan_of(t: Tensors, device: Device) -> BatchNormPlan:
         x = t["x"]
         return plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
 
     def forward(t: Tensors, device: Device) -> object:
         mean, var = (t.get(name) for name in running)
-        return batch_norm.batch_norm_forward(t["x"], t.get("weight"), t.get("bias"), mean, var, MOMENTUM, EPS, device)
+        given = (t["x"], t.get("weight"), t.get("bias"), mean, var, MOMENTUM, EPS, device)
+        return batch_norm.batch_norm_forward(*given, t.get("residual"), signs(t, device), relu=relu)
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         plan = plan_of(t, device)
-        once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device)
+        once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device, relu)
         if once is not None:
-            return Declared(kind(once), plan, traffic.batch_norm_forward_once(plan, once, _sizes(t)), once)
+            return Declared(kind(once), plan, traffic.batch_norm_forward_once(plan, once, sizes(t)), once)
         merge = plans.merge(plan.splits, plan.channels, device)
-        return Declared("streaming", plan, traffic.batch_norm_forward(plan, merge, _sizes(t)))
+        return Declared("streaming", plan, traffic.batch_norm_forward(plan, merge, sizes(t)))
 
     def kind(once: OncePlan) -> str:
         return "one launch, barrier" if once.splits > 1 else "one launch"
 
     def evaluate(t: Tensors, device: Device) -> object:
         mean, var = (t[name] for name in running)
-        return batch_norm.batch_norm_eval_forward(t["x"], t.get("weight"), t.get("bias"), mean, var, EPS, device)
+        # With a residual its signs are kept for backward, in evaluation too.
+        given = (t["x"], t.get("weight"), t.get("bias"), mean, var, EPS, device)
+        return batch_norm.batch_norm_eval_forward(*given, t.get("residual"), signs(t, device), relu=relu)
 
     def declare_evaluate(t: Tensors, device: Device) -> Declared:
         plan = plan_of(t, device)
-        return Declared("one sweep", plan, traffic.batch_norm_eval_forward(plan, _sizes(t)))
+        return Declared("one sweep", plan, traffic.batch_norm_eval_forward(plan, sizes(t)))
 
     def backward(evaluating: bool) -> Pass:
         names = running if evaluating else ("mean", "rstd")
@@ -147,24 +157,24 @@ def _batch_norm() -> Passes:
         def run(t: Tensors, device: Device) -> object:
             mean, rstd = (t[name] for name in names)
             needs = ("dx" in t, "dw" in t)
-            return batch_norm.batch_norm_backward(
-                t["dy"], t["x"], mean, rstd, t.get("weight"), EPS, evaluating, *needs, device
-            )
+            given = (t["dy"], t["x"], mean, rstd, t.get("weight"), EPS, evaluating, *needs, device, t.get("bias"))
+            return batch_norm.batch_norm_backward(*given, signs(t, device), t.get("dz"), relu=relu)
 
         def declare(t: Tensors, device: Device) -> Declared:
             plan = plan_of(t, device)
             if "dx" in t and not evaluating:
-                once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device)
+                once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device, relu)
                 if once is not None:
-                    return Declared(kind(once), plan, traffic.batch_norm_backward_once(plan, once, _sizes(t)), once)
+                    launches = traffic.batch_norm_backward_once(plan, once, sizes(t), relu)
+                    return Declared(kind(once), plan, launches, once)
             merge = plans.merge(plan.splits, plan.channels, device)
-            launches = traffic.batch_norm_backward(plan, merge, _sizes(t), evaluating)
+            launches = traffic.batch_norm_backward(plan, merge, sizes(t), evaluating, relu)
             return Declared("one sweep" if evaluating else "streaming", plan, launches)
 
         return Pass(run, declare, frozenset(names))
 
     return Passes(
-        PLAIN,
+        (*PLAIN, *(("residual", "dz") if add else ())),
         vectors,
         {
             "fwd": Pass(forward, declare_forward),
@@ -177,6 +187,8 @@ def _batch_norm() -> Passes:
 
 PASSES: Mapping[str, Passes] = {
     "batch_norm": _batch_norm(),
+    "batch_norm_add_relu": _batch_norm(relu=True, add=True),
+    "batch_norm_relu": _batch_norm(relu=True),
     "layer_norm": _row_norm(centred=True),
     "layer_norm_add": _row_norm(centred=True, add=True),
     "rms_norm": _row_norm(centred=False),

@@ -148,14 +148,14 @@ _EDITS = {
             "scale = rstd",
         ),
     ),
-    ("batch_norm_sweeps", "normalize_tiles"): (
+    ("batch_norm_sweeps", "normalized"): (
         (
             "batch-bias-before-weight",
             "the bias is scaled too",
-            "((x - mean) - low) * scale + shift",
+            "tl.fma((x - mean) - low, scale, shift)",
             "(((x - mean) - low) + shift) * scale",
         ),
-        ("batch-low-dropped-in-y", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
+        ("batch-low-dropped-in-y", "x - mean without the low part", "(x - mean) - low,", "x - mean,"),
     ),
     ("batch_norm", "batch_norm_eval_forward"): (
         (
@@ -169,8 +169,49 @@ _EDITS = {
     ),
 }
 
+# In the same form, of what a ReLU and a residual add.
+_FUSED_EDITS = {
+    ("batch_norm_sweeps", "relu"): (
+        ("batch-relu-leaks", "a hundredth of what is negative", "0.0, x)", "0.01 * x, x)"),
+        ("batch-relu-of-one", "nothing below one", "tl.where(x <= 0.0,", "tl.where(x <= 1.0,"),
+    ),
+    ("batch_norm_sweeps", "normalize_tiles"): (
+        (
+            "batch-residual-left-out",
+            "the residual is read and not added",
+            "y += load(residual_ptr + base + offsets, mask, ACC)",
+            "y += 0.0 * load(residual_ptr + base + offsets, mask, ACC)",
+        ),
+        (
+            "batch-norm-rounded-before-the-residual",
+            "bf16 between the norm and the sum, as of two operators",
+            "y += load(",
+            "y = y.to(tl.bfloat16).to(ACC) + load(",
+        ),
+        (
+            "batch-signs-before-the-residual",
+            "the signs of the norm, not of the sum",
+            "y <= 0.0, tile,",
+            "normalized(x, mean, low, scale, shift) <= 0.0, tile,",
+        ),
+    ),
+    ("batch_norm_sweeps", "store_signs"): (
+        (
+            "batch-signs-in-the-other-order",
+            "a byte's first element in its last bit",
+            "<< tl.arange(0, LANES)[None, :]",
+            "<< (LANES - 1 - tl.arange(0, LANES)[None, :])",
+        ),
+        ("batch-signs-not-transposed", "a channels-last tile packed along its positions", "if LAST:", "if not LAST:"),
+    ),
+    ("batch_norm_sweeps", "sign_addresses"): (
+        ("batch-signs-of-one-group", "every group of channels keeps its signs in one place", " + c0 // BLOCK_C", ""),
+    ),
+}
+
 MUTANTS = tuple(
-    Mutant(name, file, within, about, old, new)
-    for (file, within), edits in _EDITS.items()
+    Mutant(name, file, within, about, old, new, cells)
+    for all_edits, cells in ((_EDITS, ()), (_FUSED_EDITS, ("batch fused",)))
+    for (file, within), edits in all_edits.items()
     for name, about, old, new in edits
 )

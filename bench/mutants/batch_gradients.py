@@ -17,10 +17,10 @@ _EDITS = {
         (
             "batch-dw-in-bf16",
             "dw accumulated in bf16",
-            "dw += tl.where(mask, dy * ((x - mean) - low), 0.0)",
-            "dw = (dw + tl.where(mask, dy * ((x - mean) - low), 0.0)).to(tl.bfloat16).to(ACC)",
+            "dw += tl.where(mask, dz * ((x - mean) - low), 0.0)",
+            "dw = (dw + tl.where(mask, dz * ((x - mean) - low), 0.0)).to(tl.bfloat16).to(ACC)",
         ),
-        ("batch-db-of-rounded-dy", "dy rounded to bf16 in db", "db += dy", "db += dy.to(tl.bfloat16).to(ACC)"),
+        ("batch-db-of-rounded-dy", "dy rounded to bf16 in db", "db += dz", "db += dz.to(tl.bfloat16).to(ACC)"),
         (
             "batch-sums-without-the-last-tile",
             "a split's last tile of several adds nothing to dw and db",
@@ -75,8 +75,8 @@ _EDITS = {
             "(x - mean)",
         ),
         ("batch-c1-sign", "+ (x - mean) c1", "- ((x - mean) - low) * c1", "+ ((x - mean) - low) * c1"),
-        ("batch-c2-sign", "+ c2", "(dy - c2)", "(dy + c2)"),
-        ("batch-c2-left-out", "dx without the mean of dy", "(dy - c2)", "dy"),
+        ("batch-c2-sign", "+ c2", "(dz - c2)", "(dz + c2)"),
+        ("batch-c2-left-out", "dx without the mean of dy", "(dz - c2)", "dz"),
         (
             "batch-c1-not-divided",
             "c1 is the sum, not the mean",
@@ -109,14 +109,43 @@ _EDITS = {
         (
             "batch-dx-of-evaluation",
             "dx by evaluation's formula in training",
-            "dx_here = dx if evaluating else None",
-            "dx_here, need_dx = dx, evaluating",
+            "if evaluating or dx is None else (None, None)",
+            "\n        need_dx = evaluating",
         ),
     ),
 }
 
+# In the same form, of what a ReLU and a residual add.
+_FUSED_EDITS = {
+    ("batch_norm_sweeps", "load_gradient"): (
+        ("batch-relu-lets-all-gradients-through", "dz is dy", "tl.where(blocked, 0.0, dy)", "dy"),
+        (
+            "batch-sign-without-bias",
+            "the sign of what is left when the bias is left out",
+            "normalized(x, mean, low, scale, shift)",
+            "normalized(x, mean, low, scale, shift * 0.0)",
+        ),
+        (
+            "batch-sign-without-weight",
+            "the sign with a weight of one half",
+            "normalized(x, mean, low, scale, shift)",
+            "normalized(x, mean, low, scale * 0.5, shift)",
+        ),
+    ),
+    ("batch_norm_sweeps", "store_gradients"): (
+        ("batch-dresidual-is-dx", "the residual gets the gradient of x", "dz_ptr + at, dz,", "dz_ptr + at, dx,"),
+    ),
+    ("batch_norm_sweeps", "load_signs"): (
+        ("batch-signs-one-bit-on", "the sign of the element after", "[None, :]) & 1", "[None, :] + 1) & 1"),
+    ),
+    ("batch_norm", "batch_norm_backward"): (
+        ("batch-bias-not-handed-on", "no bias for the sign", "bias if relu and signs is None else None", "None"),
+    ),
+}
+
 MUTANTS = tuple(
-    Mutant(name, file, within, about, old, new)
-    for (file, within), edits in _EDITS.items()
+    Mutant(name, file, within, about, old, new, cells)
+    for all_edits, cells in ((_EDITS, ()), (_FUSED_EDITS, ("batch fused",)))
+    for (file, within), edits in all_edits.items()
     for name, about, old, new in edits
 )

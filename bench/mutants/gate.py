@@ -75,6 +75,14 @@ _BATCH = (
     ((7, 37, "7x7"), "fp16", "nchw"),
     ((7, 37, "7x7"), "bf16", "nchw", "eval"),
 )
+# With a ReLU, and a residual before it, whose signs are kept in bytes: one split and several, several groups of
+# channels, tiles ragged in both ways.
+_BATCH_FUSED = (
+    ("batch_norm_relu", (7, 37, "7x7"), "fp32", "nchw"),
+    ("batch_norm_add_relu", (7, 37, "7x7"), "fp32", "nhwc"),
+    ("batch_norm_add_relu", (6, 70, "7x7"), "fp32", "nchw"),
+    ("batch_norm_add_relu", (7, 37, "7x7"), "bf16", "nchw"),
+)
 
 _OF_ROWS = {"rows": _ROWS, "wide": _WIDE, "fused": _FUSED, "wide fused": _WIDE_FUSED}
 CELLS = {
@@ -83,6 +91,7 @@ CELLS = {
         for group, cases in _OF_ROWS.items()
     },
     "batch": tuple(_case("batch_norm", *case) for case in _BATCH),
+    "batch fused": tuple(_case(*case) for case in _BATCH_FUSED),
 }
 # What all kernels share is seen in any of them.
 _OF_FILE = {

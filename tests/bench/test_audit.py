@@ -16,11 +16,17 @@ from normlib.kernels import batch_norm, reduction, row_norm
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
+# Kernels with a barrier need to know how many programs are resident.
+BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
+# Fused forms have the plans of the plain ones: a few shapes of theirs are enough.
 COLLECT = """
 import json, sys
 from bench.audit import launches
 from bench.audit.records import collect
-for record in collect(sys.argv[1], launches()):
+from bench.operators import operators
+plain = ("batch_norm", "layer_norm", "rms_norm")
+fused = [name for name in operators() if name not in plain]
+for record in collect(sys.argv[1], [*launches(plain), *launches(fused, ("extra",))]):
     print(json.dumps(record.as_dict()))
 """
 
@@ -39,7 +45,9 @@ def test_every_kernel_compiles_without_spills_and_moves_128_bits_at_a_time(targe
     done = run("-c", COLLECT, target)
     records = rows(done.stdout)
     assert records, done.stderr
-    assert {launch["kernel"] for record in records for launch in record["launches"]} == KERNELS
+    assert {launch["kernel"] for record in records for launch in record["launches"]} == KERNELS - BARRIERS.get(
+        target, set()
+    )
     assert {problem for record in records for problem in record["problems"]} == set()
     widest = max(record["shape"][1] for record in records if record["op"] == "layer_norm")
     assert widest >= 65536

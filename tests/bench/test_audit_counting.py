@@ -28,8 +28,10 @@ def test_every_byte_that_a_kernel_moves_is_declared(record_property):
             plans[count.op].add((count.mode, count.plan))
     assert kernels == KERNELS
     training = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("streaming", "one launch", "one launch, barrier")}
-    assert plans.pop("batch_norm") == {*training, ("eval", "one sweep"), ("eval_bwd", "one sweep")}
+    for op in [op for op in plans if op.startswith("batch_norm")]:
+        assert plans.pop(op) == {*training, ("eval", "one sweep"), ("eval_bwd", "one sweep")}
     rows = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("rows in registers", "loop over a row")}
+    rows.add(("bwd", "slices, barrier"))
     assert all(found == rows for found in plans.values())
 
 

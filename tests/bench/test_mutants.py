@@ -25,6 +25,7 @@ QUICK = (
     "fast-inverse-root",
     "batch-running-variance-biased",
     "batch-dw-off-by-1e-6",
+    "batch-relu-lets-all-gradients-through",
 )
 RENAMED = Mutant(
     "renamed",

@@ -16,7 +16,7 @@ from bench import operators as operators_package
 from bench.case import DTYPES, INPUTS, MODES, Case
 from bench.operators import Operator, operators
 from bench.operators._draw import TORCH_DTYPES
-from bench.providers import providers
+from bench.providers import _activations, providers
 from bench.providers._pairs import NORM_OF
 
 CPU = torch.device("cpu")
@@ -38,8 +38,10 @@ def case_of(name: str, shape: tuple[int, ...], dtype: str = "fp32", layout: str 
 
 
 def test_the_operators_are_found_and_helpers_are_not():
-    assert list(operators()) == ["batch_norm", "layer_norm", "layer_norm_add", "rms_norm", "rms_norm_add"]
-    assert [operator.short for operator in OPERATORS] == ["bn", "ln", "ln_add", "rms", "rms_add"]
+    of_batches = ["batch_norm", "batch_norm_add_relu", "batch_norm_relu"]
+    assert list(operators()) == [*of_batches, "layer_norm", "layer_norm_add", "rms_norm", "rms_norm_add"]
+    shorts = [operator.short for operator in OPERATORS]
+    assert shorts == ["bn", "bn_add_relu", "bn_relu", "ln", "ln_add", "rms", "rms_add"]
 
 
 @every_operator
@@ -75,10 +77,11 @@ def test_every_model_of_the_file_is_a_preset_of_its_operator_and_of_no_other():
     file = Path(operators_package.__file__).with_name("model_shapes.csv")
     with file.open(newline="") as lines:
         shapes = [(line["op"], line["model"]) for line in csv.DictReader(lines)]
-    assert {op for op, _ in shapes} == set(operators()) - set(NORM_OF)
+    norm_of = {**NORM_OF, **_activations.NORM_OF}
+    assert {op for op, _ in shapes} == set(operators()) - set(norm_of)
     for operator in OPERATORS:
-        # With a residual a norm has the shapes that it has without.
-        models = {model for op, model in shapes if op == NORM_OF.get(operator.name, operator.name)}
+        # With a residual or a ReLU a norm has the shapes that it has without.
+        models = {model for op, model in shapes if op == norm_of.get(operator.name, operator.name)}
         assert set(operator.presets) - {"smoke", "quick", "full"} == models
 
 
@@ -213,6 +216,11 @@ def test_a_single_value_a_channel_is_refused():
         ("batch_norm", (32, 64, 56, 56), "fp16", "fwd", 2 * 2 * 32 * 64 * 56 * 56 + 8 * 4 * 64),
         ("batch_norm", (32, 64, 56, 56), "fp16", "bwd", 3 * 2 * 32 * 64 * 56 * 56 + 5 * 4 * 64),
         ("batch_norm", (32, 64, 56, 56), "fp16", "eval", 2 * 2 * 32 * 64 * 56 * 56 + 4 * 4 * 64),
+        # A ReLU moves nothing; a residual is an activation more, and a bit an element where it has a gradient.
+        ("batch_norm_relu", (32, 64, 56, 56), "fp16", "fwd", 2 * 2 * 32 * 64 * 56 * 56 + 8 * 4 * 64),
+        ("batch_norm_add_relu", (32, 64, 56, 56), "fp16", "fwd", 32 * 64 * 56 * 56 * 49 // 8 + 8 * 4 * 64),
+        ("batch_norm_add_relu", (32, 64, 56, 56), "fp16", "bwd", 32 * 64 * 56 * 56 * 65 // 8 + 5 * 4 * 64),
+        ("batch_norm_add_relu", (32, 64, 56, 56), "fp16", "eval", 3 * 2 * 32 * 64 * 56 * 56 + 4 * 4 * 64),
     ],
 )
 def test_the_bytes_are_those_that_no_kernel_can_avoid(name, shape, dtype, mode, moved):
@@ -245,6 +253,21 @@ def test_a_sum_with_a_residual_is_of_the_family_of_x(name, family):
             assert not z.std(1).any()
         elif family != "nonfinite":
             assert 0.8 < z.norm() / x.norm() < 1.2
+
+
+@pytest.mark.parametrize("name", _activations.NORM_OF)
+@pytest.mark.parametrize("family", INPUTS)
+def test_no_sign_before_a_relu_is_left_to_rounding(name, family):
+    for dtype in DTYPES:
+        case = replace(case_of(name, (3, 5, 7, 7), dtype), inputs=family, offset=1e4 if family == "offset" else 0.0)
+        inputs = operators()[name].inputs(case, CPU, 0)
+        x, w, b = (inputs[n].double() for n in ("x", "weight", "bias"))
+        norm = torch.nn.functional.batch_norm(x, None, None, w, b, True, eps=case.eps)
+        residual = inputs.get("residual", torch.zeros(())).double()
+        # Of each term's rounding to the dtype where there are two, of a few in float32 otherwise.
+        rounding = torch.finfo(TORCH_DTYPES[dtype]).eps / 2 if "residual" in inputs else 4 * 2.0**-24
+        undecided = (norm + residual).abs() <= rounding * (norm.abs() + residual.abs())
+        assert not undecided.any()
 
 
 def test_batch_norms_running_statistics_take_the_unbiased_variance():

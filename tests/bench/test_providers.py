@@ -17,7 +17,7 @@ from bench.providers import Unsupported, _autograd, _cudnn_rows, providers
 
 CPU = torch.device("cpu")
 SHAPES = {
-    "batch_norm": (3, 6, 4, 4),
+    **dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu"), (3, 6, 4, 4)),
     **dict.fromkeys(("layer_norm", "layer_norm_add", "rms_norm", "rms_norm_add"), (6, 40)),
 }
 CELLS = [(op, mode) for op, operator in operators().items() for mode in operator.modes]
@@ -149,9 +149,21 @@ def test_normlib_adds_a_residual_in_the_norms_own_operator(op, monkeypatch):
     assert ran and all(ran)
 
 
-@pytest.mark.parametrize("op", ["layer_norm_add", "rms_norm_add"])
+def test_normlib_runs_a_relu_in_the_norms_own_operator(monkeypatch):
+    fused, forward = [], importlib.import_module("normlib.batch_norm").kernels.batch_norm_forward
+    monkeypatch.setattr(
+        "normlib.batch_norm.kernels.batch_norm_forward",
+        lambda *a, **k: (fused.append((k["relu"], k["residual"] is not None)), forward(*a, **k))[1],
+    )
+    for op, residual in (("batch_norm_relu", False), ("batch_norm_add_relu", True)):
+        fused.clear()
+        providers()["normlib"].build(*problem(op, "fwd")).outputs()
+        assert fused and set(fused) == {(True, residual)}
+
+
+@pytest.mark.parametrize("op", ["layer_norm_add", "rms_norm_add", "batch_norm_relu", "batch_norm_add_relu"])
 @pytest.mark.parametrize("name", ["one_pass", "two_pass", "welford"])
-def test_the_formulas_are_judged_without_a_residual(name, op):
+def test_the_formulas_are_judged_without_what_is_fused(name, op):
     with pytest.raises(Unsupported):
         providers()[name].build(*problem(op, "fwd"))
 

@@ -88,25 +88,35 @@ def _rows(centred: bool, add: bool = False) -> Callable[[Call, torch.device], di
     return run
 
 
-def _batch(evaluating: bool) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+def _batch(evaluating: bool, **relus: bool) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    """With ReLUs there is a residual too, unless the call is bare."""
+
     def run(call: Call, device: torch.device) -> dict[str, Tensor]:
         channels, plan = call.shape[1], call.device
         x, dy = _draw(call, device)
         wide = torch.promote_types(call.dtype, torch.float32)
         weight, bias, mean, var = _vectors(channels, wide, device, 4) if call.affine else (None,) * 4
+        residual = signs = dz = None
+        if relus and call.affine:
+            residual, dz = _draw(call, device)
+            signs = batch_norm.empty_signs(x, plan)
+        around = {**relus, "signs": signs}
         if evaluating:
             if mean is None:
                 mean, var = _vectors(channels, wide, device, 2)
-            results = {"y": batch_norm.batch_norm_eval_forward(x, weight, bias, mean, var, 1e-5, plan)}
+            given = (mean, var, 1e-5, plan, residual)
+            results = {"y": batch_norm.batch_norm_eval_forward(x, weight, bias, *given, **around)}
             saved = mean, var
         else:
-            y, *saved = batch_norm.batch_norm_forward(x, weight, bias, mean, var, 0.1, 1e-5, plan)
+            given = (mean, var, 0.1, 1e-5, plan, residual)
+            y, *saved = batch_norm.batch_norm_forward(x, weight, bias, *given, **around)
             results = _present(y=y, mean=saved[0], rstd=saved[1], running_mean=mean, running_var=var)
         if not call.needs:
             return results
         needs_dx, needs_sums = "dx" in call.needs, "dw" in call.needs
-        dx, dw, db = batch_norm.batch_norm_backward(dy, x, *saved, weight, 1e-5, evaluating, needs_dx, needs_sums, plan)
-        return {**results, **_present(dx=dx, dw=dw, db=db)}
+        arguments = (dy, x, *saved, weight, 1e-5, evaluating, needs_dx, needs_sums, plan, bias)
+        dx, dw, db = batch_norm.batch_norm_backward(*arguments, **around, dz=dz)
+        return {**results, **_present(dx=dx, dw=dw, db=db, dz=dz, signs=signs)}
 
     return run
 
@@ -118,6 +128,8 @@ _OPERATORS = {
     "rms_norm_add": _rows(centred=False, add=True),
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
+    "batch_norm_relu": _batch(evaluating=False, relu=True, pre_relu=True),
+    "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
 }
 
 # float64 is where plan.py loops first: backward beyond 4096 columns, forward beyond 8192.
@@ -155,6 +167,15 @@ _BATCHES = [
     *(((4, 3, 7, 7), torch.float32, 2, "contiguous", FULL, needs) for needs in [("dx",), ("dw", "db")]),
 ]
 
+# What ReLUs and a residual add: their tensors in a ragged tile, with signs; and without a residual no signs.
+_RELU_BATCHES = [
+    ((2, 65, 7, 7), torch.float32, 3),
+    ((33, 130), torch.bfloat16),
+    ((2, 1, 1, 1),),  # tiles that are smaller than a byte of signs
+    ((4, 3, 7, 7), torch.float32, 2, "contiguous", BARE),
+    ((4, 3, 7, 7), torch.float32, 2, "contiguous", FULL, ("dw", "db")),
+]
+
 _ROW_CALLS = [Call(operator, *row) for operator, row in product(("layer_norm", "rms_norm"), _ROWS)]
 _BATCH_CALLS = [Call(operator, *row) for operator, row in product(("batch_norm", "batch_norm_eval"), _BATCHES)]
 
@@ -173,6 +194,8 @@ CALLS = [
     *_BATCH_CALLS,
     *(replace(call, layout="channels-last") for call in _BATCH_CALLS if len(call.shape) > 2),
     *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),
+    *(Call(op, *row) for op, row in product(("batch_norm_relu", "batch_norm_relu_eval"), _RELU_BATCHES)),
+    Call("batch_norm_relu", (2, 65, 7, 7), layout="channels-last"),
     # What many programs leave, more than the merge takes at once: 66 partial rows, and 66 splits of a channel.
     Call("layer_norm", (66, 520), torch.float64, 17),
     Call("batch_norm", (66, 2, 1), torch.float32, 17, needs=()),

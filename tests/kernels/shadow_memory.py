@@ -84,6 +84,7 @@ class _Arena:
     def check(self, access: str, addresses: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The mask without the lanes that are outside."""
         program = interpreter_builder.grid_idx
+        mask = mask.astype(bool)  # the interpreter has integers for some
         at = addresses.astype(np.int64) - self.base
         known = (at >= 0) & (at < self.length)
         inside = known & (self.owner[np.where(known, at, 0)] > 0)

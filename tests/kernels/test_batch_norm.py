@@ -1,11 +1,16 @@
 """The batch norm kernels against float64, in both layouts, with channels split over more and fewer programs."""
 
+from itertools import product
+
 import pytest
 import torch
 from errors import assert_right, relative_error
+from interleaving import interleaved
 
 from normlib import reference
 from normlib.kernels import batch_norm as kernels
+from normlib.kernels import plan as plans
+from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 
 SHAPES = [(5, 7), (33, 130), (3, 5, 11), (4, 3, 7, 7), (2, 65, 7, 7), (3, 16, 14, 14), (2, 3, 4, 5, 6), (2, 1, 1, 1)]
@@ -151,3 +156,129 @@ def test_no_copy_is_made_of_either_layout(channels_last, device):
     x, *_ = draw((2, 3, 4, 5), torch.float32, channels_last, device)
     taken, last = kernels.dense(x)
     assert taken.data_ptr() == x.data_ptr() and last == channels_last
+
+
+# ------------------------------------------------------------------------------------- with ReLUs and a residual around
+
+# What runs in three launches, and in one that is one program's.
+THREE, ONE = Device(2), Device(2, l2=1 << 30)
+FORMS = {
+    "relu": {"relu": True},
+    "pre-relu": {"pre_relu": True},
+    "residual": {"relu": True, "adds": True},
+    "everything": {"relu": True, "pre_relu": True, "adds": True},
+}
+
+
+def both_ways(x, dy, residual, weight, bias, plan, given=None, relu=False, pre_relu=False, adds=False):
+    """Everything that a fused form computes, by name; in evaluation of `given` statistics."""
+    residual, signs, dz = (residual, kernels.empty_signs(x, plan), torch.empty_like(x)) if adds else (None, None, None)
+    around = {"signs": signs, "relu": relu, "pre_relu": pre_relu}
+    if given is None:
+        y, *saved = kernels.batch_norm_forward(
+            x, weight, bias, None, None, 0.0, 1e-5, plan, residual=residual, **around
+        )
+    else:
+        y = kernels.batch_norm_eval_forward(x, weight, bias, *given, 1e-5, plan, residual=residual, **around)
+        saved = given
+    arguments = (dy, x, *saved, weight, 1e-5, given is not None, True, True, plan)
+    dx, dw, db = kernels.batch_norm_backward(*arguments, bias=bias, dz=dz, **around)
+    found = {"y": y, "dx": dx, "dw": dw, "db": db, "dz": dz}
+    return {name: t for name, t in found.items() if t is not None}
+
+
+def truth_of(x, dy, residual, weight, bias, given=None, relu=False, pre_relu=False, adds=False):
+    formula = (reference.batch_norm, (x,)) if given is None else (reference.batch_norm_eval, (x, *given))
+    around = {"residual": residual if adds else None, "relu": relu, "pre_relu": pre_relu}
+    return formula[0](*formula[1], weight, bias, 1e-5, dy, **around)
+
+
+def fused_draw(shape, dtype, channels_last, device):
+    x, dy, weight, bias = draw(shape, dtype, channels_last, device, offset=0.5)
+    residual, *_ = draw(shape, dtype, channels_last, device, offset=0.0)
+    return x, dy, residual, weight, bias
+
+
+# Every form where it is cheapest, and in every shape and dtype the one that has all there is.
+FUSED_CASES = [
+    *(((3, 37, 7, 7), False, torch.float32, form) for form in FORMS),
+    *(((3, 37, 7, 7), True, dtype, "everything") for dtype in DTYPES[:3]),
+    *(((4, 5, 11), False, dtype, "everything") for dtype in DTYPES[1:]),
+    ((3, 37, 7, 7), True, torch.bfloat16, "relu"),
+    ((33, 70), False, torch.float32, "everything"),
+]
+
+
+@pytest.mark.parametrize(("shape", "channels_last", "dtype", "form"), FUSED_CASES)
+def test_fused_forms_match_float64_rounded_once(shape, channels_last, dtype, form, device):
+    tensors = fused_draw(shape, dtype, channels_last, device)
+    given = torch.randn_like(tensors[3]), torch.rand_like(tensors[3]) + 0.5
+    for plan, statistics in ((THREE, None), (ONE, None), (THREE, given)):
+        truth = truth_of(*tensors, statistics, **FORMS[form])
+        found = both_ways(*tensors, plan, statistics, **FORMS[form])
+        assert torch.equal(found.pop("dz", truth["dz"]).double(), truth["dz"])
+        for name, out in found.items():
+            assert_right(out, truth[name], name)
+
+
+@pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fused_forms_are_right_behind_a_barrier(channels_last, device):
+    tensors = fused_draw((6, 70, 8, 8), torch.float32, channels_last, device)
+    plan = Device(2, l2=1 << 30, cooperative=True)
+    with interleaved(0) as turns:
+        found = both_ways(*tensors, plan, **FORMS["everything"])
+    assert len(turns) == 2, "a launch forward and one backward"
+    truth = truth_of(*tensors, **FORMS["everything"])
+    for name, out in found.items():
+        assert_right(out, truth[name], name)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (3, 1, 2), (2, 2, 1, 1), (9, 3)])
+def test_signs_of_tiles_that_are_smaller_than_a_byte_are_kept(shape, device):
+    x, dy, residual, weight, bias = fused_draw(shape, torch.float32, False, device)
+    found = both_ways(x, dy, residual, weight, bias, THREE, **FORMS["residual"])
+    assert torch.equal(found["dz"], torch.where(found["y"] > 0, dy, 0.0))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_there_is_room_for_the_signs_of_every_plan(channels_last):
+    devices = (Device(1), Device(132, l2=50 << 20, cooperative=True))
+    sizes = (1, 2, 7, 33, 300), (1, 3, 32, 33, 65, 96, 1000, 2048), (1, 5, 49, 196, 3136), (2, 4, 8)
+    for n, c, s, itemsize in product(*sizes):
+        for device in devices:
+            plan = plans.batch_norm((n, c, s), channels_last, itemsize, device)
+            needed = plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
+            room = plans.batch_norm_sign_bytes((n, c, s), channels_last, itemsize, device)
+            assert needed <= room
+            # A bit an element, but for what tiles reach past the ends.
+            assert n < 33 or s < 49 or c < 32 or room <= 4 * n * c * s / 8
+
+
+def test_signs_that_forward_did_not_keep_are_refused(device):
+    x, dy, _, weight, bias = fused_draw((4, 5, 11), torch.float32, False, device)
+    _, mean, rstd = kernels.batch_norm_forward(x, weight, bias, None, None, 0.0, 1e-5)
+    with pytest.raises(ValueError, match="signs are 0 bytes of"):
+        empty = torch.empty(0, dtype=torch.uint8, device=device)
+        kernels.batch_norm_backward(dy, x, mean, rstd, weight, 1e-5, False, True, True, signs=empty, relu=True)
+
+
+@pytest.mark.parametrize("form", ["relu", "residual"])
+def test_fused_forms_have_the_same_bits_every_time_and_in_one_launch_as_in_three(form, device):
+    tensors = fused_draw((3, 37, 7, 7), torch.float32, False, device)
+    first, again = (both_ways(*tensors, THREE, **FORMS[form]) for _ in range(2))
+    assert all(torch.equal(out, again[name]) for name, out in first.items())
+    # The order of sums differs, and no sign does.
+    once = both_ways(*tensors, ONE, **FORMS[form])
+    assert torch.equal(once["y"] > 0, first["y"] > 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_element_of_a_fused_form_is_written(form, device):
+    tensors = fused_draw((3, 37, 5, 7), torch.float32, False, device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = both_ways(*tensors, THREE, **FORMS[form])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(t.isfinite().all() for t in found.values())

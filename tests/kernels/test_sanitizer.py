@@ -107,6 +107,10 @@ def test_shadow_memory_sees_programs_whose_order_matters(race, device):
 # ------------------------------------------------------------------------------------ triton-viz: any program and lane
 
 
+# What symbolic_bounds.py leaves to shadow memory.
+ONE_LAUNCH = {"_batch_norm_forward_kernel", "_batch_norm_backward_kernel"}
+
+
 def symbolic_bounds(*planted: str) -> dict:
     run = subprocess.run(
         [sys.executable, HERE / "symbolic_bounds.py", *planted],
@@ -121,14 +125,14 @@ def symbolic_bounds(*planted: str) -> dict:
 def test_no_program_can_leave_its_arguments(record_property):
     seen = symbolic_bounds()
     assert seen["reports"] == []
-    assert set(seen["launches"]) == KERNELS
+    assert set(seen["launches"]) == KERNELS - ONE_LAUNCH
     record_property("sanitizer samples, kernel launches", len(seen["launches"]))
 
 
 def test_triton_viz_sees_every_kernel_that_forgets_its_masks():
     seen = symbolic_bounds("load", "store")
     for access in ("load", "store"):
-        assert {r["kernel"] for r in seen["reports"] if r["access"] == access} == KERNELS
+        assert {r["kernel"] for r in seen["reports"] if r["access"] == access} == KERNELS - ONE_LAUNCH
 
 
 # ------------------------------------------------------------------------------------------- compute-sanitizer: a GPU

@@ -1,0 +1,343 @@
+"""Batch norm with ReLUs and a residual around it gives what its parts would give, and saves no activation for it."""
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from errors import assert_right
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import normlib
+from normlib import batch_norm as module
+from normlib import functional as N
+from normlib import reference
+
+OPS = torch.ops.normlib
+FORMS = {
+    "relu": {"activation": "relu"},
+    "pre-relu": {"pre_activation": "relu"},
+    "both": {"activation": "relu", "pre_activation": "relu"},
+    "residual": {"activation": "relu", "adds": True},
+    "everything": {"activation": "relu", "pre_activation": "relu", "adds": True},
+}
+ADDING = ("residual", "everything")
+every_form = pytest.mark.parametrize("form", FORMS)
+every_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+
+
+def draw(shape, dtype, device):
+    """x, residual, dy of the shape; weight, bias, running mean and variance of its channels."""
+    wide = torch.promote_types(dtype, torch.float32)
+    c = shape[1]
+    vectors = (torch.randn(c), torch.randn(c), torch.randn(c), torch.rand(c) + 0.5)
+    return *(torch.randn(shape).to(device, dtype) for _ in range(3)), *(v.to(device, wide) for v in vectors)
+
+
+def fused(x, residual, w, b, mean, var, training, activation=None, pre_activation=None, adds=False):
+    around = {"activation": activation, "pre_activation": pre_activation, "residual": residual if adds else None}
+    return N.batch_norm(x, mean, var, w, b, training, 0.3, 1e-5, **around)
+
+
+def parts(x, residual, w, b, mean, var, training, activation=None, pre_activation=None, adds=False):
+    y = F.batch_norm(x.relu() if pre_activation else x, mean, var, w, b, training, 0.3, 1e-5)
+    y = y + residual if adds else y
+    return y.relu() if activation else y
+
+
+def leaves(*tensors):
+    return [t.detach().clone().requires_grad_() for t in tensors]
+
+
+class Ran(TorchDispatchMode):
+    """The names of normlib's operators that ran, in order, and of PyTorch's that compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+# ---------------------------------------------------------------------------------------------------------- the values
+
+
+@every_mode
+@every_form
+def test_results_gradients_and_buffers_are_those_of_the_parts_in_float64(form, training, device):
+    x, residual, dy, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, device)
+    inputs, found = leaves(x, residual, w, b), []
+    wide = leaves(*(t.double() for t in (x, residual, w, b)))
+    for run, tensors, buffers in (
+        (fused, inputs, (mean.clone(), var.clone())),
+        (parts, wide, (mean.double(), var.double())),
+    ):
+        y = run(*tensors, *buffers, training, **FORMS[form])
+        gradients = torch.autograd.grad(y, tensors, dy.to(y.dtype), allow_unused=True)
+        found.append((y.detach(), *buffers, *gradients))
+    for name, out, truth in zip(("y", "mean", "var", "dx", "dresidual", "dw", "db"), *found, strict=True):
+        assert (out is None) == (truth is None) == (name == "dresidual" and form not in ADDING)
+        if out is not None and truth.any():
+            assert_right(out, truth, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_16_bits_there_is_one_rounding_and_not_one_a_part(dtype, device):
+    x, residual, _, w, b, mean, var = draw((4, 5, 3, 3), dtype, device)
+    truth = reference.batch_norm(x, w, b, 1e-5, residual=residual, relu=True)["y"]
+    assert_right(fused(x, residual, w, b, mean, var, True, **FORMS["residual"]), truth)
+    y = parts(x, residual, w, b, mean, var, True, **FORMS["residual"])
+    with pytest.raises(AssertionError, match="times the error of rounding"):
+        assert_right(y, truth)
+
+
+@every_form
+def test_zero_and_nan_are_treated_as_pytorch_treats_them(form, device):
+    x, residual, dy, _, b, mean, var = draw((4, 3, 2, 2), torch.float32, device)
+    # Channel 0 is zero before the activation, up to the last bit; channel 1 has a NaN.
+    w, b = torch.tensor([0.0, 1.0, 1.0], device=device), b * torch.tensor([0.0, 1.0, 1.0], device=device)
+    residual[:, 0] = 0.0
+    x[1, 1, 1, 1] = float("nan")
+    for training in (True, False):
+        found = []
+        for run in (fused, parts):
+            inputs = leaves(x, residual, w, b)
+            y = run(*inputs, mean.clone(), var.clone(), training, **FORMS[form])
+            found.append((y.detach(), *torch.autograd.grad(y, inputs, dy, allow_unused=True)))
+        for out, expected in zip(*found, strict=True):
+            if out is not None:
+                torch.testing.assert_close(out, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
+    if "relu" in FORMS[form].get("activation", ""):
+        assert not found[0][0][:, 0].any() and not found[0][0][:, 0].signbit().any()
+
+
+@pytest.mark.parametrize("layout", ["channels-last", "expanded", "transposed"])
+def test_a_residual_in_any_layout_is_understood(layout, device):
+    x, residual, dy, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, device)
+    views = {
+        "channels-last": lambda t: t.to(memory_format=torch.channels_last),
+        "expanded": lambda t: t[:1].expand(t.shape),
+        "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    }
+    residual = views[layout](residual)
+    for at in (x, x.to(memory_format=torch.channels_last)):
+        found = []
+        for r in (residual, residual.contiguous()):
+            inputs = leaves(at, w, b)
+            r = r.detach().requires_grad_()
+            y = fused(inputs[0], r, *inputs[1:], mean, var, True, **FORMS["residual"])
+            found.append((y, *torch.autograd.grad(y, (*inputs, r), dy)))
+        assert found[0][0].stride() == at.stride()
+        assert all(map(torch.equal, *found))
+
+
+# ------------------------------------------------------------------------------------------------------------ the cost
+
+
+@every_mode
+@every_form
+def test_no_activation_is_saved_but_the_input(form, training, device):
+    x, residual, _, w, b, mean, var = draw((4, 5, 16, 16), torch.float32, device)
+    inputs, saved = leaves(x, residual, w, b), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        fused(*inputs, mean, var, training, **FORMS[form])
+    large = [t for t in saved if t.numel() * t.element_size() >= x.numel() // 8]
+    assert large[0].data_ptr() == inputs[0].data_ptr()
+    assert [t.dtype for t in large[1:]] == ([torch.uint8] if form in ADDING else [])
+    # 5 channels are a tile of 8.
+    assert sum(t.numel() for t in large[1:]) <= 8 / 5 * x.numel() / 8
+
+
+@every_mode
+def test_without_a_backward_to_come_no_sign_is_kept(training, device):
+    x, residual, _, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, device)
+    kept = []
+    empty_signs = module.kernels.empty_signs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.kernels, "empty_signs", lambda *a: kept.append(1) or empty_signs(*a))
+        plain = fused(x, residual, w, b, mean, var, training, **FORMS["residual"])
+        with torch.no_grad():
+            fused(*leaves(x, residual, w, b), mean, var, training, **FORMS["residual"])
+        assert not kept
+        recorded = fused(*leaves(x, residual, w, b), mean, var, training, **FORMS["residual"])
+    assert kept and (not training or torch.equal(plain, recorded))
+
+
+@every_mode
+@every_form
+def test_one_operator_each_way(form, training, device):
+    x, residual, dy, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, device)
+    name = "batch_norm_add_relu" if form in ADDING else "batch_norm"
+    with Ran() as ran:
+        inputs = leaves(x, residual, w, b)
+        ran.names.clear()
+        torch.autograd.grad(fused(*inputs, mean, var, training, **FORMS[form]), inputs, dy, allow_unused=True)
+    operators = [n for n in ran.names if n.startswith("normlib::")]
+    assert operators == [f"normlib::{name}_{'train' if training else 'eval'}", f"normlib::{name}_backward"]
+    assert not {"aten::relu", "aten::threshold_backward", "aten::add"} & set(ran.names)
+
+
+@every_mode
+@pytest.mark.parametrize("needs", [n for n in product((True, False), repeat=3) if any(n)], ids=str)
+def test_only_what_needs_a_gradient_gets_one(needs, training, device):
+    x, residual, dy, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, device)
+    found = []
+    for flags in (needs, (True,) * 3):
+        inputs = [t.clone().requires_grad_(r) for t, r in zip((x, residual, w), flags, strict=True)]
+        fused(*inputs, b, mean.clone(), var.clone(), training, **FORMS["residual"]).backward(dy)
+        found.append([t.grad for t in inputs])
+    assert [g is not None for g in found[0]] == list(needs)
+    assert all(g is None or torch.equal(g, whole) for g, whole in zip(*found, strict=True))
+
+
+# -------------------------------------------------------------------------------------------- what PyTorch does with it
+
+
+@every_mode
+@pytest.mark.parametrize("form", ["both", "everything"])
+def test_derivatives_are_right_to_second_order(form, training, device):
+    x, residual, _, w, b, mean, var = (t.double() for t in draw((3, 2), torch.float64, device))
+
+    def run(x, w, b, *residual):
+        return fused(x, *(residual or (None,)), w, b, mean.clone(), var.clone(), training, **FORMS[form])
+
+    inputs = leaves(x, w, b, *([residual] if form in ADDING else []))
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+class Block(torch.nn.Module):
+    """The end of a residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = normlib.BatchNorm2d(5, activation="relu")
+        self.second = normlib.BatchNorm2d(5, activation="relu", pre_activation="relu")
+
+    def forward(self, x):
+        return self.second(self.first(x) * 0.5 - 0.1, x)
+
+
+def test_a_block_compiles_without_graph_breaks_and_once_for_every_batch(device):
+    torch._dynamo.reset()
+    eager = Block().to(device)
+    compiled, counter = copy.deepcopy(eager), CompileCounterWithBackend("aot_eager")
+    run = torch.compile(compiled, fullgraph=True, dynamic=None, backend=counter)
+    for batch in (3, 4, 6, 7):
+        x, *_ = draw((batch, 5, 3, 3), torch.float32, device)
+        torch._dynamo.mark_dynamic(x, 0)
+        found = []
+        for layer in (eager, run):
+            leaf = x.clone().requires_grad_()
+            torch._dynamo.mark_dynamic(leaf, 0)
+            y = layer(leaf)
+            parameters = (eager if layer is eager else compiled).parameters()
+            found.append((y, *torch.autograd.grad(y.square().sum(), (leaf, *parameters))))
+        torch.testing.assert_close(found[1], found[0])
+    assert counter.frame_count == 1
+
+
+def test_transforms_and_forward_mode_go_through_pytorchs_formulas(device):
+    x, residual, dy, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, device)
+    run = lambda x, r: fused(x, r, w, b, mean, var, False, **FORMS["everything"])
+    with Ran() as ran:
+        y, tangent = torch.func.jvp(run, (x, residual), (dy, dy))
+    assert not any(n.startswith("normlib::") for n in ran.names)
+    torch.testing.assert_close(y, run(x, residual))
+    assert not tangent[y == 0].any()
+
+
+def samples(device):
+    x, residual = (torch.randn(3, 2, 2, 2, device=device, requires_grad=True) for _ in range(2))
+    dy = torch.randn(3, 2, 2, 2, device=device)
+    w, b = (torch.randn(2, device=device, requires_grad=True) for _ in range(2))
+    mean, var = torch.zeros(2, device=device), torch.ones(2, device=device)
+    signs = torch.zeros_like(module.kernels.empty_signs(x))
+    pair = torch.zeros(2, 2, device=device)
+    return {
+        "batch_norm_train": (x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, True),
+        "batch_norm_eval": (x, w, b, mean, var, 1e-5, True, False),
+        "batch_norm_backward": (dy, x, pair, var, w, b, 1e-5, False, [True] * 3, True, True),
+        "batch_norm_add_relu_train": (x, residual, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, False),
+        "batch_norm_add_relu_eval": (x, residual, w, b, mean, var, 1e-5, True, True),
+        "batch_norm_add_relu_backward": (dy, x, signs, mean, var, w, b, 1e-5, True, [True] * 4, True),
+    }
+
+
+@pytest.mark.parametrize("name", list(samples("cpu")))
+def test_opcheck_passes(name, device):
+    opcheck(getattr(OPS, name).default, samples(device)[name])
+
+
+# ------------------------------------------------------------------------------------- where the kernels do not serve
+
+
+@every_mode
+@every_form
+def test_elsewhere_pytorchs_operators_run(form, training, monkeypatch):
+    x, residual, _, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, "cpu")
+    monkeypatch.setattr(module, "serves", lambda *_: False)
+    ours, theirs = (mean.clone(), var.clone()), (mean.clone(), var.clone())
+    with Ran() as ran:
+        y = fused(x, residual, w, b, *ours, training, **FORMS[form])
+    assert not any(n.startswith("normlib::") for n in ran.names)
+    assert torch.equal(y, parts(x, residual, w, b, *theirs, training, **FORMS[form]))
+    assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        ({"activation": "gelu"}, "activation must be None or 'relu', not 'gelu'"),
+        ({"pre_activation": "tanh"}, "pre_activation must be None or 'relu', not 'tanh'"),
+        ({"residual": torch.zeros(2, 3)}, "needs activation='relu'"),
+        ({"residual": torch.zeros(2, 1), "activation": "relu"}, r"\(2, 3\) torch.float32 on cpu; got \(2, 1\)"),
+        ({"residual": torch.zeros(2, 3).half(), "activation": "relu"}, "got .* torch.float16 on cpu"),
+        ({"residual": torch.zeros(2, 3, device="meta"), "activation": "relu"}, "got .* on meta"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_before_a_buffer_changes(around, said):
+    mean, var = torch.zeros(3), torch.ones(3)
+    with pytest.raises(ValueError, match=said):
+        N.batch_norm(torch.randn(2, 3), mean, var, training=True, **around)
+    assert not mean.any() and var.eq(1).all()
+
+
+# -------------------------------------------------------------------------------------------------------------- modules
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(normlib.BatchNorm1d, (4, 3)), (normlib.BatchNorm2d, (4, 3, 2, 2)), (normlib.BatchNorm3d, (2, 3, 2, 2, 2))],
+)
+def test_modules_hand_them_on_and_say_so(make, shape, device):
+    layer = make(3, momentum=0.3, activation="relu", pre_activation="relu", device=device)
+    plain = make(3, momentum=0.3, device=device)
+    x, residual, *_ = draw(shape, torch.float32, device)
+    expected = (plain(x.relu()) + residual).relu()
+    torch.testing.assert_close(layer(x, residual), expected)
+    assert torch.equal(layer.running_var, plain.running_var)
+    assert "activation='relu', pre_activation='relu'" in repr(layer) and "activation" not in repr(plain)
+    assert list(layer.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(layer.state_dict())
+    assert copy.deepcopy(layer).activation == "relu"
+
+
+def test_a_module_without_an_activation_takes_no_residual(device):
+    x = torch.randn(4, 3, device=device)
+    with pytest.raises(ValueError, match="needs activation='relu'"):
+        normlib.BatchNorm1d(3, device=device)(x, x)
+    with pytest.raises(ValueError, match="not 'silu'"):
+        normlib.BatchNorm1d(3, activation="silu")
+
+
+def test_a_converted_module_has_no_activation(device):
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).to(device)
+    normlib.convert(model)
+    assert isinstance(model[0], normlib.BatchNorm1d) and model[0].activation is None
+    assert (model(torch.randn(8, 3, device=device)) < 0).any()
