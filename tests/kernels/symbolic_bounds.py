@@ -122,7 +122,7 @@ def main() -> None:
                 if name.endswith("_kernel"):
                     monkeypatch.setattr(module, name, Traced(kernel, seen))
         for call in RAGGED if sys.argv[1:] else CALLS:
-            # Refused: rows that are one and the same; the reshaping by which signs are packed. And it reports falsely of
+            # Refused: rows that are one and the same; the reshaping by which signs are packed. It reports falsely of
             # batch norm in one launch, whose branches inside a loop it takes both ways.
             signs = call.operator.startswith("batch_norm_relu") and call.affine
             if call.layout != "expanded" and not signs and not call.cache:
