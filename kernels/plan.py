@@ -339,11 +339,11 @@ def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize:
 
 # Threads of a multiprocessor: few, so that each has the 168 registers without which the kernels of one launch spill.
 ONCE_THREADS = 384
-# In float32 a ReLU behind the norm takes more than that: so few threads that each has all the registers it can.
-ONCE_RELU_THREADS = 256
-# Bytes of an activation that a multiprocessor has in flight to keep device memory busy, three tiles of 16 bits; with
-# fewer, three launches of more programs are the better plan.
-ONCE_BYTES = 3 * 4096 * 2
+# Programs of a multiprocessor that keep device memory busy, at 4096 elements in flight each; with fewer, three launches
+# of more programs are the better plan.
+ONCE_PROGRAMS = 3
+# A ReLU behind the norm, and a residual, take more than 168: fewer threads, of which each has all that it can have.
+ONCE_RELU_THREADS, ONCE_RELU_PROGRAMS = 256, 2
 
 
 @dataclass(frozen=True)
@@ -374,7 +374,8 @@ def batch_norm_once(
     chosen = _batch_norm_values(plan.channels_last, itemsize, device)
     room = _room(chosen, device)
     threads = plan.options["num_warps"] * device.warp_size
-    programs = max((ONCE_RELU_THREADS if relu and itemsize == 4 else ONCE_THREADS) // threads, 1)
+    most_threads, least = (ONCE_RELU_THREADS, ONCE_RELU_PROGRAMS) if relu else (ONCE_THREADS, ONCE_PROGRAMS)
+    programs = max(most_threads // threads, 1)
     if plan.align < 4:  # narrow loads, each with an address of its own, take all the registers there are
         programs = 1
     options = launch_options(threads, device, programs)
@@ -382,8 +383,7 @@ def batch_norm_once(
     block_p = min(max(TILE[itemsize] // 4 // plan.block_c, 1), 256)
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
-    busy = programs * TILE[itemsize] * itemsize >= ONCE_BYTES
-    if not device.cooperative or not busy or group > (room if plan.groups == 1 else 2 * room):
+    if not device.cooperative or programs < least or group > (room if plan.groups == 1 else 2 * room):
         return None
     resident = programs * device.multiprocessors
     most = min(plan.groups, max(room // group, 1), resident)

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
-# Fused forms have the plans of the plain ones: a few shapes of theirs are enough.
+# Fused forms have the plans of the plain ones, and devices of one vendor nearly the same: a few shapes of theirs are
+# enough. `python -m bench.audit` takes every model on every device.
 COLLECT = """
 import json, sys
 from bench.audit import launches
@@ -26,7 +27,11 @@ from bench.audit.records import collect
 from bench.operators import operators
 plain = ("batch_norm", "layer_norm", "rms_norm")
 fused = [name for name in operators() if name not in plain]
-for record in collect(sys.argv[1], [*launches(plain), *launches(fused, ("extra",))]):
+few = ("resnet50", "extra")
+calls = launches(plain, None if sys.argv[1] == "sm_90" else few)
+if sys.argv[1] in ("sm_90", "gfx942"):
+    calls = [*calls, *launches(fused, ("extra",))]
+for record in collect(sys.argv[1], calls):
     print(json.dumps(record.as_dict()))
 """
 

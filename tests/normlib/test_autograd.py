@@ -7,6 +7,7 @@ import torch
 from torch.library import opcheck
 
 import normlib.functional as N
+from normlib.kernels.batch_norm import empty_signs
 
 OPS = torch.ops.normlib
 SUBSETS = [flags for flags in product((True, False), repeat=3) if any(flags)]
@@ -44,6 +45,7 @@ def samples(device):
     w, b = (torch.randn(6, device=device, requires_grad=True) for _ in range(2))
     mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
     pair, rows = torch.zeros(2, 4, device=device), torch.ones(4, device=device)
+    signs = torch.zeros_like(empty_signs(x))
     return {
         "layer_norm": [(x, [6], w, b, 1e-5), (x, [6], None, None, 1e-5)],
         "layer_norm_add": [(x, dy, [6], w, b, 1e-5)],
@@ -57,6 +59,9 @@ def samples(device):
             (dy, x, torch.zeros(2, 6, device=device), var, w, b, 1e-5, False, [True, True, True]),
             (dy, x, mean, var, w, None, 1e-5, True, [True, False, False]),
         ],
+        "batch_norm_add_relu_train": [(x, dy, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, False)],
+        "batch_norm_add_relu_eval": [(x, dy, w, b, mean, var, 1e-5, True, False)],
+        "batch_norm_add_relu_backward": [(dy, x, signs, mean, var, w, b, 1e-5, True, [True, True, True, False], False)],
     }
 
 
