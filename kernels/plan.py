@@ -342,8 +342,9 @@ ONCE_THREADS = 384
 # Programs of a multiprocessor that keep device memory busy, at 4096 elements in flight each; with fewer, three launches
 # of more programs are the better plan.
 ONCE_PROGRAMS = 3
-# A ReLU behind the norm, and a residual, take more than 168: fewer threads, of which each has all that it can have.
-ONCE_RELU_THREADS, ONCE_RELU_PROGRAMS = 256, 2
+# A ReLU behind the norm, and wider elements, take more than 168: fewer threads, of which each has all that it can have.
+# Elements twice as wide keep as many bytes in flight.
+ONCE_FEW_THREADS, ONCE_FEW_PROGRAMS = 256, 2
 
 
 @dataclass(frozen=True)
@@ -374,13 +375,15 @@ def batch_norm_once(
     chosen = _batch_norm_values(plan.channels_last, itemsize, device)
     room = _room(chosen, device)
     threads = plan.options["num_warps"] * device.warp_size
-    most_threads, least = (ONCE_RELU_THREADS, ONCE_RELU_PROGRAMS) if relu else (ONCE_THREADS, ONCE_PROGRAMS)
+    most_threads, least = (ONCE_THREADS, ONCE_PROGRAMS)
+    if relu or itemsize > 2:
+        most_threads, least = ONCE_FEW_THREADS, ONCE_FEW_PROGRAMS
     programs = max(most_threads // threads, 1)
     if plan.align < 4:  # narrow loads, each with an address of its own, take all the registers there are
         programs = 1
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
-    block_p = min(max(TILE[itemsize] // 4 // plan.block_c, 1), 256)
+    block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     if not device.cooperative or programs < least or group > (room if plan.groups == 1 else 2 * room):

@@ -27,10 +27,9 @@ from bench.audit.records import collect
 from bench.operators import operators
 plain = ("batch_norm", "layer_norm", "rms_norm")
 fused = [name for name in operators() if name not in plain]
-few = ("resnet50", "extra")
-calls = launches(plain, None if sys.argv[1] == "sm_90" else few)
-if sys.argv[1] in ("sm_90", "gfx942"):
-    calls = [*calls, *launches(fused, ("extra",))]
+calls = list(launches(plain, ("resnet50", "llama3-8b", "extra")))
+if sys.argv[1] == "sm_90":
+    calls += launches(fused, ("extra",))
 for record in collect(sys.argv[1], calls):
     print(json.dumps(record.as_dict()))
 """
