@@ -80,11 +80,19 @@ def test_a_layout_applies_to_the_operators_that_have_it():
 
 
 def test_a_mode_that_an_operator_lacks_leaves_that_operator_out():
-    assert {case.op for case in cases(op="all", mode="eval")} == {"batch_norm"}
+    assert {case.op for case in cases(op="all", mode="eval")} == {
+        "batch_norm",
+        "batch_norm_add_relu",
+        "batch_norm_relu",
+    }
 
 
 def test_an_operator_without_the_preset_is_left_out():
-    assert {case.op for case in cases(op="all", preset="resnet50")} == {"batch_norm"}
+    assert {case.op for case in cases(op="all", preset="resnet50")} == {
+        "batch_norm",
+        "batch_norm_add_relu",
+        "batch_norm_relu",
+    }
 
 
 def test_eps_is_the_operators_own_where_the_preset_has_none():
@@ -110,7 +118,7 @@ def test_values_given_twice_count_once():
 @pytest.mark.parametrize(
     ("given", "argument", "says"),
     [
-        ({"op": "bm"}, "--op", "bn, ln, ln_add, rms, rms_add"),
+        ({"op": "bm"}, "--op", "bn, bn_add_relu, bn_relu, ln, ln_add, rms, rms_add"),
         ({"op": ""}, "--op", "empty"),
         ({"dtype": "fp8"}, "--dtype", "fp32, fp16, bf16"),
         ({"dtype": "fp16,"}, "--dtype", "empty"),

@@ -129,16 +129,27 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
     dw, db = torch.randn(2, c)
     partials = torch.zeros(3, p.splits, c)
     corners = [(slice(0, p.block_c), 0), (slice(c - p.block_c, c), p.splits - 1)]
+    plain = {"RELU": False, "PRE_RELU": False}
     launch = {
-        "statistics": lambda: batch_norm._launch(batch_norm._batch_norm_stats_kernel, p, partials, x),
+        "statistics": lambda: batch_norm._launch(batch_norm._batch_norm_stats_kernel, p, partials, x, PRE_RELU=False),
         "evaluation": lambda: batch_norm._launch(
-            batch_norm._batch_norm_normalize_kernel, p, out, x, mean, var, weight, None, eps=1e-5, EVAL=True
+            batch_norm._batch_norm_normalize_kernel,
+            *(p, out, None, x, None, mean, var, weight, None),
+            **plain,
+            eps=1e-5,
+            EVAL=True,
         ),
         "sums": lambda: batch_norm._launch(
-            batch_norm._batch_norm_reduce_kernel, p, partials, None, dy, x, pair, rstd, weight, eps=1e-5, EVAL=False
+            batch_norm._batch_norm_reduce_kernel,
+            *(p, partials, None, None, dy, None, x, pair, rstd, weight, None),
+            **plain,
+            eps=1e-5,
+            EVAL=False,
         ),
         "input gradient": lambda: batch_norm._launch(
-            batch_norm._batch_norm_input_gradient_kernel, p, out, dy, x, pair, rstd, weight, dw, db
+            batch_norm._batch_norm_input_gradient_kernel,
+            *(p, out, None, dy, None, x, pair, rstd, weight, None, dw, db),
+            **plain,
         ),
     }
     assert x.numel() > BEYOND
