@@ -70,6 +70,7 @@ def rows(x):
 
 
 # The bare operators, as functions of x.
+SIGNS = torch.zeros(4096, dtype=torch.uint8)
 OPERATORS = {
     "layer_norm": lambda x: OPS.layer_norm(x, [6], W, B, 1e-5)[0],
     "layer_norm_add": lambda x: OPS.layer_norm_add(x, V, [6], W, B, 1e-5)[0],
@@ -80,6 +81,13 @@ OPERATORS = {
     "batch_norm_train": lambda x: OPS.batch_norm_train(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_eval": lambda x: OPS.batch_norm_eval(x, W, B, *BUFFERS, 1e-5),
     "batch_norm_backward": lambda x: OPS.batch_norm_backward(V, x, *BUFFERS, W, B, 1e-5, True, [True] * 3)[0],
+    "batch_norm_add_relu_train": lambda x: OPS.batch_norm_add_relu_train(
+        x, V, W, B, None, None, 0.1, 1e-5, True, False
+    )[0],
+    "batch_norm_add_relu_eval": lambda x: OPS.batch_norm_add_relu_eval(x, V, W, B, *BUFFERS, 1e-5, True, False)[0],
+    "batch_norm_add_relu_backward": lambda x: OPS.batch_norm_add_relu_backward(
+        V, x, SIGNS, *BUFFERS, W, B, 1e-5, True, [True] * 4, False
+    )[0],
 }
 
 
