@@ -54,10 +54,9 @@ from normlib.kernels.batch_norm_sweeps import (
     statistics,
     store_planes,
     sums_of_tiles,
-    tile_range,
 )
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, blocks, float_pair, store
+from normlib.kernels.numerics import accumulator, blocks, even_share, float_pair, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
 
@@ -84,7 +83,7 @@ def _batch_norm_stats_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
-    first, last = tile_range(split, splits, tiles)
+    first, last = even_share(split, splits, tiles)
     mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
     store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
 
@@ -158,7 +157,7 @@ def _batch_norm_normalize_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
-    first, last = tile_range(splits - 1 - tl.program_id(1), splits, tiles)
+    first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
     mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
@@ -198,7 +197,7 @@ def _batch_norm_reduce_kernel(
     SUMS: tl.constexpr = partials_ptr is not None
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
-    first, last = tile_range(split, splits, tiles)
+    first, last = even_share(split, splits, tiles)
     mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
@@ -236,7 +235,7 @@ def _batch_norm_input_gradient_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
-    first, last = tile_range(splits - 1 - tl.program_id(1), splits, tiles)
+    first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
     mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
@@ -292,7 +291,7 @@ def _batch_norm_forward_kernel(
     window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     groups = blocks(C, BLOCK_C)
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
-    first, last = tile_range(split, splits, tiles)
+    first, last = even_share(split, splits, tiles)
     for group in range(window, groups + lag, windows):
         c0 = group * BLOCK_C
         if group < groups:
@@ -369,7 +368,7 @@ def _batch_norm_backward_kernel(
     window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     groups = blocks(C, BLOCK_C)
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
-    first, last = tile_range(split, splits, tiles)
+    first, last = even_share(split, splits, tiles)
     for group in range(window, groups + lag, windows):
         c0 = group * BLOCK_C
         if group < groups:

@@ -9,16 +9,8 @@ The symbols are those of batch_norm.py.
 import triton
 import triton.language as tl
 
-from normlib.kernels.numerics import blocks, divide, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, reciprocal_sqrt, store
 from normlib.kernels.reduction import merge_all_moments, merge_moments, tile_moments
-
-
-@triton.jit
-def tile_range(split, splits, tiles):
-    """The tiles [first, last) of one split: contiguous, and as even as they come."""
-    share, over = tiles // splits, tiles % splits
-    first = split * share + tl.minimum(split, over)
-    return first, first + share + (split < over).to(tl.int32)
 
 
 @triton.jit
@@ -173,7 +165,7 @@ def merge_splits(
     for start in range(0, splits, BLOCK_P):
         split = start + p
         mask = (split < splits) & (c < C)
-        first, last = tile_range(split, splits, tiles)
+        first, last = even_share(split, splits, tiles)
         elements = elements_before(last, S, BLOCK_S) - elements_before(first, S, BLOCK_S)
         split_count = tl.where(split < splits, elements, 0).to(ACC)
         source = partials_ptr + split.to(tl.int64) * C + c

@@ -6,14 +6,6 @@ from bench.mutants.planting import Mutant
 
 # By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    ("batch_norm_sweeps", "tile_range"): (
-        (
-            "batch-uneven-split-short",
-            "the tile left over is given to no split",
-            "share + (split < over).to(tl.int32)",
-            "share",
-        ),
-    ),
     ("batch_norm_sweeps", "addresses"): (
         (
             "batch-channels-stride-short",

@@ -6,6 +6,14 @@ from bench.mutants.planting import Mutant
 
 # By the function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
+    ("numerics", "even_share"): (
+        (
+            "batch-uneven-split-short",
+            "the tile left over is given to no split",
+            "share + (part < over).to(tl.int32)",
+            "share",
+        ),
+    ),
     ("numerics", "store"): (
         (
             "bf16-truncated",
@@ -126,6 +134,7 @@ _EDITS = {
 
 # Only batch norm and wide rows merge moments; the rest is in every kernel.
 _CELLS = {
+    "even_share": ("batch",),
     "tile_moments": ("batch", "wide"),
     "merge_moments": ("batch", "wide"),
     "renormalize": ("batch", "wide"),
