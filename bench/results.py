@@ -12,7 +12,8 @@ import pandas as pd
 
 from bench.case import Case
 
-STATUSES = ("ok", "wrong", "oom", "crash", "timeout", "unsupported", "skipped")
+# `impossible`: faster than the memory can be, so that what was timed is not the work.
+STATUSES = ("ok", "wrong", "impossible", "oom", "crash", "timeout", "unsupported", "skipped")
 
 
 @dataclass
@@ -54,11 +55,26 @@ class Record:
     errors: list[TensorError] = field(default_factory=list)
     bytes_moved: int | None = None
     clock: str = ""  # cuda_event, or host_cpu and interpreter, which support no claim of speed
-    latency_us: float | None = None  # median
+    latency_us: float | None = None  # median of cold calls: nothing of theirs in the cache; bench/timing.py has all
+    latency_us_low: float | None = None  # 95% interval of that median, by ranks
+    latency_us_high: float | None = None
     latency_us_p10: float | None = None
     latency_us_p90: float | None = None
     latency_us_min: float | None = None
     samples: int | None = None
+    noise: float | None = None  # standard error of the mean over the mean
+    stopped: str = ""  # what ended the sampling: noise (low enough), steady (no longer falling) or budget
+    retaken: int | None = None  # samples thrown away and taken again, because the GPU was throttled
+    hot_us: float | None = None  # median of a call whose data the last one left in the cache
+    call_us: float | None = None  # one of many calls in a row, the host's work included
+    graph_us: float | None = None  # median of cold replays of a CUDA graph
+    kernel_us: float | None = None  # the kernels alone, added up
+    launches: int | None = None  # kernels a call
+    sm_clock_mhz: float | None = None  # this and what follows: the mean while the cell was timed
+    mem_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle: str = ""  # why the clocks were held down, reasons separated by commas; "" if they were not
     compile_ms: float | None = None
     peak_bytes: int | None = None
     gbps: float | None = None  # bytes_moved / latency; only with cuda_event
@@ -81,6 +97,11 @@ class Record:
         shape = "x".join(map(str, self.shape))
         family = {"normal": (), "offset": (f"offset{self.offset:.0e}",)}.get(self.inputs, (self.inputs,))
         return "/".join((self.op, shape, self.dtype, self.layout, self.mode, *family, self.provider))
+
+    @property
+    def key(self) -> str:
+        """The cell with what its name leaves out: by this a cell is told from every other one of a run."""
+        return f"{self.cell}/{self.eps:g}"
 
 
 def append(path: Path, record: Record) -> None:
