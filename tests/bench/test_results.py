@@ -77,7 +77,7 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
 def test_keys_of_a_newer_version_are_dropped(tmp_path):
     path = tmp_path / "records.jsonl"
     row = asdict(record())
-    row["power_w"] = 700
+    row["fan_speed"] = 700
     row["errors"][0]["l1"] = 0.5
     path.write_text(json.dumps(row) + "\n")
     assert list(results.read(path)) == [record()]
