@@ -9,12 +9,13 @@ rel_l2_error    relL2(out, ref). Judges fp32, at ROUNDINGS times STATISTIC_ROUND
 floor_ratio     rel_l2_error over relL2(ref rounded to the dtype, ref), which no result in that dtype can beat: 1.00
                 means that only the last rounding is left. Judges fp16 and bf16.
 error_vs_torch  rel_l2_error over PyTorch eager's on the same inputs. Judges fp32 too, whose floor is out of reach.
+                An error below half a unit in the last place counts as no larger than PyTorch's, as said below.
 scale_error     |mean over groups of <out, ref> / <ref, ref>, minus 1|. Random rounding averages out of it, what is
                 systematic (a wrong divisor, a wrong eps, a lost column) does not. A group is what shares a statistic.
 max_ulp         largest error in units in the last place of the reference, and where it is. Reported, not judged.
 masks_match     NaN, +Inf and -Inf exactly where the reference, rounded to the dtype, has them. Always judged.
 
-Two points of the definition need their reasons:
+Three points of the definition need their reasons:
 
 A small tensor (dw of 64 channels in bf16) has too few elements for honest rounding to average out, and one last
 rounding alone moves its scale by 2e-4. So scale_error is measured against the *rounded* reference's scale, not
@@ -26,8 +27,15 @@ In float32 the rounding cannot be taken out: every group's statistic is itself r
 reciprocal square root is off by up to STATISTIC_ROUNDING. These errors are independent from group to group, so
 their share in the mean falls with the square root of the number of groups G, and the bound for float32 is
 SCALE_BOUND + STATISTIC_ROUNDING / sqrt(G). At G = 1 that is 3.4e-7; a divisor of N + 1 moves the scale by 1/(2N),
-and is beyond that up to N = 1.4 million. For the same reason an error below STATISTIC_ROUNDING is never held against
-PyTorch's, which may be smaller by luck (or on a CPU, where it sums batch norm in float64).
+and is beyond that up to N = 1.4 million. A vector such as dw is one group of many statistics, whose errors weigh in its
+scale as their squares do in its energy: with shares s of it, summing to 1, G is 1 / sum(s^2). All of them count alike
+if they are of one size; if one channel has all the energy, its error is the scale's. For the same reason an error below
+STATISTIC_ROUNDING is never held against PyTorch's, which may be smaller by luck (or on a CPU, where it sums batch norm
+in float64).
+
+Nothing in float32 can be asked for less than correct rounding: half a unit in the last place of each element, which is
+2^-25 to 2^-24 of it, and of a tensor relL2(ref + half units, ref). Where PyTorch's error is smaller, because float64
+was rounded once and luckily, error_vs_torch is 1 up to that size, and beyond it the error over that size.
 
 dw and db are sums, whose terms may cancel: with three channels, one sum can be a tenth of what its terms would lead
 one to expect, and its relative error ten times as large in every honest float32 implementation. The operator says how
@@ -43,6 +51,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite, sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,8 +164,8 @@ def _compare(
         judged["floor_ratio"] = (floor_ratio, FLOOR_RATIO_BOUND)
     judged["scale_error"] = (scale, scale_bound)
     if yard is not None:
-        # PyTorch may be exact by luck; then what one rounding makes stands in for its error.
-        yard = yard or UNIT_ROUNDOFF
+        half_units = _ratio(float(_units(ref, dtype).norm()) / 2, norm) if norm else UNIT_ROUNDOFF
+        yard = min(max(rel, yard), max(yard, half_units)) or UNIT_ROUNDOFF
         error_vs_torch = rel / yard
         if dtype == "fp32":
             judged["error_vs_torch"] = (error_vs_torch, max(ERROR_VS_TORCH_BOUND, rounding / yard))
@@ -190,37 +199,42 @@ def _ties_as(out: Tensor, rounded: Tensor, ref: Tensor) -> Tensor:
     return torch.where((out - ref).abs() <= (rounded - ref).abs() + noise, out, rounded)
 
 
-def _scale_error(out: Tensor, rounded: Tensor, ref: Tensor, statistics_dim: int) -> tuple[float, int]:
+def _scale_error(out: Tensor, rounded: Tensor, ref: Tensor, statistics_dim: int) -> tuple[float, float]:
     """Scale of the output minus that of the rounded reference, and how many independent statistics went into it.
 
     A tensor of x's shape has one group an index of `statistics_dim`. A vector (dw, a running mean) is one group, but
-    each of its elements is a statistic of its own.
+    each of its elements is a statistic of its own, of the weight that its square has.
     """
-    if ref.dim() > statistics_dim and ref.dim() > 1:
-        out, rounded, ref = (t.movedim(statistics_dim, 0).flatten(1) for t in (out, rounded, ref))
-        statistics = ref.shape[0]
-    else:
+    vector = ref.dim() <= max(statistics_dim, 1)
+    if vector:
         out, rounded, ref = (t.reshape(1, -1) for t in (out, rounded, ref))
-        statistics = ref.shape[1]
+    else:
+        out, rounded, ref = (t.movedim(statistics_dim, 0).flatten(1) for t in (out, rounded, ref))
     energy = (ref * ref).sum(1)
     used = energy > 0
     if not bool(used.any()):
-        return 0.0, max(statistics, 1)
+        return 0.0, 1.0
     excess = ((out - rounded) * ref).sum(1)[used] / energy[used]
-    return abs(float(excess.mean())), max(statistics, 1)
+    statistics = 1.0 / float((ref * ref / energy).square().sum()) if vector else float(ref.shape[0])
+    return abs(float(excess.mean())), statistics
 
 
 def _max_ulp(out: Tensor, ref: Tensor, dtype: str) -> tuple[float, list[int]] | tuple[None, None]:
     """The largest error in units in the last place that `dtype` has at the reference, and its index."""
     if ref.numel() == 0:
         return None, None
+    ulps = (out - ref).abs() / _units(ref, dtype)
+    where = int(ulps.argmax())
+    index = [int(i) for i in np.unravel_index(where, ref.shape)]
+    return float(ulps.flatten()[where]), index
+
+
+def _units(ref: Tensor, dtype: str) -> Tensor:
+    """The unit in the last place that `dtype` has at each element."""
     bits, least = _FORMATS[dtype]
     # frexp's mantissa lies in [0.5, 1), so its exponent is one above the leading bit's.
     exponent = torch.frexp(ref).exponent.where(ref != 0, least).sub(1).clamp(min=least)
-    ulps = (out - ref).abs() / torch.ldexp(torch.ones_like(ref), exponent - bits)
-    where = int(ulps.argmax())
-    index = [int(i) for i in torch.unravel_index(torch.tensor(where), ref.shape)]
-    return float(ulps.flatten()[where]), index
+    return torch.ldexp(torch.ones_like(ref), exponent - bits)
 
 
 def _reason(error: TensorError) -> str:

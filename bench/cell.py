@@ -1,12 +1,13 @@
-"""One cell: built, every output checked against float64, only then timed, and checked once more on new inputs."""
+"""The cells of one case: each built, every output checked, then timed side by side, and checked on new inputs."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -14,7 +15,7 @@ from bench import accuracy, timing
 from bench.case import Case
 from bench.operators import Inputs, Operator, Reference
 from bench.providers import Outputs, Provider, Runnable, Unsupported
-from bench.results import Record, TensorError
+from bench.results import Record, TensorError, fill
 
 # Triton's OutOfResources (shared memory, registers) is told by its name, so that a CPU run need not import it.
 _OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
@@ -30,8 +31,55 @@ class Setting:
     device: torch.device
     seed: int
     baseline: str
-    copy_gbps: float | None
     yardstick: Provider
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell that has ended: its record, and every single time that was taken, by series."""
+
+    record: Record
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    poisoned: bool = False  # what follows in this process may be spoiled by it
+
+
+class DeviceLost(Exception):
+    """The device does not answer any more, as after an illegal access: this process can measure nothing more."""
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A cell that is ready to be timed."""
+
+    record: Record
+    cell: Runnable
+    inputs: Inputs
+    provider: Provider
+
+
+def record(
+    case: Case, provider: Provider, operator: Operator, setting: Setting, status: str, reason: str = ""
+) -> Record:
+    """The record of a cell that has no figures."""
+    return Record(
+        op=case.op,
+        shape=list(case.shape),
+        axes=dict(case.axes),
+        dtype=case.dtype,
+        layout=case.layout,
+        mode=case.mode,
+        eps=case.eps,
+        inputs=case.inputs,
+        offset=case.offset,
+        provider=provider.name,
+        backend=provider.name,
+        device=setting.device.type,
+        status=status,
+        reason=reason,
+        bytes_moved=operator.bytes_moved(case),
+        baseline=setting.baseline,
+        seed=setting.seed,
+    )
 
 
 class Problem:
@@ -49,52 +97,86 @@ class Problem:
         self._yardsticks: dict[str, tuple[dict[str, float] | None, str]] = {}
         self._fresh: tuple[Case, Inputs, Reference, dict[str, float]] | None = None
 
-    def record(self, case: Case, provider: Provider, status: str, reason: str = "") -> Record:
-        """The record of a cell that has no figures."""
-        return Record(
-            op=case.op,
-            shape=list(case.shape),
-            axes=dict(case.axes),
-            dtype=case.dtype,
-            layout=case.layout,
-            mode=case.mode,
-            eps=case.eps,
-            inputs=case.inputs,
-            offset=case.offset,
-            provider=provider.name,
-            backend=provider.name,
-            device=self._setting.device.type,
-            status=status,
-            reason=reason,
-            bytes_moved=self._operator.bytes_moved(case),
-            baseline=self._setting.baseline,
-            seed=self._setting.seed,
-        )
+    def measure(
+        self,
+        case: Case,
+        providers: Iterable[Provider],
+        finished: Callable[[Finished], None],
+        began: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """Measures the case with each provider, and hands over each cell when it has ended, whatever happened in it.
 
-    def measure(self, case: Case, provider: Provider, baseline: Record | None = None, timed: bool = True) -> Record:
-        """The cell's record, whatever happens in the provider; only KeyboardInterrupt and its like pass through.
+        Cells with inputs other than normal are judged by their errors alone, and so are providers that are never
+        timed; the others are timed side by side. What finds no memory beside the others is measured once more by
+        itself. `began` is told the provider whose code runs from then on, so that a death or a silence has a name.
 
-        `baseline` is the baseline's record of the same case, where there is one already; untimed, a cell is judged by
-        its errors alone.
+        Raises DeviceLost once the cell that lost it has been handed over; KeyboardInterrupt and its like pass through.
         """
-        missing = provider.unavailable(self._setting.device)
-        if missing:
-            return self.record(case, provider, "unsupported", missing)
-        record = self.record(case, provider, "ok")
-        shared = "inputs and reference: "
-        try:
-            self._truth(case)
-            shared = ""
-            self._measure(record, case, provider, baseline, timed)
-        except Unsupported as error:
-            record.status, record.reason = "unsupported", _one_line(str(error))
-        except Exception as error:
-            record.status, reason = _ending(error)
-            record.reason = shared + reason
-        if record.status in ("oom", "crash"):
-            # Only now, with the exception and the frames that it held gone, can memory be given back.
+        with _stream(self._setting.device):
+            crowded = self._together(case, tuple(providers), finished, began)
+            for provider in crowded:
+                self._together(case, (provider,), finished, began)
+
+    def judge(self, case: Case, provider: Provider) -> Record:
+        """The record of a cell that is checked and not timed, whatever happened in it."""
+        with _stream(self._setting.device):
+            found = self._build(case, provider)
+        return found.record if isinstance(found, _Built) else found
+
+    def _together(
+        self,
+        case: Case,
+        providers: tuple[Provider, ...],
+        finished: Callable[[Finished], None],
+        began: Callable[[str], None],
+    ) -> list[Provider]:
+        """As `measure`; gives back those that found no memory, unless there was only one."""
+        crowded: list[Provider] = []
+
+        def ended(provider: Provider, cell: Finished) -> None:
+            if cell.record.status == "oom" and len(providers) > 1:
+                crowded.append(provider)
+            else:
+                finished(cell)
+
+        built: dict[str, _Built] = {}
+        for provider in providers:
+            began(provider.name)
+            found = self._build(case, provider)
+            if isinstance(found, _Built):
+                built[provider.name] = found
+            else:
+                ended(provider, Finished(found))
+                if found.status in ("oom", "crash"):
+                    # Only now, with the exception and the frames that it held gone, can memory be given back.
+                    _free(self._setting.device)
+                    ask(self._setting.device)
+        measured = timing.measure_together(
+            {name: one.cell.run for name, one in built.items()},
+            self._setting.device,
+            interpreted=[name for name, one in built.items() if one.record.backend == timing.INTERPRETER],
+            seed=self._setting.seed,
+            began=began,
+        )
+        failed = len(measured) < len(built)
+        for name, result in measured.items():
+            one = built.pop(name)
+            began(name)
+            if isinstance(result, Exception):
+                one.record.status, one.record.reason = _ending(result)
+                failed = True
+                ended(one.provider, Finished(one.record))
+                continue
+            try:
+                self._finish(one, case, result)
+            except Exception as error:
+                one.record.status, one.record.reason = _ending(error)
+                failed = True
+            ended(one.provider, Finished(one.record, result.series, result.poisoned))
+        if failed:
             _free(self._setting.device)
-        return record
+            ask(self._setting.device)
+        return crowded
 
     def release(self) -> None:
         """Lets go of all tensors."""
@@ -103,7 +185,31 @@ class Problem:
             if self._setting.device.type == "cuda":
                 _free(self._setting.device)
 
-    def _measure(self, record: Record, case: Case, provider: Provider, baseline: Record | None, timed: bool) -> None:
+    def _record(self, case: Case, provider: Provider, status: str, reason: str = "") -> Record:
+        return record(case, provider, self._operator, self._setting, status, reason)
+
+    def _build(self, case: Case, provider: Provider) -> _Built | Record:
+        """The cell built and checked, or its record where that is the end of it."""
+        missing = provider.unavailable(self._setting.device)
+        if missing:
+            return self._record(case, provider, "unsupported", missing)
+        record = self._record(case, provider, "ok")
+        shared = "inputs and reference: "
+        try:
+            self._truth(case)
+            shared = ""
+            built = self._checked(record, case, provider)
+        except Unsupported as error:
+            record.status, record.reason = "unsupported", _one_line(str(error))
+        except Exception as error:
+            record.status, reason = _ending(error)
+            record.reason = shared + reason
+        else:
+            if case.inputs == "normal" and provider.timed:
+                return built
+        return record
+
+    def _checked(self, record: Record, case: Case, provider: Provider) -> _Built:
         device = self._setting.device
         original, _ = self._truth(case)
         yardstick, without = self._yardstick(case)
@@ -127,18 +233,20 @@ class Problem:
             record.status, record.reason = "wrong", f"writes into its input {', '.join(changed)}"
         elif record.status == "ok":
             record.reason = without
-        if not timed:
-            return
-
         if device.type == "cuda":
+            # While it is the only one with results in memory: side by side, the peaks of all would mix.
             torch.cuda.reset_peak_memory_stats(device)
             cell.run()
             _synchronize(device)
             record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
-        _put_timing(record, timing.measure(cell.run, device, record.backend == timing.INTERPRETER))
-        self._judge_again(record, case, cell, inputs)
-        if record.clock == timing.CUDA_EVENT:
-            _put_claims(record, baseline, self._setting.copy_gbps)
+        return _Built(record, cell, inputs, provider)
+
+    def _finish(self, one: _Built, case: Case, measured: timing.Timing) -> None:
+        fill(one.record, measured)
+        remarks = "; ".join(measured.remarks)
+        if remarks and one.record.status == "ok":
+            one.record.reason = "; ".join(part for part in (one.record.reason, remarks) if part)
+        self._judge_again(one.record, case, one.cell, one.inputs)
 
     def _judge_again(self, record: Record, case: Case, cell: Runnable, inputs: Inputs) -> None:
         """Runs what was timed on new inputs, its last results poisoned: a cached or unwritten one shows."""
@@ -198,26 +306,6 @@ class Problem:
         return self._yardsticks[case.mode]
 
 
-def _put_timing(record: Record, measured: timing.Timing) -> None:
-    record.clock = measured.clock
-    record.latency_us = measured.latency_us
-    record.latency_us_p10, record.latency_us_p90 = measured.p10, measured.p90
-    record.latency_us_min = measured.min
-    record.samples = measured.samples
-
-
-def _put_claims(record: Record, baseline: Record | None, copy_gbps: float | None) -> None:
-    """What a GPU's clock lets one claim. A wrong cell gets no speedup; a wrong baseline's time is still its time."""
-    if not record.latency_us:
-        return
-    if record.bytes_moved is not None:
-        record.gbps = record.bytes_moved / record.latency_us / 1e3
-        record.roofline_fraction = record.gbps / copy_gbps if copy_gbps else None
-    against = record if record.provider == record.baseline else baseline
-    if record.status == "ok" and against is not None and against.latency_us and against.clock == record.clock:
-        record.speedup = against.latency_us / record.latency_us
-
-
 def _copy(inputs: Inputs) -> Inputs:
     """Tensors of the same values and strides that share nothing with the originals."""
     return {name: tensor.detach().clone() for name, tensor in inputs.items()}
@@ -248,14 +336,32 @@ def _one_line(text: str) -> str:
     return lines[0][:_REASON_LENGTH] if lines else ""
 
 
+def _stream(device: torch.device) -> AbstractContextManager[object]:
+    """A stream of our own: backward runs where its forward ran, and no graph can be captured on the default stream."""
+    return torch.cuda.stream(_own_stream(device)) if device.type == "cuda" else nullcontext()
+
+
+@cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def ask(device: torch.device) -> None:
+    """Raises DeviceLost where the device does not answer."""
+    try:
+        _synchronize(device)
+    except RuntimeError as error:
+        raise DeviceLost(_one_line(str(error))) from error
+
+
 def _free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
-        # A device that was lost says so here again; the runner asks for itself.
+        # A device that was lost says so here again; `ask` asks for itself.
         with suppress(RuntimeError):
             torch.cuda.empty_cache()

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench import telemetry
+
 if TYPE_CHECKING:
     from bench.providers import Provider
 
@@ -61,6 +63,12 @@ def collect(device: torch.device, providers: Mapping[str, Provider]) -> dict[str
         **_git(Path(__file__).resolve().parent.parent),
         "providers": {name: _provider(provider, device) for name, provider in providers.items()},
     }
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What may change while a run goes on: clocks, heat and limits of a GPU, how busy the host is, the source."""
+    gpu = telemetry.clocks(device) if device.type == "cuda" else {}
+    return {"taken": now(), **gpu, "load_average": os.getloadavg()[0], **_git(Path(__file__).resolve().parent.parent)}
 
 
 def interpreting() -> bool:

@@ -104,6 +104,13 @@ class Record:
         return f"{self.cell}/{self.eps:g}"
 
 
+def fill(record: Record, measured: object) -> None:
+    """Copies what has been measured into the record, by the names that both have."""
+    for name in (f.name for f in fields(Record)):
+        if hasattr(measured, name):
+            setattr(record, name, getattr(measured, name))
+
+
 def append(path: Path, record: Record) -> None:
     """Adds one line and hands it to the operating system before returning."""
     with path.open("a", encoding="utf-8") as file:

@@ -15,14 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 from rich.console import Console
 
-from bench import environment, sweep
+from bench import devices, environment, sweep
+from bench.callable import make_callable
 from bench.case import DTYPES, INPUTS, MODES
 from bench.sweep import BadArgument
 
 if TYPE_CHECKING:
+    import torch
+
     from bench.operators import Operator
     from bench.providers import Provider
 
@@ -31,18 +33,23 @@ DEFAULT_BASELINE = YARDSTICK = "torch"
 # torch.compile needs a C++ compiler on a CPU, and its times there say nothing about a GPU: only when asked for.
 CPU_PROVIDERS = ("normlib", "torch")
 REPORTS = Path("reports")
-INTERPRETED = "no GPU is used: Triton's interpreter runs the kernels; errors are real, times support no claim of speed"
+
+# What may be said anew of a run that is continued.
+_BESIDE_RESUME = ("time_budget", "cell_timeout", "in_process", "force", "against")
 
 _NOTES = """\
 Lists are separated by commas. An axis, --dtype or --layout that is given replaces that part of every grid of the
 preset, in the operators that have it, and cases that become equal are measured once. A model preset is one grid a
 layer shape: `--preset resnet50 --batch 1` is that model at batch 1, and `--channels 64` leaves its sizes with 64
 channels. With every axis given, only the preset's dtypes and layouts are left to stand in for those not given.
---resume takes every argument from the run itself; --time-budget alone may be given anew.
+--resume takes every argument from the run itself; --time-budget, --cell-timeout and --force may be given besides.
+Cells run in a process of their own: one that crashes, hangs or is killed costs its cell alone. --in-process is for
+debuggers and profilers.
 --inputs other than normal are judged and not timed, and bring in textbook formulas (one_pass, two_pass, welford):
 %(families)s
 
-exit status: 0 done; 1 a normlib cell is wrong or crashed; 2 unusable arguments; 130 Ctrl-C
+exit status: 0 done; 1 a normlib cell is wrong or crashed, a time is impossible, or (--against) normlib got slower or
+wrong; 2 unusable arguments; 130 Ctrl-C
 """
 
 
@@ -69,9 +76,12 @@ def _main(typed: list[str]) -> int:
     early = _Parser(add_help=False, allow_abbrev=False)
     early.add_argument("--device")
     early.add_argument("--resume")
+    early.add_argument("--against")
     first = early.parse_known_args(typed)[0]
     stored = {} if first.resume is None else _stored(first.resume)
-    device, notes = _device(stored.get("device") if first.device is None else first.device)
+    if first.against is not None:
+        _stored(first.against, "--against")
+    device, notes = devices.choose(stored.get("device") if first.device is None else first.device)
 
     # From here on triton may be imported.
     from bench.operators import operators
@@ -80,8 +90,10 @@ def _main(typed: list[str]) -> int:
     given = vars(_parser(operators()).parse_args(typed))
     if first.resume is not None:
         _refuse_beside_resume(given)
-        again = {"time_budget": given["time_budget"]} if given["time_budget"] is not None else {}
+        again = {key: given[key] for key in _BESIDE_RESUME if given[key] not in (None, False)}
         given = {**given, **stored["arguments"], **again}
+    elif given["force"]:
+        raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
     return _run(typed, given, stored, device, notes, operators(), providers())
 
 
@@ -98,6 +110,7 @@ def _run(
     from bench.progress import display
     from bench.report import render
     from bench.summary import summary
+    from bench.worker import SILENCE_S
 
     asked = sweep.parse(given, operators, "smoke" if device.type == "cpu" else "quick")
     judging = any(family != "normal" for family, _ in asked.families)
@@ -111,6 +124,8 @@ def _run(
         device=device,
         seed=_seed("0" if given["seed"] is None else given["seed"]),
         time_budget=None if given["time_budget"] is None else sweep.seconds("--time-budget", given["time_budget"]),
+        cell_timeout=sweep.seconds("--cell-timeout", given["cell_timeout"] or f"{SILENCE_S:g}s"),
+        isolated=not given["in_process"],
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if given["list"]:
@@ -123,11 +138,13 @@ def _run(
     if stored:
         folder = Path(given["resume"])
         changed = environment.differences(stored, described, names)
-        if changed:
+        if changed and not given["force"]:
             raise BadArgument(
-                "--resume", f"{given['resume']} was measured under other conditions: {'; '.join(changed)}"
+                "--resume",
+                f"{given['resume']} was measured under other conditions: {'; '.join(changed)}; --force continues it",
             )
-        notes = [*sweep.unique([*stored["notes"], *notes]), f"continued {environment.now()}"]
+        forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
+        notes = [*sweep.unique([*stored["notes"], *notes]), f"continued {environment.now()}{forced}"]
         described |= {
             key: stored[key] for key in ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
         }
@@ -160,7 +177,8 @@ def _run(
     if outcome.stopped_by == "interrupt":
         return 130
     failed = any(r.provider == OURS and r.status in ("wrong", "crash") for r in outcome.records)
-    return 1 if failed or outcome.stopped_by == "error" else 0
+    impossible = any(r.status == "impossible" for r in outcome.records)
+    return 1 if failed or impossible or outcome.stopped_by == "error" else 0
 
 
 def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
@@ -190,27 +208,17 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     parser.add_argument("--baseline", metavar="NAME", help="the provider that speedups refer to (default torch)")
     parser.add_argument("--device", metavar="NAME", help="cuda or cpu; default cuda where there is one")
     parser.add_argument("--time-budget", metavar="TIME", help="start no cell after 90s, 10m, 1.5h; the rest is skipped")
+    parser.add_argument(
+        "--cell-timeout", metavar="TIME", help="a cell that is silent for so long is stopped (default 10m)"
+    )
+    parser.add_argument("--in-process", action="store_true", help="measure in this very process, for debuggers")
+    parser.add_argument("--against", metavar="DIR", help="compare with that run afterwards, as bench.compare does")
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default reports/TIME-OPS-DEVICE)")
     parser.add_argument("--resume", metavar="DIR", help="finish the interrupted run of this folder")
+    parser.add_argument("--force", action="store_true", help="with --resume: although machine or versions differ")
     parser.add_argument("--seed", metavar="N", help="of the random inputs (default 0)")
     parser.add_argument("--list", action="store_true", help="print the cells, presets and providers, and run nothing")
     return parser
-
-
-def _device(asked: str | None) -> tuple[torch.device, list[str]]:
-    """The device and what is to be said about it; on the CPU, Triton's interpreter is switched on."""
-    if asked is not None:
-        sweep.one_of("--device", asked, ("cuda", "cpu"))
-    gpu, interpreting = torch.cuda.is_available(), environment.interpreting()
-    if asked == "cuda" and not gpu:
-        raise BadArgument("--device", "there is no GPU that PyTorch can use here; cpu runs the interpreter")
-    if asked == "cuda" and interpreting:
-        raise BadArgument("--device", "TRITON_INTERPRET is set, which never runs on the GPU: unset it, or take cpu")
-    if gpu and not interpreting and asked != "cpu":
-        return torch.device("cuda", torch.cuda.current_device()), []
-    os.environ["TRITON_INTERPRET"] = "1"
-    kept = ["TRITON_INTERPRET was set, so the GPU is left alone"] if gpu and asked is None else []
-    return torch.device("cpu"), [*kept, INTERPRETED]
 
 
 def _providers(
@@ -248,29 +256,28 @@ def _seed(text: str) -> int:
 
 def _arguments(given: Mapping[str, Any], preset: str, names: Sequence[str], device: torch.device) -> dict[str, Any]:
     """What --resume needs to plan the same cells again, defaults made explicit."""
-    kept = {key: value for key, value in given.items() if key not in ("out", "resume", "list")}
+    kept = {key: value for key, value in given.items() if key not in ("out", "resume", "list", "force", "against")}
     return {**kept, "preset": preset, "providers": ",".join(names), "device": device.type}
 
 
-def _stored(resume: str) -> dict[str, Any]:
+def _stored(folder: str, option: str = "--resume") -> dict[str, Any]:
     try:
-        stored = environment.read(Path(resume))
+        stored = environment.read(Path(folder))
     except (OSError, ValueError):
         stored = {}
     if not isinstance(stored.get("arguments"), dict):
-        raise BadArgument("--resume", f"{resume!r} holds no run")
+        raise BadArgument(option, f"{folder!r} holds no run")
     return stored
 
 
 def _refuse_beside_resume(given: Mapping[str, Any]) -> None:
     beside = [
-        key for key, value in given.items() if value not in (None, False) and key not in ("resume", "time_budget")
+        key for key, value in given.items() if value not in (None, False) and key not in ("resume", *_BESIDE_RESUME)
     ]
     if beside:
         options = ", ".join("--" + key.replace("_", "-") for key in beside)
-        raise BadArgument(
-            options, "not together with --resume, which takes them from the run; --time-budget may be given"
-        )
+        allowed = ", ".join("--" + key.replace("_", "-") for key in _BESIDE_RESUME)
+        raise BadArgument(options, f"not together with --resume, which takes them from the run; allowed are {allowed}")
 
 
 def _new_folder(out: str | None, name: str) -> Path:
@@ -296,6 +303,8 @@ def _new_folder(out: str | None, name: str) -> Path:
         ) from error
     return folder
 
+
+make_callable(__name__, "run")
 
 if __name__ == "__main__":
     sys.exit(main())

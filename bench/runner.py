@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby, product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import cell, environment, results, timing
+from bench import claims, environment, results, samples
 from bench.case import Case
+from bench.cell import DeviceLost, Finished, Setting
 from bench.operators import Operator
 from bench.progress import Display
 from bench.providers import Provider
 from bench.results import Record
+from bench.worker import BUDGET_SPENT, SILENCE_S, Here, Measurer, Parts, Worker
 
 RECORDS = "records.jsonl"
 TABLE = "records.csv"
-BUDGET_SPENT = "the time budget was spent"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Plan:
     device: torch.device
     seed: int
     time_budget: float | None = None  # seconds
+    cell_timeout: float = SILENCE_S
+    isolated: bool = False  # measured in a process of its own
 
     @property
     def cells(self) -> int:
@@ -62,27 +65,37 @@ def run(plan: Plan, folder: Path, described: Mapping[str, Any], kept: Iterable[R
     outcome = Outcome(list(kept), stopped_by="error")
     described = {**described, "finished": None, "complete": False, "stopped_by": "", "cells_planned": plan.cells}
     results.rewrite(folder / RECORDS, outcome.records)
+    samples.mend(folder / samples.FILE)
     environment.write(folder, described)
-
-    def record(finished: Record) -> None:
-        results.append(folder / RECORDS, finished)
-        outcome.records.append(finished)
-        display.finished(finished)
+    cells = parts(plan)
+    measurer: Measurer = Worker(cells, plan.cell_timeout) if plan.isolated else Here(cells)
+    before = environment.conditions(plan.device)
 
     display.start(plan.cells, len(outcome.records))
     try:
-        if plan.device.type == "cuda" and described.get("copy_gbps") is None:
-            described["copy_gbps"] = timing.copy_bandwidth(plan.device)
+        if described.get("copy_gbps") is None:
+            described["copy_gbps"] = measurer.copy_gbps()
             environment.write(folder, described)
-        outcome.stopped_by = _sweep(plan, described.get("copy_gbps"), outcome.records, record, display)
+        roof = claims.Roof(described["copy_gbps"], (described.get("gpu") or {}).get("l2_bytes") or 0)
+        book = _Book(folder, outcome.records, plan.baseline, roof, display)
+        outcome.stopped_by = _sweep(plan, cells, measurer, book, display)
     except KeyboardInterrupt:
         outcome.stopped_by = "interrupt"
+    except DeviceLost:
+        pass
     finally:
+        measurer.close()
         display.stop()
         ending = {"finished": environment.now(), "complete": outcome.complete, "stopped_by": outcome.stopped_by}
-        environment.write(folder, {**described, **ending})
+        conditions = {"before": before, "after": environment.conditions(plan.device)}
+        environment.write(folder, {**described, **ending, "conditions": conditions})
         results.to_frame(outcome.records).to_csv(folder / TABLE, index=False)
     return outcome
+
+
+def parts(plan: Plan) -> Parts:
+    """What every process that measures for this plan must have."""
+    return Parts(Setting(plan.device, plan.seed, plan.baseline, plan.yardstick), plan.operators, plan.providers)
 
 
 def kept_records(folder: Path) -> list[Record]:
@@ -91,41 +104,48 @@ def kept_records(folder: Path) -> list[Record]:
     return [record for record in results.read(path) if record.status != "skipped"] if path.exists() else []
 
 
-def _sweep(
-    plan: Plan, copy_gbps: float | None, known: list[Record], record: Callable[[Record], None], display: Display
-) -> str:
+class _Book:
+    """Keeps the cells of one case until all have ended, for a speedup wants the baseline, and then writes them down."""
+
+    def __init__(self, folder: Path, records: list[Record], baseline: str, roof: claims.Roof, display: Display) -> None:
+        self._folder, self._records, self._baseline, self._roof = folder, records, baseline, roof
+        self._display = display
+        self._open: list[Finished] = []
+        self.known = {(record.case, record.provider): record for record in records}
+
+    def add(self, finished: Finished) -> None:
+        self._open.append(finished)
+
+    def close(self, case: Case) -> int:
+        """Writes samples first: a record on disk has its samples. Gives how many were skipped."""
+        ended = [finished.record for finished in self._open]
+        mine = {record.provider: record for record in ended}
+        claims.put(ended, mine.get(self._baseline) or self.known.get((case, self._baseline)), self._roof)
+        for finished in self._open:
+            record = finished.record
+            if finished.series:
+                samples.append(self._folder / samples.FILE, samples.Samples(record.key, finished.series))
+            results.append(self._folder / RECORDS, record)
+            self._records.append(record)
+            self.known[record.case, record.provider] = record
+            self._display.finished(record)
+        self._open = []
+        return sum(record.status == "skipped" for record in ended)
+
+
+def _sweep(plan: Plan, cells: Parts, measurer: Measurer, book: _Book, display: Display) -> str:
     """Runs the cells that are not known yet, and tells what stopped it."""
     deadline = float("inf") if plan.time_budget is None else time.monotonic() + plan.time_budget
-    done = {(r.case, r.provider): r for r in known}
-    stopped_by = ""
-    setting = cell.Setting(plan.device, plan.seed, plan.baseline, copy_gbps, plan.yardstick)
-    for shared, group in groupby(plan.cases, key=lambda case: case.problem):
-        problem = cell.Problem(shared, plan.operators[shared.op], setting)
-        for case, name in product(group, plan.providers):
-            if (case, name) in done:
-                continue
-            if time.monotonic() >= deadline:
-                stopped_by = "time budget"
-                record(problem.record(case, plan.providers[name], "skipped", BUDGET_SPENT))
-                continue
-            display.running(case, name)
-            provider = plan.providers[name]
-            timed = case.inputs == "normal" and provider.timed
-            finished = problem.measure(case, provider, done.get((case, plan.baseline)), timed)
-            done[case, name] = finished
-            record(finished)
-            if not _alive(plan.device):
-                return "error"
-        problem.release()
-    return stopped_by
-
-
-def _alive(device: torch.device) -> bool:
-    """Whether the device still answers: after an illegal access every later call in this process would fail."""
-    if device.type != "cuda":
-        return True
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return False
-    return True
+    skipped = 0
+    for case in plan.cases:
+        names = [name for name in plan.providers if (case, name) not in book.known]
+        try:
+            if time.monotonic() < deadline:
+                began = partial(display.running, case)
+                measurer.measure(case, names, book.add, began, deadline)
+            else:
+                for name in names:
+                    book.add(Finished(cells.record(case, name, "skipped", BUDGET_SPENT)))
+        finally:
+            skipped += book.close(case)
+    return "time budget" if skipped else ""

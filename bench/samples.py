@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = "samples.jsonl"
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,24 @@ def append(path: Path, samples: Samples) -> None:
     rounded = {name: [round(sample, 4) for sample in series] for name, series in samples.series.items()}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"key": samples.key, **rounded}) + "\n")
+
+
+def mend(path: Path) -> None:
+    """Drops a last line that was cut short, so that the next one stands by itself; no file is no fault."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, 2)
+        while end:
+            # Backwards, block by block: a line is short beside the file.
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            line_ends = file.read(end - start).rfind(b"\n")
+            if line_ends >= 0:
+                file.truncate(start + line_ends + 1)
+                return
+            end = start
+        file.truncate(0)
 
 
 def read(path: Path) -> Iterator[Samples]:

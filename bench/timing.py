@@ -1,54 +1,100 @@
-"""One measured region: how long `run()` takes, and how fast this device copies memory.
+"""What the cells of one case take, measured side by side, and how fast this device copies memory.
 
-On a GPU `triton.testing.do_bench` does the work, because its source does what a cold measurement needs: events are
-recorded around each call, a 256 MB buffer (more than any L2 there is) is cleared before each call and outside of the
-two events, and the counts of warm-up and measured calls scale with a first estimate. What it cannot know is the
-host: where Python takes longer to launch than the device to run, the figure is the launch's.
+On a GPU, in this order: cold calls (`latency_us`, the figure that counts), calls that find their data in the cache
+(`hot_us`), many calls in a row with the host's work (`call_us`), the kernels alone (`kernel_us`), and, last because a
+capture that fails may spoil the process, replays of a CUDA graph (`graph_us`). bench/gpu_clock.py says what is kept out
+of such a time, bench/sampling.py when enough of them have been taken.
 
-On a CPU nothing here supports a claim of speed; the clock's name says so.
+On a CPU nothing here supports a claim of speed; the clock's name says so, and there is only a latency.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import fmean, median
 from time import perf_counter
 
 import numpy as np
 import torch
 
+from bench import gpu_phases
+from bench.gpu_phases import Measured
+from bench.sampling import Rule, Series, median_interval, noise, side_by_side
+
 CUDA_EVENT, HOST_CPU, INTERPRETER = "cuda_event", "host_cpu", "interpreter"
 
-# do_bench's own defaults: long enough for a clock to rise, short enough for hundreds of cells.
-WARMUP_MS, REPEAT_MS = 25, 100
 # On a CPU: enough passes to see that a time is no accident, without holding up a run that is about errors.
-CPU_BUDGET_S, CPU_SAMPLES = 0.05, 10
+CPU = Rule(budget_s=0.05, most_samples=10)
 # Far beyond any L2, and small beside the memory of any device that runs a sweep.
 COPY_BYTES = 1 << 30
+# How much faster than a copy something may move its bytes and still be believed. A copy loses to the pins of the memory
+# what turning between reads and writes costs, a read does not; a copy that reaches four fifths of the pins leaves a
+# quarter. What this is to find (work left out, results kept, data in the cache) is mostly off by two and more.
+BEYOND_COPY = 1.25
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call: median, 10th and 90th percentile, least; how many samples; which clock."""
+    """Microseconds of one call, by what is in them, and the state of the device meanwhile.
 
-    latency_us: float
-    p10: float
-    p90: float
-    min: float
-    samples: int
+    `latency_us` is the median of cold calls, from `latency_us_low` to `latency_us_high` its 95% interval by ranks.
+    `series` has every single time by the name of its figure, in the order taken. A figure that could not be had is
+    None, and `remarks` says why.
+    """
+
     clock: str
+    latency_us: float
+    latency_us_low: float
+    latency_us_high: float
+    latency_us_p10: float
+    latency_us_p90: float
+    latency_us_min: float
+    samples: int
+    noise: float | None  # standard error of the mean over the mean
+    stopped: str  # noise, steady or budget: bench/sampling.py
+    retaken: int | None = None  # samples of a throttled GPU, thrown away; None where nobody could tell
+    hot_us: float | None = None
+    call_us: float | None = None
+    graph_us: float | None = None
+    kernel_us: float | None = None
+    launches: int | None = None
+    sm_clock_mhz: float | None = None
+    mem_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle: str = ""
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    poisoned: bool = False  # what comes after it in this process may be spoiled
 
 
-def measure(run: Callable[[], object], device: torch.device, interpreted: bool = False) -> Timing:
-    """Times `run`, which must have run once before (its first call compiles).
+def measure_together(
+    runs: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    interpreted: Collection[str] = (),
+    graphless: Collection[str] = (),
+    seed: int = 0,
+    began: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing | Exception]:
+    """Times the runs of one case, by name, in turns; each must have run once before (its first call compiles).
 
-    `interpreted` says that Triton's interpreter runs it: such a time is the interpreter's and is marked so.
+    A run that raises is out, its exception in its place, and the others go on. Where that has lost the device, only
+    what has failed by then is returned, the one that lost it last.
+
+    `began` is told a name before that run's code is run, never inside of a time that is measured. `interpreted` are
+    those that Triton's interpreter runs, whose times are marked so; of `graphless` no CUDA graph is tried. `seed`
+    settles the order of turns.
     """
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            return _summary(_gpu_samples_us(run), CUDA_EVENT)
-    return _summary(_cpu_samples_us(run), INTERPRETER if interpreted else HOST_CPU)
+        measured = gpu_phases.measure(runs, device, graphless, seed, began)
+        return {name: one if isinstance(one, Exception) else _on_gpu(one) for name, one in measured.items()}
+    blocks = {name: partial(_host_block, run) for name, run in runs.items()}
+    clocks = {name: INTERPRETER if name in interpreted else HOST_CPU for name in runs}
+    taken = side_by_side(blocks, CPU, seed=seed, began=began)
+    return {name: one if isinstance(one, Exception) else _timing(clocks[name], one) for name, one in taken.items()}
 
 
 def copy_bandwidth(device: torch.device) -> float | None:
@@ -62,27 +108,79 @@ def copy_bandwidth(device: torch.device) -> float | None:
     size = min(COPY_BYTES, free // 4)
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    timing = measure(lambda: target.copy_(source), device)
-    return 2 * source.nbytes / timing.latency_us / 1e3
+    copied = gpu_phases.cold(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / median(copied.samples) / 1e3
 
 
-def _gpu_samples_us(run: Callable[[], object]) -> list[float]:
-    # Imported here, for a CPU has no use for it and `bench.run` sets TRITON_INTERPRET first.
-    from triton.testing import do_bench
+def floor_us(bytes_moved: int, l2_bytes: int, copy_gbps: float) -> float:
+    """The least microseconds in which a cold call can move its bytes; what takes less did something else.
 
-    return [1e3 * ms for ms in do_bench(run, warmup=WARMUP_MS, rep=REPEAT_MS, return_mode="all")]
-
-
-def _cpu_samples_us(run: Callable[[], object]) -> list[float]:
-    samples: list[float] = []
-    end = perf_counter() + CPU_BUDGET_S
-    while not samples or (len(samples) < CPU_SAMPLES and perf_counter() < end):
-        start = perf_counter()
-        run()
-        samples.append(1e6 * (perf_counter() - start))
-    return samples
+    What a call writes may still be in the cache of `l2_bytes` when it ends, so that much need not have reached memory;
+    the rest moves at BEYOND_COPY times the bandwidth of a copy at most. 0 where everything fits into the cache, or
+    where the cache's size is unknown (0).
+    """
+    through_memory = max(0, bytes_moved - l2_bytes) if l2_bytes else 0
+    return through_memory / (BEYOND_COPY * copy_gbps) / 1e3
 
 
-def _summary(samples_us: list[float], clock: str) -> Timing:
-    p10, p90 = (float(p) for p in np.percentile(samples_us, (10, 90)))
-    return Timing(median(samples_us), p10, p90, min(samples_us), len(samples_us), clock)
+def _host_block(run: Callable[[], object]) -> list[float]:
+    start = perf_counter()
+    run()
+    return [1e6 * (perf_counter() - start)]
+
+
+def _on_gpu(measured: Measured) -> Timing:
+    kernels, graph = measured.kernels, measured.graph
+    remarks = {
+        "the host is in latency_us: ": "a call waits for the device" if measured.host_bound else "",
+        "no kernel_us: ": kernels.remark,
+        "no graph_us: ": graph.remark,
+    }
+    beside = {"hot_us": measured.hot} | ({"graph_us": graph.replays} if graph.replays else {})
+    timing = _timing(CUDA_EVENT, measured.cold, beside)
+    return replace(
+        timing,
+        call_us=measured.call_us,
+        kernel_us=kernels.kernel_us,
+        launches=kernels.launches,
+        remarks=tuple(what + why for what, why in remarks.items() if why),
+        poisoned=graph.poisoned,
+    )
+
+
+def _timing(clock: str, cold: Series, beside: Mapping[str, Series] | None = None) -> Timing:
+    """What the cold series says, with the medians of those taken beside it, and the device's state in all of them."""
+    series = {"cold_us": cold, **(beside or {})}
+    readings = [reading for one in series.values() for reading in one.readings]
+    low, high = median_interval(cold.samples)
+    p10, p90 = (float(p) for p in np.percentile(cold.samples, (10, 90)))
+    return Timing(
+        clock=clock,
+        latency_us=median(cold.samples),
+        latency_us_low=low,
+        latency_us_high=high,
+        latency_us_p10=p10,
+        latency_us_p90=p90,
+        latency_us_min=min(cold.samples),
+        samples=len(cold.samples),
+        noise=noise(cold.samples),
+        stopped=cold.stopped,
+        hot_us=_median(series.get("hot_us")),
+        graph_us=_median(series.get("graph_us")),
+        retaken=sum(one.retaken for one in series.values()) if readings else None,
+        sm_clock_mhz=_mean(reading.sm_clock_mhz for reading in readings),
+        mem_clock_mhz=_mean(reading.mem_clock_mhz for reading in readings),
+        power_w=_mean(reading.power_w for reading in readings),
+        temperature_c=_mean(reading.temperature_c for reading in readings),
+        throttle=", ".join(sorted(set().union(*(one.reasons for one in series.values())))),
+        series={name: one.samples for name, one in series.items()},
+    )
+
+
+def _median(series: Series | None) -> float | None:
+    return median(series.samples) if series else None
+
+
+def _mean(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return fmean(known) if known else None

@@ -121,7 +121,7 @@ def planning(tuning: Tuning) -> Iterator[None]:
 
 def gpu_clock(where: torch.device) -> Clock:
     """Times normlib's cells on a GPU, judged as in any run."""
-    setting = cell.Setting(where, 0, "normlib", None, providers()["torch"])
+    setting = cell.Setting(where, 0, "normlib", providers()["torch"])
     last: list[cell.Problem] = []
 
     def clock(case: Case, tuning: Tuning) -> float:
@@ -130,7 +130,9 @@ def gpu_clock(where: torch.device) -> Clock:
                 problem.release()
             last[:] = [cell.Problem(case.problem, operators()[case.op], setting)]
         with planning(tuning):
-            record = last[0].measure(case, providers()["normlib"])
+            ended: list[cell.Finished] = []
+            last[0].measure(case, [providers()["normlib"]], ended.append)
+        (record,) = (finished.record for finished in ended)
         return record.latency_us if record.status == "ok" and record.latency_us else inf
 
     return clock

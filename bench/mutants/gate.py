@@ -122,14 +122,14 @@ class Gate:
     """The cells, with inputs, references and PyTorch's errors that all mutants share."""
 
     def __init__(self, device: torch.device) -> None:
-        self._setting = cell.Setting(device, 0, "torch", None, providers()["torch"])
+        self._setting = cell.Setting(device, 0, "torch", providers()["torch"])
         self._problems: dict[Case, cell.Problem] = {}
 
     def measure(self, case: Case) -> Record:
         """The record of one cell, of the kernels that are planted now."""
         if case.problem not in self._problems:
             self._problems[case.problem] = cell.Problem(case.problem, operators()[case.op], self._setting)
-        return self._problems[case.problem].measure(case, providers()["normlib"], timed=False)
+        return self._problems[case.problem].judge(case, providers()["normlib"])
 
     def hunt(self, mutant: Mutant) -> Outcome:
         """Runs a mutant through its cells until one catches it."""

@@ -12,12 +12,14 @@ import torch
 import bench.operators
 import bench.providers
 import bench.report
-from bench import environment, results, run
+from bench import devices, environment, results, run
+from bench.case import MODES
 from bench.providers import Provider, Runnable
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = bench.providers.providers()["torch"]
-TINY = ["--op", "ln", "--tokens", "4", "--hidden", "8", "--dtype", "fp32"]
+# In this process, where the tests can replace providers.
+TINY = ["--op", "ln", "--tokens", "4", "--hidden", "8", "--dtype", "fp32", "--in-process"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +34,8 @@ def elsewhere(tmp_path, monkeypatch):
 class Fake(Provider):
     """PyTorch under another name; `change` is applied to its outputs, `error` raised in their place."""
 
-    def __init__(self, name, change=lambda out: out, error=None, reason=None):
-        self.name, self.change, self.error, self.reason = name, change, error, reason
+    def __init__(self, name, change=lambda out: out, error=None, reason=None, modes=MODES):
+        self.name, self.change, self.error, self.reason, self.modes = name, change, error, reason, modes
         self.built = 0
 
     def version(self):
@@ -44,7 +46,7 @@ class Fake(Provider):
 
     def build(self, case, inputs):
         self.built += 1
-        if self.error is not None:
+        if self.error is not None and case.mode in self.modes:
             raise self.error
         built = TORCH.build(case, inputs)
         return Runnable(built.run, lambda: self.change(built.outputs()))
@@ -117,6 +119,9 @@ BAD = [
     (["--out", ""], "--out", "empty"),
     (["--resume", "nowhere"], "--resume", "holds no run"),
     (["--resume", ""], "--resume", "holds no run"),
+    (["--force"], "--force", "only together with --resume"),
+    (["--cell-timeout", "0"], "--cell-timeout", "above zero"),
+    (["--against", "nowhere"], "--against", "holds no run"),
     (["--frobnicate"], "arguments", "--frobnicate"),
     (["stray\nline"], "arguments", "stray line"),
     (["--dtyp", "fp32"], "arguments", "--dtyp"),
@@ -155,7 +160,7 @@ def test_out_that_holds_a_run_is_refused_and_left_alone(elsewhere, capsys, regis
     assert [(path.name, path.read_text()) for path in (elsewhere / "a").iterdir()] == [(file, "mine")]
 
 
-def test_a_run_leaves_its_four_files_and_says_where_the_report_is(elsewhere, capsys, registered):
+def test_a_run_leaves_its_five_files_and_says_where_the_report_is(elsewhere, capsys, registered):
     assert run.main([*TINY, "--out", "a/b", "--seed", "3"]) == 0
     folder = Path("a/b")
     assert {path.name for path in folder.iterdir()} == {
@@ -163,6 +168,7 @@ def test_a_run_leaves_its_four_files_and_says_where_the_report_is(elsewhere, cap
         "records.csv",
         "records.jsonl",
         "report.html",
+        "samples.jsonl",
     }
     described = environment.read(folder)
     assert described["run"] == "b"
@@ -188,7 +194,7 @@ def test_without_out_the_run_lands_in_reports_under_its_time_operator_and_device
 
 
 def test_without_a_gpu_normlib_and_torch_run_the_smoke_preset(registered):
-    assert run.main(["--op", "rms", "--mode", "fwd", "--out", "a"]) == 0
+    assert run.main(["--op", "rms", "--mode", "fwd", "--out", "a", "--in-process"]) == 0
     described = environment.read(Path("a"))
     assert (described["arguments"]["preset"], described["arguments"]["providers"]) == ("smoke", "torch,normlib")
 
@@ -233,7 +239,7 @@ def test_a_wrong_peer_is_told_and_is_no_failure_of_ours(capsys, registered):
 
 
 def test_an_interrupt_still_makes_the_report_and_exits_130_and_resume_finishes_the_run(registered, capsys):
-    registered(Fake("normlib", error=KeyboardInterrupt()))
+    registered(Fake("normlib", error=KeyboardInterrupt(), modes=("bwd", "fwd_bwd")))
     assert run.main([*TINY, "--out", "a", "--seed", "5"]) == 130
     assert Path("a/report.html").exists()
     assert environment.read(Path("a"))["stopped_by"] == "interrupt"
@@ -248,10 +254,10 @@ def test_an_interrupt_still_makes_the_report_and_exits_130_and_resume_finishes_t
     assert any(note.startswith("continued ") for note in described["notes"])
     assert Path("a/records.jsonl").read_text().startswith(first)
     assert {r.seed for r in results.read(Path("a/records.jsonl"))} == {5}
-    assert working.built == 3
+    assert working.built == 2
 
     assert run.main(["--resume", "a"]) == 0
-    assert working.built == 3
+    assert working.built == 2
 
 
 def test_an_interrupt_before_the_first_cell_leaves_a_run_that_can_be_resumed(registered):
@@ -291,6 +297,8 @@ def test_resume_refuses_other_versions_and_says_which(registered, capsys):
     environment.write(Path("a"), {**described, "torch": "1.0"})
     capsys.readouterr()
     assert f"torch was '1.0', is {torch.__version__!r}" in refused(capsys, ["--resume", "a"])
+    assert run.main(["--resume", "a", "--force"]) == 0
+    assert "with --force under other conditions: torch was '1.0'" in environment.read(Path("a"))["notes"][-1]
 
 
 def test_resume_refuses_records_that_cannot_be_read(registered, capsys):
@@ -330,7 +338,7 @@ def test_help_names_every_axis_and_the_exit_statuses(capsys):
 
 def test_with_a_gpu_a_user_who_set_the_interpreter_gets_it_with_a_note(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    device, notes = run._device(None)
+    device, notes = devices.choose(None)
     assert device.type == "cpu"
     assert "TRITON_INTERPRET was set" in notes[0]
 
@@ -344,7 +352,7 @@ def test_with_a_gpu_it_is_taken_and_the_interpreter_stays_off(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert run._device(None) == (torch.device("cuda", 0), [])
+    assert devices.choose(None) == (torch.device("cuda", 0), [])
     assert "TRITON_INTERPRET" not in os.environ
 
 
@@ -355,7 +363,8 @@ def program(*argv, **changes):
 
 
 def test_the_program_measures_on_the_interpreter_and_makes_a_report(elsewhere):
-    done = program("-m", "bench.run", *TINY, "--mode", "fwd", "--providers", "torch", "--out", "a")
+    argv = [argument for argument in TINY if argument != "--in-process"]
+    done = program("-m", "bench.run", *argv, "--mode", "fwd", "--providers", "torch", "--out", "a")
     assert (done.returncode, done.stderr) == (0, "")
     assert "interpreter" in done.stdout
     (record,) = results.read(Path("a/records.jsonl"))

@@ -321,8 +321,11 @@ def test_without_a_yardstick_the_record_says_so(tmp_path):
 @pytest.fixture
 def gpu_clock(monkeypatch):
     """Cells that take as many microseconds as their provider's run says, by a clock that supports claims."""
-    measure = lambda run, device, interpreted: Timing(*[run.microseconds] * 4, 9, "cuda_event")
-    monkeypatch.setattr(cell.timing, "measure", measure)
+
+    def measure_together(runs, device, **others):
+        return {name: Timing("cuda_event", *[run.microseconds] * 6, 9, 0.0, "noise") for name, run in runs.items()}
+
+    monkeypatch.setattr(cell.timing, "measure_together", measure_together)
 
 
 def taking(microseconds, change=lambda out: out):
@@ -348,6 +351,15 @@ def test_bandwidth_is_the_bytes_that_must_move_over_the_time_and_its_fraction_of
     for record in outcome.records:
         assert record.gbps == pytest.approx(record.bytes_moved * 1e-9 / 10e-6)
         assert record.roofline_fraction == pytest.approx(record.gbps / 2)
+        assert record.status == "ok"
+
+
+def test_a_time_that_the_memory_cannot_have_made_is_impossible_and_no_speedup(tmp_path, gpu_clock):
+    described = {"copy_gbps": 1e-3, "gpu": {"l2_bytes": 1}}
+    providers = Scripted("base", taking(1e9)), Scripted(spoil=taking(10.0))
+    outcome = runner.run(plan(*providers, baseline="base"), tmp_path, described, [], Silent())
+    assert {(r.status, r.speedup) for r in outcome.records if r.provider == "scripted"} == {("impossible", None)}
+    assert statuses(outcome, "base") == {"ok"}
 
 
 def test_a_wrong_cell_keeps_its_time_and_gets_no_speedup(tmp_path, gpu_clock):
@@ -364,18 +376,27 @@ def test_no_speedup_over_a_baseline_that_has_no_time(tmp_path, gpu_clock):
     assert {(r.status, r.speedup) for r in outcome.records if r.provider == "scripted"} == {("ok", None)}
 
 
+def interrupting(built, case, inputs):
+    """Ctrl-C in the backward pass, the second case."""
+    if case.mode == "bwd":
+        raise KeyboardInterrupt
+    return built
+
+
 def test_an_interrupt_keeps_what_was_measured_and_a_second_sitting_measures_the_rest(tmp_path):
-    interrupted = Scripted(spoil=raising(KeyboardInterrupt()))
-    outcome, described = run(tmp_path, plan(TORCH, interrupted))
+    outcome, described = run(tmp_path, plan(TORCH, Scripted(spoil=interrupting)))
     assert outcome.stopped_by == described["stopped_by"] == "interrupt"
     assert described["complete"] is False
-    assert [r.provider for r in results.read(tmp_path / "records.jsonl")] == ["torch"]
+    assert [(r.provider, r.mode) for r in results.read(tmp_path / "records.jsonl")] == [
+        ("torch", "fwd"),
+        ("scripted", "fwd"),
+    ]
 
     counting = Scripted("torch"), Scripted()
     display = Silent()
     outcome, described = run(tmp_path, plan(*counting), display)
-    assert display.told[0] == ("start", 6, 1)
-    assert [len(provider.built) for provider in counting] == [2, 3]
+    assert display.told[0] == ("start", 6, 2)
+    assert [len(provider.built) for provider in counting] == [2, 2]
     assert described["complete"] is True
     names = [record.cell for record in results.read(tmp_path / "records.jsonl")]
     assert len(names) == len(set(names)) == 6
@@ -383,7 +404,7 @@ def test_an_interrupt_keeps_what_was_measured_and_a_second_sitting_measures_the_
 
 def test_a_baseline_of_the_earlier_sitting_gives_the_speedup(tmp_path, gpu_clock):
     base = Scripted("base", taking(30.0))
-    run(tmp_path, plan(base, Scripted(spoil=raising(KeyboardInterrupt())), baseline="base"))
+    run(tmp_path, plan(base, baseline="base"))
     outcome, _ = run(tmp_path, plan(base, Scripted(spoil=taking(10.0)), baseline="base"))
     assert {r.speedup for r in outcome.records if r.provider == "scripted"} == {3.0}
     assert len(base.built) == 3
@@ -443,8 +464,11 @@ def test_a_mistake_in_the_instrument_is_raised_and_noted(tmp_path, monkeypatch):
 
 
 def test_a_lost_device_stops_the_sweep_after_the_cell_that_lost_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_alive", lambda device: False)
-    outcome, described = run(tmp_path, plan(TORCH))
+    def lost(device):
+        raise cell.DeviceLost("an illegal memory access was encountered")
+
+    monkeypatch.setattr(cell, "ask", lost)
+    outcome, described = run(tmp_path, plan(Scripted(spoil=raising(RuntimeError("boom"))), TORCH))
     assert len(outcome.records) == 1
     assert described["stopped_by"] == "error"
 
@@ -453,7 +477,9 @@ def test_the_display_is_told_of_every_cell_and_stopped(tmp_path):
     display = Silent()
     run(tmp_path, plan(TORCH), display)
     assert display.told[0] == ("start", 3, 0)
-    assert [told[0] for told in display.told[1:-1]] == ["running", "finished"] * 3
+    told = [word for word, *_ in display.told[1:-1]]
+    assert told.count("finished") == 3
+    assert all(told[told.index("finished", i) - 1] == "running" for i in range(len(told)) if told[i] == "running")
     assert display.told[-1] == ("stop",)
 
 

@@ -1,0 +1,34 @@
+"""The device that a run measures on. Without a GPU Triton's interpreter is switched on, before triton is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from bench import environment, sweep
+from bench.sweep import BadArgument
+
+INTERPRETED = "no GPU is used: Triton's interpreter runs the kernels; errors are real, times support no claim of speed"
+
+
+def choose(asked: str | None) -> tuple[torch.device, list[str]]:
+    """The device (`cuda`, `cpu`, or by default what is there) and what is to be said about it.
+
+    Raises BadArgument where it is not there, or where triton was imported before it could be told to interpret.
+    """
+    if asked is not None:
+        sweep.one_of("--device", asked, ("cuda", "cpu"))
+    gpu, interpreting = torch.cuda.is_available(), environment.interpreting()
+    if asked == "cuda" and not gpu:
+        raise BadArgument("--device", "there is no GPU that PyTorch can use here; cpu runs the interpreter")
+    if asked == "cuda" and interpreting:
+        raise BadArgument("--device", "TRITON_INTERPRET is set, which never runs on the GPU: unset it, or take cpu")
+    if gpu and not interpreting and asked != "cpu":
+        return torch.device("cuda", torch.cuda.current_device()), []
+    if not interpreting and "triton" in sys.modules:
+        raise BadArgument("--device", "cpu needs TRITON_INTERPRET=1 in the environment before triton is imported")
+    os.environ["TRITON_INTERPRET"] = "1"
+    kept = ["TRITON_INTERPRET was set, so the GPU is left alone"] if gpu and asked is None else []
+    return torch.device("cpu"), [*kept, INTERPRETED]

@@ -1,0 +1,107 @@
+"""Providers that misbehave, each in one way: PyTorch under another name, until something happens.
+
+Their classes are importable, so that they reach a worker's process. What they do, they do in every cell of `mode`.
+"""
+
+import os
+import signal
+import time
+
+import torch
+
+from bench.providers import Provider, Runnable, providers
+
+TORCH = providers()["torch"]
+
+
+class Planted(Provider):
+    """`when` is the part of a cell that is spoiled: build, run (timed too) or outputs."""
+
+    def __init__(self, mode="fwd"):
+        self.name = type(self).__name__.lower()
+        self.mode = mode
+
+    def version(self):
+        return "1"
+
+    def build(self, case, inputs):
+        built = TORCH.build(case, inputs)
+        return self.spoil(built, inputs) if case.mode == self.mode else built
+
+    def spoil(self, built, inputs):
+        raise NotImplementedError
+
+
+class Raises(Planted):
+    def spoil(self, built, inputs):
+        raise RuntimeError("it broke")
+
+
+class Dies(Planted):
+    def spoil(self, built, inputs):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Exits(Planted):
+    def spoil(self, built, inputs):
+        os._exit(7)
+
+
+class DiesWhileTimed(Planted):
+    """Its third call is beyond those that check it."""
+
+    def spoil(self, built, inputs):
+        calls = []
+
+        def run():
+            calls.append(None)
+            if len(calls) > 3:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return built.run()
+
+        return Runnable(run, built.outputs)
+
+
+class Hangs(Planted):
+    def spoil(self, built, inputs):
+        time.sleep(3600)
+
+
+class Allocates(Planted):
+    def spoil(self, built, inputs):
+        return torch.empty(1 << 60)
+
+
+class Killed(Planted):
+    """As by a system that has run out of memory."""
+
+    def spoil(self, built, inputs):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class GivesNan(Planted):
+    def spoil(self, built, inputs):
+        return Runnable(built.run, lambda: {name: t * torch.nan for name, t in built.outputs().items()})
+
+
+class GivesZeros(Planted):
+    def spoil(self, built, inputs):
+        return Runnable(built.run, lambda: {name: torch.zeros_like(t) for name, t in built.outputs().items()})
+
+
+class GivesThePrevious(Planted):
+    """Right the first time, and the same ever after."""
+
+    def spoil(self, built, inputs):
+        previous = built.run()
+        return Runnable(lambda: previous, built.outputs)
+
+
+class ChangesItsInput(Planted):
+    def spoil(self, built, inputs):
+        def run():
+            found = built.run()
+            inputs["x"].add_(1)
+            return found
+
+        return Runnable(run, built.outputs)

@@ -1,0 +1,129 @@
+"""A worker's process may do what it likes: it costs one cell, and the others are measured."""
+
+import multiprocessing
+import os
+import random
+import time
+
+import planted
+import torch
+
+from bench import results, runner, samples, sweep
+from bench.operators import operators
+from bench.providers import providers
+from bench.worker import Worker
+
+# The least that a healthy cell of these sizes never needs: what is silent for longer hangs.
+SILENCE_S = 4.0
+SPOILED = {
+    planted.Raises: ("crash", "RuntimeError: it broke"),
+    planted.Dies: ("crash", "died of SIGSEGV"),
+    planted.Exits: ("crash", "ended with status 7"),
+    planted.DiesWhileTimed: ("crash", "died of SIGSEGV"),
+    planted.Hangs: ("timeout", "nothing was heard of it for 4 s"),
+    planted.Allocates: ("oom", "can't allocate memory"),
+    planted.Killed: ("oom", "killed"),
+    planted.GivesNan: ("wrong", "y: NaN"),
+    planted.GivesZeros: ("wrong", "y: scale_error 1 "),
+    planted.GivesThePrevious: ("wrong", "on new inputs after timing: y"),
+    planted.ChangesItsInput: ("wrong", "writes into its input x"),
+}
+
+
+class Silent:
+    def start(self, cells, done):
+        pass
+
+    def running(self, case, provider):
+        pass
+
+    def finished(self, record):
+        pass
+
+    def stop(self):
+        pass
+
+
+def cases(**given):
+    asked = {"op": "ln", "dtype": "fp32", "tokens": "4", "hidden": "8", "mode": "fwd,bwd", **given}
+    return tuple(sweep.cases(sweep.parse(asked, operators(), "smoke"), operators()))
+
+
+def plan(*chosen, **changes):
+    known = {
+        "cases": cases(),
+        "providers": {provider.name: provider for provider in (planted.TORCH, *chosen)},
+        "operators": operators(),
+        "baseline": "torch",
+        "yardstick": planted.TORCH,
+        "device": torch.device("cpu"),
+        "seed": 0,
+        "cell_timeout": SILENCE_S,
+    }
+    return runner.Plan(**{**known, **changes})
+
+
+def test_each_way_to_fail_has_its_status_and_reason_and_all_other_cells_are_measured(tmp_path):
+    spoilers = [kind() for kind in SPOILED]
+    planned = plan(*spoilers, providers()["normlib"], isolated=True)
+    outcome = runner.run(planned, tmp_path, {}, [], Silent())
+    assert outcome.complete
+    found = {(r.provider, r.mode): r for r in outcome.records}
+    assert len(found) == len(outcome.records) == planned.cells
+    for kind, (status, reason) in SPOILED.items():
+        spoiled = found.pop((kind.__name__.lower(), "fwd"))
+        assert (spoiled.status, reason in spoiled.reason) == (status, True), spoiled
+    assert {(r.status, r.latency_us is not None) for r in found.values()} == {("ok", True)}
+    with_samples = {r.key for r in outcome.records if r.latency_us is not None}
+    assert {kept.key for kept in samples.read(tmp_path / samples.FILE)} == with_samples
+
+
+def test_a_worker_that_cannot_start_costs_its_cells_and_does_not_hang(tmp_path):
+    class Unreachable(planted.Planted):
+        def __reduce__(self):
+            return os._exit, (3,)
+
+    found = []
+    parts = runner.parts(plan(Unreachable()))
+    Worker(parts, SILENCE_S).measure(cases()[0], ["torch", "unreachable"], found.append, lambda name: None)
+    assert [(f.record.status, f.record.reason) for f in found] == [("crash", "its process ended with status 3")] * 2
+
+
+def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
+    began = time.monotonic()
+    outcome = runner.run(plan(planted.Hangs(), isolated=True, time_budget=3.0), tmp_path, {}, [], Silent())
+    assert time.monotonic() - began < SILENCE_S + 3
+    assert outcome.stopped_by == "time budget"
+    assert {r.status for r in outcome.records} == {"skipped"}
+
+
+MANY = {"tokens": "1,2,3,4", "hidden": "64,96,128"}
+
+
+def sit(folder, began):
+    """One sitting of the run in `folder`."""
+    planned = plan(cases=cases(**MANY))
+    began.set()
+    runner.run(planned, folder, {}, runner.kept_records(folder), Silent())
+
+
+def test_a_run_that_is_killed_ten_times_ends_with_every_cell_once(tmp_path):
+    rng = random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    for kills in range(11):
+        began = context.Event()
+        sitting = context.Process(target=sit, args=(tmp_path, began))
+        sitting.start()
+        assert began.wait(60)
+        sitting.join(rng.uniform(0.02, 0.1) if kills < 10 else None)
+        if kills < 10:
+            assert sitting.exitcode is None, "the run ended before it was killed ten times"
+            sitting.kill()
+            sitting.join()
+    assert sitting.exitcode == 0
+    lines = (tmp_path / runner.RECORDS).read_text().splitlines()
+    records = list(results.read(tmp_path / runner.RECORDS))
+    assert {(r.case, r.provider) for r in records} == {(case, "torch") for case in cases(**MANY)}
+    assert len(lines) == len(records) == len({r.key for r in records})
+    assert {r.status for r in records} == {"ok"}
+    assert {s.key for s in samples.read(tmp_path / samples.FILE)} == {r.key for r in records}
