@@ -112,9 +112,9 @@ class Worker:
         self._parts, self._silence = parts, silence
         # A fork of this process would take its threads' locks and its CUDA context along, in a state of no use.
         self._context = multiprocessing.get_context("forkserver")
-        # Whether importing normlib's kernels leaves a GPU's driver untouched is not for the fork server to try.
+        # What every backward pass imports; and where it is known to leave a device untouched, what is to be measured.
         more = [__name__, "normlib"] if parts.setting.device.type == "cpu" else []
-        self._context.set_forkserver_preload(["torch", "pandas", *more])
+        self._context.set_forkserver_preload(["torch.fx.experimental.symbolic_shapes", "pandas", *more])
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._idle = False

@@ -3,6 +3,10 @@
 import os
 from collections import Counter
 
+# Before torch is imported, for this process and those that tests start: the tests run side by side, one on each core,
+# and threads that compete for a core cost small operators several times their work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
