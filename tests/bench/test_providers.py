@@ -8,42 +8,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from provider_cells import CPU, SHAPES, copies, errors_of, problem
 from torch import Tensor
 
-from bench import accuracy
 from bench.case import Case
 from bench.operators import Inputs, operators
 from bench.providers import Unsupported, _autograd, _cudnn_rows, providers
 
-CPU = torch.device("cpu")
-SHAPES = {
-    **dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu"), (3, 6, 4, 4)),
-    **dict.fromkeys(("layer_norm", "layer_norm_add", "rms_norm", "rms_norm_add"), (6, 40)),
-}
 CELLS = [(op, mode) for op, operator in operators().items() for mode in operator.modes]
 every_cell = pytest.mark.parametrize(("op", "mode"), CELLS, ids=["-".join(cell) for cell in CELLS])
-
-
-def problem(op: str, mode: str, dtype: str = "fp32", layout: str | None = None) -> tuple[Case, Inputs]:
-    operator = operators()[op]
-    case = Case(op, SHAPES[op], (), dtype, layout or operator.layouts[-1], mode)
-    return case, operator.inputs(case, CPU, 0)
-
-
-def copies(inputs: Inputs) -> Inputs:
-    return {name: tensor.clone() for name, tensor in inputs.items()}
-
-
-def errors_of(case: Case, inputs: Inputs, outputs: dict[str, Tensor]) -> list[str]:
-    operator = operators()[case.op]
-    truth = operator.reference(case, inputs)
-    wanted = {name: truth[name] for name in operator.outputs(case.mode)}
-    assert set(outputs) >= set(wanted)
-    return [
-        f"{error.tensor} {error.decided_by} {error.rel_l2_error}"
-        for error in accuracy.check(outputs, wanted, operator.dtypes(inputs), None, operator.statistics_dim)
-        if error.decided_by in ("missing", "masks_match") or (error.rel_l2_error or 0.0) > 1e-6
-    ]
 
 
 # The textbook's formulas, which are never timed, serve some cells alone: tests/bench/test_formulas.py.
@@ -53,7 +26,8 @@ def provider(request):
 
 
 def test_the_providers_are_found_and_each_has_a_version():
-    assert {"cudnn", "normlib", "torch", "torch_compile"} <= set(providers())
+    peers = {"apex", "cudnn", "flag_gems", "flash_linear_attention", "liger", "quack", "transformer_engine"}
+    assert {"normlib", "torch", "torch_compile"} | peers <= set(providers())
     assert all(found.version() for found in providers().values())
 
 

@@ -1,0 +1,40 @@
+"""Small cells of every operator for tests of providers, and what is wrong with a provider's outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench import accuracy
+from bench.case import Case
+from bench.operators import Inputs, operators
+
+CPU = torch.device("cpu")
+SHAPES = {
+    **dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu"), (3, 6, 4, 4)),
+    **dict.fromkeys(("layer_norm", "layer_norm_add", "rms_norm", "rms_norm_add"), (6, 40)),
+}
+FLOAT32_ERROR = 1e-6  # relative: a few roundings, at these shapes
+
+
+def problem(op: str, mode: str, dtype: str = "fp32", layout: str | None = None) -> tuple[Case, Inputs]:
+    operator = operators()[op]
+    case = Case(op, SHAPES[op], (), dtype, layout or operator.layouts[-1], mode)
+    return case, operator.inputs(case, CPU, 0)
+
+
+def copies(inputs: Inputs) -> Inputs:
+    return {name: tensor.clone() for name, tensor in inputs.items()}
+
+
+def errors_of(case: Case, inputs: Inputs, outputs: dict[str, Tensor]) -> list[str]:
+    """What is wrong with the outputs of a float32 cell, a line a tensor."""
+    operator = operators()[case.op]
+    truth = operator.reference(case, inputs)
+    wanted = {name: truth[name] for name in operator.outputs(case.mode)}
+    assert set(outputs) >= set(wanted)
+    return [
+        f"{error.tensor} {error.decided_by} {error.rel_l2_error}"
+        for error in accuracy.check(outputs, wanted, operator.dtypes(inputs), None, operator.statistics_dim)
+        if error.decided_by in ("missing", "masks_match") or (error.rel_l2_error or 0.0) > FLOAT32_ERROR
+    ]
