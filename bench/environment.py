@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import telemetry
+from bench import telemetry, timing
 
 if TYPE_CHECKING:
     from bench.providers import Provider
@@ -147,7 +147,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "capability": f"{found.major}.{found.minor}",
         "multiprocessors": found.multi_processor_count,
         "memory_bytes": found.total_memory,
-        "l2_bytes": getattr(found, "L2_cache_size", None),
+        "l2_bytes": timing.cache_bytes(device),
         "driver": smi.pop("driver_version", None),
         "clocks": smi or None,
     }

@@ -1,27 +1,60 @@
-"""What --list prints: the cells that would run, and the operators, presets and providers there are."""
+"""What --list prints: the operators, presets and providers there are, and the cells that would run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from bench import sweep
+from bench.case import Case
+from bench.cost import expected_seconds
+from bench.operators import Operator
 from bench.providers import Provider
+from bench.reduced import reduced
 from bench.runner import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+# Seconds of a unit, from the largest; a time is told in the first that it fills.
+_UNITS = {"h": 3600, "min": 60, "s": 1}
 
 
 def show(console: Console, plan: Plan, providers: Mapping[str, Provider]) -> None:
     """Tables on a terminal; elsewhere one line a thing, its kind first, for grep and cut."""
     cells = [(case.label, name) for case in plan.cases for name in plan.providers]
     has = [(o.name, o.short, "x".join(o.axes), ", ".join(o.modes)) for o in plan.operators.values()]
-    presets = [(o.short, name, preset.about) for o in plan.operators.values() for name, preset in o.presets.items()]
     can = [(name, provider.unavailable(plan.device) or "available") for name, provider in providers.items()]
     _table(console, "operator", ("operator", "short", "axes", "modes"), has)
-    _table(console, "preset", ("operator", "preset", "about"), presets)
+    _table(console, "preset", ("preset", "operators", "cells", "time", "about"), list(_presets(plan)))
     _table(console, "provider", ("provider", "here"), can)
     _table(console, "cell", ("case", "provider"), cells)
-    console.print(f"{len(plan.cases)} cases, {plan.cells} cells")
+    time = about(plan.cases, plan.providers, plan.device)
+    console.print(f"{len(plan.cases)} cases, {plan.cells} cells, {time} by a rule of thumb", markup=False)
+
+
+def about(cases: Sequence[Case], providers: Collection[str], device: torch.device) -> str:
+    """The expected time in words: `about 40 s`, `about 2 min`, `about 1.5 h`."""
+    seconds = sum(expected_seconds(case, providers, device) for case in cases)
+    unit, length = next(((u, n) for u, n in _UNITS.items() if seconds >= n), ("s", 1))
+    return f"about {max(seconds / length, 1):.2g} {unit}"
+
+
+def _presets(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """A row a preset, for the operators that have it alike, with the cells and time of this plan's providers."""
+    alike: dict[tuple[str, str], list[Operator]] = {}
+    for name in sweep.presets_of(plan.operators.values()):
+        for operator in plan.operators.values():
+            if name in operator.presets:
+                alike.setdefault((name, operator.presets[name].about), []).append(operator)
+    for (name, what), operators in alike.items():
+        every = sweep.cases(sweep.Sweep(tuple(o.name for o in operators), name), plan.operators)
+        cases, _ = reduced(every, plan.device)
+        time = about(cases, plan.providers, plan.device)
+        yield name, ", ".join(o.short for o in operators), str(len(cases) * len(plan.providers)), time, what
 
 
 def _table(console: Console, kind: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

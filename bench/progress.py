@@ -12,7 +12,7 @@ from bench.case import Case
 from bench.results import Record
 
 # Endings that are told at once; the others are counted in the table at the end.
-TROUBLE = ("wrong", "crash", "oom", "timeout")
+TROUBLE = ("wrong", "impossible", "crash", "oom", "timeout")
 # Seconds between lines: often enough to see that it lives, seldom enough for a log.
 _PERIOD = 5.0
 

@@ -41,7 +41,8 @@ _NOTES = """\
 Lists are separated by commas. An axis, --dtype or --layout that is given replaces that part of every grid of the
 preset, in the operators that have it, and cases that become equal are measured once. A model preset is one grid a
 layer shape: `--preset resnet50 --batch 1` is that model at batch 1, and `--channels 64` leaves its sizes with 64
-channels. With every axis given, only the preset's dtypes and layouts are left to stand in for those not given.
+channels. With every axis given, only the preset's dtypes and layouts are left to stand in for those not given. A preset
+may have modes of its own, as MODEL and MODEL-inference do; --mode replaces them.
 --resume takes every argument from the run itself; --time-budget, --cell-timeout and --force may be given besides.
 Cells run in a process of their own: one that crashes, hangs or is killed costs its cell alone. --in-process is for
 debuggers and profilers.
@@ -107,7 +108,10 @@ def _run(
     providers: Mapping[str, Provider],
 ) -> int:
     from bench import listing, runner
+    from bench.headline import headlines
+    from bench.order import coarse_first
     from bench.progress import display
+    from bench.reduced import reduced
     from bench.report import render
     from bench.summary import summary
     from bench.worker import SILENCE_S
@@ -115,8 +119,9 @@ def _run(
     asked = sweep.parse(given, operators, "smoke" if device.type == "cpu" else "quick")
     judging = any(family != "normal" for family, _ in asked.families)
     names, baseline, left_out = _providers(given, providers, device, judging)
+    cases, smaller = reduced(sweep.cases(asked, operators), device, asked.axes)
     plan = runner.Plan(
-        cases=tuple(sweep.cases(asked, operators)),
+        cases=tuple(cases if given["time_budget"] is None else coarse_first(cases)),
         providers={name: providers[name] for name in names},
         operators=operators,
         baseline=baseline,
@@ -133,7 +138,7 @@ def _run(
         return 0
 
     lacking = [name for name in asked.operators if asked.preset not in operators[name].presets]
-    notes += [*left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
+    notes += [*smaller, *left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
     described = environment.collect(device, providers)
     if stored:
         folder = Path(given["resume"])
@@ -172,13 +177,23 @@ def _run(
         console.print(line, markup=False)
     outcome = runner.run(plan, folder, described, kept, display(console))
     summary(console, outcome, baseline, OURS)
+    for headline in headlines(outcome.records, described):
+        console.print(headline.sentence(baseline, OURS), markup=False)
     if outcome.records:
         console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
     if outcome.stopped_by == "interrupt":
         return 130
     failed = any(r.provider == OURS and r.status in ("wrong", "crash") for r in outcome.records)
     impossible = any(r.status == "impossible" for r in outcome.records)
-    return 1 if failed or impossible or outcome.stopped_by == "error" else 0
+    regressed = given["against"] is not None and _compared(given["against"], folder)
+    return 1 if failed or impossible or regressed or outcome.stopped_by == "error" else 0
+
+
+def _compared(before: str, folder: Path) -> bool:
+    """Whether normlib got slower or wrong since that run; prints what bench.compare prints."""
+    from bench.compare.__main__ import main as compare
+
+    return compare([before, str(folder), "--provider", OURS]) == 1
 
 
 def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
@@ -190,9 +205,13 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
         description="Measures normalization layers: error against float64, and speed on a GPU.",
     )
     short = [operator.short for operator in operators.values()]
-    presets = ", ".join(sweep.presets_of(operators.values()))
+    presets = ", ".join(name for name in sweep.presets_of(operators.values()) if not name.endswith("-inference"))
     parser.add_argument("--op", metavar="OPS", help=f"{', '.join(short)} or all (the default)")
-    parser.add_argument("--preset", metavar="NAME", help=f"{presets}; default quick, without a GPU smoke")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"{presets}; a model's name means training, and there is MODEL-inference; default quick, no GPU: smoke",
+    )
     parser.add_argument("--mode", metavar="MODES", help=", ".join(f"{name} ({what})" for name, what in MODES.items()))
     parser.add_argument("--dtype", metavar="DTYPES", help=", ".join(DTYPES))
     layouts = sweep.unique(layout for operator in operators.values() for layout in operator.layouts)
@@ -217,7 +236,11 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     parser.add_argument("--resume", metavar="DIR", help="finish the interrupted run of this folder")
     parser.add_argument("--force", action="store_true", help="with --resume: although machine or versions differ")
     parser.add_argument("--seed", metavar="N", help="of the random inputs (default 0)")
-    parser.add_argument("--list", action="store_true", help="print the cells, presets and providers, and run nothing")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="print the cells, presets, providers and about how long they take; run nothing",
+    )
     return parser
 
 

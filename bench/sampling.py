@@ -28,7 +28,7 @@ LEAST_SAMPLES = 20
 # Samples of one block share a moment; what changes between moments needs several of them to show.
 LEAST_BLOCKS = 5
 # Samples of one distribution lower the noise by sqrt(2) = 1.41 when they double. From this many on, less than this
-# factor is no accident of the estimate: their spread grows, by a drift or by ever wilder outliers, and more buy nothing.
+# factor is no accident of the estimate: their spread grows, by drift or ever wilder outliers, and more buy nothing.
 STEADY_SAMPLES, STEADY_GAIN = 200, 1.1
 # How often one rival's blocks are taken again because the device was throttled, and how long it rests before: at first
 # as long as nvbench waits by default, then twice as long each time.

@@ -9,7 +9,7 @@ from statistics import geometric_mean
 from rich.console import Console
 from rich.table import Table
 
-from bench.progress import cell_name
+from bench.progress import TROUBLE, cell_name
 from bench.results import STATUSES, Record, TensorError
 from bench.runner import Outcome
 
@@ -64,7 +64,7 @@ def _mean_speedup(records: Iterable[Record]) -> str:
 
 
 def _print_losses(console: Console, records: Sequence[Record], baseline: str) -> None:
-    bad = [f"{r.status}: {cell_name(r)}" for r in records if r.status in ("wrong", "crash", "oom")]
+    bad = [f"{r.status}: {cell_name(r)}" for r in records if r.status in TROUBLE]
     slow = sorted((r.speedup, cell_name(r)) for r in records if r.speedup is not None and r.speedup < 1)
     for lines in (bad, [f"slower than {baseline}: {name} {speedup:.2f}x" for speedup, name in slow]):
         for line in lines[:_MOST_LOSSES]:

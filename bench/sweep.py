@@ -11,6 +11,7 @@ from math import prod
 from reprlib import repr as shortened
 from typing import TypeVar
 
+from bench.callable import make_callable
 from bench.case import DTYPES, INPUTS, OFFSETS, Case
 from bench.operators import Grid, Operator
 
@@ -37,7 +38,7 @@ class BadArgument(Exception):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be crossed. None means: as the preset (dtypes, layouts) or the operator (modes) has it."""
+    """What is to be crossed. None means: as the preset has it, or, for modes, the operator where it has none."""
 
     operators: tuple[str, ...]
     preset: str
@@ -179,7 +180,9 @@ def unique(items: Iterable[V]) -> tuple[V, ...]:
 
 
 def _cases_of(operator: Operator, sweep: Sweep) -> Iterator[Case]:
-    modes = [mode for mode in sweep.modes or operator.modes if mode in operator.modes]
+    preset = operator.presets.get(sweep.preset)
+    wanted = sweep.modes or (preset and preset.modes) or operator.modes
+    modes = [mode for mode in wanted if mode in operator.modes]
     for problem in unique(_problems(operator, sweep)):
         for mode in modes:
             yield replace(problem, mode=mode)
@@ -222,3 +225,6 @@ def _shape(operator: Operator, axes: tuple[tuple[str, Value], ...]) -> tuple[int
     if prod(shape) > _MOST_ELEMENTS:
         raise BadArgument(typed, f"{prod(shape)} elements are more than a device holds ({_MOST_ELEMENTS} at most)")
     return shape
+
+
+make_callable(__name__, "sweep")

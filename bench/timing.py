@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from bench import gpu_phases
+from bench.gpu_clock import cache_bytes as cache_bytes  # what floor_us wants
 from bench.gpu_phases import Measured
 from bench.sampling import Rule, Series, median_interval, noise, side_by_side
 

@@ -10,12 +10,12 @@ from typing import cast
 
 import torch
 
+from bench import models as shapes
 from bench.audit.passes import PASSES, Tensors
 from bench.operators import Operator, operators
 from normlib.kernels.plan import Device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
-SWEEPS = ("smoke", "quick", "full")  # the presets that every operator has; the others are models
 # Beside the presets' shapes, as `extra`: ragged, tiny and very wide rows, and channels that are a multiple of nothing.
 EXTRA_COLUMNS = (8, 100, 1000, 16384, 65536, 131072)
 EXTRA_BATCHES = ((4, 65, 7, 7), (64, 1000), (8, 3, 224, 224), (32, 64, 56, 56))
@@ -68,7 +68,7 @@ def presets(ops: Iterable[str]) -> tuple[str, ...]:
 
 def models(ops: Iterable[str]) -> tuple[str, ...]:
     """The presets that are models, and `extra`: what is audited unless somebody asks for something else."""
-    return tuple(name for name in presets(ops) if name not in SWEEPS)
+    return (*(name for name in presets(ops) if name in shapes.names()), "extra")
 
 
 def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = None) -> Iterator[Launch]:

@@ -30,11 +30,11 @@ class Preset:
     """A named set of cases: its grids one after another, each the cross product of its values.
 
     A sweep is one grid; a model, whose shapes are a list and not a product, is one grid a layer shape.
-    Modes are no part of it: the operator's `modes` hold unless --mode says otherwise.
     """
 
     about: str  # one line for --list
     grids: tuple[Grid, ...]
+    modes: tuple[str, ...] | None = None  # of the operator's, unless --mode says otherwise; None for all of them
 
 
 class Operator(ABC):
@@ -44,7 +44,7 @@ class Operator(ABC):
     short: str  # bn, on the command line
     axes: tuple[str, ...]  # ("batch", "channels", "spatial"), in the order of x's shape
     layouts: tuple[str, ...]
-    modes: tuple[str, ...]  # the modes measured unless --mode says otherwise
+    modes: tuple[str, ...]  # those it has, measured unless the preset or --mode says otherwise
     eps: float  # where a preset's grid has none
     statistics_dim: int  # the dimension of x that has one statistic an index: 1 (channels) or 0 (rows)
     saved: tuple[str, ...] = ("mean", "rstd")  # the statistics that forward keeps for backward

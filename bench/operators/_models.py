@@ -1,26 +1,36 @@
-"""Presets of real models' normalization shapes, from model_shapes.csv.
-
-The file has one line a distinct shape. Batch sizes are ours: 32 images, utterances or sequences of the smaller
-models, and about 8192 tokens of the language models.
-"""
+"""Two presets a model: its training, and its inference."""
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
+from bench import models
+from bench.models import INFERENCE, TRAINING, Norm
 from bench.operators import Grid, Preset
 
-_SHAPES = Path(__file__).with_name("model_shapes.csv")
+# By what the batch counts: batch norm has a mode of its own for inference, a norm of rows computes there what it always
+# does, and its forward pass stands for both.
+_TRAINED = ("fwd", "bwd", "fwd_bwd")
+_MODES: dict[str, dict[str, tuple[str, ...]]] = {
+    TRAINING: {"batch": _TRAINED, "tokens": _TRAINED},
+    INFERENCE: {"batch": ("eval",), "tokens": ("fwd",)},
+}
 
 
-def model_presets(op: str, axes: tuple[str, ...], layouts: tuple[str, ...]) -> dict[str, Preset]:
-    """Model name -> its shapes of this operator, in every layout; models without the operator are left out."""
-    with _SHAPES.open(encoding="utf-8", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["op"] == op]
-    grids: dict[str, list[Grid]] = {}
-    for line in lines:
-        shape = {axis: (line[axis] if axis == "spatial" else int(line[axis]),) for axis in axes}
-        grid: Grid = {**shape, "dtype": (line["dtype"],), "layout": layouts, "eps": (float(line["eps"]),)}
-        grids.setdefault(line["model"], []).append(grid)
-    return {model: Preset(f"the {len(found)} {op} shapes of {model}", tuple(found)) for model, found in grids.items()}
+def model_presets(op: str, layouts: tuple[str, ...]) -> dict[str, Preset]:
+    """By name, for every model with norms that this operator serves, in every layout."""
+    found: dict[str, Preset] = {}
+    for model in models.names():
+        norms = models.norms(model, op)
+        for use in (TRAINING, INFERENCE) if norms else ():
+            once = min(norms, key=lambda norm: norm.each)
+            batches = ", ".join(map(str, once.batches[use]))
+            at = f"batch {batches}" if once.axis == "batch" else f"{batches} tokens"
+            grids = tuple(_grid(norm, use, layouts) for norm in norms)
+            preset = Preset(f"the norms of {model} in {use}, at {at}", grids, _MODES[use][once.axis])
+            found[models.preset(model, use)] = preset
+    return found
+
+
+def _grid(norm: Norm, use: str, layouts: tuple[str, ...]) -> Grid:
+    rows = tuple(norm.each * batch for batch in norm.batches[use])
+    size = {axis: (value,) for axis, value in norm.size.items()}
+    return {norm.axis: rows, **size, "dtype": (norm.dtype,), "layout": layouts, "eps": (norm.eps,)}

@@ -43,8 +43,8 @@ class BatchNormRelu(BatchNorm):
     """relu(batch_norm(x)), or with `adds` relu(batch_norm(x) + residual)."""
 
     def __init__(self, name: str, short: str, adds: bool) -> None:
-        super().__init__()
         self.name, self.short, self.adds = name, short, adds
+        super().__init__()
         self.presets: Mapping[str, Preset] = {**self.presets, "smoke": _SMOKE}
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:

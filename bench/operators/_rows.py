@@ -11,11 +11,13 @@ from dataclasses import replace
 import torch
 
 from bench.case import DTYPES, Case
+from bench.models import widths_of_tokens
 from bench.operators import Inputs, Operator, Preset, Reference
 from bench.operators._draw import TORCH_DTYPES, Draw
 from bench.operators._models import model_presets
 
 _LAYOUT = ("rows",)
+_WIDE_DTYPES = ("fp32", "bf16")
 # Of x's size, the residual's: then fp16 holds the sum in the family `huge` too.
 _RESIDUAL = 2.0**-4
 
@@ -46,6 +48,27 @@ _PRESETS = {
             {"tokens": (131072,), "hidden": (64, 128, 256), "dtype": DTYPES, "layout": _LAYOUT},
         ),
     ),
+    "decode": Preset(
+        "a token each of 1 to 64 sequences, in every width of the language models: few rows, forward",
+        ({"tokens": (1, 4, 16, 64), "hidden": widths_of_tokens(), "dtype": ("bf16",), "layout": _LAYOUT},),
+        modes=("fwd",),
+    ),
+    "wide": Preset(
+        "rows of 16384 to 131072, beyond what registers hold, one to thousands of them",
+        (
+            {"tokens": (1, 64, 4096), "hidden": (16384, 32768, 65536), "dtype": _WIDE_DTYPES, "layout": _LAYOUT},
+            # As many elements as the largest of those.
+            {"tokens": (1, 64, 2048), "hidden": (131072,), "dtype": _WIDE_DTYPES, "layout": _LAYOUT},
+        ),
+    ),
+}
+
+# Of queries and keys, which are no stream that anything is added to.
+_HEADS = {
+    "qk-norm": Preset(
+        "norms of queries and keys: 32 heads of 64 to 16384 tokens, rows of 64, 128 and 256",
+        ({"tokens": (2048, 32768, 131072, 524288), "hidden": (64, 128, 256), "dtype": ("bf16",), "layout": _LAYOUT},),
+    ),
 }
 
 # The stream's addition is tried in every dtype, the powers of two where the norms are.
@@ -69,10 +92,7 @@ class RowNorm(Operator):
     statistics: int  # float32 values that forward saves a row
 
     def __init__(self) -> None:
-        self.presets: Mapping[str, Preset] = {**_PRESETS, **self._models(self.name)}
-
-    def _models(self, norm: str) -> dict[str, Preset]:
-        return model_presets(norm, self.axes, self.layouts)
+        self.presets: Mapping[str, Preset] = {**_PRESETS, **_HEADS, **model_presets(self.name, self.layouts)}
 
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
         """(tokens, hidden)."""
@@ -114,7 +134,7 @@ class RowNormAdd(RowNorm):
     def __init__(self, norm: RowNorm) -> None:
         self.norm = norm
         self.eps, self.has_bias, self.statistics, self.saved = norm.eps, norm.has_bias, norm.statistics, norm.saved
-        self.presets = {**_PRESETS, "smoke": _SMOKE_ADD, **self._models(norm.name)}
+        self.presets = {**_PRESETS, "smoke": _SMOKE_ADD, **model_presets(self.name, self.layouts)}
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         """Those of the norm, a residual of x's family, and dz, the gradient that arrives at z from the next layer."""

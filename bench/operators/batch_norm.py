@@ -75,7 +75,7 @@ class BatchNorm(Operator):
     statistics_dim = 1
 
     def __init__(self) -> None:
-        self.presets: Mapping[str, Preset] = {**_PRESETS, **model_presets("batch_norm", self.axes, self.layouts)}
+        self.presets: Mapping[str, Preset] = {**_PRESETS, **model_presets(self.name, self.layouts)}
 
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
         """(batch, channels, *spatial); raises ValueError for a spatial that is none, or one value a channel."""

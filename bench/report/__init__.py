@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.report.data import UnreadableRun, load
-from bench.report.page import html
 
 __all__ = ["UnreadableRun", "render"]
 
@@ -16,6 +15,9 @@ def render(run_dir: Path) -> Path:
     Reads records.jsonl and environment.json there, and nothing else; the same files give the same bytes.
     Raises UnreadableRun, with one line, where one of them is missing or broken; nothing is written then.
     """
+    # Here, for the libraries that draw take a second to import, and bench.compare draws nothing.
+    from bench.report.page import html
+
     page = html(load(run_dir))
     path = run_dir / "report.html"
     path.write_text(page, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import pandas as pd
 from bench.case import DTYPES, MODES
 from bench.report.formatting import figure, present, short
 from bench.report.thresholds import GPU_CLOCK, SUBJECT
-from bench.results import Record, TensorError, read, to_frame
+from bench.results import Record, TensorError, read
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
 SPEED = ("gbps", "roofline_fraction", "speedup")
+# A record's fields that are one value each.
+SCALARS = tuple(f.name for f in fields(Record) if f.name not in ("shape", "axes", "errors"))
 TIMES = ("latency_us", "latency_us_p10", "latency_us_p90")
 # What the report reads of the environment; an old or cut-short run may lack some.
 KEYS = (
@@ -96,7 +98,7 @@ def _environment(path: Path) -> dict[str, Any]:
 def _records(path: Path) -> list[Record]:
     """The records in order, the last one of a cell that was run again."""
     try:
-        kept = {(record.cell, record.eps): record for record in read(path)}
+        kept = {record.key: record for record in read(path)}
     except FileNotFoundError:
         raise UnreadableRun(f"{path}: no such file; a run writes one line a cell there") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -105,11 +107,15 @@ def _records(path: Path) -> list[Record]:
 
 
 def _cells(records: list[Record], interpreted: bool) -> pd.DataFrame:
-    names = [*(f.name for f in fields(Record)), "cell"]
-    frame = to_frame(records) if records else pd.DataFrame(columns=names)
-    by_cell = Counter(record.cell for record in records)
-    frame["label"] = [_label(record, by_cell[record.cell] > 1) for record in records]
-    frame["case"] = [f"{record.cell.rpartition('/')[0]}/{record.eps:g}" for record in records]
+    # Column by column: a hundred thousand rows as dicts, with a key a tensor and figure, would fill the memory.
+    frame = pd.DataFrame({name: [getattr(record, name) for record in records] for name in SCALARS})
+    frame["shape"] = ["x".join(map(str, record.shape)) for record in records]
+    for axis in dict.fromkeys(axis for record in records for axis in record.axes):
+        frame[axis] = [record.axes.get(axis) for record in records]
+    frame["cell"] = cells = [record.cell for record in records]
+    by_cell = Counter(cells)
+    frame["label"] = [_label(record, by_cell[cell] > 1) for record, cell in zip(records, cells, strict=True)]
+    frame["case"] = [f"{cell.rpartition('/')[0]}/{record.eps:g}" for record, cell in zip(records, cells, strict=True)]
     frame["size"] = [math.prod(record.shape) * ITEMSIZE.get(record.dtype, 4) for record in records]
     for column in (*TIMES, *SPEED):
         frame[column] = pd.to_numeric(frame[column]).astype(float).replace([np.inf, -np.inf], np.nan)
@@ -152,13 +158,13 @@ def describe(error: TensorError) -> str:
 
 def _errors(records: list[Record], cells: pd.DataFrame) -> pd.DataFrame:
     kept = ["op", "provider", "status", "mode", "inputs", "offset", "cell", "case", "label"]
-    rows = [
-        {**asdict(error), **cell, "pressure": pressure(error), "text": describe(error)}
-        for record, cell in zip(records, cells[kept].to_dict("records"), strict=True)
-        for error in record.errors
-    ]
-    columns = [f.name for f in fields(TensorError)]
-    frame = pd.DataFrame(rows, columns=[*columns, *kept, "pressure", "text"])
+    errors = [error for record in records for error in record.errors]
+    frame = pd.DataFrame({f.name: [getattr(error, f.name) for error in errors] for f in fields(TensorError)})
+    of_cell = np.repeat(np.arange(len(records)), [len(record.errors) for record in records])
+    for name in kept:
+        frame[name] = cells[name].to_numpy()[of_cell]
+    frame["pressure"] = [pressure(error) for error in errors]
+    frame["text"] = [describe(error) for error in errors]
     numeric = ["rel_l2_error", "floor_ratio", "error_vs_torch", "scale_error", "pressure", "bound"]
     frame[numeric] = frame[numeric].astype(float)
     return frame

@@ -37,6 +37,10 @@ ABOVE_ROOF = 1.05
 ROWS_SHOWN = 20  # rows of a static table before the rest is folded away; nothing is left out
 WORST_SHOWN = 8  # cells in an operator's table of worst errors
 
+# Of more cells than this, a panel draws one bar a size and provider; of more squares, a map writes no numbers. Beyond
+# both nothing could be told apart, and each is an element of the page.
+BARS_DRAWN = 2000
+SQUARES_WRITTEN = 600
 HEAT_LIMIT = 2.0  # a heat map's colour is full at this speedup and at one over it
 SMALLEST_SHARE = 1e-4  # errors under this share of their bound are drawn at the edge of the figure
 

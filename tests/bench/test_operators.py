@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 
-from bench import cell
-from bench import operators as operators_package
+from bench import cell, models
 from bench.case import DTYPES, INPUTS, MODES, Case
 from bench.operators import Operator, operators
 from bench.operators._draw import TORCH_DTYPES
@@ -73,16 +70,29 @@ def test_smoke_is_small_and_has_every_dtype_and_layout_and_odd_sizes_and_powers_
     assert any(all(size.bit_count() == 1 for size in case.shape) for case in found)
 
 
-def test_every_model_of_the_file_is_a_preset_of_its_operator_and_of_no_other():
-    file = Path(operators_package.__file__).with_name("model_shapes.csv")
-    with file.open(newline="") as lines:
-        shapes = [(line["op"], line["model"]) for line in csv.DictReader(lines)]
-    norm_of = {**NORM_OF, **_activations.NORM_OF}
-    assert {op for op, _ in shapes} == set(operators()) - set(norm_of)
-    for operator in OPERATORS:
-        # With a residual or a ReLU a norm has the shapes that it has without.
-        models = {model for op, model in shapes if op == norm_of.get(operator.name, operator.name)}
-        assert set(operator.presets) - {"smoke", "quick", "full"} == models
+@every_operator
+def test_every_model_with_norms_for_an_operator_is_a_preset_of_it_in_training_and_inference(operator):
+    has = [model for model in models.names() if models.norms(model, operator.name)]
+    sweeps = {"smoke", "quick", "full", "decode", "wide", "qk-norm"}
+    assert has
+    assert set(operator.presets) - sweeps == {*has, *(f"{model}-inference" for model in has)}
+    for model in has:
+        training, inference = operator.presets[model], operator.presets[f"{model}-inference"]
+        assert training.modes == ("fwd", "bwd", "fwd_bwd")
+        assert inference.modes == (("eval",) if "eval" in operator.modes else ("fwd",))
+
+
+def test_decode_and_wide_are_presets_of_every_norm_of_rows_and_heads_have_no_residual():
+    of = {name: {o.short for o in OPERATORS if name in o.presets} for name in ("decode", "wide", "qk-norm")}
+    assert of == {"decode": {"ln", "ln_add", "rms", "rms_add"}, "wide": {"ln", "ln_add", "rms", "rms_add"}} | {
+        "qk-norm": {"ln", "rms"}
+    }
+    shapes = {name: {case.shape for case in cases(operators()["rms_norm"], name)} for name in of}
+    assert {tokens for tokens, _ in shapes["decode"]} == {1, 4, 16, 64}
+    assert {4096, 7168, 8192, 12288} < {hidden for _, hidden in shapes["decode"]}
+    assert {hidden for _, hidden in shapes["qk-norm"]} == {64, 128, 256}
+    assert {hidden for _, hidden in shapes["wide"]} == {16384, 32768, 65536, 131072}
+    assert max(torch.Size(shape).numel() for shape in shapes["wide"]) == 2**28
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,10 @@ def test_every_model_of_the_file_is_a_preset_of_its_operator_and_of_no_other():
         ("batch_norm", "inception_v3", (32, 192, 17, 17), "fp16", 1e-3),
         ("batch_norm", "deep-speech-2", (32, 1760, 50), "fp32", 1e-5),
         ("layer_norm", "bert-base", (16384, 768), "fp16", 1e-12),
+        ("batch_norm", "resnet50-inference", (1, 2048, 7, 7), "fp16", 1e-5),
+        ("layer_norm", "bert-base-inference", (512, 768), "fp16", 1e-12),
+        ("rms_norm", "llama3-8b-inference", (32, 4096), "bf16", 1e-5),
+        ("rms_norm", "qwen3-8b-inference", (256, 128), "bf16", 1e-6),
         ("rms_norm", "llama3-8b", (8192, 4096), "bf16", 1e-5),
         ("rms_norm", "qwen3-8b", (131072, 128), "bf16", 1e-6),
     ],

@@ -62,6 +62,17 @@ def test_an_axis_given_replaces_that_axis_of_a_model_preset_and_leaves_the_other
     assert {p.shape[0] for p in at_batch_3} == {3}
 
 
+def test_a_models_preset_has_its_modes_and_a_typed_mode_replaces_them():
+    def modes(**given):
+        return {case.mode for case in cases(op="bn", **given)}
+
+    assert modes(preset="resnet50") == {"fwd", "bwd", "fwd_bwd"}
+    assert modes(preset="resnet50-inference") == {"eval"}
+    assert modes(preset="resnet50-inference", mode="fwd,eval") == {"fwd", "eval"}
+    assert modes(preset="smoke") == {"fwd", "bwd", "fwd_bwd", "eval"}
+    assert {case.mode for case in cases(op="rms", preset="llama3-8b-inference")} == {"fwd"}
+
+
 def test_cases_that_become_equal_are_kept_once():
     found = problems(op="bn", preset="resnet50", channels="64")
     assert len(found) == len(set(found)) < len(problems(op="bn", preset="resnet50"))
@@ -127,6 +138,8 @@ def test_values_given_twice_count_once():
         ({"op": "ln", "layout": "nhwc"}, "--layout", "rows"),
         ({"preset": "smokey"}, "--preset", "did you mean smoke"),
         ({"op": "ln", "preset": "resnet50"}, "--preset", "not one of"),
+        ({"op": "rms_add", "preset": "qk-norm"}, "--preset", "not one of"),
+        ({"op": "bn", "preset": "resnet50-infer"}, "--preset", "did you mean resnet50-inference"),
         ({"op": "bn", "hidden": "8"}, "--hidden", "bn has --batch, --channels, --spatial"),
         ({"batch": "0"}, "--batch", "whole number above zero"),
         ({"batch": "-1"}, "--batch", "whole number above zero"),

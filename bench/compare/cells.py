@@ -1,0 +1,140 @@
+"""A run as a comparison needs it: of each cell how it ended, how long it took, and how wrong it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+import numpy as np
+
+from bench import samples
+from bench.compare.intervals import Array
+from bench.report.formatting import present
+from bench.report.thresholds import GPU_CLOCK
+from bench.results import Record, read
+
+RECORDS, ENVIRONMENT = "records.jsonl", "environment.json"
+
+
+class Incomparable(ValueError):
+    """A folder that holds no run, or runs that have nothing in common; one line says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The errors of one output tensor."""
+
+    dtype: str
+    rel_l2_error: float | None
+    floor_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one run says of one cell. `median` is (low, median, high) in microseconds, or how far that is known."""
+
+    case: str  # the cell without its provider
+    provider: str
+    label: str
+    status: str
+    reason: str
+    clock: str
+    latency_us: float | None
+    median: tuple[float, float, float] | None  # with its 95% interval
+    count: int | None  # samples
+    throttle: str
+    statistics: int  # of what a statistic is taken: rows or channels, the fewer
+    seed: int
+    errors: dict[str, Error]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its cells by `Record.key`, cold samples of those that have any, and its environment."""
+
+    folder: Path
+    cells: dict[str, Cell]
+    samples: dict[str, Array]
+    environment: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def supports_speed(self) -> bool:
+        """Whether any time of it supports a claim of speed."""
+        return not self.environment.get("interpreted") and any(cell.clock == GPU_CLOCK for cell in self.cells.values())
+
+
+def load(folder: Path, providers: Sequence[str] = ()) -> Run:
+    """Reads a run's folder, of these providers alone if any are given; raises Incomparable where it holds none.
+
+    Of a cell that is there more than once the last counts. Environment and samples may be missing.
+    """
+    if not folder.is_dir():
+        raise Incomparable(f"{folder}: no such folder; give the folder of a run, which holds {RECORDS}")
+    cells, others = {}, set()
+    try:
+        for record in read(folder / RECORDS):
+            if not providers or record.provider in providers:
+                cells[record.key] = _cell(record)
+            else:
+                others.add(record.provider)
+    except FileNotFoundError:
+        raise Incomparable(f"{folder}: holds no {RECORDS}, so it is no run") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Incomparable(f"{folder / RECORDS}: a line is not a record ({error})") from None
+    if not cells:
+        there = f" of {', '.join(providers)}, only of {', '.join(sorted(others))}" if others else ""
+        raise Incomparable(f"{folder}: has no record{there}")
+    return Run(folder, cells, dict(_samples(folder / samples.FILE, cells)), _environment(folder / ENVIRONMENT))
+
+
+def _cell(record: Record) -> Cell:
+    times = (record.latency_us_low, record.latency_us, record.latency_us_high)
+    known = [time for time in times if present(time) and time > 0]
+    return Cell(
+        case=f"{record.cell.rpartition('/')[0]}/{record.eps:g}",
+        provider=intern(record.provider),
+        label=record.case.label,
+        status=intern(record.status),
+        reason=record.reason,
+        clock=intern(record.clock),
+        latency_us=times[1] if present(times[1]) and times[1] > 0 else None,
+        median=(known[0], known[1], known[2]) if len(known) == 3 else None,
+        count=record.samples,
+        throttle=intern(record.throttle or ""),
+        statistics=min(record.shape[:2], default=1),
+        seed=record.seed,
+        errors={
+            intern(error.tensor): Error(intern(error.dtype), error.rel_l2_error, error.floor_ratio)
+            for error in record.errors
+        },
+    )
+
+
+def _samples(path: Path, cells: dict[str, Cell]) -> Iterator[tuple[str, Array]]:
+    """Cold samples by cell, those that are times."""
+    if not path.exists():
+        return
+    try:
+        for taken in samples.read(path):
+            if taken.key in cells:
+                cold = np.asarray(taken.series.get("cold_us", ()), dtype=float)
+                yield taken.key, cold[np.isfinite(cold) & (cold > 0)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Incomparable(f"{path}: a line is no list of samples ({error})") from None
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

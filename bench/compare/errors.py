@@ -1,0 +1,63 @@
+"""Which errors grew from one run to the next, beyond what is luck.
+
+A tensor is judged by floor_ratio where it has one (fp16 and bf16), else by rel_l2_error. Its error grew if the ratio of
+B's to A's is beyond
+
+    1 + MARGIN[figure], times exp(FRESH_SEED / sqrt(statistics)) where the seeds differ
+
+With one seed both runs see the same inputs, and the same code gives the same bits: what differs is the code, and the
+margin is for two right orders of summation. With two seeds errors vary with the statistic that they come from, the less
+the more rows or channels there are. Errors of float32 below its unit roundoff count as equal to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, inf, isfinite, sqrt
+
+from bench.compare.cells import Cell, Error
+from bench.report.formatting import figure
+from bench.report.thresholds import ACCURACY_MARGIN, LEAST_ERROR
+
+# The report's own margin for float32; of 16-bit results only ties are left to luck, and normlib's floor_ratio stayed
+# within 2e-5 of itself over six seeds.
+MARGIN = {"rel_l2_error": ACCURACY_MARGIN, "floor_ratio": 0.01}
+# The widest range over six seeds was exp(5.6 / sqrt(statistics)): 270 tensors of normlib and torch, 3 to 64 statistics.
+FRESH_SEED = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """An error that grew, with the figure that shows it."""
+
+    tensor: str
+    figure: str
+    before: float
+    after: float
+
+    @property
+    def ratio(self) -> float:
+        """B's error over A's."""
+        return max(self.after, LEAST_ERROR) / max(self.before, LEAST_ERROR)
+
+    def __str__(self) -> str:
+        return f"{self.tensor} {self.figure} {figure(self.figure, self.before)} → {figure(self.figure, self.after)}"
+
+
+def grown(a: Cell, b: Cell) -> Growth | None:
+    """The error of a cell that grew the most beyond luck, or None where none did."""
+    luck = exp(FRESH_SEED / sqrt(a.statistics)) if a.seed != b.seed else 1.0
+    found = [growth for growth in _ratios(a.errors, b.errors) if growth.ratio > (1 + MARGIN[growth.figure]) * luck]
+    return max(found, key=lambda growth: growth.ratio, default=None)
+
+
+def _ratios(a: Mapping[str, Error], b: Mapping[str, Error]) -> list[Growth]:
+    ratios = []
+    for tensor in (tensor for tensor in b if tensor in a):
+        for name in ("floor_ratio", "rel_l2_error"):
+            was, now = getattr(a[tensor], name), getattr(b[tensor], name)
+            if was is not None and now is not None and isfinite(was):
+                ratios.append(Growth(tensor, name, was, now if isfinite(now) else inf))
+                break
+    return ratios

@@ -1,0 +1,104 @@
+"""How much a cell's time changed between two runs: intervals that hold for all cells of a comparison together.
+
+A change is a ratio of times, kept as its logarithm, so that twice as slow and twice as fast lie equally far from 0.
+
+One cell. The Hodges-Lehmann estimate is the median of all differences between a sample of B and one of A; the ranks of
+those differences that the Mann-Whitney test gives bound it at 95%, and hence its standard error. Ranks need no normal
+noise: a few wild samples move a rank a little, and a mean at will. Beyond 95% the interval is that of Student's t with
+n + m - 2 degrees of freedom. Simulated with n = m = 10, 20 and 50 and noise that is normal, exponential, bimodal,
+Student's t with 2 degrees, or has 5 to 15% of outliers up to fivefold, it misses at most as often as it says down to
+1 in 10,000, twice as often where noise is bimodal (and oftener with 10 samples).
+
+All cells. With m cells the interval of each is taken at FALSE_ALARMS / m (Bonferroni): whatever depends on what, the
+chance that any of them misses its true change is FALSE_ALARMS at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, hypot, log, sqrt
+from statistics import NormalDist
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Interval: TypeAlias = tuple[float, float]
+
+# The chance of any false claim in a whole comparison.
+FALSE_ALARMS = 0.01
+# Samples a side: with fewer the standard error is no better than a guess (see above); above the most they are taken in
+# batches, for 128 x 128 differences a cell keep 100,000 cells inside half a minute.
+LEAST, MOST = 10, 128
+
+# What the standard errors are taken from: a two-sided 95% interval.
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The logarithm of B's time over A's: estimate, standard error, and the degrees of freedom of that error."""
+
+    estimate: float
+    error: float
+    freedom: float
+
+    def interval(self, cells: int, variance: float = 0.0) -> Interval:
+        """What holds together with that of `cells` cells; `variance` is what else is uncertain."""
+        reach = _student(self.freedom, FALSE_ALARMS / 2 / max(cells, 1)) * sqrt(self.error**2 + variance)
+        return self.estimate - reach, self.estimate + reach
+
+
+def of_samples(a: Array, b: Array) -> Change | None:
+    """The change from two runs' samples in the order taken; None where one has fewer than LEAST."""
+    if min(len(a), len(b)) < LEAST:
+        return None
+    a, b = (_apart(_batched(np.log(samples))) for samples in (a, b))
+    n, m = len(a), len(b)
+    near = ceil(n * m / 2 - _Z95 * sqrt(n * m * (n + m + 1) / 12)) - 1
+    places = [near, (n * m - 1) // 2, n * m // 2, n * m - 1 - near]
+    low, left, right, high = map(float, np.partition(np.subtract.outer(b, a).ravel(), places)[places])
+    return Change((left + right) / 2, (high - low) / 2 / _Z95, n + m - 2)
+
+
+def of_medians(a: Sequence[float], b: Sequence[float], samples: Interval) -> Change:
+    """The change from two medians with their 95% intervals by ranks, as (low, median, high), of so many samples.
+
+    The width of such an interval is a sum of some 2 sqrt(n) spacings, which scatters like one; so both together have
+    about as many degrees of freedom as there are roots of n.
+    """
+    error = hypot(*(log(high / low) / 2 / _Z95 for low, _, high in (a, b)))
+    return Change(log(b[1] / a[1]), error, sum(map(sqrt, samples)))
+
+
+def _batched(values: Array) -> Array:
+    """Medians of consecutive batches, as many as MOST allows: what neighbours have in common then counts once."""
+    size = ceil(len(values) / MOST)
+    if size == 1:
+        return values
+    batches: Array = np.median(values[: len(values) // size * size].reshape(-1, size), axis=1)
+    return batches
+
+
+def _apart(values: Array) -> Array:
+    """Equal values spread evenly over the tick of the clock that made them equal; others as they are."""
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) in (1, len(values)):
+        return values
+    tick = float(np.min(np.diff(found)))
+    places = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
+    spread: Array = np.repeat(found, counts) + tick * ((places + 0.5) / np.repeat(counts, counts) - 0.5)
+    return spread
+
+
+def _student(freedom: float, tail: float) -> float:
+    """Student's t beyond which so small a tail lies: Fisher's expansion (Abramowitz and Stegun 26.7.5)."""
+    z, v = -NormalDist().inv_cdf(tail), freedom
+    terms = (
+        (z**3 + z) / 4 / v,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96 / v**2,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / v**3,
+    )
+    return z + sum(terms)
