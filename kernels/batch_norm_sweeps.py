@@ -9,8 +9,8 @@ The symbols are those of batch_norm.py.
 import triton
 import triton.language as tl
 
-from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, reciprocal_sqrt, store
-from normlib.kernels.reduction import merge_all_moments, merge_moments, tile_moments
+from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, store
+from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_moments, rstd_of, tile_moments
 
 
 @triton.jit
@@ -123,6 +123,7 @@ def moments_of_tiles(
     ACC: tl.constexpr,
 ):
     """(mean, low, M2) of tiles [first, last): a column each."""
+    NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
     count = tl.zeros([1, 1], ACC)
     mean = tl.zeros([BLOCK_C, 1], ACC)
     low = tl.zeros([BLOCK_C, 1], ACC)
@@ -131,7 +132,7 @@ def moments_of_tiles(
         base, offsets, mask, elements = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
         x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC)
         tile_count = elements.to(ACC)
-        tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1)
+        tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1, NARROW)
         count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
     return mean, low, m2
 
@@ -207,7 +208,7 @@ def finish_statistics(
     """rstd of a channel group, from the moments of all its n elements; one program leaves all that is kept."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     mask = (c < C) & mine
-    rstd = reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC))
+    rstd = rstd_of(divide(m2, n), eps, eps_low, ACC)
     store(mean_ptr + c, mean, mask)
     store(mean_ptr + C + c, low, mask)
     store(rstd_ptr + c, rstd, mask)
@@ -229,7 +230,7 @@ def statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL: tl.constexpr, BLOC
     mean = channel_values(mean_ptr, c0, C, BLOCK_C, ACC)
     if EVAL:
         variance = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
-        return mean, tl.zeros_like(mean), reciprocal_sqrt(variance + from_pair(eps, eps_low, ACC))
+        return mean, tl.zeros_like(mean), rstd_of(variance, eps, eps_low, ACC)
     else:
         low = channel_values(mean_ptr + C, c0, C, BLOCK_C, ACC)
         return mean, low, channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
@@ -380,7 +381,7 @@ def sums_of_tiles(
             db += dz
             dw += tl.where(mask, dz * ((x - mean) - low), 0.0)
         store_gradients(dx_ptr, dz_ptr, dz * scale, dz, x, at, mask, PRE_RELU)
-    return tl.sum(dw, 1, keep_dims=True) * rstd, tl.sum(db, 1, keep_dims=True)
+    return accurate_sum(dw, 1) * rstd, accurate_sum(db, 1)
 
 
 @triton.jit
@@ -392,7 +393,7 @@ def add_splits(partials_ptr, c0, C, splits, BLOCK_C: tl.constexpr, BLOCK_P: tl.c
     for start in range(0, splits, BLOCK_P):
         split = start + p
         lanes += load(partials_ptr + split.to(tl.int64) * C + c, (split < splits) & (c < C), ACC)
-    return tl.sum(lanes, 1, keep_dims=True)
+    return accurate_sum(lanes, 1)
 
 
 @triton.jit

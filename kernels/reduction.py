@@ -12,25 +12,51 @@ sample variances" (1979), equations 2.1: with delta = mean_b - mean_a and n = n_
 import triton
 import triton.language as tl
 
-from normlib.kernels.numerics import accumulator, load, store
-
-
-@triton.jit
-def tile_moments(x, mask, count, AXIS: tl.constexpr):
-    """(mean, low, M2) of a tile along AXIS; mask drops lanes, count is how many are left.
-
-    The mean first, then what it missed, then M2 about both: never a difference of two large sums.
-    """
-    mean = tl.sum(x, AXIS, keep_dims=True) / count
-    d = tl.where(mask, x - mean, 0.0)
-    low = tl.sum(d, AXIS, keep_dims=True) / count
-    d = tl.where(mask, d - low, 0.0)
-    return mean, low, tl.sum(d * d, AXIS, keep_dims=True)
+from normlib.kernels.numerics import accumulator, from_pair, load, reciprocal_sqrt, store
 
 
 @triton.jit
 def is_finite(x):
     return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def upper_half(a):
+    """A float32 without the lower 12 of its 24 bits: the product of two such is exact."""
+    return (a.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def renormalize(a, b):
+    """a + b as (high, low), exactly (Knuth's TwoSum)."""
+    high = a + b
+    b_part = high - a
+    low = (a - (high - b_part)) + (b - b_part)
+    return high, low
+
+
+# ---------------------------------------------------------------------------------------------------------- moments
+
+
+@triton.jit
+def tile_moments(x, mask, count, AXIS: tl.constexpr, NARROW: tl.constexpr = False):
+    """(mean, low, M2) of a tile along AXIS; mask drops lanes, count is how many are left.
+
+    The mean first, then what it missed, then M2 about both: never a difference of two large sums. NARROW says that x
+    came in 16 bits: from a mean of few bits its differences are exact, and their sum as good as exact, so that `low`
+    loses nothing beside an outlier. Such a mean is off by less than half of what x itself was rounded by.
+    """
+    mean = tl.sum(x, AXIS, keep_dims=True) / count
+    if NARROW:
+        mean = upper_half(mean)
+    d = tl.where(mask, x - mean, 0.0)
+    low = tl.sum(d, AXIS, keep_dims=True) / count
+    d = tl.where(mask, d - low, 0.0)
+    if NARROW:
+        high, rest = renormalize(mean, low)
+        mean = tl.where(is_finite(low), high, mean)  # an infinite mean has a low part of NaN
+        low = tl.where(is_finite(low), rest, low)
+    return mean, low, tl.sum(d * d, AXIS, keep_dims=True)
 
 
 @triton.jit
@@ -50,27 +76,66 @@ def merge_moments(count_a, mean_a, low_a, m2_a, count_b, mean_b, low_b, m2_b):
 
 
 @triton.jit
-def renormalize(a, b):
-    """a + b as (high, low), exactly (Knuth's TwoSum)."""
-    high = a + b
-    b_part = high - a
-    low = (a - (high - b_part)) + (b - b_part)
-    return high, low
-
-
-@triton.jit
 def merge_all_moments(counts, means, lows, m2s, mask, count, first_mean, AXIS: tl.constexpr):
     """Chan's formula for many sets at once along AXIS: (mean, low, M2) of their union, `count` elements in all.
 
-    Means are taken about the first set's, so that their differences, not their size, are what is rounded.
+    In float64, which these few values are worth: where one set's mean is far from the others', as an outlier's is, its
+    product with a count and the sum over sets would each lose what `low` is there for. Means are taken about the first
+    set's, so that where they are float64 themselves their differences, not their size, are what is rounded.
     """
-    about_first = tl.where(mask, (means - first_mean) + lows, 0.0)
-    shift = tl.sum(counts * about_first, AXIS, keep_dims=True) / count
-    mean, low = renormalize(first_mean, shift)
-    mean = tl.where(is_finite(shift), mean, tl.sum(means, AXIS, keep_dims=True))
-    low = tl.where(is_finite(shift), low, 0.0)
+    ACC: tl.constexpr = means.dtype
+    counts, first = counts.to(tl.float64), first_mean.to(tl.float64)
+    about_first = tl.where(mask, (means.to(tl.float64) - first) + lows.to(tl.float64), 0.0)
+    shift = tl.sum(counts * about_first, AXIS, keep_dims=True) / count.to(tl.float64)
     d = tl.where(mask, about_first - shift, 0.0)
-    return mean, low, tl.sum(m2s + counts * (d * d), AXIS, keep_dims=True)
+    m2 = tl.sum(m2s.to(tl.float64) + counts * (d * d), AXIS, keep_dims=True).to(ACC)
+    high, rest = renormalize(first, shift)
+    mean = high.to(ACC)
+    low = ((high - mean.to(tl.float64)) + rest).to(ACC)
+    mean = tl.where(is_finite(shift), mean, tl.sum(means, AXIS, keep_dims=True))
+    return mean, tl.where(is_finite(shift), low, 0.0), m2
+
+
+@triton.jit
+def rstd_of(variance, eps, eps_low, ACC: tl.constexpr):
+    """1 / sqrt(variance + eps), in float32 to little more than half an ulp.
+
+    Sum, root and quotient round once each, and what they are off by is common to all of a statistic's elements: no mean
+    takes it away. So a step of Newton's follows, rstd + rstd (1 - rstd^2 (variance + eps)) / 2. The bracket is a small
+    rest of 1, and is found without loss because the products that cancel in it are of halves, and exact.
+    """
+    total = variance + from_pair(eps, eps_low, ACC)
+    rstd = reciprocal_sqrt(total)
+    if total.dtype == tl.float32:
+        _, total_low = renormalize(variance, from_pair(eps, 0.0, ACC))
+        total_low += eps_low
+        upper = upper_half(rstd)
+        square = upper * upper
+        square_low = (rstd - upper) * (rstd + upper)
+        square_upper, total_upper = upper_half(square), upper_half(total)
+        rest = 1.0 - square_upper * total_upper
+        rest -= square_upper * (total - total_upper) + (square - square_upper) * total
+        rest -= square_low * total + square * total_low
+        # A root of 0 or beyond the range leaves no finite rest; what it came out as is right then.
+        rstd = tl.where(is_finite(rest), rstd + 0.5 * rstd * rest, rstd)
+    return rstd
+
+
+# ------------------------------------------------------------------------------------------------------------- sums
+
+
+@triton.jit
+def accurate_sum(x, AXIS: tl.constexpr):
+    """Sum along AXIS, dimension kept, wrong by little more than its own rounding, whatever the size of its terms.
+
+    Each term is split at a bit common to all, so far up that the sum of upper parts is exact; the lower parts are below
+    length / 2^22 of the largest term (Rump, Ogita and Oishi, "Accurate floating-point summation, part I" (2008),
+    ExtractVector). Four operations a term: for sums over lanes and over programs, not over elements.
+    """
+    top = tl.max(tl.abs(x), AXIS, keep_dims=True) * (4.0 * x.shape[AXIS])
+    upper = tl.where(is_finite(top), (x + top) - top, x)
+    lower = tl.where(is_finite(top), x - upper, 0.0)
+    return tl.sum(upper, AXIS, keep_dims=True) + tl.sum(lower, AXIS, keep_dims=True)
 
 
 @triton.jit(do_not_specialize=("P",))
@@ -92,7 +157,7 @@ def _sum_partials_kernel(
     for start in range(0, P, BLOCK_P):
         row = (start + p).to(tl.int64)[:, None]
         lanes += load(base + row * N + n[None, :], (row < P) & (n < N)[None, :], ACC)
-    total = tl.sum(lanes, 0)
+    total = tl.reshape(accurate_sum(lanes, 0), [BLOCK_N])
     if second_ptr is None or which == 0:
         store(first_ptr + n, total, n < N)
     else:

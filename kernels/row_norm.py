@@ -24,9 +24,9 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, load, store
 from normlib.kernels.plan import Device
-from normlib.kernels.reduction import sum_partials
+from normlib.kernels.reduction import rstd_of, sum_partials
 from normlib.kernels.row_norm_values import affine, aligned, load_statistics, load_stream, save_statistics
 from normlib.kernels.row_norm_wide import (
     BATCH,
@@ -88,7 +88,7 @@ def _row_norm_forward_kernel(
         n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
         d = tl.where(n < N, (xs[i] - mean) - low, 0.0)
         squares += tl.sum(d * d, 1, keep_dims=True)
-    rstd = reciprocal_sqrt(divide(squares, tl.zeros_like(squares) + N) + from_pair(eps, eps_low, ACC))
+    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + N), eps, eps_low, ACC)
     save_statistics(mean_ptr, rstd_ptr, row, M, mean, low, rstd, CENTRED)
 
     for i in tl.static_range(len(CHUNKS)):

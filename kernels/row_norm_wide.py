@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from normlib.kernels.barrier import arrive, wait
-from normlib.kernels.numerics import accumulator, blocks, divide, even_share, from_pair, load, reciprocal_sqrt, store
-from normlib.kernels.reduction import merge_moments, tile_moments
+from normlib.kernels.numerics import accumulator, blocks, divide, even_share, load, store
+from normlib.kernels.reduction import merge_moments, rstd_of, tile_moments
 from normlib.kernels.row_norm_values import affine, aligned, load_statistics, load_stream, save_statistics
 
 # Arguments that follow the number of rows: no compilation of their own for a 1 or a multiple of 16.
@@ -39,6 +39,7 @@ def _row_norm_forward_loop_kernel(
     ZERO_CENTRED: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
     row = tl.program_id(0)
     x_row = x_ptr + row.to(tl.int64) * aligned(x_stride, ALIGN)
     y_row = y_ptr + row.to(tl.int64) * N
@@ -56,13 +57,13 @@ def _row_norm_forward_loop_kernel(
         x = load_stream(x_row + n, residual_ptr, residual_row, z_ptr, z_row, n, n < N, ACC)
         if CENTRED:
             here = tl.zeros([1, 1], ACC) + tl.minimum(BLOCK_N, N - start)
-            block_mean, block_low, block_m2 = tile_moments(x, n < N, here, 1)
+            block_mean, block_low, block_m2 = tile_moments(x, n < N, here, 1, NARROW)
             count, mean, low, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)
         else:
             lanes += x * x
     if not CENTRED:
         m2 = tl.sum(lanes, 1, keep_dims=True)
-    rstd = reciprocal_sqrt(divide(m2, tl.zeros_like(m2) + N) + from_pair(eps, eps_low, ACC))
+    rstd = rstd_of(divide(m2, tl.zeros_like(m2) + N), eps, eps_low, ACC)
     save_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, mean, low, rstd, CENTRED)
 
     if residual_ptr is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -61,10 +62,10 @@ class Run:
     samples: dict[str, Array]
     environment: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        """The folder's own name."""
-        return self.folder.resolve().name
+    @cached_property
+    def providers(self) -> set[str]:
+        """Everyone who has a cell."""
+        return {cell.provider for cell in self.cells.values()}
 
     @property
     def supports_speed(self) -> bool:
@@ -72,31 +73,26 @@ class Run:
         return not self.environment.get("interpreted") and any(cell.clock == GPU_CLOCK for cell in self.cells.values())
 
 
-def load(folder: Path, providers: Sequence[str] = ()) -> Run:
-    """Reads a run's folder, of these providers alone if any are given; raises Incomparable where it holds none.
+def load(folder: Path) -> Run:
+    """Reads a run's folder; raises Incomparable where it holds none.
 
     Of a cell that is there more than once the last counts. Environment and samples may be missing.
     """
     if not folder.is_dir():
         raise Incomparable(f"{folder}: no such folder; give the folder of a run, which holds {RECORDS}")
-    cells, others = {}, set()
     try:
-        for record in read(folder / RECORDS):
-            if not providers or record.provider in providers:
-                cells[record.key] = _cell(record)
-            else:
-                others.add(record.provider)
+        cells = {record.key: cell_of(record) for record in read(folder / RECORDS)}
     except FileNotFoundError:
         raise Incomparable(f"{folder}: holds no {RECORDS}, so it is no run") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Incomparable(f"{folder / RECORDS}: a line is not a record ({error})") from None
     if not cells:
-        there = f" of {', '.join(providers)}, only of {', '.join(sorted(others))}" if others else ""
-        raise Incomparable(f"{folder}: has no record{there}")
+        raise Incomparable(f"{folder}: has no record")
     return Run(folder, cells, dict(_samples(folder / samples.FILE, cells)), _environment(folder / ENVIRONMENT))
 
 
-def _cell(record: Record) -> Cell:
+def cell_of(record: Record) -> Cell:
+    """What a comparison keeps of a record."""
     times = (record.latency_us_low, record.latency_us, record.latency_us_high)
     known = [time for time in times if present(time) and time > 0]
     return Cell(

@@ -61,10 +61,10 @@ def between(cells: Cells) -> Between:
     return replace(rough, scatter=_scatter(cells, rough))
 
 
-def intervals(cells: Cells, found: Between) -> dict[tuple[str, str], Interval]:
-    """The interval of every cell's change, at the level that holds for all of them together."""
+def intervals(cells: Cells, found: Between, together: int) -> dict[tuple[str, str], Interval]:
+    """The interval of every cell's change, at the level that holds for so many of them together."""
     return {
-        at: _hull(change, moved, found.scatter**2, len(cells))
+        at: _hull(change, moved, found.scatter**2, together)
         for (at, change), moved in zip(cells.items(), _drifts(cells, found), strict=True)
     }
 

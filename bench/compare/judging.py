@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from math import expm1, log1p
 from pathlib import Path
@@ -24,23 +24,33 @@ def compare(a: Path, b: Path, threshold: float = THRESHOLD, providers: Sequence[
     `threshold` is the share by which a time must have changed at least before that counts.
     Raises Incomparable, with one line, where a folder holds no run or the two have no cell in common.
     """
-    before, after = load(a, providers), load(b, providers)
+    before, after = load(a), load(b)
+    for run in (before, after):
+        if providers and not run.providers.intersection(providers):
+            there = ", ".join(sorted(run.providers))
+            raise Incomparable(f"{run.folder}: has no record of {', '.join(providers)}, only of {there}")
+    return judge(before, after, threshold, providers)
+
+
+def judge(before: Run, after: Run, threshold: float = THRESHOLD, providers: Sequence[str] = ()) -> Comparison:
+    """`compare`, of runs that have been read. Providers that are not looked at still tell what the machine did."""
     names = _names({**before.cells, **after.cells})
     both = [key for key in after.cells if key in before.cells]
     found = {key: _pair(key, names[key], before.cells[key], after.cells[key]) for key in both}
-    if not found:
-        raise Incomparable(f"{a} and {b}: no cell is in both")
+    looked_at = set(providers) or before.providers | after.providers
     between = None
     if before.supports_speed and after.supports_speed:
-        between = _judge_speed(before, after, found, threshold)
-    pairs = tuple(found.values())
+        between = _judge_speed(before, after, found, threshold, looked_at)
+    pairs = tuple(pair for pair in found.values() if pair.provider in looked_at)
+    if not pairs:
+        raise Incomparable(f"{before.folder} and {after.folder}: no cell is in both")
     return Comparison(
-        a=a,
-        b=b,
+        a=before.folder,
+        b=after.folder,
         threshold=threshold,
         pairs=pairs,
-        only_a=_only(before, after, names),
-        only_b=_only(after, before, names),
+        only_a=_only(before, after, names, looked_at),
+        only_b=_only(after, before, names, looked_at),
         differences=tuple(
             conditions.differences(before.environment, after.environment, sorted({pair.provider for pair in pairs}))
         ),
@@ -58,15 +68,18 @@ def _names(cells: Mapping[str, Cell]) -> dict[str, str]:
     }
 
 
-def _only(here: Run, there: Run, names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((cell.provider, names[key]) for key, cell in here.cells.items() if key not in there.cells)
+def _only(here: Run, there: Run, names: Mapping[str, str], looked_at: Set[str]) -> tuple[tuple[str, str], ...]:
+    alone = ((cell.provider, names[key]) for key, cell in here.cells.items() if key not in there.cells)
+    return tuple((provider, name) for provider, name in alone if provider in looked_at)
 
 
 def _pair(key: str, label: str, a: Cell, b: Cell) -> Pair:
     return Pair(key, label, a, b, growth=grown(a, b) if a.status == b.status == "ok" else None)
 
 
-def _judge_speed(before: Run, after: Run, pairs: dict[str, Pair], threshold: float) -> drift.Between:
+def _judge_speed(
+    before: Run, after: Run, pairs: dict[str, Pair], threshold: float, looked_at: Set[str]
+) -> drift.Between:
     """Puts the verdict on speed into every pair that was ok and timed by a GPU's clock in both runs."""
     timed = [key for key, pair in pairs.items() if _timed(pair.a) and _timed(pair.b)]
     changes = {}
@@ -77,11 +90,12 @@ def _judge_speed(before: Run, after: Run, pairs: dict[str, Pair], threshold: flo
         else:
             pairs[key] = replace(pairs[key], verdict=UNCLEAR, why=found)
     between = drift.between(changes)
-    intervals = drift.intervals(changes, between)
+    together = sum(provider in looked_at for _, provider in changes)
+    intervals = drift.intervals(changes, between, together)
     for key in timed:
         at = pairs[key].b.case, pairs[key].provider
         if at in changes:
-            alone = changes[at].interval(len(changes), between.scatter**2)
+            alone = changes[at].interval(together, between.scatter**2)
             pairs[key] = _judged(pairs[key], changes[at], alone, intervals[at], threshold)
     return between
 

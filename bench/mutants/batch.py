@@ -81,28 +81,22 @@ _EDITS = {
             "split_count = tl.where(split < splits,",
             "split_count = tl.where(split < tl.maximum(splits - 1, 1),",
         ),
-        (
-            "batch-merge-not-about-a-mean",
-            "means merged about 0 instead of the first one",
-            "first_mean, 1)",
-            "first_mean * 0.0, 1)",
-        ),
     ),
     ("batch_norm_sweeps", "finish_statistics"): (
         ("batch-variance-unbiased", "y from the unbiased variance", "divide(m2, n)", "divide(m2, n - 1.0)"),
-        ("batch-eps-left-out", "eps is not added", " + from_pair(eps, eps_low, ACC)", ""),
-        ("batch-eps-1e-3", "1e-3 in place of the eps given", "from_pair(eps, eps_low, ACC)", "1e-3"),
+        ("batch-eps-left-out", "eps is not added", "eps, eps_low, ACC)", "0.0, 0.0, ACC)"),
+        ("batch-eps-1e-3", "1e-3 in place of the eps given", "eps, eps_low, ACC)", "1e-3, 0.0, ACC)"),
         (
             "batch-eps-outside-the-root",
             "1 / (sqrt(var) + eps)",
-            "reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC))",
-            "1.0 / (tl.sqrt(divide(m2, n)) + from_pair(eps, eps_low, ACC))",
+            "rstd_of(divide(m2, n), eps, eps_low, ACC)",
+            "1.0 / (tl.sqrt(divide(m2, n)) + eps)",
         ),
         (
             "batch-rstd-in-bf16",
             "rstd rounded to bf16",
-            "reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC))",
-            "reciprocal_sqrt(divide(m2, n) + from_pair(eps, eps_low, ACC)).to(tl.bfloat16).to(ACC)",
+            "rstd_of(divide(m2, n), eps, eps_low, ACC)",
+            "rstd_of(divide(m2, n), eps, eps_low, ACC).to(tl.bfloat16).to(ACC)",
         ),
         (
             "batch-saved-low-left-out",
@@ -128,8 +122,8 @@ _EDITS = {
         (
             "batch-evaluation-forgets-eps",
             "rstd from running_var alone",
-            "variance + from_pair(eps, eps_low, ACC)",
-            "variance",
+            "rstd_of(variance, eps, eps_low, ACC)",
+            "rstd_of(variance, 0.0, 0.0, ACC)",
         ),
     ),
     ("batch_norm", "_batch_norm_normalize_kernel"): (

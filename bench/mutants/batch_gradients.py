@@ -10,8 +10,8 @@ _EDITS = {
         (
             "batch-dw-without-rstd",
             "x - mean in place of x_hat",
-            "tl.sum(dw, 1, keep_dims=True) * rstd",
-            "tl.sum(dw, 1, keep_dims=True)",
+            "accurate_sum(dw, 1) * rstd",
+            "accurate_sum(dw, 1)",
         ),
         ("batch-dw-without-low", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
         (
@@ -31,40 +31,38 @@ _EDITS = {
         (
             "batch-dw-off-by-1e-5",
             "dw a hundred-thousandth too large",
-            "tl.sum(dw, 1, keep_dims=True) * rstd",
-            "tl.sum(dw, 1, keep_dims=True) * rstd * 1.00001",
+            "accurate_sum(dw, 1) * rstd",
+            "accurate_sum(dw, 1) * rstd * 1.00001",
         ),
         (
             "batch-dw-off-by-1e-6",
             "dw a millionth too large",
-            "tl.sum(dw, 1, keep_dims=True) * rstd",
-            "tl.sum(dw, 1, keep_dims=True) * rstd * 1.000001",
+            "accurate_sum(dw, 1) * rstd",
+            "accurate_sum(dw, 1) * rstd * 1.000001",
         ),
         (
             "batch-dw-of-one-channel-off-by-3e-6",
             "the first channel's dw a little too large",
-            "tl.sum(dw, 1, keep_dims=True) * rstd",
-            "tl.sum(dw, 1, keep_dims=True) * rstd * "
-            "(1.0 + tl.where(c0 + tl.arange(0, BLOCK_C)[:, None] == 0, 3e-6, 0.0))",
+            "accurate_sum(dw, 1) * rstd",
+            "accurate_sum(dw, 1) * rstd * (1.0 + tl.where(c0 + tl.arange(0, BLOCK_C)[:, None] == 0, 3e-6, 0.0))",
         ),
         (
             "batch-dw-in-19-bits",
             "a split's dw loses its last five bits",
-            "tl.sum(dw, 1, keep_dims=True) * rstd",
-            "((tl.sum(dw, 1, keep_dims=True) * rstd).to(tl.uint32, bitcast=True) & "
-            "0xFFFFFFE0).to(tl.float32, bitcast=True)",
+            "accurate_sum(dw, 1) * rstd",
+            "((accurate_sum(dw, 1) * rstd).to(tl.uint32, bitcast=True) & 0xFFFFFFE0).to(tl.float32, bitcast=True)",
         ),
         (
             "batch-db-off-by-1e-5",
             "db a hundred-thousandth too large",
-            "tl.sum(db, 1, keep_dims=True)",
-            "tl.sum(db, 1, keep_dims=True) * 1.00001",
+            "accurate_sum(db, 1)",
+            "accurate_sum(db, 1) * 1.00001",
         ),
         (
             "batch-db-off-by-1e-6",
             "db a millionth too large",
-            "tl.sum(db, 1, keep_dims=True)",
-            "tl.sum(db, 1, keep_dims=True) * 1.000001",
+            "accurate_sum(db, 1)",
+            "accurate_sum(db, 1) * 1.000001",
         ),
     ),
     ("batch_norm_sweeps", "input_gradient_of_tiles"): (

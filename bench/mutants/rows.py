@@ -26,13 +26,13 @@ _EDITS = {
             "zeros_like(squares) + N + 1)",
         ),
         ("variance-unbiased", "N - 1 divides the squares", "zeros_like(squares) + N)", "zeros_like(squares) + N - 1)"),
-        ("eps-left-out", "eps is not added", "+ from_pair(eps, eps_low, ACC))", "+ 0.0)"),
-        ("eps-1e-3", "1e-3 in place of the eps given", "from_pair(eps, eps_low, ACC)", "1e-3"),
+        ("eps-left-out", "eps is not added", "eps, eps_low, ACC)", "0.0, 0.0, ACC)"),
+        ("eps-1e-3", "1e-3 in place of the eps given", "eps, eps_low, ACC)", "1e-3, 0.0, ACC)"),
         (
             "eps-outside-the-root",
             "1 / (sqrt(var) + eps)",
-            "reciprocal_sqrt(divide(squares, tl.zeros_like(squares) + N) + from_pair(eps, eps_low, ACC))",
-            "1.0 / (tl.sqrt(divide(squares, tl.zeros_like(squares) + N)) + from_pair(eps, eps_low, ACC))",
+            "rstd_of(divide(squares, tl.zeros_like(squares) + N), eps, eps_low, ACC)",
+            "1.0 / (tl.sqrt(divide(squares, tl.zeros_like(squares) + N)) + eps)",
         ),
         (
             "rstd-in-bf16",
@@ -49,9 +49,9 @@ _EDITS = {
         (
             "one-pass-variance",
             "E[x^2] - mean^2",
-            "tl.sum(d * d, 1, keep_dims=True)\n    rstd = reciprocal_sqrt(divide(squares, tl.zeros_like(squares) + N)",
+            "tl.sum(d * d, 1, keep_dims=True)\n    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + N)",
             "tl.sum(xs[i] * xs[i], 1, keep_dims=True)\n"
-            "    rstd = reciprocal_sqrt(divide(squares, tl.zeros_like(squares) + N) - mean * mean",
+            "    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + N) - mean * mean",
         ),
         (
             "squares-of-masked-lanes",

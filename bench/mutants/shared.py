@@ -31,26 +31,28 @@ _EDITS = {
             "if element_ty == tl.bfloat16:\n        value = value.to(tl.float16).to(tl.float32)\n    tl.store(",
         ),
     ),
-    ("numerics", "reciprocal_sqrt"): (
+    ("reduction", "rstd_of"): (
         (
             "fast-inverse-root",
             "the bit trick and two Newton steps, off by up to 5e-6",
-            "return tl.div_rn(1.0, tl.sqrt_rn(a))",
-            "y = (0x5F3759DF - (a.to(tl.int32, bitcast=True) >> 1)).to(tl.float32, bitcast=True)\n"
-            "        y = y * (1.5 - 0.5 * a * y * y)\n"
-            "        return y * (1.5 - 0.5 * a * y * y)",
+            "    return rstd",
+            "    y = (0x5F3759DF - (total.to(tl.int32, bitcast=True) >> 1)).to(tl.float32, bitcast=True)\n"
+            "    y = y * (1.5 - 0.5 * total * y * y)\n"
+            "    return y * (1.5 - 0.5 * total * y * y)",
+        ),
+        ("rstd-off-by-1e-4", "every rstd a ten-thousandth too large", "return rstd", "return rstd * 1.0001"),
+        ("rstd-off-by-1e-6", "every rstd a millionth too large", "return rstd", "return rstd * 1.000001"),
+        (
+            "newton-without-the-lower-half",
+            "a Newton step from the upper half of rstd's square",
+            "rest -= square_low * total + square * total_low",
+            "rest -= square * total_low",
         ),
         (
-            "rstd-off-by-1e-4",
-            "every rstd a ten-thousandth too large",
-            "return tl.div_rn(1.0, tl.sqrt_rn(a))",
-            "return tl.div_rn(1.0001, tl.sqrt_rn(a))",
-        ),
-        (
-            "rstd-off-by-1e-6",
-            "every rstd a millionth too large",
-            "return tl.div_rn(1.0, tl.sqrt_rn(a))",
-            "return tl.div_rn(1.000001, tl.sqrt_rn(a))",
+            "newton-of-half-the-variance",
+            "a Newton step toward the upper half of the variance",
+            "square_upper * (total - total_upper) + ",
+            "",
         ),
     ),
     ("reduction", "tile_moments"): (
@@ -72,6 +74,12 @@ _EDITS = {
             "M2 = sum(x^2) - n mean^2",
             "tl.sum(d * d, AXIS, keep_dims=True)",
             "tl.sum(x * x, AXIS, keep_dims=True) - count * mean * mean",
+        ),
+        (
+            "tile-mean-in-12-bits",
+            "of a mean of few bits, what it missed is found and then lost",
+            "high, rest = renormalize(mean, low)",
+            "high, rest = mean, low * 0.0",
         ),
     ),
     ("reduction", "merge_moments"): (
@@ -106,12 +114,28 @@ _EDITS = {
         (
             "merge-all-unweighted",
             "every split weighs the same",
-            "tl.sum(counts * about_first, AXIS, keep_dims=True) / count",
+            "tl.sum(counts * about_first, AXIS, keep_dims=True) / count.to(tl.float64)",
             "tl.sum(about_first, AXIS, keep_dims=True) / tl.sum(tl.where(counts > 0.0, 1.0, 0.0), AXIS, "
             "keep_dims=True)",
         ),
-        ("merge-all-without-cross-term", "the splits' M2 alone", "m2s + counts * (d * d)", "m2s"),
+        ("merge-all-without-cross-term", "the splits' M2 alone", " + counts * (d * d)", ""),
         ("merge-all-cross-term-unweighted", "d^2 in place of n d^2", "counts * (d * d)", "d * d"),
+        ("merge-all-low-left-out", "means merged without their low parts", " + lows.to(tl.float64)", ""),
+        (
+            "merge-all-loses-low",
+            "what the merged mean's high part cannot hold is lost",
+            "((high - mean.to(tl.float64)) + rest)",
+            "rest",
+        ),
+    ),
+    ("reduction", "accurate_sum"): (
+        (
+            "sum-of-the-upper-parts",
+            "what each term has beyond the common bit is lost",
+            " + tl.sum(lower, AXIS, keep_dims=True)",
+            "",
+        ),
+        ("sum-of-parts-twice", "the upper parts taken off twice", "x - upper, 0.0)", "x - 2.0 * upper, 0.0)"),
     ),
     ("reduction", "_sum_partials_kernel"): (
         ("last-partial-dropped", "dw and db without the last program", "(row < P)", "(row < tl.maximum(P - 1, 1))"),
@@ -139,6 +163,7 @@ _CELLS = {
     "merge_moments": ("batch", "wide"),
     "renormalize": ("batch", "wide"),
     "merge_all_moments": ("batch",),
+    "accurate_sum": ("batch", "rows"),
 }
 
 MUTANTS = tuple(

@@ -76,6 +76,19 @@ DEFINITIONS = (
         "fp32's unit roundoff count as equal to it. Two right kernels that sum in another order stay inside it.",
     ),
     (
+        "hot, with host, in a graph, kernels alone",
+        "The same call in other ways: its data left in the cache by the last one; one of many in a row, the host's "
+        "work included; replayed in a CUDA graph; the time of its kernels added up.",
+    ),
+    (
+        "median from, to; standard error",
+        "The 95% interval of the median by ranks, and the standard error of the mean over the mean.",
+    ),
+    (
+        "retaken, throttled by",
+        "Samples thrown away and taken again because the GPU's clocks were held down, and the reason that it gave.",
+    ),
+    (
         "compile ms",
         "Wall time of building the cell and of its first call, on the host; a cache that was warm makes it small.",
     ),
@@ -84,6 +97,7 @@ DEFINITIONS = (
 STATUS_WORDS = (
     ("ok", "ran, and every tensor is within its bounds"),
     ("wrong", "ran, and a tensor is beyond a bound; it gets no speedup"),
+    ("impossible", "its time is shorter than the memory can make it, so something else was timed; it gets no speedup"),
     ("oom", "ran out of memory"),
     ("crash", "raised an error"),
     ("timeout", "did not come back in time"),

@@ -80,7 +80,7 @@ def subject_cells(run: Run) -> pd.DataFrame:
 
 def judged(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells whose outputs were compared with float64."""
-    return cells[cells["status"].isin(["ok", "wrong"])]
+    return cells[cells["status"].isin(["ok", "wrong", "impossible"])]
 
 
 def worst_errors(run: Run, op: str | None = None) -> pd.DataFrame:

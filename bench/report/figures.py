@@ -204,14 +204,12 @@ def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> 
     values = np.full((len(rows), len(columns)), np.nan)
     words = np.full(values.shape, "", dtype=object)
     row_of, column_of = ({value: place for place, value in enumerate(axis)} for axis in (rows, columns))
-    for (row, column), part in cells.groupby([down, across]):
+    for (row, column), lowest in cells.groupby([down, across])["speedup"].min().dropna().items():
         at = row_of[row], column_of[column]
-        failed = part.loc[part["status"] != "ok", "status"]
-        lowest = part["speedup"].min()
-        if len(failed):
-            words[at] = failed.iloc[0]
-        elif not math.isnan(lowest):
-            values[at], words[at] = math.log2(lowest), number(lowest)
+        values[at], words[at] = math.log2(lowest), number(lowest)
+    for (row, column), status in cells[cells["status"] != "ok"].groupby([down, across])["status"].first().items():
+        at = row_of[row], column_of[column]
+        values[at], words[at] = math.nan, status
     written = values.size <= SQUARES_WRITTEN
     with svg.style():
         # As high as its rows need for numbers; without any, as high as the numbers of the largest map.

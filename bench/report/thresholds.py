@@ -34,7 +34,11 @@ NOISY_SPREAD = 0.10
 # Faster than the copy by more than this is no memory traffic: the data stayed in a cache, or bytes are miscounted.
 ABOVE_ROOF = 1.05
 
-ROWS_SHOWN = 20  # rows of a static table before the rest is folded away; nothing is left out
+ROWS_SHOWN = 20  # rows of a static table before the rest is folded away
+# Beyond these a page takes seconds to open and fills a telephone's memory: rows of the table of all cells, some 700
+# bytes each, and entries of any other list.
+TABLE_ROWS = 20_000
+LISTED = 2_000
 WORST_SHOWN = 8  # cells in an operator's table of worst errors
 
 # Of more cells than this, a panel draws one bar a size and provider; of more squares, a map writes no numbers. Beyond

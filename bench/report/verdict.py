@@ -67,7 +67,7 @@ class Verdict:
         """Speed is judged only where a GPU's clock timed it."""
         speed = self._speed_cards() if self.run.has_speed else [self._no_speed_card()]
         accurate = [self._peer_accuracy_card()] if self.right else []
-        return [self._accuracy_card(), *speed, *accurate, self._failure_card()]
+        return [self._accuracy_card(), *self._impossible_cards(), *speed, *accurate, self._failure_card()]
 
     def sentences(self) -> list[str]:
         """Is it right, is it faster, and where not."""
@@ -82,6 +82,15 @@ class Verdict:
             return Card(title, of, f"Worst: {self.worst}" if self.worst else "", "bad")
         detail = f"Nearest to its bound: {self.worst}" if self.worst else "No figure was recorded."
         return Card(title, f"{len(self.judged):,} of {len(self.judged):,} right", detail, "good")
+
+    def _impossible_cards(self) -> list[Card]:
+        """A red card where a time was shorter than the memory can make it."""
+        cells = self.run.cells[self.run.cells["status"] == "impossible"]
+        if not len(cells):
+            return []
+        by = ", ".join(f"{len(part):,} of {name}" for name, part in cells.groupby("provider"))
+        detail = f"{by}: faster than the memory can be, so something else was timed. None has a speedup."
+        return [Card("Impossible times", plural(len(cells), "cell"), detail, "bad")]
 
     def _no_speed_card(self) -> Card:
         ran = "ran in Triton's interpreter" if self.run.interpreted else "were not timed on a GPU"

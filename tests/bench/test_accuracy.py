@@ -210,6 +210,26 @@ def test_fp32_may_have_twice_torchs_error_and_no_more():
     assert error.floor_ratio is None
 
 
+@pytest.mark.parametrize(("units", "figure"), [(0.1, 0.2), (0.2, 1.0), (0.4, 1.0), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0)])
+def test_within_half_a_unit_nothing_is_held_against_a_luckier_torch(units, figure):
+    ref = torch.full((4096,), 1.5, dtype=torch.float64)
+    # A float64 tensor stands for the output, so that its error can be a part of a unit, which is 2^-23 here.
+    out = ref + units * 2.0**-23
+    yardstick = (0.2 if units >= 0.2 else 0.5) * 2.0**-23 / 1.5
+    error = accuracy._compare("y", out, ref, "fp32", yardstick, 0, accuracy.STATISTIC_ROUNDING)
+    assert error.error_vs_torch == pytest.approx(figure)
+
+
+def test_where_one_statistic_has_all_the_energy_its_error_may_be_the_scales():
+    alike = torch.ones(64, dtype=torch.float64)
+    alone = torch.cat([torch.tensor([1e3], dtype=torch.float64), torch.full((63,), 1e-3, dtype=torch.float64)])
+    # 2.8e-7 is between the bounds of one statistic, 3.4e-7, and of 64 alike, 1.3e-7.
+    assert one((alone * (1 + 2.8e-7)).float(), alone).ok
+    error = one((alike * (1 + 2.8e-7)).float(), alike)
+    assert (error.ok, error.decided_by) == (False, "scale_error")
+    assert error.bound == pytest.approx(accuracy.SCALE_BOUND["fp32"] + accuracy.STATISTIC_ROUNDING / 8)
+
+
 def test_torchs_own_lost_digits_are_no_excuse_in_fp32():
     ref, size = torch.ones(4096, dtype=torch.float64), 2.0**-19
     out = (ref + size * torch.tensor([1.0, -1.0]).repeat(2048)).float()

@@ -277,6 +277,13 @@ def test_some_providers_alone_can_be_looked_at(runs: Runs, capsys: pytest.Captur
     assert "torch_compile" not in capsys.readouterr().out.rpartition("provider ")[2]
 
 
+def test_providers_that_are_not_looked_at_still_tell_what_the_machine_did(runs: Runs) -> None:
+    a, b = runs(lambda *at: 1.05 * NOISE(*at))
+    found = compare(a, b, providers=("normlib",))
+    assert list(found.counts) == ["normlib"]
+    assert SLOWER not in found.said
+
+
 @pytest.mark.parametrize(
     ("fail_on", "status"), [("slower,wrong", 1), ("slower", 1), ("wrong", 0), ("none", 0), ("less_accurate", 0)]
 )

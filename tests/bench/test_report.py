@@ -384,6 +384,37 @@ def test_a_wrong_cell_has_no_speedup_even_if_its_record_claims_one(run_dir: Call
     assert "Not right: 1 of 1 normlib cell" in shown.text
 
 
+def test_an_impossible_time_is_a_red_card_and_no_speedup(run_dir: Callable[..., Path]) -> None:
+    cached = record(status="impossible", reason="9000 GB/s of 4000", speedup=9.0, gbps=9e3, roofline_fraction=2.2)
+    folder = run_dir([cached, record(provider="torch", latency_us=16.0)])
+    shown, run = page(folder), load(folder)
+    card = next(card for card in Verdict(run).cards() if card.title == "Impossible times")
+    assert (card.value, card.tone) == ("1 cell", "bad") and "1 of normlib" in card.detail
+    assert shown.column("speedup")[cached.cell] is None and shown.column("GB/s")[cached.cell] is None
+    assert len(run.duels) == 0 and "9.0" not in shown.section("verdict")
+    assert "9000 GB/s of 4000" in shown.section("losses")
+
+
+def test_no_card_speaks_of_impossible_times_where_there_are_none(run_dir: Callable[..., Path]) -> None:
+    assert "Impossible times" not in {card.title for card in Verdict(load(run_dir([record()]))).cards()}
+
+
+def test_what_was_measured_beside_the_time_is_in_the_table_and_what_was_not_is_no_column(
+    run_dir: Callable[..., Path],
+) -> None:
+    bare = page(run_dir([record()]))
+    titles = {column["title"] for column in bare.data["columns"]}
+    assert not titles & {"hot", "with host", "in a graph", "standard error", "SM MHz", "throttled by"}
+    more = record(mode="bwd", hot_us=8.0, graph_us=9.0, noise=0.002, sm_clock_mhz=1512.0, retaken=3, throttle="power")
+    shown = page(run_dir([more]))
+    values = {title: shown.column(title)[more.cell] for title in ("hot", "in a graph", "SM MHz", "retaken")}
+    assert values == {
+        "hot": [8.0, "8.00 µs"], "in a graph": [9.0, "9.00 µs"], "SM MHz": [1512.0, "1,512"], "retaken": [3.0, "3"],
+    }  # fmt: skip
+    assert set(shown.column("throttled by").values()) == {"power", "–"}  # noqa: RUF001
+    assert "with host" not in {column["title"] for column in shown.data["columns"]}
+
+
 def test_a_wrong_peer_is_no_peer_to_beat_or_to_lose_to(run_dir: Callable[..., Path]) -> None:
     broken = record(provider="cudnn", status="wrong", reason="y: wrong", latency_us=1.0, share=3.0)
     run = load(run_dir([record(), record(provider="torch", latency_us=16.0), broken]))
@@ -551,6 +582,47 @@ def test_three_thousand_cells_stay_under_five_megabytes(run_dir: Callable[..., P
     assert len(records) >= 3000
     path = render(run_dir(records[:3000]))
     assert path.stat().st_size < 5e6
+
+
+def elements(html: str, start: str, tag: str) -> int:
+    """How many elements of a kind the figures have whose ids begin so."""
+    figures = re.findall(rf'<svg (?:(?!</svg>).)*?id="{start}.*?</svg>', html, re.DOTALL)
+    assert figures
+    return sum(figure.count(f"<{tag}") for figure in figures)
+
+
+def test_figures_of_very_many_cells_draw_a_bar_a_size_and_write_no_numbers(
+    run_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the page of a hundred thousand cells holds as many bars and words."""
+    grid: list[dict[str, int | str]] = [{"tokens": 2**m, "hidden": 2**n} for m in range(4, 12) for n in range(5, 13)]
+    records = [record(axes=axes, provider=name) for axes in grid for name in ("normlib", "torch")]
+    every = render(run_dir(records)).read_text(encoding="utf-8")
+    monkeypatch.setattr("bench.report.figures.BARS_DRAWN", len(records) - 1)
+    monkeypatch.setattr("bench.report.figures.SQUARES_WRITTEN", len(grid) - 1)
+    few = page(run_dir([])).html
+    sizes = len({axes["tokens"] * axes["hidden"] for axes in grid})  # type: ignore[operator]
+    drawn = [elements(html, "gbps-layer-norm-fwd", "path") for html in (every, few)]
+    assert drawn[0] - drawn[1] == 2 * (len(grid) - sizes)
+    words = [elements(html, "speedup-layer-norm-fwd", "text") for html in (every, few)]
+    assert words[0] - words[1] >= len(grid)
+
+
+def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_subjects(
+    run_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.report.cells_table.TABLE_ROWS", 3)
+    monkeypatch.setattr("bench.report.thresholds.TABLE_ROWS", 3)
+    monkeypatch.setattr("bench.report.thresholds.LISTED", 1)
+    records = [
+        record(dtype=dtype, provider=name, status="crash" if name == "cudnn" else "ok", reason="it fell")
+        for dtype in ("fp16", "bf16")
+        for name in ("torch", "normlib", "cudnn")
+    ]
+    shown = page(run_dir(records))
+    assert [row["id"] for row in shown.data["rows"]] == [records[place].cell for place in (1, 2, 5)]
+    assert "room for 3 of 6 cells" in shown.section("cells") and "records.jsonl" in shown.section("cells")
+    assert "2 cells, of which 1 are here and all in records.jsonl" in shown.section("failed")
 
 
 @pytest.mark.parametrize(
