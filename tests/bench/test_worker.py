@@ -97,6 +97,14 @@ def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
     assert {r.status for r in outcome.records} == {"skipped"}
 
 
+def test_a_cuda_graph_that_spoils_its_process_costs_one_worker_and_is_not_tried_again(tmp_path):
+    planned = plan(planted.SpoilsItsProcess(), cases=cases(tokens="2,3,4", mode="fwd"), isolated=True)
+    outcome = runner.run(planned, tmp_path, {}, [], Silent())
+    assert outcome.complete and {r.status for r in outcome.records} == {"ok"} and len(outcome.records) == 6
+    spoiling = [r.reason for r in outcome.records if r.provider == "spoilsitsprocess"]
+    assert ["no graph of spoilsitsprocess" in reason for reason in spoiling] == [False, True, True]
+
+
 MANY = {"tokens": "1,2,3,4,5,6,7,8", "hidden": "64,96,128,160"}
 KILLS = 10
 
