@@ -428,7 +428,7 @@ def test_a_spent_budget_skips_the_rest_and_a_later_sitting_measures_it(tmp_path,
         clock[0] += 10
         return built
 
-    outcome, described = run(tmp_path, plan(Scripted(spoil=slow), time_budget=15.0))
+    outcome, described = run(tmp_path, plan(Scripted(spoil=slow), deadline=15.0))
     assert [record.status for record in outcome.records] == ["ok", "ok", "skipped"]
     assert outcome.records[-1].reason == "the time budget was spent"
     assert outcome.stopped_by == described["stopped_by"] == "time budget"
@@ -448,7 +448,7 @@ def test_a_budget_that_ends_with_the_last_cell_has_stopped_nothing(tmp_path, mon
         clock[0] += 10
         return built
 
-    outcome, _ = run(tmp_path, plan(Scripted(spoil=slow), time_budget=25.0))
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=slow), deadline=25.0))
     assert outcome.complete
 
 

@@ -91,7 +91,7 @@ def test_a_worker_that_cannot_start_costs_its_cells_and_does_not_hang(tmp_path):
 
 def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
     began = time.monotonic()
-    outcome = runner.run(plan(planted.Hangs(), isolated=True, time_budget=3.0), tmp_path, {}, [], Silent())
+    outcome = runner.run(plan(planted.Hangs(), isolated=True, deadline=began + 3.0), tmp_path, {}, [], Silent())
     assert time.monotonic() - began < SILENCE_S + 3
     assert outcome.stopped_by == "time budget"
     assert {r.status for r in outcome.records} == {"skipped"}
