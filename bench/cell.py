@@ -218,7 +218,7 @@ class Problem:
         original, _ = self._truth(case)
         yardstick, without = self._yardstick(case)
         inputs = _copy(original)
-        record.backend = provider.backend(case, inputs)
+        record.backend, record.plan = provider.backend(case, inputs), provider.plan(case, inputs)
         _synchronize(device)
         allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
