@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import math
 import random
@@ -11,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench import results
+from bench import models, results, samples
 from bench.report import render
 from bench.results import Record, TensorError
 
@@ -92,6 +94,9 @@ def record(
             made.gbps = moved / latency_us / 1e3
             made.roofline_fraction = made.gbps / 4000
             made.speedup = baseline_us / latency_us if status == "ok" else None
+            made.latency_us_low, made.latency_us_high = 0.998 * latency_us, 1.002 * latency_us
+            made.noise, made.stopped, made.retaken = 0.004, "noise", 0
+            made.sm_clock_mhz, made.mem_clock_mhz, made.power_w, made.temperature_c = 1500.0, 2600.0, 400.0, 50.0
     for name, value in changes.items():
         setattr(made, name, value)
     return made
@@ -154,6 +159,19 @@ def sweep(clock: str = "cuda_event", grids: dict[str, list[dict[str, int | str]]
     return made
 
 
+def resnet50() -> list[Record]:
+    """The training step of ResNet-50, for every provider."""
+    return [
+        record(
+            "batch_norm", {"batch": 32, **norm.size}, dtype="fp16", layout="nhwc", mode="fwd_bwd", provider=name,
+            latency_us=SLOWNESS[name] * floor_us, baseline_us=SLOWNESS["torch"] * floor_us,
+        )
+        for norm in models.norms("resnet50", "batch_norm")
+        for floor_us in [5 + math.prod(shape_of({"batch": 32, **norm.size})) / 4e5]
+        for name in PROVIDERS
+    ]  # fmt: skip
+
+
 def environment(clock: str = "cuda_event", **changes: Any) -> dict[str, Any]:
     gpu = clock == "cuda_event"
     described: dict[str, Any] = {
@@ -191,17 +209,50 @@ def environment(clock: str = "cuda_event", **changes: Any) -> dict[str, Any]:
         "complete": True,
         "stopped_by": "",
         "cells_planned": None,
+        "conditions": {
+            "before": {
+                "taken": "2026-01-02T03:04:05+00:00",
+                "sm_clock_mhz": 1500,
+                "temperature_c": 41,
+                "driver": "1.2.3",
+            }
+            | {"max_sm_clock_mhz": 1980, "power_limit_w": 700.0},
+            "after": {
+                "taken": "2026-01-02T03:14:05+00:00",
+                "sm_clock_mhz": 1480,
+                "temperature_c": 63,
+                "driver": "1.2.3",
+            }
+            | {"max_sm_clock_mhz": 1980, "power_limit_w": 700.0},
+        }
+        if gpu
+        else None,
         "notes": ["clocks were not locked"],
     }
     return described | changes
 
 
+def measured(records: list[Record], seed: int = 3) -> list[samples.Samples]:
+    """Samples of each timed cell that scatter about its median, a few of them far above."""
+    dice = random.Random(seed)
+    return [
+        samples.Samples(
+            one.key, {"cold_us": [one.latency_us * dice.choice((1, 1, 1.3)) * dice.gauss(1, 0.01) for _ in range(40)]}
+        )
+        for one in records
+        if one.latency_us and one.clock == "cuda_event"
+    ]
+
+
 def write(folder: Path, records: list[Record], **described: Any) -> Path:
-    """Writes a run's two files."""
+    """Writes a run's files; samples of what a GPU's clock timed."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(**described)))
     (folder / "records.jsonl").touch()
     for one in records:
         results.append(folder / "records.jsonl", one)
+    for taken in measured(records):
+        samples.append(folder / "samples.jsonl", taken)
     return folder
 
 
@@ -218,9 +269,9 @@ class Page(HTMLParser):
         self.labels: list[str] = []
         self._hidden = ""
         self.feed(html)
-        data = re.search(r'<script type="application/json" id="cells-data">(.*?)</script>', html, re.DOTALL)
+        data = re.search(r'<script type="application/gzip" id="cells-data">(.*?)</script>', html, re.DOTALL)
         assert data
-        self.data = json.loads(data[1])
+        self.data = json.loads(gzip.decompress(base64.b64decode(data[1])))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)

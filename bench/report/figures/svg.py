@@ -7,6 +7,8 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import seaborn as sns
@@ -15,8 +17,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Stand-ins that are drawn with and then turned into the page's own variables, so that dark and print follow.
-INK, MUTED, GRID, LIMIT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+# The colours of style.css on light paper. In a page each becomes the page's own variable: dark and print follow.
+INK, MUTED, GRID, LIMIT, PAPER = "#1c1f23", "#5d646d", "#e4e5e3", "#c2410c", "#ffffff"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", LIMIT: "--limit", PAPER: "--paper"}
 
 STYLE: dict[Any, Any] = {
@@ -50,6 +52,20 @@ def style() -> Iterator[None]:
         yield
 
 
+_FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
+FILE_DPI = 200  # of the PNG files: sharp at the width of a slide
+
+
+@contextmanager
+def files_in(folder: Path | None) -> Iterator[None]:
+    """Every figure that is put into a page meanwhile is also left in this folder, as NAME.svg and NAME.png."""
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
+
+
 def new(width: float, height: float) -> Figure:
     """A figure in inches that no global state knows of."""
     figure = Figure(figsize=(width, height))
@@ -62,6 +78,9 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        if folder := _FOLDER.get():
+            for kind in ("svg", "png"):
+                figure.savefig(folder / f"{name}.{kind}", facecolor=PAPER, dpi=FILE_DPI)
     root = ET.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
