@@ -256,6 +256,11 @@ def write(folder: Path, records: list[Record], **described: Any) -> Path:
     return folder
 
 
+def unpacked(text: str) -> Any:
+    """What bench.report.templating.packed has packed."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
 class Page(HTMLParser):
     """A rendered report taken apart: the text that is shown, references, ids, and the table's data."""
 
@@ -271,7 +276,7 @@ class Page(HTMLParser):
         self.feed(html)
         data = re.search(r'<script type="application/gzip" id="cells-data">(.*?)</script>', html, re.DOTALL)
         assert data
-        self.data = json.loads(gzip.decompress(base64.b64decode(data[1])))
+        self.data = unpacked(data[1])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)

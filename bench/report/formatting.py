@@ -54,6 +54,12 @@ def duration(us: Any) -> str:
     return interval(us, None, None)
 
 
+def round_duration(us: float) -> str:
+    """A round time on an axis: 3 µs, 1 ms."""
+    scale, unit = _scaled(us, TIME_UNITS)
+    return f"{us / scale:g} {unit}"
+
+
 def interval(us: Any, low: Any, high: Any) -> str:
     """A median with its p10 and p90 in one unit: 12.3 µs (12.1-12.6)."""
     if not present(us):

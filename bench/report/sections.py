@@ -55,7 +55,7 @@ def throughput(run: Run, op: str, legend: Legend) -> dict[str, Any]:
 
 def _by_dtype_and_layout(cells: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     parts = dict(iter(cells.groupby(["dtype", "layout"])))
-    places = [(dtype, layout) for dtype in ordered(cells["dtype"]) for layout in ordered(cells["layout"])]
+    places = [(dtype, layout) for layout in ordered(cells["layout"]) for dtype in ordered(cells["dtype"])]
     return [(place, parts[place]) for place in places if place in parts]
 
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from bench.report.figures import svg
 from bench.report.figures.axes import WIDTH, lines, log_limits, size_axis, slug
-from bench.report.formatting import duration, number
+from bench.report.formatting import number, round_duration, short
 from bench.report.palette import Key
 from bench.report.thresholds import SUBJECT
 
@@ -55,7 +55,7 @@ def latency(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None
         axes.set_ylim(*log_limits(pd.concat([drawn["low"], drawn["high"]])))
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: round_duration(value)))
         axes.set(xlabel="size of x", ylabel="time of a call")
         figure.subplots_adjust(left=0.2, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"time of a call against the size of x for {', '.join(legend)}")
@@ -76,7 +76,7 @@ def roofline(
             ours = key.provider == SUBJECT
             part = cells[cells["provider"] == key.provider].drop_duplicates(["bytes_moved", "gbps"])
             axes.plot(
-                part["bytes_moved"], part["gbps"], key.marker, color=key.colour, markersize=4 if ours else 3.2,
+                part["bytes_moved"], part["gbps"], key.marker, color=key.colour, markersize=5.5 if ours else 4.5,
                 markeredgecolor=svg.PAPER, markeredgewidth=0.4, alpha=0.9, zorder=4 if ours else 3,
                 gid=slug("dots", key.provider),
             )  # fmt: skip
@@ -89,7 +89,7 @@ def roofline(
         axes.set_ylim(*log_limits(cells["gbps"], copy_gbps or cells["gbps"].max()))
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set(xlabel="bytes that must move", ylabel="GB/s")
         figure.subplots_adjust(left=0.16, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"GB/s against the bytes that must move, every cell of {', '.join(legend)}")
