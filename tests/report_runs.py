@@ -308,6 +308,11 @@ class Page(HTMLParser):
         assert part
         return re.sub(r"\s+", " ", re.sub(r"<script.*?</script>|<[^>]+>", " ", part[1], flags=re.DOTALL))
 
+    @property
+    def titles(self) -> set[str]:
+        """The columns of the table."""
+        return {column["title"] for column in self.data["columns"]}
+
     def column(self, title: str) -> dict[str, Any]:
         """The values of one column of the table, by cell."""
         place = [column["title"] for column in self.data["columns"]].index(title)

@@ -113,3 +113,8 @@ def plural(count: int, noun: str) -> str:
 def spoken(name: str) -> str:
     """An operator's name in words: batch norm, RMS norm."""
     return " ".join("RMS" if word == "rms" else word for word in name.split("_"))
+
+
+def day(moment: Any) -> str | None:
+    """An ISO 8601 moment as people write it, or nothing: 2026-01-02 03:04 UTC."""
+    return str(moment)[:16].replace("T", " ") + " UTC" if moment else None

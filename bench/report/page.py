@@ -99,14 +99,10 @@ def _machine(env: dict[str, Any]) -> list[tuple[str, str]]:
         ("cuDNN", env["cudnn"]),
         ("Commit", f"{commit} {state}" if commit else None),
         ("Copy bandwidth", f"{formatting.number(env['copy_gbps'])} GB/s" if env["copy_gbps"] else None),
-        ("Started", _date(env["started"])),
-        ("Finished", _date(env["finished"])),
+        ("Started", formatting.day(env["started"])),
+        ("Finished", formatting.day(env["finished"])),
     ]
     return [(name, str(value)) for name, value in rows if value]
-
-
-def _date(value: Any) -> str | None:
-    return str(value)[:16].replace("T", " ") + " UTC" if value else None
 
 
 def _flat(described: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

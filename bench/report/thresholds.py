@@ -44,6 +44,7 @@ ROWS_SHOWN = 20  # rows of a static table before the rest is folded away
 # of any other list.
 TABLE_ROWS = 20_000
 LISTED = 2_000
+SUMMED_UP = 10  # losses in the summary for a pull request
 WORST_SHOWN = 8  # cells in an operator's table of worst errors
 
 # Of more squares a map writes no numbers, and of more cells a line over the run keeps each stretch's extremes: beyond

@@ -122,7 +122,7 @@ class Verdict:
             return Card(title, "none", f"No right {SUBJECT} cell has a time beside it.", "caution")
         detail = f"Geometric mean of {plural(len(ratios), 'cell')}"
         if len(pairs) == len(ratios) and (interval := facts.geomean_interval(pairs)):
-            detail += f", 95% interval {spread_line(interval)}"
+            detail += f", ±{percent(interval[1] / mean - 1)} (95%)"
         return Card(title, times(mean), f"{detail}; cells from {spread_line(ratios)}", "good" if mean >= 1 else "bad")
 
     def _worst_card(self, duels: pd.DataFrame) -> Card:

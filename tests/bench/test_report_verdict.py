@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import page, record, tensor_error
+from report_runs import page, record, resnet50, tensor_error
 
-from bench.report import facts
+from bench.report import facts, losses
 from bench.report.data import load
 from bench.report.verdict import Verdict
 
@@ -45,7 +45,7 @@ def test_no_card_speaks_of_impossible_times_where_there_are_none(run_dir: Callab
 def test_a_wrong_peer_is_no_peer_to_beat_or_to_lose_to(run_dir: Callable[..., Path]) -> None:
     broken = record(provider="cudnn", status="wrong", reason="y: wrong", latency_us=1.0, share=3.0)
     run = load(run_dir([record(), record(provider="torch", latency_us=16.0), broken]))
-    assert facts.slower(run) == []
+    assert losses.slower(run) == []
     assert list(run.duels["provider_peer"]) == ["torch"]
 
 
@@ -57,8 +57,32 @@ def test_the_verdict_gives_the_geometric_mean_and_its_range(run_dir: Callable[..
         records.append(record(axes=axes, provider="torch", latency_us=10.0 * speedup, baseline_us=10.0 * speedup))
     cards = {card.title: card for card in Verdict(load(run_dir(records))).cards()}
     assert cards["Speed against torch"].value == "2.00×"  # noqa: RUF001
-    assert "0.250× to 8.00×" in cards["Speed against torch"].detail  # noqa: RUF001
-    assert cards["Cells where a peer is faster"].value == "1 of 3"
+    assert "cells from 0.250× to 8.00×" in cards["Speed against torch"].detail  # noqa: RUF001
+    assert cards["Worst cell"].value == "0.250×"  # noqa: RUF001
+    assert "layer_norm 16x256 fp16 fwd, against torch. A peer is faster in 1 of 3 cells" in cards["Worst cell"].detail
+
+
+def test_the_interval_of_the_mean_is_that_of_its_cells_medians(run_dir: Callable[..., Path]) -> None:
+    """A ratio of two medians is sqrt(2) times as wide as each, and the mean of n of them sqrt(n) times narrower."""
+    interval = {"latency_us_low": 10.0 / 1.02, "latency_us_high": 10.0 * 1.02}
+    records = [
+        record(axes={"tokens": tokens, "hidden": 8}, provider=name, latency_us=10.0, baseline_us=10.0, **interval)
+        for tokens in (1, 2, 3, 4)
+        for name in ("normlib", "torch")
+    ]
+    folder = run_dir(records)
+    low, high = facts.geomean_interval(load(folder).against)
+    assert (low, high) == pytest.approx((1.02 ** -(0.5**0.5), 1.02**0.5**0.5), rel=1e-3)
+    assert "±1.4%" in Verdict(load(folder)).cards()[1].detail
+    records[0].latency_us_low = None
+    assert facts.geomean_interval(load(run_dir(records[:1])).against) is None
+
+
+def test_what_a_model_takes_is_in_the_head(run_dir: Callable[..., Path]) -> None:
+    shown = page(run_dir(resnet50(), arguments={"preset": "resnet50"}))
+    assert "all 53 batch norms of one resnet50 training step, batch 32, fp16 nhwc: " in shown.section("verdict")
+    assert any(label.startswith("all 53 batch norms") and "torch_compile" in label for label in shown.labels)
+    assert "In a model" not in page(run_dir(resnet50())).text.replace("resnet50", "")
 
 
 def test_the_worst_tensor_of_the_worst_cell_comes_first(run_dir: Callable[..., Path]) -> None:
