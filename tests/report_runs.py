@@ -266,7 +266,10 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.html = html
+        images = re.search(r'id="figures-data">(.*?)</script>', html)
+        assert images
+        drawn = unpacked(images[1])
+        self.html = html = re.sub(r'<div data-figure="(\d+)"></div>', lambda place: drawn[int(place[1])], html)
         self.shown: list[str] = []
         self.references: list[str] = []
         self.ids: list[str] = []

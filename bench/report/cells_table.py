@@ -145,7 +145,7 @@ def _value(column: Column, row: dict[str, Any]) -> Any:
     value = column.value(row)
     if column.written is None or value is None:
         return value or None
-    return [float(f"{value:.6g}"), column.written(value)]
+    return [float(f"{value:.4g}"), column.written(value)]
 
 
 def _dots(run: Run, medians: Mapping[str, float | None]) -> dict[str, list[int]]:

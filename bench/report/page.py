@@ -8,6 +8,7 @@ from bench.case import MODES
 from bench.report import cells_table, facts, formatting, losses, palette, sections, thresholds, trust
 from bench.report.data import Run, ordered
 from bench.report.definitions import DEFINITIONS, STATUS_WORDS
+from bench.report.figures import Gallery
 from bench.report.templating import packed, scripts, style, templates
 from bench.report.verdict import Verdict
 
@@ -42,7 +43,7 @@ def _context(run: Run) -> dict[str, Any]:
         "limits": thresholds,
         "subject": thresholds.SUBJECT,
         "style": style(),
-        "scripts": scripts("theme", "copy", "distribution", "table"),
+        "scripts": scripts("theme", "copy", "packed", "distribution", "table"),
         "complete": complete,
         "completeness": completeness,
         "facts_line": _measured(run),
@@ -66,6 +67,8 @@ def _context(run: Run) -> dict[str, Any]:
         "environment": _flat(run.environment),
         "table": table,
         "packed_table": packed(table),
+        "gallery": Gallery(),
+        "pack": packed,
         "definitions": DEFINITIONS,
         "status_words": STATUS_WORDS,
         "raw_file": "records.csv" if (run.folder / "records.csv").exists() else "records.jsonl",

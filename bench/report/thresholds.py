@@ -51,6 +51,8 @@ WORST_SHOWN = 8  # cells in an operator's table of worst errors
 # both nothing could be told apart, and each is an element of the page.
 SQUARES_WRITTEN = 600
 POINTS_DRAWN = 400
+LINE_POINTS = 40  # of a provider's line against size: some eight pixels of a panel each
+DOTS_AN_OCTAVE = 4  # dots of a scatter: a panel has some twelve octaves, 25 pixels each
 HEAT_LIMIT = 2.0  # a heat map's colour is full at this speedup and at one over it
 SMALLEST_SHARE = 1e-4  # errors under this share of their bound are drawn at the edge of the figure
 

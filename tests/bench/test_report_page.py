@@ -120,7 +120,7 @@ def test_hostile_text_is_shown_and_never_run(run_dir: Callable[..., Path]) -> No
     described = {"notes": [HOSTILE], "command": HOSTILE, "device_name": HOSTILE, "baseline": HOSTILE}
     shown = page(run_dir(records, **described))
     clean = page(run_dir([record()]))
-    assert shown.tags.count("script") == clean.tags.count("script") == 2
+    assert shown.tags.count("script") == clean.tags.count("script") == 3
     assert "img" not in shown.tags
     assert "{{ 7 * 7 }}" in shown.text
     assert any(row["why"] == HOSTILE[:160] for row in shown.data["rows"])

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from bench.report.figures import svg
 from bench.report.formatting import size
 from bench.report.palette import Key
-from bench.report.thresholds import SUBJECT
+from bench.report.thresholds import DOTS_AN_OCTAVE, LINE_POINTS, SUBJECT
 
 WIDTH = 4.4  # inches; the page scales it
 
@@ -28,8 +28,7 @@ def lines(axes: Axes, cells: pd.DataFrame, legend: dict[str, Key], x: str, y: st
     for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
         ours = key.provider == SUBJECT
         # Not seaborn's lineplot, which takes a second for every ten thousand cells, and ten times as long to set up.
-        at = cells[cells["provider"] == key.provider].groupby(x, as_index=False)
-        drawn = at.agg({y: "median", "low": "min", "high": "max"})
+        drawn = _points(cells[cells["provider"] == key.provider], x, y)
         if len(drawn) > 1:
             axes.fill_between(
                 drawn[x], drawn["low"], drawn["high"], color=key.colour, alpha=0.2, linewidth=0, zorder=2,
@@ -42,6 +41,22 @@ def lines(axes: Axes, cells: pd.DataFrame, legend: dict[str, Key], x: str, y: st
             markeredgewidth=0.6, linewidth=2.0 if ours else 1.3, zorder=4 if ours else 3,
             gid=slug("line", key.provider),
         )  # fmt: skip
+
+
+def _points(cells: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Median, `low` and `high` at each value of x; of more values than can be told apart, neighbours make one."""
+    drawn = cells.groupby(x, as_index=False).agg({y: "median", "low": "min", "high": "max"})
+    if len(drawn) <= LINE_POINTS:
+        return drawn
+    place = np.log(drawn[x] / drawn[x].min()) / np.log(drawn[x].max() / drawn[x].min())
+    cell = (place * (LINE_POINTS - 1)).round()
+    return drawn.groupby(cell).agg({x: "median", y: "median", "low": "min", "high": "max"})
+
+
+def apart(x: pd.Series, y: pd.Series) -> pd.Series:
+    """Which of these points on logarithmic axes to draw: of those that would cover each other, the first."""
+    places = [(np.log2(values) * DOTS_AN_OCTAVE).round() for values in (x, y)]
+    return ~pd.concat(places, axis=1, ignore_index=True).duplicated()
 
 
 def size_axis(axes: Axes, sizes: pd.Series) -> None:

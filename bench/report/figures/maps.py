@@ -65,7 +65,7 @@ def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> 
         sns.heatmap(
             values, ax=axes, vmin=-limit, vmax=limit, center=0, cmap=DIVERGING, cbar=False,
             annot=words if written else None, fmt="", annot_kws={"fontsize": font, "color": ON_A_SQUARE},
-            linewidths=1.2 if written else 0, linecolor=svg.PAPER,
+            linewidths=1.2 if written else 0, linecolor=svg.PAPER, rasterized=not written,
             xticklabels=[axis_text(value) for value in columns], yticklabels=[axis_text(value) for value in rows],
         )  # fmt: skip
         for row, column in np.argwhere(np.isnan(values)) if written else ():

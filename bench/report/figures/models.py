@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from markupsafe import Markup
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from bench.headline import Headline
 from bench.report.figures import svg
@@ -13,7 +13,7 @@ from bench.report.formatting import number
 from bench.report.palette import Key
 
 WIDTH = 7.6  # inches: a bar has many parts
-NAMED_SHARE = 0.1  # of the longest bar: a narrower part has no room for its shape's name at this width
+LETTER = 0.0115  # of the longest bar: about what a letter of a shape's name takes at this width
 
 
 def stacked(headline: Headline, legend: dict[str, Key], name: str) -> Markup:
@@ -27,12 +27,10 @@ def stacked(headline: Headline, legend: dict[str, Key], name: str) -> Markup:
             colour, left = legend[provider].colour, 0.0
             for place, (shape, part) in enumerate(_largest_first(headline.parts[provider])):
                 # Neighbours differ in lightness, and paper parts them.
-                axes.barh(
-                    row, part, left=left, height=0.62, color=colour, alpha=1.0 if place % 2 == 0 else 0.72,
-                    edgecolor=svg.PAPER, linewidth=0.7,
-                )  # fmt: skip
-                if part > NAMED_SHARE * longest:
-                    on = "#1d2023" if _light(colour) else "#fefefe"
+                shade = _lighter(colour) if place % 2 else colour
+                axes.barh(row, part, left=left, height=0.62, color=shade, edgecolor=svg.PAPER, linewidth=0.7)
+                if part > LETTER * len(shape) * longest:
+                    on = "#1d2023" if _light(shade) else "#fefefe"
                     axes.text(left + part / 2, row, shape, ha="center", va="center", fontsize=6.5, color=on)
                 left += part
             axes.text(left, row, f" {number(left)}", va="center", fontsize=8.5, color=svg.INK)
@@ -50,6 +48,11 @@ def stacked(headline: Headline, legend: dict[str, Key], name: str) -> Markup:
 
 def _largest_first(parts: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(parts.items(), key=lambda part: (-part[1], part[0]))
+
+
+def _lighter(colour: str) -> str:
+    red, green, blue = (0.7 * part + 0.3 for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def _light(colour: str) -> bool:

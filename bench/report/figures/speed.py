@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bench.report.figures import svg
-from bench.report.figures.axes import WIDTH, lines, log_limits, size_axis, slug
+from bench.report.figures.axes import WIDTH, apart, lines, log_limits, size_axis, slug
 from bench.report.formatting import number, round_duration, short
 from bench.report.palette import Key
 from bench.report.thresholds import SUBJECT
@@ -74,7 +74,8 @@ def roofline(
         axes = figure.subplots()
         for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
             ours = key.provider == SUBJECT
-            part = cells[cells["provider"] == key.provider].drop_duplicates(["bytes_moved", "gbps"])
+            part = cells[cells["provider"] == key.provider]
+            part = part[apart(part["bytes_moved"], part["gbps"])]
             axes.plot(
                 part["bytes_moved"], part["gbps"], key.marker, color=key.colour, markersize=5.5 if ours else 4.5,
                 markeredgecolor=svg.PAPER, markeredgewidth=0.4, alpha=0.9, zorder=4 if ours else 3,

@@ -208,9 +208,4 @@ const cellsTable = (data) => {
   follow();
 };
 
-(async () => {
-  const packed = atob(document.getElementById("cells-data").textContent);
-  const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  cellsTable(await new Response(stream).json());
-})();
+unpacked("cells-data").then(cellsTable);
