@@ -60,8 +60,18 @@ def test_a_run_of_normal_inputs_has_no_families(run_dir: Callable[..., Path]) ->
 def test_the_bounds_are_those_that_accuracy_judges_by() -> None:
     from bench import accuracy
 
+    assert BOUNDS["rel_l2_error", "fp32"] == (accuracy.ROUNDINGS * accuracy.STATISTIC_ROUNDING,) * 2
     assert BOUNDS["floor_ratio", "fp16"] == BOUNDS["floor_ratio", "bf16"] == (accuracy.FLOOR_RATIO_BOUND,) * 2
     assert BOUNDS["error_vs_torch", "fp32"] == (accuracy.ERROR_VS_TORCH_BOUND,) * 2
     for dtype, least in accuracy.SCALE_BOUND.items():
         assert BOUNDS["scale_error", dtype][0] == least
     assert BOUNDS["scale_error", "fp32"][1] == accuracy.SCALE_BOUND["fp32"] + accuracy.STATISTIC_ROUNDING
+
+
+def test_each_tensors_error_is_drawn_against_size_with_its_bound(run_dir: Callable[..., Path]) -> None:
+    grid: list[dict[str, int | str]] = [{"tokens": n, "hidden": 64} for n in (8, 512)]
+    records = [record(axes=axes, mode="bwd", dtype=dtype) for axes in grid for dtype in ("fp32", "fp16")]
+    shown = page(run_dir(records))
+    for tensor in ("dx", "dw", "db"):
+        assert f"against-size-layer-norm-fp32-{tensor}-line-normlib" in shown.ids
+        assert f"against-size-layer-norm-fp16-{tensor}-bound-1-05" in shown.ids

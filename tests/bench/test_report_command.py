@@ -69,8 +69,17 @@ def test_a_folder_that_cannot_be_read_is_one_line_and_status_2(
         render(folder)
 
 
-@pytest.mark.parametrize("arguments", [[], ["no-such-folder"], ["a", "b"], ["--nonsense", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [["no-such-folder"], ["--index", "no-such-folder"], ["--figures"], ["--nonsense", "a"]]
+)
 def test_bad_arguments_are_one_line_and_status_2(arguments: list[str]) -> None:
     done = command(*arguments)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_a_run_the_list_of_all_runs_is_made_again(run_dir: Callable[..., Path]) -> None:
+    folder = run_dir([record()])
+    done = command("--index", str(folder.parent))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert folder.name in (folder.parent / "index.html").read_text(encoding="utf-8")

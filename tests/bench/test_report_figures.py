@@ -8,9 +8,11 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from report_runs import Page, page, record, sweep, write
+from report_runs import ROOT, Page, page, record, resnet50, sweep, write
 
-from bench.report import render
+from bench.report import palette
+from bench.report.data import load
+from bench.report.figures import axes, svg
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def test_every_provider_is_in_the_figures(full_page: Page) -> None:
     for provider in ("normlib", "torch", "torch-compile", "cudnn"):
         assert any(re.fullmatch(rf"gbps-batch-norm-fwd-fp16-nhwc-line-{provider}", name) for name in full_page.ids)
         assert any(re.fullmatch(rf"error-batch-norm-fp16-floor-ratio-dots-{provider}", name) for name in full_page.ids)
-    for op, mode, dtype in product(("layer-norm", "rms-norm"), ("fwd", "bwd"), ("fp32", "fp16", "bf16")):
+    for op, mode, dtype in product(("layer-norm", "rms-norm"), ("fwd", "bwd"), ("fp32", "fp16")):
         assert f"gbps-{op}-{mode}-{dtype}-line-normlib" in full_page.ids
         assert f"speedup-{op}-{mode}-{dtype}-figure_1" in full_page.ids
 
@@ -46,7 +48,7 @@ def test_a_map_of_very_many_squares_writes_no_numbers(
     """Else the page of a hundred thousand cells holds as many words."""
     grid: list[dict[str, int | str]] = [{"tokens": 2**m, "hidden": 2**n} for m in range(4, 12) for n in range(5, 13)]
     records = [record(axes=axes, provider=name) for axes in grid for name in ("normlib", "torch")]
-    every = render(run_dir(records)).read_text(encoding="utf-8")
+    every = page(run_dir(records)).html
     monkeypatch.setattr("bench.report.figures.maps.SQUARES_WRITTEN", len(grid) - 1)
     few = page(run_dir([])).html
     words = [elements(html, "speedup-layer-norm-fwd", "text") for html in (every, few)]
@@ -70,3 +72,43 @@ def test_a_heat_map_shows_the_lowest_speedup_and_what_is_not_ok(run_dir: Callabl
     words = re.findall(r"<text[^>]*>([^<]+)</text>", drawn[0])
     assert words.index("1") < words.index("32") < words.index("256")
     assert {"0.810", "1.30", "1.50", "oom"} <= set(words) and "1.90" not in words
+
+
+def test_known_providers_have_the_same_colour_and_shape_whoever_else_is_there() -> None:
+    few, many = palette.keys(["normlib", "liger"]), palette.keys(["apex", "torch", "normlib", "mine", "liger", "cudnn"])
+    assert few["liger"] == many["liger"] and few["normlib"] == many["normlib"]
+    assert len({key.colour for key in many.values()}) == len(many)
+
+
+def test_every_provider_of_bench_has_a_colour_of_its_own_beside_the_subject_and_the_baseline() -> None:
+    from bench.providers import providers
+
+    assert set(providers()) == set(palette.PLACES)
+    drawn = palette.keys(list(palette.PLACES))
+    assert len({(key.colour, key.marker) for key in drawn.values()}) == len(drawn)
+
+
+def test_the_figures_light_colours_are_those_of_the_style_sheet() -> None:
+    sheet = (ROOT / "bench/report/style.css").read_text(encoding="utf-8")
+    for colour, variable in svg.VARIABLES.items():
+        assert f"{variable}: light-dark({colour}, " in sheet
+
+
+def test_a_line_of_very_many_sizes_keeps_its_extremes(run_dir: Callable[..., Path]) -> None:
+    """Else a panel of a long sweep holds thousands of markers, which cover each other."""
+    records = [record(axes={"tokens": n, "hidden": 64}, latency_us=10.0) for n in range(1, 200)]
+    records[100].latency_us_p90 = 40.0
+    cells = load(run_dir(records)).cells
+    cells = cells.assign(low=cells["latency_us_p10"], high=cells["latency_us_p90"])
+    points = axes._points(cells, "size", "latency_us")
+    assert len(points) <= 40 and points["high"].max() == 40.0
+    assert points["size"].min() == 128 and points["size"].max() == pytest.approx(199 * 128, rel=0.1)
+
+
+def test_a_model_is_one_bar_a_provider_and_who_lacks_a_shape_is_named(run_dir: Callable[..., Path]) -> None:
+    records = resnet50()
+    next(one for one in records if one.provider == "cudnn").status = "oom"
+    shown = page(run_dir(records, arguments={"preset": "resnet50"}))
+    (label,) = [label for label in shown.labels if label.startswith("all 53 batch norms")]
+    assert "normlib" in label and "torch_compile" in label and "cudnn" not in label
+    assert "cudnn has no sum: it lacks 64x112x112 (oom)." in shown.section("throughput")

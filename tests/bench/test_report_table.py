@@ -7,14 +7,17 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from report_runs import Page, page, record, sweep, write
+from report_runs import GRIDS, Page, page, record, sweep, write
 
+from bench import samples
 from bench.report.data import load
+
+FEW = {"layer_norm": GRIDS["layer_norm"]}
 
 
 @pytest.fixture(scope="module")
 def full_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return page(write(tmp_path_factory.mktemp("run"), sweep()))
+    return page(write(tmp_path_factory.mktemp("run"), sweep(grids=FEW)))
 
 
 def test_what_was_measured_beside_the_time_is_in_the_table_and_what_was_not_is_no_column(
@@ -33,7 +36,7 @@ def test_what_was_measured_beside_the_time_is_in_the_table_and_what_was_not_is_n
 
 
 def test_the_table_holds_every_cell_and_links_lead_to_its_rows(full_page: Page) -> None:
-    cells = [one.cell for one in sweep()]
+    cells = [one.cell for one in sweep(grids=FEW)]
     assert [row["id"] for row in full_page.data["rows"]] == cells
     linked = {unquote(reference[6:]) for reference in full_page.references if reference.startswith("#cell=")}
     assert linked and linked <= set(cells)
@@ -59,3 +62,17 @@ def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_s
     assert [row["id"] for row in shown.data["rows"]] == [records[place].cell for place in (1, 2, 5)]
     assert "room for 3 of 6 cells" in shown.section("cells") and "records.jsonl" in shown.section("cells")
     assert "2 cells, of which 1 are here and all in records.jsonl" in shown.section("failed")
+
+
+def test_a_cells_samples_are_told_by_twenty_quantiles(run_dir: Callable[..., Path]) -> None:
+    one = record(latency_us=10.0)
+    folder = run_dir([one])
+    samples.append(folder / "samples.jsonl", samples.Samples(one.key, {"cold_us": [10.0] * 90 + [20.0] * 10}))
+    (row,) = page(folder).data["rows"]
+    assert row["dots"] == [0] * 18 + [1000] * 2
+
+
+def test_samples_that_cannot_be_read_cost_their_figure_alone(run_dir: Callable[..., Path]) -> None:
+    folder = run_dir([record()])
+    (folder / "samples.jsonl").write_text("broken\n{}\n")
+    assert "dots" not in page(folder).data["rows"][0]
