@@ -59,7 +59,7 @@ def test_a_long_run_keeps_the_lowest_clock(run_dir: Callable[..., Path], monkeyp
     clocks = [1500.0] * 30
     clocks[17] = 900.0
     records = [record(axes={"tokens": n + 1, "hidden": 8}, sm_clock_mhz=clock) for n, clock in enumerate(clocks)]
-    assert "sm clock mhz over the run, from 900.0 to 1,980" in page(run_dir(records)).labels
+    assert "sm clock mhz over the run, from 900 to 1,980" in page(run_dir(records)).labels
 
 
 def test_a_run_that_recorded_nothing_of_the_kind_says_so(run_dir: Callable[..., Path]) -> None:

@@ -14,7 +14,6 @@ from bench.report.templating import packed
 
 ROW = "#table tbody tr"
 GRID: dict[str, list[dict[str, int | str]]] = {
-    "batch_norm": [{"batch": n, "channels": 64, "spatial": "14x14"} for n in (1, 32)],
     "layer_norm": [{"tokens": m, "hidden": n} for m in (16, 1024) for n in (768, 4096)],
 }
 
@@ -96,8 +95,8 @@ def test_words_and_fields_filter_the_rows(browser: Browser, report: Path) -> Non
     browser.open(report, wait=ROW)
     every = len(sweep(grids=GRID)) + len(resnet50())
     assert texts(browser, "#shown") == [f"{every} cells"]
-    ask(browser, "filter", "layer_norm bf16")
-    assert set(column(browser, "operator")) == {"layer_norm"} and set(column(browser, "dtype")) == {"bf16"}
+    ask(browser, "filter", "layer_norm fp16")
+    assert set(column(browser, "operator")) == {"layer_norm"} and set(column(browser, "dtype")) == {"fp16"}
     ask(browser, "filter", "")
     ask(browser, "Filter provider", "normlib")
     ask(browser, "Filter speedup", "<1.5")
@@ -249,7 +248,7 @@ def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser: Browser, repor
     taken = browser.run(
         """
         const field = document.getElementById("filter");
-        return ["n", "no", "normlib", "normlib bf", "normlib bf16 bwd"].map((words) => {
+        return ["n", "no", "normlib", "normlib fp", "normlib fp16 bwd"].map((words) => {
           const start = performance.now();
           field.value = words;
           field.dispatchEvent(new Event("input"));
