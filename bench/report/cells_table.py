@@ -70,6 +70,8 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         Column("of copy %", _field("roofline_fraction", 100.0), number),
         Column("worst figure", _field("figure")),
         Column("of bound %", _of_bound, lambda value: number(value) if value < NO_NUMBER else "not finite"),
+        Column("speedup from", _field("speedup_low"), times, hidden=True),
+        Column("speedup to", _field("speedup_high"), times, hidden=True),
         time("p10 µs", _field("latency_us_p10"), hidden=True),
         time("p90 µs", _field("latency_us_p90"), hidden=True),
         time("median from µs", _field("latency_us_low"), hidden=True),
@@ -91,6 +93,7 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         Column("compile ms", _field("compile_ms"), number, hidden=True),
         Column("clock", _field("clock"), hidden=True),
         Column("backend", _field("backend"), hidden=True),
+        Column("plan", _field("plan"), hidden=True),
         Column("axes", _field("words"), hidden=True, kept=True),
     )
 

@@ -18,7 +18,7 @@ from bench.report.thresholds import GPU_CLOCK, SUBJECT
 from bench.results import Record, TensorError, read
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
-SPEED = ("gbps", "roofline_fraction", "speedup")
+SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high")
 # A record's fields that are one value each.
 SCALARS = tuple(f.name for f in fields(Record) if f.name not in ("shape", "axes", "errors"))
 INTERVAL = ("latency_us_low", "latency_us_high")
