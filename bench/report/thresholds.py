@@ -39,6 +39,7 @@ NOISY_SPREAD = 0.10
 ABOVE_ROOF = 1.05
 
 DOTS = 20  # quantiles of a cell's samples that are drawn, each a twentieth of them
+LEAST_SHOWN = 0.001  # of a mean: a smaller error is below what a percentage is written with
 ROWS_SHOWN = 20  # rows of a static table before the rest is folded away
 # Beyond these a page takes seconds to open and fills a telephone's memory: rows of the table of all cells, and entries
 # of any other list.

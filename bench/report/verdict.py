@@ -11,7 +11,7 @@ from bench.report import facts, losses
 from bench.report.data import Run
 from bench.report.facts import spread_line
 from bench.report.formatting import duration, percent, plural, times
-from bench.report.thresholds import ACCURACY_MARGIN, NOISY_SPREAD, SUBJECT
+from bench.report.thresholds import ACCURACY_MARGIN, LEAST_SHOWN, NOISY_SPREAD, SUBJECT
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Verdict:
             return Card(title, "none", f"No right {SUBJECT} cell has a time beside it.", "caution")
         detail = f"Geometric mean of {plural(len(ratios), 'cell')}"
         if len(pairs) == len(ratios) and (interval := facts.geomean_interval(pairs)):
-            detail += f", ±{percent(interval[1] / mean - 1)} (95%)"
+            error = interval[1] / mean - 1
+            detail += f", {f'±{percent(error)}' if error >= LEAST_SHOWN else f'within ±{percent(LEAST_SHOWN)}'} (95%)"
         return Card(title, times(mean), f"{detail}; cells from {spread_line(ratios)}", "good" if mean >= 1 else "bad")
 
     def _worst_card(self, duels: pd.DataFrame) -> Card:

@@ -39,7 +39,7 @@ def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | Non
         axes.set_xlim(0.5, len(values) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 4)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.set(xlabel="cell, in the order measured", ylabel=unit)
         figure.subplots_adjust(left=0.17, right=0.97, bottom=0.22, top=0.96)
         return svg.inline(

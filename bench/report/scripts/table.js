@@ -5,6 +5,7 @@ const cellsTable = (data) => {
   const CHOICES = 12; // a column with no more different texts is filtered by a list, one with more by typing
   const table = document.getElementById("table");
   const body = table.tBodies[0];
+  const scroller = table.parentElement;
   const filter = document.getElementById("filter");
   const shown = document.getElementById("shown");
   const place = (title) => data.columns.findIndex((column) => column.title === title);
@@ -114,7 +115,7 @@ const cellsTable = (data) => {
         return { provider: other.is[PROVIDER], median, us: other.dots.map((part) => median * (1 + part / 1000)) };
       });
       const caption = element("figcaption", { textContent: "Samples of this case: a dot is a twentieth of a provider's, the line its median" });
-      inside.append(element("figure", {}, caption, distribution(drawn, data.providers)));
+      facts.before(element("figure", {}, caption, distribution(drawn, data.providers)));
     }
     return element("tr", { className: "more" }, element("td", { colSpan: visible().length }, inside));
   }
@@ -142,7 +143,9 @@ const cellsTable = (data) => {
       tr.classList.add("found");
       tr.after(detail(rows[at]));
     });
-    found[0].scrollIntoView({ block: "center" });
+    // To the top of the table, below its head, so that what opens underneath is in view.
+    scroller.scrollTop = found[0].offsetTop - table.tHead.offsetHeight;
+    scroller.scrollIntoView({ block: "center" });
     found[0].querySelector("a").focus({ preventScroll: true });
   }
 
@@ -198,7 +201,6 @@ const cellsTable = (data) => {
   const copy = document.getElementById("csv");
   copy.addEventListener("click", () => copyText(csv(), copy));
 
-  const scroller = table.parentElement;
   scroller.addEventListener("scroll", () => {
     if (scroller.scrollTop + 2 * scroller.clientHeight > scroller.scrollHeight) more();
   });
