@@ -31,8 +31,8 @@ _NAMED = 2
 class Headline:
     """All norms that an operator serves in one pass of a model, at one batch size, dtype and layout.
 
-    `milliseconds` has a provider's sum where it has a time for every shape; `lacking` has the other providers, with
-    the shapes and why there is no time.
+    `parts` has a provider's milliseconds by shape (`3 of 64x56x56`) where it has a time for every shape; `lacking` has
+    the other providers, with the shapes and why there is no time.
     """
 
     operator: str
@@ -42,8 +42,13 @@ class Headline:
     dtype: str
     layout: str
     norms: int
-    milliseconds: Mapping[str, float]
+    parts: Mapping[str, Mapping[str, float]]
     lacking: Mapping[str, tuple[str, ...]]
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """The sum of each provider's parts."""
+        return {provider: sum(parts.values()) for provider, parts in self.parts.items()}
 
     @property
     def about(self) -> str:
@@ -97,7 +102,7 @@ def _at_each_batch(model: str, norms: Sequence[Norm], what: str, records: Sequen
         cells = [{record.provider: record for record in records if _batch(record, norm) == batch} for norm in norms]
         if not all(cells):
             continue
-        sums: dict[str, float] = {}
+        parts: dict[str, dict[str, float]] = {}
         lacking: dict[str, tuple[str, ...]] = {}
         for provider in dict.fromkeys(name for of_norm in cells for name in of_norm):
             mine = [of_norm.get(provider) for of_norm in cells]
@@ -107,10 +112,11 @@ def _at_each_batch(model: str, norms: Sequence[Norm], what: str, records: Sequen
                 lacking[provider] = tuple(f"{_size(norm)} ({reason})" for norm, reason in named if reason)
             else:
                 times = [record.latency_us for record in mine if record and record.latency_us]
-                sums[provider] = sum(n * us for n, us in zip(counts, times, strict=True)) / 1e3
+                shapes = [f"{n} of {_of_one(norm)}" for n, norm in zip(counts, norms, strict=True)]
+                parts[provider] = {shape: n * us / 1e3 for shape, n, us in zip(shapes, counts, times, strict=True)}
         unit = f"batch {batch}" if once.axis == "batch" else "1 token" if batch == 1 else f"{batch} tokens"
         first = records[0]
-        yield Headline(first.op, model, what, unit, first.dtype, first.layout, sum(counts), sums, lacking)
+        yield Headline(first.op, model, what, unit, first.dtype, first.layout, sum(counts), parts, lacking)
 
 
 def _batch(record: Record, norm: Norm) -> int | None:
@@ -132,6 +138,11 @@ def _without_time(record: Record | None) -> str:
 
 def _size(norm: Norm) -> str:
     return "x".join(str(value) for value in norm.size.values())
+
+
+def _of_one(norm: Norm) -> str:
+    """The size with the rows that one sample, or token, has of it: heads of one size differ in nothing else."""
+    return f"{norm.each}x{_size(norm)}" if norm.each > 1 else _size(norm)
 
 
 def _listed(shapes: Sequence[str]) -> str:

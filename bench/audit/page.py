@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from bench.audit import groups
 from bench.audit.groups import Line, Row
-from bench.report.templating import style, templates
+from bench.report.formatting import spoken
+from bench.report.templating import scripts, style, templates
 
+SECTIONS = (("kernels", "Kernels"), ("counts", "Bytes counted"), ("columns", "Columns"))
 COLUMNS = (
     ("pass", "fwd and bwd in training, eval and eval_bwd with running statistics."),
     (
@@ -57,6 +59,8 @@ def html(rows: Sequence[Row], command: str) -> str:
         .get_template("audit.html.j2")
         .render(
             style=style(),
+            scripts=scripts("theme", "copy"),
+            sections=dict([("verdict", "Verdict"), *((op, spoken(op)) for op in operators), *SECTIONS]),
             command=command,
             words=groups.WORDS,
             passes=len(passes),

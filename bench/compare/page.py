@@ -19,7 +19,7 @@ from bench.compare.comparison import (
 from bench.compare.intervals import FALSE_ALARMS, MOST
 from bench.compare.words import change, span, told
 from bench.report.formatting import percent, plural
-from bench.report.templating import style, templates
+from bench.report.templating import scripts, style, templates
 from bench.report.verdict import Card
 
 # Of each list; a page of some megabytes still opens on a telephone, and --json has every cell.
@@ -65,8 +65,18 @@ def html(comparison: Comparison) -> str:
 
 def _context(comparison: Comparison) -> dict[str, Any]:
     typical = comparison.between.typical if comparison.between else {}
+    lists = [_list(comparison, *entry) for entry in LISTS if _total(comparison, entry[0])]
+    alone = {"only": "In one run alone"} if comparison.only_a or comparison.only_b else {}
     return {
+        "sections": {
+            "verdict": "Verdict",
+            **{entry["id"]: entry["title"] for entry in lists},
+            **alone,
+            "conditions": "Conditions",
+            "method": "Method",
+        },
         "style": style(),
+        "scripts": scripts("theme"),
         "a": comparison.a.resolve().name,
         "b": comparison.b.resolve().name,
         "threshold": percent(comparison.threshold),
@@ -86,7 +96,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
             for name, count in comparison.counts.items()
         ],
         "has_speed": comparison.between is not None,
-        "lists": [_list(comparison, *entry) for entry in LISTS if _total(comparison, entry[0])],
+        "lists": lists,
         "only": [
             (run, [" ".join(reversed(cell)) for cell in cells[:ROWS]], len(cells))
             for run, cells in (("A", comparison.only_a), ("B", comparison.only_b))

@@ -1,4 +1,4 @@
-"""Records -> one HTML file that opens offline. Imports neither torch nor triton."""
+"""Records -> one HTML file that opens offline, and a summary for a pull request. Imports neither torch nor triton."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from bench.report.data import UnreadableRun, load
 
 __all__ = ["UnreadableRun", "render"]
 
+REPORT, SUMMARY, FIGURES = "report.html", "summary.md", "figures"
 
-def render(run_dir: Path) -> Path:
-    """Writes report.html into a run's folder and returns its path.
 
-    Reads records.jsonl and environment.json there, and nothing else; the same files give the same bytes.
-    Raises UnreadableRun, with one line, where one of them is missing or broken; nothing is written then.
+def render(run_dir: Path, figures: bool = False) -> Path:
+    """Writes report.html and summary.md into a run's folder, and returns the report's path.
+
+    With `figures` every figure is also left in figures/, as SVG and as PNG. Reads records.jsonl, environment.json and
+    samples.jsonl there, and nothing else; the same files give the same bytes.
+    Raises UnreadableRun, with one line, where one of the first two is missing or broken; nothing is written then.
     """
     # Here, for the libraries that draw take a second to import, and bench.compare draws nothing.
-    from bench.report.page import html
+    from bench.report import markdown, page
+    from bench.report.figures import svg
 
-    page = html(load(run_dir))
-    path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    run = load(run_dir)
+    folder = run_dir / FIGURES if figures else None
+    if folder:
+        folder.mkdir(exist_ok=True)
+    with svg.files_in(folder):
+        html = page.html(run)
+    path = run_dir / REPORT
+    path.write_text(html, encoding="utf-8")
+    (run_dir / SUMMARY).write_text(markdown.summary(run), encoding="utf-8")
     return path

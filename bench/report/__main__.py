@@ -1,4 +1,4 @@
-"""`python -m bench.report RUN_DIR`: makes a run's report again from its records."""
+"""`python -m bench.report RUN_DIR...`: makes reports again from their records; without RUN_DIR the list of all runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from bench.report import UnreadableRun, render
+
+REPORTS = Path("reports")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -18,16 +20,31 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Renders the report; 0 when it is written, 2 when the folder holds no readable run."""
+    """Renders; 0 when all is written, 2 when a folder holds no readable run (those before it are written)."""
     parser = OneLineParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder with records.jsonl and environment.json")
-    run_dir = parser.parse_args(arguments).run_dir
+    parser.add_argument(
+        "run_dirs", type=Path, nargs="*", metavar="RUN_DIR", help="folder with records.jsonl and environment.json"
+    )
+    parser.add_argument("--figures", action="store_true", help="also leave every figure in figures/, as SVG and PNG")
+    parser.add_argument(
+        "--index", type=Path, metavar="DIR", help=f"list the runs in DIR in index.html (default {REPORTS}, no RUN_DIR)"
+    )
+    given = parser.parse_args(arguments)
+    if given.figures and not given.run_dirs:
+        parser.error("--figures: needs a RUN_DIR whose figures are meant")
     try:
-        path = render(run_dir)
+        for run_dir in given.run_dirs:
+            print(render(run_dir, given.figures))
     except UnreadableRun as error:
         print(f"{parser.prog}: RUN_DIR: {error}", file=sys.stderr)
         return 2
-    print(path)
+    folder = given.index or (None if given.run_dirs else REPORTS)
+    if folder:
+        if not folder.is_dir():
+            parser.error(f"--index: {folder} is no folder; give the folder of runs, or RUN_DIR for one run's report")
+        from bench.report import index
+
+        print(index.write(folder))
     return 0
 
 

@@ -2,91 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench import samples
 from bench.report.data import Run
-from bench.report.formatting import DASH, duration, interval, number, percent, present, short, times
-from bench.report.thresholds import SUBJECT, TABLE_ROWS
+from bench.report.formatting import number, percent, present, short, times
+from bench.report.palette import Key
+from bench.report.thresholds import DOTS, SUBJECT, TABLE_ROWS
 
-# Title of a column, and whether it holds numbers; what a reader looks for stands left of what a wide screen shows.
-COLUMNS = (
-    ("operator", False),
-    ("shape", False),
-    ("dtype", False),
-    ("layout", False),
-    ("mode", False),
-    ("inputs", False),
-    ("provider", False),
-    ("status", False),
-    ("speedup", True),
-    ("time (p10–p90)", True),  # noqa: RUF001
-    ("GB/s", True),
-    ("of copy", True),
-    ("worst figure", True),
-    ("backend", False),
-    ("compile ms", True),
-    ("samples", True),
-    ("axes", False),
-)
+REASON_LENGTH = 160
+NO_NUMBER = 1e300
+_precise = partial(number, digits=4)
 
 
 @dataclass(frozen=True)
-class Extra:
-    """A column of numbers that stands in the table only where the run has any."""
+class Column:
+    """A title with its unit, the value of a row, and how a number is written; of a text there is nothing to write.
+
+    `kept` columns are there in every run, the others where any cell has a value. `hidden` is how it begins.
+    """
 
     title: str
-    field: str
-    written: Callable[[Any], str]
+    value: Callable[[dict[str, Any]], Any]
+    written: Callable[[Any], str] | None = None
+    hidden: bool = False
+    kept: bool = False
 
 
-EXTRAS = (
-    Extra("hot", "hot_us", duration),
-    Extra("with host", "call_us", duration),
-    Extra("in a graph", "graph_us", duration),
-    Extra("kernels alone", "kernel_us", duration),
-    Extra("launches", "launches", number),
-    Extra("median from", "latency_us_low", duration),
-    Extra("median to", "latency_us_high", duration),
-    Extra("standard error", "noise", percent),
-    Extra("retaken", "retaken", lambda value: _count(value)),
-    Extra("SM MHz", "sm_clock_mhz", lambda value: number(value, 4)),
-    Extra("memory MHz", "mem_clock_mhz", lambda value: number(value, 4)),
-    Extra("W", "power_w", number),
-    Extra("°C", "temperature_c", number),
-)
-REASON_LENGTH = 160
-CLOCKS = {"interpreter": "interpreter", "host_cpu": "host clock"}
+def _field(name: str, scale: float = 1.0) -> Callable[[dict[str, Any]], Any]:
+    return lambda row: row[name] if isinstance(row[name], str) else row[name] * scale if present(row[name]) else None
 
 
-def payload(run: Run) -> dict[str, Any]:
-    """Column titles and one row a cell: its name, its values and its reason. A value is a text or [number, text]."""
+def _count(value: float) -> str:
+    return f"{int(value):,}"
+
+
+def _inputs(row: dict[str, Any]) -> str:
+    return f"{row['inputs']} {short(row['offset'])}" if row["offset"] else str(row["inputs"])
+
+
+def _of_bound(row: dict[str, Any]) -> float | None:
+    """Infinite where NaN or Inf stand in the wrong places: no number of JSON, and more than any."""
+    return None if pd.isna(row["pressure"]) else min(100.0 * row["pressure"], NO_NUMBER)
+
+
+def columns(host_times: bool) -> tuple[Column, ...]:
+    """What a reader looks for stands left. With `host_times` no time says anything about speed, and none is shown."""
+    time = partial(Column, written=number, hidden=host_times)
+    return (
+        Column("operator", _field("op"), kept=True),
+        Column("shape", _field("shape"), kept=True),
+        Column("dtype", _field("dtype"), kept=True),
+        Column("layout", _field("layout")),
+        Column("mode", _field("mode"), kept=True),
+        Column("inputs", _inputs, kept=True),
+        Column("provider", _field("provider"), kept=True),
+        Column("status", _field("status"), kept=True),
+        Column("speedup", _field("speedup"), times),
+        time("time µs", _field("latency_us")),
+        Column("GB/s", _field("gbps"), number),
+        Column("of copy %", _field("roofline_fraction", 100.0), number),
+        Column("worst figure", _field("figure")),
+        Column("of bound %", _of_bound, lambda value: number(value) if value < NO_NUMBER else "not finite"),
+        Column("speedup from", _field("speedup_low"), times, hidden=True),
+        Column("speedup to", _field("speedup_high"), times, hidden=True),
+        time("p10 µs", _field("latency_us_p10"), hidden=True),
+        time("p90 µs", _field("latency_us_p90"), hidden=True),
+        time("median from µs", _field("latency_us_low"), hidden=True),
+        time("median to µs", _field("latency_us_high"), hidden=True),
+        time("hot µs", _field("hot_us"), hidden=True),
+        time("with host µs", _field("call_us"), hidden=True),
+        time("in a graph µs", _field("graph_us"), hidden=True),
+        time("kernels alone µs", _field("kernel_us"), hidden=True),
+        Column("launches", _field("launches"), number, hidden=True),
+        Column("spread %", _field("spread", 100.0), number, hidden=True),
+        Column("standard error", _field("noise"), percent, hidden=True),
+        Column("samples", _field("samples"), _count, hidden=True),
+        Column("retaken", _field("retaken"), _count, hidden=True),
+        Column("throttled by", _field("throttle")),
+        Column("SM MHz", _field("sm_clock_mhz"), _precise, hidden=True),
+        Column("memory MHz", _field("mem_clock_mhz"), _precise, hidden=True),
+        Column("W", _field("power_w"), number, hidden=True),
+        Column("°C", _field("temperature_c"), number, hidden=True),
+        Column("compile ms", _field("compile_ms"), number, hidden=True),
+        Column("clock", _field("clock"), hidden=True),
+        Column("backend", _field("backend"), hidden=True),
+        Column("plan", _field("plan"), hidden=True),
+        Column("axes", _field("words"), hidden=True, kept=True),
+    )
+
+
+def payload(run: Run, legend: Mapping[str, Key]) -> dict[str, Any]:
+    """Columns, one row a cell, and how providers are drawn. A value is a text, null, or a number as [number, text].
+
+    A row has its name, the number of its case, the reason of its status, and `dots`: so many quantiles of its samples,
+    in thousandths of its time more or less than that.
+    """
     chosen = _chosen(run.cells)
-    cells = run.cells.iloc[chosen]
     worst = run.errors.sort_values("pressure", ascending=False).drop_duplicates(["cell", "case"])
     figures = {
-        (row["cell"], row["case"]): [min(row["pressure"], 1e300), row["text"]] for row in worst.to_dict("records")
+        (row["cell"], row["case"]): row for row in worst[["cell", "case", "text", "pressure"]].to_dict("records")
     }
-    extras = [extra for extra in EXTRAS if cells[extra.field].notna().any()]
-    throttled = bool((cells["throttle"] != "").any())
-    columns = [*COLUMNS, *((extra.title, True) for extra in extras), *([("throttled by", False)] if throttled else [])]
-    rows = [
-        {
-            "id": row["cell"],
-            "why": _shorten(row["reason"]),
-            "is": [
-                *_values(row, record.axes, figures),
-                *(_number(row[extra.field], extra.written(row[extra.field])) for extra in extras),
-                *([row["throttle"] or DASH] if throttled else []),
-            ],
-        }
-        for row, record in zip(cells.to_dict("records"), (run.records[place] for place in chosen), strict=True)
-    ]
-    return {"columns": [{"title": title, "numeric": numeric} for title, numeric in columns], "rows": rows}
+    rows = run.cells.iloc[chosen].to_dict("records")
+    for row, place in zip(rows, chosen, strict=True):
+        figure = figures.get((row["cell"], row["case"]), {"text": "", "pressure": np.nan})
+        axes = ", ".join(f"{name} {value}" for name, value in run.records[place].axes.items())
+        row["figure"], row["pressure"] = figure["text"], figure["pressure"]
+        row["words"] = f"{axes}, eps {short(row['eps'])}"
+    columned = [(column, [_value(column, row) for row in rows]) for column in columns(not run.has_speed)]
+    shown = [(column, values) for column, values in columned if column.kept or any(values)]
+    numbers = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
+    dots = _dots(run, {run.records[place].key: run.records[place].latency_us for place in chosen})
+    return {
+        "columns": [
+            {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}
+            for column, _ in shown
+        ],
+        "providers": {name: {"colour": key.colour, "path": key.path} for name, key in legend.items()},
+        "rows": [
+            {
+                "id": row["cell"],
+                "case": numbers[row["case"]],
+                "why": _shorten(row["reason"]),
+                "is": [values[at] for _, values in shown],
+                **({"dots": dots[key]} if (key := run.records[place].key) in dots else {}),
+            }
+            for at, (row, place) in enumerate(zip(rows, chosen, strict=True))
+        ],
+    }
 
 
 def _chosen(cells: pd.DataFrame) -> list[int]:
@@ -95,41 +144,28 @@ def _chosen(cells: pd.DataFrame) -> list[int]:
     return sorted(np.argsort(rank, kind="stable")[:TABLE_ROWS].tolist())
 
 
-def _values(row: dict[str, Any], axes: dict[str, int | str], figures: dict[tuple[str, str], Any]) -> list[Any]:
-    words = ", ".join(f"{name} {value}" for name, value in axes.items())
-    return [
-        row["op"],
-        row["shape"],
-        row["dtype"],
-        row["layout"] or DASH,
-        row["mode"],
-        f"{row['inputs']} {short(row['offset'])}" if row["offset"] else row["inputs"],
-        row["provider"],
-        row["status"],
-        _number(row["speedup"], times(row["speedup"])),
-        _time(row),
-        _number(row["gbps"], number(row["gbps"])),
-        _number(row["roofline_fraction"], percent(row["roofline_fraction"])),
-        figures.get((row["cell"], row["case"])),
-        row["backend"] or DASH,
-        _number(row["compile_ms"], number(row["compile_ms"])),
-        _number(row["samples"], _count(row["samples"])),
-        f"{words}, eps {short(row['eps'])}",
-    ]
+def _value(column: Column, row: dict[str, Any]) -> Any:
+    value = column.value(row)
+    if column.written is None or value is None:
+        return value or None
+    return [float(f"{value:.4g}"), column.written(value)]
 
 
-def _time(row: dict[str, Any]) -> Any:
-    text = interval(row["latency_us"], row["latency_us_p10"], row["latency_us_p90"])
-    clock = CLOCKS.get(row["clock"], "")
-    return _number(row["latency_us"], f"{text} {clock}".rstrip())
-
-
-def _number(value: Any, text: str) -> Any:
-    return [float(f"{value:.6g}"), text] if present(value) else None
-
-
-def _count(value: Any) -> str:
-    return DASH if pd.isna(value) else f"{int(value):,}"
+def _dots(run: Run, medians: Mapping[str, float | None]) -> dict[str, list[int]]:
+    """Quantiles of each cell's samples, the last line of a cell that was measured again."""
+    path = run.folder / samples.FILE
+    if not run.has_speed or not path.exists():
+        return {}
+    found = {}
+    at = (np.arange(DOTS) + 0.5) / DOTS
+    try:
+        for taken in samples.read(path):
+            median, cold = medians.get(taken.key), taken.series.get("cold_us")
+            if median and cold:
+                found[taken.key] = [round(1e3 * (value / median - 1)) for value in np.quantile(cold, at)]
+    except (ValueError, TypeError):
+        return {}  # a broken file of samples costs this figure and nothing else
+    return found
 
 
 def _shorten(reason: str) -> str:

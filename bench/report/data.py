@@ -18,15 +18,16 @@ from bench.report.thresholds import GPU_CLOCK, SUBJECT
 from bench.results import Record, TensorError, read
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
-SPEED = ("gbps", "roofline_fraction", "speedup")
+SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high")
 # A record's fields that are one value each.
 SCALARS = tuple(f.name for f in fields(Record) if f.name not in ("shape", "axes", "errors"))
-TIMES = ("latency_us", "latency_us_p10", "latency_us_p90")
+INTERVAL = ("latency_us_low", "latency_us_high")
+TIMES = ("latency_us", "latency_us_p10", "latency_us_p90", *INTERVAL)
 # What the report reads of the environment; an old or cut-short run may lack some.
 KEYS = (
     *("started", "finished", "command", "interpreted", "device", "device_name", "gpu", "torch", "triton", "cuda"),
     *("cudnn", "git_commit", "git_dirty", "baseline", "providers", "copy_gbps", "complete", "stopped_by"),
-    *("cells_planned", "notes"),
+    *("cells_planned", "notes", "conditions", "run", "arguments"),
 )
 
 
@@ -40,7 +41,9 @@ class Run:
 
     `cells` has one row a record: the record's fields, `label`, `case` (the cell without its provider), `size` (bytes
     of x), `timed` and `spread`; gbps, roofline_fraction and speedup are empty wherever no claim of speed is supported.
-    `errors` has one row a tensor of a cell; `duels` one row a timed case of the subject with its fastest peer.
+    `errors` has one row a tensor of a cell; `duels` one row a timed case of the subject with its fastest peer, and
+    `against` the same with the baseline. Both have `ratio`, the other's median over the subject's, and `log_variance`,
+    that of the ratio's logarithm.
     """
 
     folder: Path
@@ -49,6 +52,7 @@ class Run:
     cells: pd.DataFrame
     errors: pd.DataFrame
     duels: pd.DataFrame
+    against: pd.DataFrame
 
     @property
     def interpreted(self) -> bool:
@@ -80,7 +84,18 @@ def load(run_dir: Path) -> Run:
     environment = _environment(run_dir / "environment.json")
     records = _records(run_dir / "records.jsonl")
     cells = _cells(records, bool(environment["interpreted"]))
-    return Run(run_dir, environment, records, cells, _errors(records, cells), _duels(cells))
+    timed = cells[cells["timed"]]
+    peers = timed[timed["provider"] != SUBJECT].sort_values(["latency_us", "provider"])
+    baseline = cells[(cells["provider"] == environment["baseline"]) & (cells["provider"] != SUBJECT)]
+    return Run(
+        folder=run_dir,
+        environment=environment,
+        records=records,
+        cells=cells,
+        errors=_errors(records, cells),
+        duels=_beside(timed, peers.drop_duplicates("case")),
+        against=_beside(timed[timed["speedup"].notna()], baseline),
+    )
 
 
 def _environment(path: Path) -> dict[str, Any]:
@@ -157,7 +172,7 @@ def describe(error: TensorError) -> str:
 
 
 def _errors(records: list[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    kept = ["op", "provider", "status", "mode", "inputs", "offset", "cell", "case", "label"]
+    kept = ["op", "provider", "status", "mode", "inputs", "offset", "size", "cell", "case", "label"]
     errors = [error for record in records for error in record.errors]
     frame = pd.DataFrame({f.name: [getattr(error, f.name) for error in errors] for f in fields(TensorError)})
     of_cell = np.repeat(np.arange(len(records)), [len(record.errors) for record in records])
@@ -170,14 +185,21 @@ def _errors(records: list[Record], cells: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _duels(cells: pd.DataFrame) -> pd.DataFrame:
-    timed = cells[cells["timed"]]
-    ours, peers = timed[timed["provider"] == SUBJECT], timed[timed["provider"] != SUBJECT]
-    fastest = peers.sort_values(["latency_us", "provider"]).drop_duplicates("case")
-    duels = ours.merge(fastest[["case", "provider", *TIMES]], on="case", suffixes=("", "_peer"))
-    duels["ratio"] = duels["latency_us_peer"] / duels["latency_us"]
-    duels["clear"] = duels["latency_us_p90_peer"] < duels["latency_us_p10"]
-    return duels
+def _beside(timed: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """The subject's timed rows, each with the other's row of its case, whose columns end in `_peer`."""
+    pairs = timed[timed["provider"] == SUBJECT].merge(
+        others[["case", "provider", *TIMES]], on="case", suffixes=("", "_peer")
+    )
+    pairs["ratio"] = pairs["latency_us_peer"] / pairs["latency_us"]
+    pairs["clear"] = pairs["latency_us_p90_peer"] < pairs["latency_us_p10"]
+    pairs["log_variance"] = _log_variance(pairs, "") + _log_variance(pairs, "_peer")
+    return pairs
+
+
+def _log_variance(pairs: pd.DataFrame, suffix: str) -> pd.Series:
+    """The variance of a median's logarithm, from its 95% interval, which is 3.92 standard errors wide."""
+    low, high = (pairs[name + suffix] for name in INTERVAL)
+    return (np.log(high / low) / 3.92) ** 2
 
 
 def ordered(values: Any, known: tuple[str, ...] = (*MODES, *DTYPES)) -> list[str]:

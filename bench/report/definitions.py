@@ -28,12 +28,23 @@ DEFINITIONS = (
     (
         "speedup",
         "The baseline's median over this provider's, same cell, same run; above 1 is faster. "
-        "Given only for right outputs timed by a GPU's clock. Means over cells are geometric.",
+        "Given only for right outputs timed by a GPU's clock. Means over cells are geometric; their 95% interval is "
+        "that of these cells' medians, and says nothing about cells that were not measured.",
     ),
     (
         "best peer",
         f"For each cell the fastest provider other than {SUBJECT} whose output is right, the baseline included. "
         "It may be another one in every cell, which makes it harder to beat than any single peer.",
+    ),
+    (
+        "longer by",
+        "What a call takes more than the best peer's. A large cell that loses little stands before a small one that "
+        "loses much, for that is what the reader pays.",
+    ),
+    (
+        "norms of a model",
+        "The time of every shape as often as the model has it, added up: calls one after another, none of whose data "
+        "is in the cache. Given only where every shape has a time.",
     ),
     (
         "rel_l2_error",

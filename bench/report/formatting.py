@@ -54,6 +54,12 @@ def duration(us: Any) -> str:
     return interval(us, None, None)
 
 
+def round_duration(us: float) -> str:
+    """A round time on an axis: 3 µs, 1 ms."""
+    scale, unit = _scaled(us, TIME_UNITS)
+    return f"{us / scale:g} {unit}"
+
+
 def interval(us: Any, low: Any, high: Any) -> str:
     """A median with its p10 and p90 in one unit: 12.3 µs (12.1-12.6)."""
     if not present(us):
@@ -107,3 +113,8 @@ def plural(count: int, noun: str) -> str:
 def spoken(name: str) -> str:
     """An operator's name in words: batch norm, RMS norm."""
     return " ".join("RMS" if word == "rms" else word for word in name.split("_"))
+
+
+def day(moment: Any) -> str | None:
+    """An ISO 8601 moment as people write it, or nothing: 2026-01-02 03:04 UTC."""
+    return str(moment)[:16].replace("T", " ") + " UTC" if moment else None

@@ -7,10 +7,11 @@ from functools import cached_property
 
 import pandas as pd
 
-from bench.report import facts
+from bench.report import facts, losses
 from bench.report.data import Run
-from bench.report.formatting import percent, plural, times
-from bench.report.thresholds import ACCURACY_MARGIN, NOISY_SPREAD, SUBJECT
+from bench.report.facts import spread_line
+from bench.report.formatting import duration, percent, plural, times
+from bench.report.thresholds import ACCURACY_MARGIN, LEAST_SHOWN, NOISY_SPREAD, SUBJECT
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class Verdict:
         return self.ours["speedup"].dropna()
 
     @cached_property
-    def slower(self) -> list[facts.Slower]:
-        return facts.slower(self.run)
+    def slower(self) -> list[losses.Slower]:
+        return losses.slower(self.run)
 
     @cached_property
-    def less_accurate(self) -> list[facts.LessAccurate]:
-        return facts.less_accurate(self.run)
+    def less_accurate(self) -> list[losses.LessAccurate]:
+        return losses.less_accurate(self.run)
 
     def cards(self) -> list[Card]:
         """Speed is judged only where a GPU's clock timed it."""
@@ -97,36 +98,40 @@ class Verdict:
         return Card("Speed", "needs a GPU", f"The kernels {ran}; no time here says how fast they are.")
 
     def _speed_cards(self) -> list[Card]:
-        ratios, timed = self.run.duels["ratio"], self.run.cells[self.run.cells["timed"]]
-        cards = [self._mean_card(f"Speed against {self.run.baseline}", self.speedups)]
-        cards.append(self._mean_card("Speed against each cell's best peer", ratios))
+        timed = self.run.cells[self.run.cells["timed"]]
+        cards = [
+            self._mean_card(f"Speed against {self.run.baseline}", self.speedups, self.run.against),
+            self._mean_card("Speed against each cell's best peer", self.run.duels["ratio"], self.run.duels),
+        ]
+        if len(self.run.duels):
+            cards.append(self._worst_card(self.run.duels))
         fractions = self.ours.dropna(subset=["roofline_fraction"])
         if len(fractions):
             low = fractions.loc[fractions["roofline_fraction"].idxmin()]
             detail = f"Median of {plural(len(fractions), 'cell')}{facts.bandwidth_line(self.run)}; "
             detail += f"lowest {percent(low['roofline_fraction'])}, {low['label']}"
             cards.append(Card("Share of the copy bandwidth", percent(fractions["roofline_fraction"].median()), detail))
-        if len(ratios):
-            cards.append(self._slower_card(len(ratios)))
         noisy = int((timed["spread"] > NOISY_SPREAD).sum())
         detail = f"Median spread, p10 to p90; {noisy:,} of {plural(len(timed), 'timed cell')} above {NOISY_SPREAD:.0%}"
         cards.append(Card("Noise", percent(timed["spread"].median()), detail, "caution" if noisy else "good"))
         return cards
 
-    def _mean_card(self, title: str, ratios: pd.Series) -> Card:
+    def _mean_card(self, title: str, ratios: pd.Series, pairs: pd.DataFrame) -> Card:
         mean = facts.geomean(ratios)
         if mean is None:
             return Card(title, "none", f"No right {SUBJECT} cell has a time beside it.", "caution")
-        detail = f"Geometric mean of {plural(len(ratios), 'cell')}; {facts.spread_line(ratios)}"
-        return Card(title, times(mean), detail, "good" if mean >= 1 else "bad")
+        detail = f"Geometric mean of {plural(len(ratios), 'cell')}"
+        if len(pairs) == len(ratios) and (interval := facts.geomean_interval(pairs)):
+            error = interval[1] / mean - 1
+            detail += f", {f'±{percent(error)}' if error >= LEAST_SHOWN else f'within ±{percent(LEAST_SHOWN)}'} (95%)"
+        return Card(title, times(mean), f"{detail}; cells from {spread_line(ratios)}", "good" if mean >= 1 else "bad")
 
-    def _slower_card(self, of: int) -> Card:
-        title = "Cells where a peer is faster"
-        if not self.slower:
-            return Card(title, f"0 of {of:,}", "No peer is faster anywhere in this run.", "good")
-        worst, clear = self.slower[0], sum(loss.clear for loss in self.slower)
-        detail = f"{clear:,} beyond their noise; widest {times(worst.ratio)} of {worst.peer}, {worst.link.label}"
-        return Card(title, f"{len(self.slower):,} of {of:,}", detail, "caution")
+    def _worst_card(self, duels: pd.DataFrame) -> Card:
+        worst, clear = duels.loc[duels["ratio"].idxmin()], sum(loss.clear for loss in self.slower)
+        detail = f"{worst['label']}, against {worst['provider_peer']}. "
+        detail += f"A peer is faster in {len(self.slower):,} of {plural(len(duels), 'cell')}"
+        detail += f", in {clear:,} beyond the noise." if self.slower else "."
+        return Card("Worst cell", times(worst["ratio"]), detail, "caution" if self.slower else "good")
 
     def _peer_accuracy_card(self) -> Card:
         title = "Cells where a peer is more accurate"
@@ -168,14 +173,19 @@ class Verdict:
         mean, peer = facts.geomean(self.speedups), facts.geomean(self.run.duels["ratio"])
         parts = []
         if mean is not None:
-            cells = f"geometric mean of {plural(len(self.speedups), 'cell')}, {facts.spread_line(self.speedups)}"
-            parts.append(f"{times(mean)} as fast as {self.run.baseline} ({cells})")
+            faster = int((self.speedups > 1).sum())
+            parts.append(
+                f"{times(mean)} as fast as {self.run.baseline}, faster in {faster:,} of {len(self.speedups):,} cells"
+            )
         if peer is not None:
-            parts.append(f"{times(peer)} as fast as the best peer of each cell")
+            faster = int((self.run.duels["ratio"] > 1).sum())
+            parts.append(
+                f"{times(peer)} as fast as the best peer of each cell, faster in {faster:,} of {len(self.run.duels):,}"
+            )
         if not parts:
             return f"Speed: no right {SUBJECT} cell has another provider's time beside it."
         lead = "Faster" if (peer if peer is not None else mean or 0) >= 1 else "Not faster"
-        return f"{lead}: {SUBJECT} is {', and '.join(parts)}."
+        return f"{lead}: on the geometric mean {SUBJECT} is {'; and '.join(parts)}."
 
     def _not(self) -> str:
         if not len(self.ours):
@@ -185,7 +195,7 @@ class Verdict:
             text = f"a peer is faster in {len(self.slower):,} of {plural(len(self.run.duels), 'cell')}"
             if self.slower:
                 worst = self.slower[0]
-                text += f" (at worst {SUBJECT} is {times(worst.ratio)} as fast as {worst.peer}, {worst.link.label})"
+                text += f" (it costs most at {worst.link.label}: {duration(worst.cost_us)} more than {worst.peer})"
             parts.append(text)
         if self.right:
             parts.append(f"a peer is more accurate in {len(self.less_accurate):,} of {self.right:,}")

@@ -7,6 +7,8 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import seaborn as sns
@@ -15,8 +17,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Stand-ins that are drawn with and then turned into the page's own variables, so that dark and print follow.
-INK, MUTED, GRID, LIMIT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+# The colours of style.css on light paper. In a page each becomes the page's own variable: dark and print follow.
+INK, MUTED, GRID, LIMIT, PAPER = "#1c1f23", "#5d646d", "#e4e5e3", "#c2410c", "#ffffff"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", LIMIT: "--limit", PAPER: "--paper"}
 
 STYLE: dict[Any, Any] = {
@@ -36,6 +38,9 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.color": INK,
     "text.parse_math": False,
+    # The grid's lines are enough, and a tick of its own doubles what a label takes.
+    "xtick.bottom": False,
+    "ytick.left": False,
     "xtick.color": MUTED,
     "xtick.labelsize": 8.5,
     "ytick.color": MUTED,
@@ -50,6 +55,20 @@ def style() -> Iterator[None]:
         yield
 
 
+_FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
+FILE_DPI = 200  # of PNG files and of maps too large to be drawn square by square: sharp at the width of a slide
+
+
+@contextmanager
+def files_in(folder: Path | None) -> Iterator[None]:
+    """Every figure that is put into a page meanwhile is also left in this folder, as NAME.svg and NAME.png."""
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
+
+
 def new(width: float, height: float) -> Figure:
     """A figure in inches that no global state knows of."""
     figure = Figure(figsize=(width, height))
@@ -61,7 +80,12 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an <svg> element whose ids begin with `name`; `alt` is what a screen reader says."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer, format="svg", dpi=FILE_DPI, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+        if folder := _FOLDER.get():
+            for kind in ("svg", "png"):
+                figure.savefig(folder / f"{name}.{kind}", facecolor=PAPER, dpi=FILE_DPI)
     root = ET.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
@@ -73,10 +97,40 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
         element.tail = None
         if element.tag != "text":
             element.text = element.text if element.tag == "tspan" else None
+    _slim(root)
     for unwanted in ("width", "height", "version"):
         root.attrib.pop(unwanted, None)
     root.attrib.update({"role": "img", "aria-label": alt})
     return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=True))
+
+
+# The ids that matplotlib gives of itself; figure_1, the whole, keeps its own, and so does what is referred to.
+NUMBERED = re.compile(r"-(?!figure_1$)[A-Za-z][A-Za-z0-9.]*_\d+$")
+
+
+def _slim(element: ET.Element) -> None:
+    """Takes out what draws nothing: ids that nobody refers to, groups that then say nothing, turns by no angle."""
+    for child in list(element):
+        _slim(child)
+    if NUMBERED.search(element.get("id", "")):
+        del element.attrib["id"]
+    if element.get("transform", "").startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    if element.tag == "g":
+        _hoist(element)
+    inside = [part for child in element for part in (child if child.tag == "g" and not child.attrib else [child])]
+    element[:] = [part for part in inside if part.tag != "defs" or len(part)]
+
+
+def _hoist(group: ET.Element) -> None:
+    """Moves the style that all markers of a group share to the group, which is most of what a marker takes."""
+    markers = list(group)
+    styles = {marker.get("style") for marker in markers}
+    style = styles.pop() if len(styles) == 1 else None
+    if style and "style" not in group.attrib and all(marker.tag == "use" for marker in markers):
+        group.set("style", style)
+        for marker in markers:
+            del marker.attrib["style"]
 
 
 def _local(tag: str) -> str:
@@ -97,5 +151,5 @@ def _value(key: str, value: str, name: str) -> str:
         return value
     value = value.replace("url(#", f"url(#{name}-")
     if key in ("d", "x", "y", "transform", "points"):
-        return LONG_DECIMAL.sub(lambda match: f"{float(match[0]):.2f}", value)
+        return LONG_DECIMAL.sub(lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
     return value

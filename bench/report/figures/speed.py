@@ -1,0 +1,96 @@
+"""Figures of speed against size: bandwidth, time, and where each cell stands under the measured roof."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from bench.report.figures import svg
+from bench.report.figures.axes import WIDTH, apart, lines, log_limits, size_axis, slug
+from bench.report.formatting import number, round_duration, short
+from bench.report.palette import Key
+from bench.report.thresholds import SUBJECT
+
+
+def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, top: float, name: str) -> Markup:
+    """GB/s against the bytes of x: a line through the median of each size, a band from p10 to p90 of its cells."""
+    drawn = cells.assign(
+        low=cells["gbps"] * cells["latency_us"] / cells["latency_us_p90"],
+        high=cells["gbps"] * cells["latency_us"] / cells["latency_us_p10"],
+    )
+    with svg.style():
+        figure = svg.new(WIDTH, 2.9)
+        axes = figure.subplots()
+        lines(axes, drawn, legend, "size", "gbps")
+        size_axis(axes, cells["size"])
+        axes.set_ylim(0, top)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if top > 10 else number(value)))
+        axes.set(xlabel="size of x", ylabel="GB/s")
+        if copy_gbps:
+            axes.axhline(copy_gbps, color=svg.INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1)
+            axes.annotate(
+                f"copy {number(copy_gbps)}", (0, copy_gbps), (3, 3), xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points", va="bottom", fontsize=8, color=svg.INK,
+            )  # fmt: skip
+        figure.subplots_adjust(left=0.14, right=0.97, bottom=0.17, top=0.97)
+        return svg.inline(figure, name, f"GB/s against the size of x for {', '.join(legend)}")
+
+
+def latency(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, name: str) -> Markup:
+    """Time against the bytes of x on logarithmic axes; the dashed line is what the copy would take for these bytes."""
+    drawn = cells.assign(low=cells["latency_us_p10"], high=cells["latency_us_p90"])
+    with svg.style():
+        figure = svg.new(WIDTH, 2.9)
+        axes = figure.subplots()
+        lines(axes, drawn, legend, "size", "latency_us")
+        axes.set_yscale("log")
+        size_axis(axes, cells["size"])
+        if copy_gbps:
+            floor = cells.groupby("size")["bytes_moved"].median() / copy_gbps / 1e3
+            axes.plot(floor.index, floor, color=svg.INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1, gid="roof")
+        # Not down to the roof of the smallest size, which is far below what a launch takes.
+        axes.set_ylim(*log_limits(pd.concat([drawn["low"], drawn["high"]])))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: round_duration(value)))
+        axes.set(xlabel="size of x", ylabel="time of a call")
+        figure.subplots_adjust(left=0.2, right=0.97, bottom=0.17, top=0.97)
+        return svg.inline(figure, name, f"time of a call against the size of x for {', '.join(legend)}")
+
+
+def roofline(
+    cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, least_us: float, name: str
+) -> Markup:
+    """GB/s of every cell against the bytes that it must move, under the two roofs of the device.
+
+    Norms do so little arithmetic that bandwidth bounds them, or, where little is moved, the time of the shortest call
+    that this run has seen (`least_us`).
+    """
+    with svg.style():
+        figure = svg.new(WIDTH, 2.9)
+        axes = figure.subplots()
+        for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
+            ours = key.provider == SUBJECT
+            part = cells[cells["provider"] == key.provider]
+            part = part[apart(part["bytes_moved"], part["gbps"])]
+            axes.plot(
+                part["bytes_moved"], part["gbps"], key.marker, color=key.colour, markersize=5.5 if ours else 4.5,
+                markeredgecolor=svg.PAPER, markeredgewidth=0.4, alpha=0.9, zorder=4 if ours else 3,
+                gid=slug("dots", key.provider),
+            )  # fmt: skip
+        axes.set_yscale("log")
+        size_axis(axes, cells["bytes_moved"])
+        ends = np.geomspace(*axes.get_xlim(), 64)
+        roof = ends / least_us / 1e3
+        roof = roof if copy_gbps is None else np.minimum(roof, copy_gbps)
+        axes.plot(ends, roof, color=svg.INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1, gid="roof")
+        axes.set_ylim(*log_limits(cells["gbps"], copy_gbps or cells["gbps"].max()))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.set(xlabel="bytes that must move", ylabel="GB/s")
+        figure.subplots_adjust(left=0.16, right=0.97, bottom=0.17, top=0.97)
+        return svg.inline(figure, name, f"GB/s against the bytes that must move, every cell of {', '.join(legend)}")

@@ -1,0 +1,82 @@
+"""A folder of runs -> index.html: every run with its headline, the newest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.report import REPORT, facts
+from bench.report.data import Run, UnreadableRun, load, ordered
+from bench.report.formatting import day, plural, spoken, times
+from bench.report.templating import scripts, style, templates
+from bench.report.thresholds import SUBJECT
+from bench.report.trust import completeness
+from bench.report.verdict import Verdict
+
+INDEX = "index.html"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a line; of one that cannot be read, the folder and why."""
+
+    name: str
+    report: bool = False  # whether there is a page to go to
+    started: str = ""
+    device: str = ""
+    measured: str = ""
+    right: str = ""
+    tone: str = "plain"
+    speed: str = ""
+    sentences: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def write(folder: Path) -> Path:
+    """Writes index.html into a folder of runs and returns its path. A folder without any run has an empty list."""
+    entries = sorted(map(_entry, _runs(folder)), key=lambda entry: (entry.started, entry.name), reverse=True)
+    path = folder / INDEX
+    page = templates().get_template("index.html.j2")
+    path.write_text(page.render(style=style(), scripts=scripts("theme"), entries=entries), encoding="utf-8")
+    return path
+
+
+def _runs(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/records.jsonl"))
+
+
+def _entry(run_dir: Path) -> Entry:
+    has_page = (run_dir / REPORT).exists()
+    try:
+        run = load(run_dir)
+    except UnreadableRun as error:
+        return Entry(run_dir.name, has_page, problem=str(error).removeprefix(f"{run_dir}/"))
+    verdict = Verdict(run)
+    accuracy = verdict.cards()[0]
+    return Entry(
+        name=run_dir.name,
+        report=has_page,
+        started=day(run.environment["started"]) or "",
+        device=str(run.environment["device_name"] or run.environment["device"] or ""),
+        measured=_measured(run),
+        right=accuracy.value,
+        tone=accuracy.tone,
+        speed=_speed(run),
+        sentences=(*_models(run), *verdict.sentences()[-1:]),
+        problem="" if completeness(run)[0] else completeness(run)[1],
+    )
+
+
+def _measured(run: Run) -> str:
+    ops = ", ".join(map(spoken, ordered(run.cells["op"])))
+    return f"{ops}; {', '.join(ordered(run.cells['dtype']))}; {plural(len(run.cells), 'cell')}"
+
+
+def _speed(run: Run) -> str:
+    against = ((run.baseline, facts.subject_cells(run)["speedup"]), ("the best peer", run.duels["ratio"]))
+    found = [f"{times(mean)} of {name}" for name, ratios in against if (mean := facts.geomean(ratios)) is not None]
+    return ", ".join(found) or "needs a GPU"
+
+
+def _models(run: Run) -> list[str]:
+    return [headline.sentence(run.baseline, SUBJECT) for headline in facts.models(run)]

@@ -1,0 +1,80 @@
+"""Every page of ours under axe-core, on light paper and on dark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import axe
+import pytest
+from pages import DESKTOP, PHONE, Browser
+from report_runs import record, resnet50, sweep, write
+
+from bench.compare.__main__ import main as compare
+from bench.report import index, render
+
+GRID: dict[str, list[dict[str, int | str]]] = {"layer_norm": [{"tokens": m, "hidden": 768} for m in (16, 1024)]}
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return axe.source(tmp_path_factory.mktemp("axe"))
+
+
+def timed(folder: Path) -> Path:
+    throttled = record(axes={"tokens": 5, "hidden": 7}, throttle="sw_power_cap", retaken=3)
+    records = [one for one in sweep(grids=GRID) if one.dtype == "fp16"] + resnet50()[:8] + [throttled]
+    return render(write(folder / "axe-gpu", records))
+
+
+def interpreted(folder: Path) -> Path:
+    records = [one for one in sweep("interpreter", GRID) if one.dtype == "fp32" or one.status != "ok"]
+    return render(write(folder / "axe-cpu", records, clock="interpreter"))
+
+
+@pytest.mark.parametrize("make", [timed, interpreted])
+def test_axe_finds_nothing_serious_in_a_report(
+    make: Callable[[Path], Path], browser: Browser, script: str, folder: Path
+) -> None:
+    page = make(folder)
+    for dark, size in ((False, DESKTOP), (True, PHONE)):
+        browser.dark(dark)
+        browser.size(*size)
+        browser.open(page, wait="#table tbody tr")
+        browser.run("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+        browser.run("document.querySelector('#table tbody a').click()")
+        browser.wait("return document.querySelector('tr.more') !== null")
+        assert axe.findings(browser, script) == []
+
+
+def compared(folder: Path) -> Path:
+    """Two runs of which the second is slower in one cell and wrong in another."""
+    a = write(folder / "a", [one for one in sweep(grids=GRID) if one.dtype == "fp16"])
+    changed = [one for one in sweep(grids=GRID) if one.dtype == "fp16"]
+    changed[0].status, changed[0].reason = "wrong", "y: floor_ratio 1.7 is beyond 1.05"
+    changed[5].latency_us = 3 * (changed[5].latency_us or 0.0)
+    compare([str(a), str(write(folder / "b", changed))])
+    return folder / "b" / "compare.html"
+
+
+def listed(folder: Path) -> Path:
+    """The list of runs, one of which cannot be read."""
+    runs = folder / "runs"
+    render(write(runs / "good", resnet50()[:4]))
+    (runs / "broken").mkdir()
+    (runs / "broken" / "records.jsonl").write_text("not json\n{}\n")
+    return index.write(runs)
+
+
+@pytest.mark.parametrize("make", [compared, listed])
+def test_the_pages_beside_the_report_ask_for_nothing_fit_a_telephone_and_axe_finds_nothing_serious(
+    make: Callable[[Path], Path], browser: Browser, script: str, tmp_path: Path
+) -> None:
+    page = make(tmp_path)
+    for dark, size in ((False, DESKTOP), (True, PHONE)):
+        browser.dark(dark)
+        browser.size(*size)
+        browser.open(page, wait="#theme")
+        assert (browser.requests(), browser.console()) == ([page.as_uri()], [])
+        assert browser.beyond_the_edge() == []
+        assert axe.findings(browser, script) == []

@@ -1,0 +1,261 @@
+"""The report in headless Chromium, without a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pages import DESKTOP, PHONE, Browser
+from report_runs import PROVIDERS, record, resnet50, sweep, unpacked, write
+
+from bench.report import render
+from bench.report.templating import packed
+
+ROW = "#table tbody tr"
+GRID: dict[str, list[dict[str, int | str]]] = {
+    "layer_norm": [{"tokens": m, "hidden": n} for m in (16, 1024) for n in (768, 4096)],
+}
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Path:
+    """Of a run on a GPU with everything that a report can show."""
+    records = [*sweep(grids=GRID), *resnet50()]
+    records[0].throttle = "sw_power_cap"
+    return render(write(folder / "gpu", records, arguments={"preset": "resnet50"}))
+
+
+@pytest.fixture(scope="module")
+def interpreted(folder: Path) -> Path:
+    """Of a run in Triton's interpreter."""
+    return render(write(folder / "cpu", sweep("interpreter", GRID), clock="interpreter"))
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, report: Path) -> Browser:
+    browser.size(*DESKTOP)
+    return browser
+
+
+def texts(browser: Browser, selector: str) -> list[str]:
+    return list(
+        browser.run(
+            "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText ?? e.textContent)", selector
+        )
+    )
+
+
+def column(browser: Browser, title: str) -> list[str]:
+    """The values of a column, of the rows that are drawn."""
+    return texts(browser, f"{ROW} td:nth-child({texts(browser, '#table thead th').index(title) + 1})")
+
+
+def ask(browser: Browser, label: str, value: str) -> None:
+    """Puts a value into a field of the table."""
+    browser.run(
+        """
+        const field = document.querySelector(`[aria-label="${arguments[0]}"], #${CSS.escape(arguments[0])}`);
+        field.value = arguments[1];
+        field.dispatchEvent(new Event("input"));
+        """,
+        label,
+        value,
+    )
+
+
+def click(browser: Browser, selector: str) -> None:
+    browser.run("document.querySelector(arguments[0]).click()", selector)
+
+
+def head(title: str) -> str:
+    return f"return [...document.querySelectorAll('#table thead th')].find((e) => e.innerText.startsWith('{title}'))"
+
+
+@pytest.mark.parametrize("name", ["report", "interpreted"])
+def test_a_report_opens_without_a_network_asks_for_nothing_and_its_console_stays_empty(
+    name: str, browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    page = request.getfixturevalue(name)
+    browser.open(page, wait=ROW)
+    assert browser.requests() == [page.as_uri()]
+    assert browser.console() == []
+
+
+def test_a_click_on_a_head_sorts_and_another_sorts_the_other_way(browser: Browser, report: Path) -> None:
+    browser.open(report, wait=ROW)
+    for direction in (1, -1):
+        browser.run(head("time").replace("return", "") + ".querySelector('button').click()")
+        times = [float(value.replace(",", "")) for value in column(browser, "time µs") if value != "–"]  # noqa: RUF001
+        assert len(times) > 50 and times == sorted(times, reverse=direction < 0)
+    assert texts(browser, "th[aria-sort=descending]") == ["time µs"]
+
+
+def test_words_and_fields_filter_the_rows(browser: Browser, report: Path) -> None:
+    browser.open(report, wait=ROW)
+    every = len(sweep(grids=GRID)) + len(resnet50())
+    assert texts(browser, "#shown") == [f"{every} cells"]
+    ask(browser, "filter", "layer_norm fp16")
+    assert set(column(browser, "operator")) == {"layer_norm"} and set(column(browser, "dtype")) == {"fp16"}
+    ask(browser, "filter", "")
+    ask(browser, "Filter provider", "normlib")
+    ask(browser, "Filter speedup", "<1.5")
+    speedups = [float(value.rstrip("×")) for value in column(browser, "speedup")]  # noqa: RUF001
+    assert set(column(browser, "provider")) == {"normlib"} and speedups and max(speedups) < 1.5
+    ask(browser, "Filter shape", "no such shape")
+    assert column(browser, "shape") == [] and texts(browser, "#shown")[0].startswith("0 of")
+
+
+def test_a_column_can_be_hidden_and_shown(browser: Browser, report: Path) -> None:
+    browser.open(report, wait=ROW)
+    before = texts(browser, "#table thead th")
+    assert "dtype" in before and "backend" not in before
+    for title in ("dtype", "backend"):
+        labels = "[...document.querySelectorAll('#columns label')]"
+        browser.run(f"{labels}.find((e) => e.textContent.trim() === arguments[0]).click()", title)
+    after = texts(browser, "#table thead th")
+    assert "dtype" not in after and "backend" in after
+    assert "triton" in column(browser, "backend")
+
+
+def test_a_link_to_a_cell_finds_its_row_and_shows_the_samples_of_its_case(browser: Browser, report: Path) -> None:
+    wanted = sweep(grids=GRID)[-30].cell
+    browser.open(report, f"#cell={wanted}", wait="tr.found")
+    assert browser.run("return document.querySelector('tr.found').dataset.cell") == wanted
+    top, bottom = browser.run(
+        "const b = document.querySelector('tr.found').getBoundingClientRect(); return [b.top, b.bottom]"
+    )
+    assert 0 < top < bottom < DESKTOP[1]
+    assert set(texts(browser, "tr.more figure text.name")) <= set(PROVIDERS)
+    drawn = texts(browser, "tr.more figure text.name")
+    assert len(drawn) >= 2
+    assert browser.run("return document.querySelectorAll('tr.more circle').length") == 20 * len(drawn)
+    click(browser, "tr.more button")
+    assert texts(browser, "tr.more") == [] and browser.run("return location.hash") == ""
+
+
+def test_a_link_in_the_text_leads_to_a_row_that_a_filter_had_hidden(browser: Browser, report: Path) -> None:
+    browser.open(report, wait=ROW)
+    ask(browser, "filter", "no such cell")
+    click(browser, "#losses a.cell")
+    browser.wait("return document.querySelector('tr.found') !== null")
+    wanted = browser.run("return decodeURIComponent(document.querySelector('#losses a.cell').hash.slice(6))")
+    assert browser.run("return document.querySelector('tr.found').dataset.cell") == wanted
+
+
+def test_what_is_shown_is_copied_as_csv(browser: Browser, report: Path) -> None:
+    browser.open(report, wait=ROW)
+    browser.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    ask(browser, "filter", "torch_compile fp32 layer_norm")
+    click(browser, "#csv")
+    browser.wait("return window.copied !== undefined")
+    lines = browser.run("return window.copied").splitlines()
+    assert lines[0].startswith("cell,operator,shape,dtype") and len(lines) == 1 + len(column(browser, "shape"))
+    assert all("torch_compile" in line for line in lines[1:])
+    browser.wait("return document.getElementById('csv').textContent === 'Copied'")
+
+
+def test_the_command_is_copied(browser: Browser, report: Path) -> None:
+    browser.open(report, wait=".copy")
+    browser.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    click(browser, ".copy")
+    browser.wait("return window.copied !== undefined")
+    assert browser.run("return window.copied") == "python -m bench.run --op all --preset quick --seed 0"
+
+
+def test_the_button_turns_the_page_dark_and_back_and_the_page_remembers(browser: Browser, report: Path) -> None:
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    browser.open(report, wait="#theme")
+    light = browser.run(paper)
+    click(browser, "#theme")
+    assert browser.run(paper) == "rgb(22, 24, 27)" and texts(browser, "#theme") == ["Light"]
+    browser.driver.refresh()
+    assert browser.run(paper) == "rgb(22, 24, 27)"
+    click(browser, "#theme")
+    assert browser.run(paper) == light == "rgb(255, 255, 255)"
+    browser.run("localStorage.clear()")
+
+
+def test_a_page_is_dark_where_the_system_is(browser: Browser, report: Path) -> None:
+    browser.dark(True)
+    try:
+        browser.open(report, wait="#theme")
+        assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+    finally:
+        browser.dark(False)
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+@pytest.mark.parametrize("name", ["report", "interpreted"])
+def test_nothing_reaches_beyond_the_edge(
+    width: tuple[int, int], name: str, browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    browser.size(*width)
+    try:
+        browser.open(request.getfixturevalue(name), wait=ROW)
+        assert browser.beyond_the_edge() == []
+        assert browser.run("return document.documentElement.scrollWidth") == width[0]
+    finally:
+        browser.size(*DESKTOP)
+
+
+def test_the_keyboard_reaches_sections_the_button_and_the_table(browser: Browser, report: Path) -> None:
+    browser.open(report, wait=ROW)
+    assert 'href="#verdict"' in browser.press("\ue004")
+    browser.run("document.getElementById('filter').focus()")
+    assert "<summary>" in browser.press("\ue004")
+    assert 'id="csv"' in browser.press("\ue004")
+    browser.run(head("speedup").replace("return", "") + ".querySelector('button').focus()")
+    browser.press("\ue007")
+    assert texts(browser, "th[aria-sort]") == ["speedup"]
+
+
+HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
+
+
+def test_hostile_text_is_shown_and_never_run(browser: Browser, folder: Path) -> None:
+    records = [
+        record(status="crash", reason=HOSTILE),
+        record(provider=HOSTILE, latency_us=16.0),
+        record(op=HOSTILE, layout=HOSTILE, provider="torch"),
+    ]
+    described = {
+        "command": HOSTILE,
+        "device_name": HOSTILE,
+        "notes": [HOSTILE],
+        "conditions": {"before": {HOSTILE: HOSTILE}, "after": {}},
+    }
+    page = render(write(folder / "hostile", records, **described))
+    browser.open(page, f"#cell={records[1].cell.replace(' ', '%20')}", wait=ROW)
+    assert browser.requests() == [browser.run("return location.href").partition("#")[0]]
+    assert browser.run("return document.title") == f"Normalization benchmark on {HOSTILE}"
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    assert HOSTILE in "".join(texts(browser, ROW))
+
+
+def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser: Browser, report: Path, folder: Path) -> None:
+    """The best of several times counts, from the key to the finished layout, for others use this machine too."""
+    html = report.read_text(encoding="utf-8")
+    packed_rows = re.search(r'id="cells-data">(.*?)</script>', html)
+    assert packed_rows
+    data = unpacked(packed_rows[1])
+    few = data["rows"]
+    data["rows"] = [{**few[i % len(few)], "id": f"{few[i % len(few)]['id']}/{i}", "case": i} for i in range(20_000)]
+    page = folder / "many.html"
+    page.write_text(html.replace(packed_rows[1], packed(data)), encoding="utf-8")
+    browser.open(page, wait=ROW)
+    assert texts(browser, "#shown") == ["20,000 cells"]
+    taken = browser.run(
+        """
+        const field = document.getElementById("filter");
+        return ["n", "no", "normlib", "normlib fp", "normlib fp16 bwd"].map((words) => {
+          const start = performance.now();
+          field.value = words;
+          field.dispatchEvent(new Event("input"));
+          document.getElementById("table").getBoundingClientRect();
+          return performance.now() - start;
+        });
+        """
+    )
+    assert 0 < len(texts(browser, ROW)) < 20_000
+    assert min(taken) < 300
