@@ -141,7 +141,7 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: Any | None = None) -> nn.Module:
-    """Makes every batch norm of a model, PyTorch's or normlib's, a `normlib.SyncBatchNorm`, in place; returns the model.
+    """Makes each batch norm of a model, PyTorch's or normlib's, a `normlib.SyncBatchNorm`, in place; returns the model.
 
     As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, but that a module keeps its identity, with its hooks, ties and
     optimizer, and that `revert` makes it what it was. Statistics are shared in `process_group` (default: all

@@ -30,9 +30,9 @@ def _steps(x: Tensor) -> ModuleType:
 
 def _gather(message: Tensor, group: str) -> Tensor:
     """(ranks, *message.shape): every process's message, in rank order."""
-    from torch.distributed.distributed_c10d import _resolve_process_group  # not in every build
+    from torch.distributed import distributed_c10d as c10d  # not in every build
 
-    processes = _resolve_process_group(group)
+    processes: dist.ProcessGroup = c10d._resolve_process_group(group)  # type: ignore[attr-defined, arg-type]
     every = message.new_empty(processes.size() * message.numel())
     # PyTorch 2.13 renamed it, and warns of the old name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -184,9 +184,10 @@ def sync_batch_norm(
         from torch.nn.modules._functions import SyncBatchNorm as Pytorchs
 
         return cast(Tensor, Pytorchs.apply(input, *vectors, eps, momentum, process_group, process_group.size()))
-    # PyTorch has none for CPUs, but the same mistakes in batch norm have its words for them.
+    # PyTorch has none for CPUs, but batch norm has words for the same mistakes.
     two = input.new_zeros((2, *input.shape[1:]))
-    batch_norm(two, *(None if v is None else v.detach().clone() for v in (*vectors[2:], *vectors[:2])), True, 0.0, eps)
+    w, b, mean, var = (None if v is None else v.detach().clone() for v in vectors)
+    batch_norm(two, mean, var, w, b, True, 0.0, eps)
     raise NotImplementedError(f"synchronized batch norm of {input.dtype} on {input.device} in this context")
 
 
@@ -224,7 +225,7 @@ class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             raise ValueError("SyncBatchNorm number of input channels should be non-zero")
         buffers, training, momentum = step(self)
         if self.training and dist.is_available() and dist.is_initialized():
-            group = self.process_group or dist.group.WORLD
+            group = cast("dist.ProcessGroup", self.process_group or dist.group.WORLD)
             if dist.get_world_size(group) > 1:
                 return sync_batch_norm(input, *buffers, self.weight, self.bias, momentum, self.eps, group)
         return batch_norm(input, *buffers, self.weight, self.bias, training, momentum, self.eps)
