@@ -82,6 +82,7 @@ class Record:
     speedup: float | None = None  # baseline's median over this one; only with cuda_event, and if ok
     baseline: str = ""
     seed: int = 0
+    rank: int | None = None  # of a sweep over many devices: whose device it was; environment.json says which that is
 
     @property
     def case(self) -> Case:

@@ -107,7 +107,7 @@ def _run(
     operators: Mapping[str, Operator],
     providers: Mapping[str, Provider],
 ) -> int:
-    from bench import listing, runner
+    from bench import listing, runner, shards
     from bench.headline import headlines
     from bench.order import coarse_first
     from bench.progress import display
@@ -139,10 +139,13 @@ def _run(
 
     lacking = [name for name in asked.operators if asked.preset not in operators[name].presets]
     notes += [*smaller, *left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
-    described = environment.collect(device, providers)
+    team = shards.join()
+    described = environment.collect(device, providers) | {"ranks": team.size if team else 1}
+    if team and team.rank:
+        return shards.assist(team, plan, described)
     if stored:
         folder = Path(given["resume"])
-        changed = environment.differences(stored, described, names)
+        changed = environment.differences({"ranks": 1, **stored}, described, names)
         if changed and not given["force"]:
             raise BadArgument(
                 "--resume",
@@ -154,7 +157,7 @@ def _run(
             key: stored[key] for key in ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
         }
         try:
-            kept = runner.kept_records(folder)
+            kept = shards.kept_records(folder)
         except (OSError, ValueError, TypeError) as error:
             raise BadArgument("--resume", f"{given['resume']} has records that cannot be read: {error}") from error
     else:
@@ -175,7 +178,10 @@ def _run(
         f"{len(plan.cases)} cases x {', '.join(names)} = {plan.cells} cells on {described['device_name']}",
     ):
         console.print(line, markup=False)
-    outcome = runner.run(plan, folder, described, kept, display(console))
+    given_to = (plan, folder, described, kept, display(console))
+    outcome = shards.lead(team, *given_to) if team else runner.run(*given_to)
+    for line in described["notes"][len(notes) :]:
+        console.print(line, markup=False, soft_wrap=True)
     summary(console, outcome, baseline, OURS)
     for headline in headlines(outcome.records, described):
         console.print(headline.sentence(baseline, OURS), markup=False)

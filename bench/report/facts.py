@@ -228,6 +228,7 @@ def completeness(run: Run) -> tuple[bool, str]:
         "interrupt": "It was interrupted by hand",
         "time budget": "It was stopped by its time budget",
         "error": "It was stopped by an error",
+        "a lost rank": "One of its processes was lost",
     }
     if complete:
         if isinstance(planned, int) and have < planned:
