@@ -152,7 +152,8 @@ def _run(
                 f"{given['resume']} was measured under other conditions: {'; '.join(changed)}; --force continues it",
             )
         forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
-        notes = [*sweep.unique([*stored["notes"], *notes]), f"continued {environment.now()}{forced}"]
+        before = [note for note in stored["notes"] if note not in stored.get("said", ())]
+        notes = [*sweep.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
         described |= {
             key: stored[key] for key in ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
         }
@@ -180,7 +181,7 @@ def _run(
         console.print(line, markup=False)
     given_to = (plan, folder, described, kept, display(console))
     outcome = shards.lead(team, *given_to) if team else runner.run(*given_to)
-    for line in described["notes"][len(notes) :]:
+    for line in described.get("said", ()):
         console.print(line, markup=False, soft_wrap=True)
     summary(console, outcome, baseline, OURS)
     for headline in headlines(outcome.records, described):
@@ -192,7 +193,7 @@ def _run(
     failed = any(r.provider == OURS and r.status in ("wrong", "crash") for r in outcome.records)
     impossible = any(r.status == "impossible" for r in outcome.records)
     regressed = given["against"] is not None and _compared(given["against"], folder)
-    return 1 if failed or impossible or regressed or outcome.stopped_by == "error" else 0
+    return 1 if failed or impossible or regressed or outcome.stopped_by not in ("", "time budget") else 0
 
 
 def _compared(before: str, folder: Path) -> bool:

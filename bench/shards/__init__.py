@@ -69,13 +69,14 @@ def lead(
     team.tell("word", {"folder": str(folder.resolve()), "token": token, "left": left})
 
     mine = gathering.rank_folder(folder, 0)
-    with _ending_on_sigterm():
+    with _ending_on_sigterm() as told:
         try:
             stopped_by = _measure(team, plan, left, mine, described, display)
             if not stopped_by:
-                stopped_by = _wait(team, plan, folder, display)
+                stopped_by = _wait(team, plan, folder)
         except KeyboardInterrupt:
             stopped_by = "interrupt"
+    stopped_by = "SIGTERM" if told else stopped_by
     return _finish(plan, folder, described, stopped_by, team.size)
 
 
@@ -137,7 +138,7 @@ def _measure(
     return stopped_by
 
 
-def _wait(team: Team, plan: Plan, folder: Path, display: Display) -> str:
+def _wait(team: Team, plan: Plan, folder: Path) -> str:
     """Until every rank has done its share; what ended the waiting before that, if anything."""
     others = range(1, team.size)
     # A cell may be silent for its timeout, and is then stopped and said to be; a rank that is silent longer is lost.
@@ -172,12 +173,13 @@ def _finish(plan: Plan, folder: Path, described: dict[str, Any], stopped_by: str
     missing = [f"{case.label} {name}" for case, name in cells if (case, name) not in have]
     if missing and not stopped_by:
         stopped_by = "a lost rank"
-    notes = [*described["notes"], *(gathering.said(agreement) if agreement else [])]
+    said = gathering.said(agreement) if agreement else []
     if missing:
         named = ", ".join(missing[:_MOST_NAMED]) + (", ..." if len(missing) > _MOST_NAMED else "")
-        notes.append(f"{len(missing)} of {len(cells)} cells are missing: {named}")
+        said.append(f"{len(missing)} of {len(cells)} cells are missing: {named}")
     described |= {
-        "notes": notes,
+        "notes": [*described["notes"], *said],
+        "said": said,  # of this sitting, and no note of a later one
         "devices": devices,
         "agreement": agreement,
         "copy_gbps": devices[0].get("copy_gbps"),
@@ -193,16 +195,18 @@ def _finish(plan: Plan, folder: Path, described: dict[str, Any], stopped_by: str
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """torchrun's way to end a rank, as Ctrl-C: what was measured is kept."""
+def _ending_on_sigterm() -> Iterator[list[int]]:
+    """torchrun's way to end the ranks beside one that is lost, as Ctrl-C; gives a list that then is not empty."""
+    told: list[int] = []
 
-    def end(*_: Any) -> None:
+    def end(number: int, _: Any) -> None:
+        told.append(number)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield told
     finally:
         signal.signal(signal.SIGTERM, before)
 

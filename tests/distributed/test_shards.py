@@ -194,7 +194,7 @@ def test_another_number_of_ranks_does_not_continue_a_run(tmp_path, monkeypatch, 
 # ------------------------------------------------------------------------------------------------- under torchrun
 
 # The second rank has a small problem and then one that takes it far longer than a look at its files.
-SWEEP = ["--op", "rms", "--tokens", "4,2048", "--hidden", "16,8192", "--dtype", "fp32", "--mode", "fwd"]
+SWEEP = ["--op", "rms", "--tokens", "4,256", "--hidden", "16,8192", "--dtype", "fp32", "--mode", "fwd"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "bench.run"]
 EVERY_CELL = 4
 
@@ -227,9 +227,9 @@ def test_a_killed_rank_costs_its_cells_and_resume_measures_them(tmp_path):
     output = sweeping.communicate(timeout=LIMIT_S)[0]
     assert sweeping.returncode != 0
     described = environment.read(folder)
-    assert not described["complete"]
+    assert not described["complete"] and described["stopped_by"] == "SIGTERM"
     have = list(results.read(folder / gathering.RECORDS))
-    missing = {case.label for case in cases(tokens=(4, 2048), hidden=(16, 8192)) if case.mode == "fwd"} - {
+    missing = {case.label for case in cases(tokens=(4, 256), hidden=(16, 8192)) if case.mode == "fwd"} - {
         r.case.label for r in have
     }
     assert missing, "the second rank's large problem at least"
@@ -238,7 +238,7 @@ def test_a_killed_rank_costs_its_cells_and_resume_measures_them(tmp_path):
 
     output = started("--resume", str(folder)).communicate(timeout=LIMIT_S)[0]
     described = environment.read(folder)
-    assert described["complete"], output
+    assert described["complete"] and not any("missing" in note for note in described["notes"]), output
     records = list(results.read(folder / gathering.RECORDS))
     assert [r.status for r in records] == ["ok"] * EVERY_CELL and len({r.key for r in records}) == EVERY_CELL
     assert [device["rank"] for device in described["devices"]] == [0, 1]
