@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -89,6 +90,10 @@ def _main(typed: list[str]) -> int:
     from bench.providers import providers
 
     given = vars(_parser(operators()).parse_args(typed))
+    if given["op"] == "sync_bn":  # whose cells all ranks measure together
+        from bench import together
+
+        return together.main(given, device, operators()["batch_norm"], partial(_new_folder, given["out"]), typed)
     if first.resume is not None:
         _refuse_beside_resume(given)
         again = {key: given[key] for key in _BESIDE_RESUME if given[key] not in (None, False)}
@@ -213,7 +218,7 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     )
     short = [operator.short for operator in operators.values()]
     presets = ", ".join(name for name in sweep.presets_of(operators.values()) if not name.endswith("-inference"))
-    parser.add_argument("--op", metavar="OPS", help=f"{', '.join(short)} or all (the default)")
+    parser.add_argument("--op", metavar="OPS", help=f"{', '.join(short)} or all (the default); sync_bn under torchrun")
     parser.add_argument(
         "--preset",
         metavar="NAME",

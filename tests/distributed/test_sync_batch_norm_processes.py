@@ -3,15 +3,6 @@
 import pytest
 import sync_checks as checks
 import torch
-from pool import Pool
-
-
-@pytest.fixture(scope="module")
-def pool():
-    pool = Pool(4)
-    yield pool
-    pool.close()
-
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # How many of the batch each process has, and whether its channels are innermost.
