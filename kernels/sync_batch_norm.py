@@ -90,8 +90,10 @@ def _sync_batch_norm_merge_kernel(
     # An empty share has a mean of 0, which the others' are not to be taken about.
     first = tl.min(tl.where(counts > 0.0, rank, BLOCK_P), 1, keep_dims=True)
     first_mean = tl.sum(tl.where(rank == first, means, 0.0), 1, keep_dims=True)
-    mean, low, m2 = merge_all_moments(counts, means, lows, m2s, counts > 0.0, n, first_mean, 1)
-    # Where every share is empty there are no statistics, and nothing to be normalized with them.
+    # Where every share is empty, nothing is to be normalized, and the running buffers stay: zeros with no momentum.
+    some = n > 0.0
+    divisor = tl.where(some, n, 2.0)
+    mean, low, m2 = merge_all_moments(counts, means, lows, m2s, counts > 0.0, divisor, first_mean, 1)
     finish_statistics(
         mean_ptr,
         rstd_ptr,
@@ -100,14 +102,14 @@ def _sync_batch_norm_merge_kernel(
         mean,
         low,
         m2,
-        n.to(ACC),
-        n > 0.0,
+        divisor.to(ACC),
+        True,
         c0,
         C,
         eps,
         eps_low,
-        momentum,
-        momentum_low,
+        tl.where(some, momentum, 0.0),
+        tl.where(some, momentum_low, 0.0),
         BLOCK_N,
         ACC,
     )
