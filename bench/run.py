@@ -48,6 +48,8 @@ may have modes of its own, as MODEL and MODEL-inference do; --mode replaces them
 --resume takes every argument from the run itself; --time-budget, --cell-timeout and --force may be given besides.
 Cells run in a process of their own: one that crashes, hangs or is killed costs its cell alone. --in-process is for
 debuggers and profilers.
+Under torchrun (--nproc-per-node=8 -m bench.run ...) the cells are divided over its processes, each with a device of its
+own, and merged into one report; --op sync_bn instead measures synchronized batch norm on all of them together.
 --inputs other than normal are judged and not timed, and bring in textbook formulas (one_pass, two_pass, welford):
 %(families)s
 

@@ -236,7 +236,7 @@ def test_a_killed_rank_costs_its_cells_and_resume_measures_them(tmp_path):
     assert f"{len(missing)} of {EVERY_CELL} cells are missing: " in output
     assert all(f"{label} torch" in output for label in missing)
 
-    output = started("--resume", str(folder)).communicate(timeout=LIMIT_S)[0]
+    output = started("--resume", str(folder), "--in-process").communicate(timeout=LIMIT_S)[0]
     described = environment.read(folder)
     assert described["complete"] and not any("missing" in note for note in described["notes"]), output
     records = list(results.read(folder / gathering.RECORDS))

@@ -14,7 +14,7 @@ SHARES = [
 
 @pytest.mark.parametrize(("shares", "channels_last"), SHARES, ids=str)
 def test_any_shares_give_the_whole_batchs_results_with_the_same_bits_everywhere(pool, shares, channels_last):
-    for dtype in DTYPES:
+    for dtype in DTYPES if len(shares) == 2 else DTYPES[:2]:  # how many processes there are is no matter of dtypes
         found = pool.run(checks.as_the_whole_batch, shares, (5, 6, 7), dtype, channels_last, 3.0, processes=len(shares))
         assert all(answer == found[0] for answer in found)
 
