@@ -26,9 +26,21 @@ def choose(asked: str | None) -> tuple[torch.device, list[str]]:
     if asked == "cuda" and interpreting:
         raise BadArgument("--device", "TRITON_INTERPRET is set, which never runs on the GPU: unset it, or take cpu")
     if gpu and not interpreting and asked != "cpu":
-        return torch.device("cuda", torch.cuda.current_device()), []
+        return torch.device("cuda", _own()), []
     if not interpreting and "triton" in sys.modules:
         raise BadArgument("--device", "cpu needs TRITON_INTERPRET=1 in the environment before triton is imported")
     os.environ["TRITON_INTERPRET"] = "1"
     kept = ["TRITON_INTERPRET was set, so the GPU is left alone"] if gpu and asked is None else []
     return torch.device("cpu"), [*kept, INTERPRETED]
+
+
+def _own() -> int:
+    """The current GPU; of a process that torchrun has started the one that is its own, made the current one."""
+    place = os.environ.get("LOCAL_RANK")
+    if place is not None:
+        if int(place) >= torch.cuda.device_count():
+            raise BadArgument(
+                "torchrun", f"rank {place} of this machine has no GPU: it has {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(int(place))
+    return torch.cuda.current_device()

@@ -39,6 +39,7 @@ _LASTING = (
     "cuda",
     "cudnn",
     "git_commit",
+    "ranks",
 )
 _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
 

@@ -85,6 +85,9 @@ class Record:
     speedup_high: float | None = None
     baseline: str = ""
     seed: int = 0
+    communication_us: float | None = None  # of the collectives of a step that several ranks take together, alone
+    bytes_sent: int | None = None  # what a rank gives to them
+    rank: int | None = None  # of a sweep over many devices: whose device it was; environment.json says which that is
 
     @property
     def case(self) -> Case:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,6 +48,8 @@ may have modes of its own, as MODEL and MODEL-inference do; --mode replaces them
 --resume takes every argument from the run itself; --time-budget, --cell-timeout and --force may be given besides.
 Cells run in a process of their own: one that crashes, hangs or is killed costs its cell alone. --in-process is for
 debuggers and profilers.
+Under torchrun (--nproc-per-node=8 -m bench.run ...) the cells are divided over its processes, each with a device of its
+own, and merged into one report; --op sync_bn instead measures synchronized batch norm on all of them together.
 --inputs other than normal are judged and not timed, and bring in textbook formulas (one_pass, two_pass, welford):
 %(families)s
 
@@ -91,6 +94,10 @@ def _main(typed: list[str]) -> int:
     from bench.providers import providers
 
     given = vars(_parser(operators()).parse_args(typed))
+    if given["op"] == "sync_bn":  # whose cells all ranks measure together
+        from bench import together
+
+        return together.main(given, device, operators()["batch_norm"], partial(_new_folder, given["out"]), typed)
     if first.resume is not None:
         _refuse_beside_resume(given)
         again = {key: given[key] for key in _BESIDE_RESUME if given[key] not in (None, False)}
@@ -110,7 +117,7 @@ def _run(
     providers: Mapping[str, Provider],
     began: float,
 ) -> int:
-    from bench import listing, runner
+    from bench import listing, runner, shards
     from bench.headline import headlines
     from bench.order import coarse_first
     from bench.progress import display
@@ -143,22 +150,26 @@ def _run(
 
     lacking = [name for name in asked.operators if asked.preset not in operators[name].presets]
     notes += [*smaller, *left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
-    described = environment.collect(device, providers)
+    team = shards.join()
+    described = environment.collect(device, providers) | {"ranks": team.size if team else 1}
+    if team and team.rank:
+        return shards.assist(team, plan, described)
     if stored:
         folder = Path(given["resume"])
-        changed = environment.differences(stored, described, names)
+        changed = environment.differences({"ranks": 1, **stored}, described, names)
         if changed and not given["force"]:
             raise BadArgument(
                 "--resume",
                 f"{given['resume']} was measured under other conditions: {'; '.join(changed)}; --force continues it",
             )
         forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
-        notes = [*sweep.unique([*stored["notes"], *notes]), f"continued {environment.now()}{forced}"]
+        before = [note for note in stored["notes"] if note not in stored.get("said", ())]
+        notes = [*sweep.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
         described |= {
             key: stored[key] for key in ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
         }
         try:
-            kept = runner.kept_records(folder)
+            kept = shards.kept_records(folder)
         except (OSError, ValueError, TypeError) as error:
             raise BadArgument("--resume", f"{given['resume']} has records that cannot be read: {error}") from error
     else:
@@ -179,7 +190,10 @@ def _run(
         f"{len(plan.cases)} cases x {', '.join(names)} = {plan.cells} cells on {described['device_name']}",
     ):
         console.print(line, markup=False)
-    outcome = runner.run(plan, folder, described, kept, display(console))
+    given_to = (plan, folder, described, kept, display(console))
+    outcome = shards.lead(team, *given_to) if team else runner.run(*given_to)
+    for line in described.get("said", ()):
+        console.print(line, markup=False, soft_wrap=True)
     summary(console, outcome, baseline, OURS)
     for headline in headlines(outcome.records, described):
         console.print(headline.sentence(baseline, OURS), markup=False)
@@ -190,7 +204,7 @@ def _run(
     failed = any(r.provider == OURS and r.status in ("wrong", "crash") for r in outcome.records)
     impossible = any(r.status == "impossible" for r in outcome.records)
     regressed = given["against"] is not None and _compared(given["against"], folder)
-    return 1 if failed or impossible or regressed or outcome.stopped_by == "error" else 0
+    return 1 if failed or impossible or regressed or outcome.stopped_by not in ("", "time budget") else 0
 
 
 def _compared(before: str, folder: Path) -> bool:
@@ -210,7 +224,7 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     )
     short = [operator.short for operator in operators.values()]
     presets = ", ".join(name for name in sweep.presets_of(operators.values()) if not name.endswith("-inference"))
-    parser.add_argument("--op", metavar="OPS", help=f"{', '.join(short)} or all (the default)")
+    parser.add_argument("--op", metavar="OPS", help=f"{', '.join(short)} or all (the default); sync_bn under torchrun")
     parser.add_argument(
         "--preset",
         metavar="NAME",

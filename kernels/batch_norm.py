@@ -222,6 +222,7 @@ def _batch_norm_input_gradient_kernel(
     bias_ptr,
     dw_ptr,  # (C,): sum(dz x_hat), in the statistics' dtype
     db_ptr,  # (C,): sum(dz)
+    count_ptr,  # (1,): the elements of a channel that mean, rstd, dw and db are of; or None: those of x
     C,
     S,
     tiles,
@@ -241,7 +242,7 @@ def _batch_norm_input_gradient_kernel(
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     dw = channel_values(dw_ptr, c0, C, BLOCK_C, ACC)
     db = channel_values(db_ptr, c0, C, BLOCK_C, ACC)
-    n = elements_before(tiles, S, BLOCK_S).to(ACC)
+    n = elements_before(tiles, S, BLOCK_S).to(ACC) if count_ptr is None else tl.load(count_ptr).to(ACC)
     input_gradient_of_tiles(
         dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
         first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
@@ -633,5 +634,5 @@ def batch_norm_backward(
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
-            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, **relus)
+            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, None, **relus)
     return dx, dw, db

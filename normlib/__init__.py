@@ -3,9 +3,10 @@
 from normlib import functional
 from normlib.backend import backend_for
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from normlib.convert import convert, revert
+from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.layer_norm import LayerNorm
 from normlib.rms_norm import RMSNorm
+from normlib.sync_batch_norm import SyncBatchNorm
 
 __version__ = "0.1.0"
 
@@ -15,8 +16,10 @@ __all__ = [
     "BatchNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SyncBatchNorm",
     "backend_for",
     "convert",
+    "convert_sync_batchnorm",
     "functional",
     "revert",
 ]

@@ -34,7 +34,12 @@ def serves(x: Tensor, *parameters: Tensor | None) -> bool:
 
     A parameter has x's dtype, or float32 beside a 16-bit x.
     """
-    if not _is_plain(x) or backend_for(x) == "torch" or x.dtype not in _PARAMETERS or _wants_pytorchs_rules():
+    return backend_for(x) != "torch" and suits(x, *parameters)
+
+
+def suits(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether x and its parameters are what the operators take, on whatever device they are."""
+    if not _is_plain(x) or x.dtype not in _PARAMETERS or _wants_pytorchs_rules():
         return False
     device, dtypes = x.device, _PARAMETERS[x.dtype]
     for p in parameters:  # a loop: all() with a generator takes three times as long, in every call

@@ -447,6 +447,19 @@ def _check_around(input: Tensor, activation: str | None, residual: Tensor | None
         raise ValueError(f"residual must have input's shape, dtype and device, {wanted}; got {found}")
 
 
+def step(module: torch.nn.modules.batchnorm._BatchNorm) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
+    """What a module's forward begins with: ((running_mean, running_var), training, momentum), its batch counted."""
+    tracking = module.training and module.track_running_stats
+    momentum = 0.0 if module.momentum is None else module.momentum
+    if tracking and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:  # a cumulative average
+            momentum = 1.0 / float(module.num_batches_tracked)
+    buffers = (module.running_mean, module.running_var)
+    given = buffers if not module.training or module.track_running_stats else (None, None)
+    return given, module.training or (buffers[0] is None and buffers[1] is None), momentum
+
+
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     # Also of a module that was made as another class.
     activation: str | None = None
@@ -467,20 +480,13 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """input, and residual if the module has an activation: (N, C, *); returns the same shape, dtype and layout."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        tracking = self.training and self.track_running_stats
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if tracking and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # a cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
-        given = not self.training or self.track_running_stats
+        buffers, training, momentum = step(self)
         return batch_norm(
             input,
-            self.running_mean if given else None,
-            self.running_var if given else None,
+            *buffers,
             self.weight,
             self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
+            training,
             momentum,
             self.eps,
             activation=self.activation,

@@ -16,6 +16,7 @@ from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.lookalike import ConvertedRMSNorm, Match, examine, why_no_candidate
 from normlib.rms_norm import RMSNorm
+from normlib.sync_batch_norm import SyncBatchNorm
 
 SWAPS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
     "batch_norm": {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d},
@@ -24,7 +25,7 @@ SWAPS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
 }
 # The class that an operator's modules derive from, also those that are not one of the above.
 _FAMILIES: dict[str, type[nn.Module]] = {"batch_norm": _BatchNorm, "layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
-_OURS = (*(ours for swaps in SWAPS.values() for ours in swaps.values()), ConvertedRMSNorm)
+_OURS = (*(ours for swaps in SWAPS.values() for ours in swaps.values()), SyncBatchNorm, ConvertedRMSNorm)
 _RECORD = "_normlib_original"  # in a converted module's __dict__, so that copies and pickles of it can be reverted too
 
 
@@ -137,6 +138,26 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
         if isinstance(verdict, _Swap):
             _swap(module, verdict)
     return summary
+
+
+def convert_sync_batchnorm(module: nn.Module, process_group: Any | None = None) -> nn.Module:
+    """Makes each batch norm of a model, PyTorch's or normlib's, a `normlib.SyncBatchNorm`, in place; returns the model.
+
+    As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, but that a module keeps its identity, with its hooks, ties and
+    optimizer, and that `revert` makes it what it was. Statistics are shared in `process_group` (default: all
+    processes). Raises TypeError for a model that is no module, and ValueError, before anything is changed, for a batch
+    norm that is lazy and not initialised, or that computes an activation too.
+    """
+    _checked(module, ())
+    found = [m for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncBatchNorm)]
+    for norm in found:
+        if isinstance(norm, LazyModuleMixin):
+            raise ValueError(f"a {type(norm).__name__} has to see its first batch before it can be converted")
+        if getattr(norm, "activation", None) or getattr(norm, "pre_activation", None):
+            raise ValueError(f"a {type(norm).__name__} with an activation has no synchronized form: take them apart")
+    for norm in found:
+        _swap(norm, _Swap(SyncBatchNorm, {"process_group": process_group}))
+    return module
 
 
 def revert(model: nn.Module) -> tuple[str, ...]:

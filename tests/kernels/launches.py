@@ -7,10 +7,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, reduction, row_norm
+from normlib.kernels import batch_norm, reduction, row_norm, sync_batch_norm
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, row_norm, reduction)
+MODULES = (batch_norm, row_norm, reduction, sync_batch_norm)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -121,6 +121,25 @@ def _batch(evaluating: bool, **relus: bool) -> Callable[[Call, torch.device], di
     return run
 
 
+def _sync_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
+    """Two processes' shares of the batch, one after the other, and a third that is empty."""
+    x, dy = _draw(call, device)
+    shares = (1, x.shape[0] - 1, 0)
+    wide = torch.promote_types(call.dtype, torch.float32)
+    weight, bias, running_mean, running_var = _vectors(x.shape[1], wide, device, 4) if call.affine else (None,) * 4
+    parts, gradients = x.split(shares), dy.split(shares)
+    messages = torch.stack([sync_batch_norm.moments(part, call.device) for part in parts])
+    mean, rstd, count = sync_batch_norm.merge_messages(messages, running_mean, running_var, 0.1, 1e-5)
+    y = [sync_batch_norm.normalize(part, mean, rstd, weight, bias, call.device) for part in parts]
+    pairs = list(zip(gradients, parts, strict=True))
+    sums = torch.stack([sync_batch_norm.sums(*pair, mean, rstd, call.device) for pair in pairs])
+    total = sync_batch_norm.add_sums(sums)
+    dx = [sync_batch_norm.input_gradient(*p, mean, rstd, weight, total, count, call.device) for p in pairs]
+    results = _present(running_mean=running_mean, running_var=running_var)
+    found = {"y": torch.cat(y), "dx": torch.cat(dx), "messages": messages, "mean": mean, "rstd": rstd, "sums": total}
+    return {**results, **found}
+
+
 _OPERATORS = {
     "layer_norm": _rows(centred=True),
     "rms_norm": _rows(centred=False),
@@ -128,6 +147,7 @@ _OPERATORS = {
     "rms_norm_add": _rows(centred=False, add=True),
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
+    "sync_batch_norm": _sync_batch,
     "batch_norm_relu": _batch(evaluating=False, relu=True, pre_relu=True),
     "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
 }
@@ -196,6 +216,9 @@ CALLS = [
     *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),
     *(Call(op, *row) for op, row in product(("batch_norm_relu", "batch_norm_relu_eval"), _RELU_BATCHES)),
     Call("batch_norm_relu", (2, 65, 7, 7), layout="channels-last"),
+    Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
+    Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
+    Call("sync_batch_norm", (5, 7), affine=BARE),
     # What many programs leave, more than the merge takes at once: 66 partial rows, and 66 splits of a channel.
     Call("layer_norm", (66, 520), torch.float64, 17),
     Call("batch_norm", (66, 2, 1), torch.float32, 17, needs=()),
@@ -209,4 +232,5 @@ RAGGED = [
     Call("layer_norm", (3, 8205), torch.float64),
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
+    Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
 ]

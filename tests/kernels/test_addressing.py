@@ -148,7 +148,7 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
         ),
         "input gradient": lambda: batch_norm._launch(
             batch_norm._batch_norm_input_gradient_kernel,
-            *(p, out, None, dy, None, x, pair, rstd, weight, None, dw, db),
+            *(p, out, None, dy, None, x, pair, rstd, weight, None, dw, db, None),
             **plain,
         ),
     }

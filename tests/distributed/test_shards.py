@@ -1,0 +1,247 @@
+"""A sweep over ranks: divided, merged, completed after a loss; and refusals that come as one line, without a hang."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from bench import environment, results, run, samples, shards, sweep
+from bench.cost import expected_seconds
+from bench.operators import operators
+from bench.progress import Lines
+from bench.providers import providers
+from bench.results import Record
+from bench.runner import Plan
+from bench.shards import gathering
+from bench.shards.dividing import deal
+from bench.shards.team import Team, join
+from bench.sweep import BadArgument
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+# Far beyond what these runs take: only a hang meets it.
+LIMIT_S = 120
+
+
+def cases(**axes):
+    axes = {"tokens": (4, 8), "hidden": (8, 16), **axes}
+    return sweep.cases(sweep.Sweep(("rms_norm",), "smoke", axes, ("fwd", "bwd"), ("fp32",)), operators())
+
+
+def plan(made=None):
+    torchs = providers()["torch"]
+    return Plan(tuple(made or cases()), {"torch": torchs}, operators(), "torch", torchs, CPU, 0)
+
+
+# ------------------------------------------------------------------------------------------------------- dividing
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 50])
+def test_every_case_is_some_ranks_and_problems_stay_whole(ranks):
+    made = cases(tokens=(4, 8, 512), hidden=(8, 4096))
+    shares = deal(made, ["normlib", "torch"], CPU, ranks)
+    assert len(shares) == ranks and sorted(sum(shares, ()), key=made.index) == list(made)
+    problems = [{case.problem for case in share} for share in shares]
+    assert sum(map(len, problems)) == len(set().union(*problems))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_no_rank_has_much_more_to_do_than_another(ranks):
+    made = cases(tokens=(4, 64, 512), hidden=(8, 64, 1024, 4096))
+    seconds = lambda share: sum(expected_seconds(case, ["normlib"], CPU) for case in share)
+    longest = max(seconds([c for c in made if c.problem == case.problem]) for case in made)
+    least = max(seconds(made) / ranks, longest)  # no division can be better
+    assert max(map(seconds, deal(made, ["normlib"], CPU, ranks))) <= 4 / 3 * least
+
+
+# -------------------------------------------------------------------------------------------------------- merging
+
+
+def record(case, provider="torch", **more):
+    return Record(
+        case.op, list(case.shape), dict(case.axes), case.dtype, case.layout, case.mode, case.eps,
+        provider=provider, backend="torch", device="cpu", status=more.pop("status", "ok"), **more,
+    )  # fmt: skip
+
+
+def test_merging_keeps_the_plans_order_and_whose_device_it_was(tmp_path):
+    made = cases()
+    for i, case in enumerate(reversed(made)):
+        place = gathering.rank_folder(tmp_path, i % 2)
+        place.mkdir(parents=True, exist_ok=True)
+        mine = record(case)
+        results.append(place / gathering.RECORDS, mine)
+        samples.append(place / samples.FILE, samples.Samples(mine.key, {"cold_us": [1.0]}))
+    # One line that was cut short, as a kill leaves it, and a cell that was skipped before.
+    with (gathering.rank_folder(tmp_path, 1) / gathering.RECORDS).open("a") as file:
+        file.write('{"op": "rms')
+    results.append(tmp_path / gathering.RECORDS, record(made[0], status="skipped"))
+    merged = gathering.merge(tmp_path, [(case, "torch") for case in made])
+    assert [r.case for r in merged] == list(made) and {r.status for r in merged} == {"ok"}
+    assert [r.rank for r in merged] == [(len(made) - 1 - i) % 2 for i in range(len(made))]
+    assert list(results.read(tmp_path / gathering.RECORDS)) == merged
+    assert len(list(samples.read(tmp_path / samples.FILE))) == len(made)
+    assert not (tmp_path / gathering.SHARDS).exists()
+    assert gathering.merge(tmp_path) == merged, "and again"
+
+
+def measured(tmp_path, times):
+    case = cases()[0]
+    for rank, microseconds in enumerate(times):
+        place = gathering.rank_folder(tmp_path, rank) / gathering.CHECK
+        place.mkdir(parents=True)
+        results.append(place / gathering.RECORDS, record(case, clock="cuda_event", latency_us=microseconds))
+    return gathering.agreement(tmp_path)
+
+
+def test_devices_that_agree_are_said_to_with_their_spread(tmp_path):
+    (line,) = gathering.said(measured(tmp_path, [10.0, 10.2, 9.9, 10.0]))
+    assert line.endswith("on 4 ranks: the same errors, median times within 3.0%: the devices agree")
+
+
+def test_a_device_that_differs_is_named(tmp_path):
+    (line,) = gathering.said(measured(tmp_path, [10.0, 10.0, 12.0, 10.0]))
+    assert line.endswith("median times within 20.0%: the devices do not agree (rank 2 +20.0%)")
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def described():
+    return environment.collect(CPU, {"torch": providers()["torch"]}) | {"ranks": 2, "notes": [], "copy_gbps": None}
+
+
+def leads(team, folder, described):
+    import rich.console
+
+    return shards.lead(team, plan(), folder, described, [], Lines(rich.console.Console(quiet=True)))
+
+
+def test_a_rank_that_does_not_come_is_named(tmp_path, described):
+    with pytest.raises(BadArgument, match=r"^torchrun: nothing was heard of rank 1 for 0.2 s; start it with torchrun"):
+        leads(Team(HashStore(), 0, 2, 0.2), tmp_path, described)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("torch", "1.0"), ("device_name", "another GPU"), ("git_commit", "elsewhere")]
+)
+def test_a_rank_with_other_conditions_is_refused_and_hears_of_it(tmp_path, described, key, value):
+    store = HashStore()
+    other = Team(store, 1, 2)
+    other.tell("here/1", {"described": {**described, key: value}, "plan": shards._fingerprint(plan())})
+    name = key.replace("_", " ")
+    with pytest.raises(BadArgument, match=f"^torchrun: rank 1 is not like rank 0: {name} was .* is '{value}'$"):
+        leads(Team(store, 0, 2), tmp_path, described)
+    assert shards.assist(other, plan(), described) == 2
+    assert not (tmp_path / gathering.RECORDS).exists()
+
+
+def test_a_rank_with_other_arguments_is_refused(tmp_path, described):
+    store = HashStore()
+    Team(store, 1, 2).tell("here/1", {"described": described, "plan": shards._fingerprint(replace(plan(), seed=1))})
+    with pytest.raises(BadArgument, match="its arguments give other cells"):
+        leads(Team(store, 0, 2), tmp_path, described)
+
+
+def test_a_rank_waits_for_rank_0_no_longer_than_it_must(described):
+    with pytest.raises(BadArgument, match="nothing was heard of rank 0"):
+        shards.assist(Team(HashStore(), 1, 2, 0.2), plan(), described)
+
+
+def test_a_rank_that_shows_no_sign_of_life_is_lost():
+    store = HashStore()
+    team = Team(store, 0, 3)
+    team.tell("done/2", "")
+    assert team.wait_for("done", [1, 2], 0.5) == {1}
+
+
+def test_without_a_rendezvous_there_is_one_line(monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert run.main(["--op", "rms", "--tokens", "4", "--hidden", "8", "--providers", "torch"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("bench.run: error: torchrun: there is no rendezvous: ")
+    assert "MASTER_ADDR expected, but not set; start it with torchrun --nproc-per-node=N" in line
+
+
+def test_a_rendezvous_where_nobody_is_has_an_end(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadArgument, match=r"^torchrun: there is no rendezvous: "):
+        join(1.0)
+
+
+def test_another_number_of_ranks_does_not_continue_a_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--op", "rms", "--tokens", "4", "--hidden", "8", "--dtype", "fp32", "--providers", "torch"]
+    assert run.main([*arguments, "--in-process", "--out", "one"]) == 0
+    capfd.readouterr()
+    monkeypatch.setattr(shards, "join", lambda: Team(HashStore(), 0, 3))
+    assert run.main(["--resume", "one"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "ranks was 1, is 3; --force continues it" in line
+
+
+# ------------------------------------------------------------------------------------------------- under torchrun
+
+# The second rank has a small problem and then one that takes it far longer than a look at its files.
+SWEEP = ["--op", "rms", "--tokens", "4,256", "--hidden", "16,8192", "--dtype", "fp32", "--mode", "fwd"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "bench.run"]
+EVERY_CELL = 4
+
+
+def started(*arguments):
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*TORCHRUN, *arguments], cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def child_with_rank(parent, rank):
+    """The process of a torchrun that has this rank."""
+    for place in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{place}/environ").read_bytes().split(b"\0"):
+            return int(place)
+    raise LookupError(f"no rank {rank}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
+def test_a_killed_rank_costs_its_cells_and_resume_measures_them(tmp_path):
+    folder = tmp_path / "run"
+    second = gathering.rank_folder(folder, 1) / gathering.RECORDS
+    sweeping = started(*SWEEP, "--providers", "torch", "--out", str(folder))
+    end = time.monotonic() + LIMIT_S
+    while not (second.exists() and second.read_text()):
+        assert time.monotonic() < end and sweeping.poll() is None, sweeping.communicate()[0]
+        time.sleep(0.01)
+    os.kill(child_with_rank(sweeping.pid, 1), signal.SIGKILL)
+    output = sweeping.communicate(timeout=LIMIT_S)[0]
+    assert sweeping.returncode != 0
+    described = environment.read(folder)
+    assert not described["complete"] and described["stopped_by"] == "SIGTERM"
+    have = list(results.read(folder / gathering.RECORDS))
+    missing = {case.label for case in cases(tokens=(4, 256), hidden=(16, 8192)) if case.mode == "fwd"} - {
+        r.case.label for r in have
+    }
+    assert missing, "the second rank's large problem at least"
+    assert f"{len(missing)} of {EVERY_CELL} cells are missing: " in output
+    assert all(f"{label} torch" in output for label in missing)
+
+    output = started("--resume", str(folder), "--in-process").communicate(timeout=LIMIT_S)[0]
+    described = environment.read(folder)
+    assert described["complete"] and not any("missing" in note for note in described["notes"]), output
+    records = list(results.read(folder / gathering.RECORDS))
+    assert [r.status for r in records] == ["ok"] * EVERY_CELL and len({r.key for r in records}) == EVERY_CELL
+    assert [device["rank"] for device in described["devices"]] == [0, 1]
+    assert described["agreement"] is None or described["agreement"]["ranks"] == [0, 1]
+    assert "on 2 ranks: the same errors, no times are compared without a GPU" in output
+    assert (folder / "report.html").exists()
