@@ -154,6 +154,7 @@ def _batch_norm_normalize_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
@@ -163,7 +164,7 @@ def _batch_norm_normalize_kernel(
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     normalize_tiles(
         y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
-        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
     )  # fmt: skip
 
 
@@ -232,6 +233,7 @@ def _batch_norm_input_gradient_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
@@ -244,7 +246,7 @@ def _batch_norm_input_gradient_kernel(
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
     input_gradient_of_tiles(
         dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
-        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
     )  # fmt: skip
 
 
@@ -286,6 +288,7 @@ def _batch_norm_forward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
@@ -332,7 +335,7 @@ def _batch_norm_forward_kernel(
             shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             normalize_tiles(
                 y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
-                RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+                RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
             )  # fmt: skip
 
 
@@ -363,6 +366,7 @@ def _batch_norm_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
@@ -403,7 +407,7 @@ def _batch_norm_backward_kernel(
             shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             input_gradient_of_tiles(
                 dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
-                first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+                first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
             )  # fmt: skip
 
 
@@ -485,6 +489,7 @@ def _launch_once(kernel, plan, once, outputs, planes, inputs, *scalars, **consta
         BLOCK_C=plan.block_c,
         BLOCK_S=plan.block_s,
         BLOCK_P=once.block_p,
+        EVICT=plan.evict,
         **once.options,
         **constants,
     )
@@ -552,7 +557,7 @@ def batch_norm_forward(
             **merge.options,
         )
         tensors = (y, _kept(signs, plan), x, residual, mean, rstd, weight, bias)
-        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=False, **relus)
+        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=False, EVICT=plan.evict, **relus)
     return y, mean, rstd
 
 
@@ -633,5 +638,5 @@ def batch_norm_backward(
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
-            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, **relus)
+            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, EVICT=plan.evict, **relus)
     return dx, dw, db

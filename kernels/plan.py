@@ -224,6 +224,7 @@ class BatchNormPlan:
     block_s: int
     splits: int
     align: int  # a power of two, 16 at most, that divides the length of the contiguous run
+    evict: str  # Triton's eviction policy for what training's last sweep moves
     options: dict[str, int]
 
     @property
@@ -291,10 +292,10 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     batch, positions = (1, n * s) if channels_last else (n, s)
     chosen = _batch_norm_values(channels_last, itemsize, device)
     tile = chosen["tile"]
+    outgrows = device.cooperative and prod(shape) * itemsize > _room(chosen, device)
     if channels_last:
         # What does not stay in cache as a whole may do so a few channels at a time.
-        narrow = device.cooperative and prod(shape) * itemsize > _room(chosen, device)
-        block_c = _channel_block(c, itemsize, narrow)
+        block_c = _channel_block(c, itemsize, narrow=outgrows)
         # Positions follow the batch: no less for a few of them, or each would be a compilation of its own.
         block_s = tile // block_c
         while block_s > 1 and (block_s - 1) * c + block_c > 2**31:  # offsets inside a tile have 32 bits
@@ -318,6 +319,9 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         block_s=block_s,
         splits=splits,
         align=align,
+        # Results would push out what is still to be read again: they leave the cache first, as does what has been read
+        # for the last time. A tensor that fits stays, for what comes after the norm.
+        evict="evict_first" if outgrows else "",
         options=launch_options(threads, device),
     )
 

@@ -62,6 +62,7 @@ class Sweep:
     loads: tuple[str, ...]
     stores: tuple[str, ...] = ()
     backwards: bool = False  # the last tile first; where it is a program's first sweep, the last split first too
+    evicts: bool = False  # whether what it moves is the first to leave the cache
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def batch_norm_forward_once(plan: BatchNormPlan, once: OncePlan, sizes: Sizes) -
         "residual": _read(all_x),
         "signs": _written(_sign_bytes(plan)),
     }
-    sweeps = (Sweep(("x",)), Sweep(("x", *_present(sizes, "residual")), ("y",), backwards=True))
+    sweeps = (Sweep(("x",)), _last(plan, ("x", *_present(sizes, "residual")), ("y",)))
     return (_once("_batch_norm_forward_kernel", plan, once, sizes, table, 3, sweeps),)
 
 
@@ -295,7 +296,7 @@ def batch_norm_backward_once(
         **({"bias": _read(c, times=2 * once.splits)} if relu and "signs" not in sizes else {}),
     }
     summed = {**sizes, "dw": stats, "db": stats}
-    sweeps = (Sweep(("dy", "x")), Sweep(("dy", "x"), ("dx", *_present(sizes, "dz")), backwards=True))
+    sweeps = (Sweep(("dy", "x")), _last(plan, ("dy", "x"), ("dx", *_present(sizes, "dz"))))
     return (_once("_batch_norm_backward_kernel", plan, once, summed, table, 2, sweeps),)
 
 
@@ -374,9 +375,14 @@ def batch_norm_backward(
     if "dx" in sizes and not evaluating:
         each = _read(plan.channels, times=splits)
         table = {**stored, "dy": _read(all_x), "x": _read(all_x), **channel, "dw": each, "db": each}
-        sweep = Sweep(("dy", "x"), _present(sizes, "dx", "dz"), backwards=True)
+        sweep = _last(plan, ("dy", "x"), _present(sizes, "dx", "dz"))
         launches.append(_traffic("_batch_norm_input_gradient_kernel", grid, summed, table, sweeps=(sweep,)))
     return tuple(launches)
+
+
+def _last(plan: BatchNormPlan, loads: tuple[str, ...], stores: tuple[str, ...], only: bool = False) -> Sweep:
+    """A pass's last sweep, or its only one."""
+    return Sweep(loads, stores, backwards=True, evicts=bool(plan.evict) and not only)
 
 
 def _present(sizes: Sizes, *names: str) -> tuple[str, ...]:
@@ -409,5 +415,5 @@ def _normalize(plan: BatchNormPlan, sizes: Sizes, evaluating: bool) -> Traffic:
             "residual": _read(all_x),
             "signs": _written(_sign_bytes(plan)),
         },
-        sweeps=(Sweep(("x", *_present(sizes, "residual")), ("y",), backwards=True),),
+        sweeps=(_last(plan, ("x", *_present(sizes, "residual")), ("y",), only=evaluating),),
     )
