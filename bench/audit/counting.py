@@ -122,7 +122,7 @@ class _Ledger:
     def traffic(self) -> Traffic:
         """As a plan declares it, less the arguments that were not touched."""
         found = {
-            name: Access(lanes["load"], lanes["store"], int(self._touched[name].sum())) * self._itemsize[name]
+            name: Access(lanes["load"], lanes["store"], int(self._touched[name].sum())).of(self._itemsize[name])
             for name, lanes in self._lanes.items()
             if lanes["load"] or lanes["store"]
         }

@@ -212,4 +212,4 @@ def _choices(plan: Mapping[str, Any], before: str = "") -> str:
 def _bytes(rows: Iterable[Row], side: str) -> int:
     """Loaded and stored, of all launches."""
     launches = [row[side] for row in rows if row[side]]
-    return sum(a["loads"] + a["stores"] for launch in launches for a in launch["accesses"].values())
+    return sum(loads + stores for launch in launches for loads, stores, _ in launch["accesses"].values())
