@@ -95,6 +95,11 @@ class Traffic:
         """Of parameters and statistics, likewise."""
         return sum(a.once for name, a in self.accesses.items() if name not in (*ACTIVATIONS, *self.partials))
 
+    @property
+    def moved_bytes(self) -> int:
+        """Of all of these."""
+        return self.activation_bytes + self.partial_bytes + self.vector_bytes
+
 
 def launch(
     kernel: str,

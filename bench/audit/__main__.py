@@ -16,6 +16,8 @@ from rich.console import Console
 from bench import environment, sweep
 from bench.audit import page, terminal
 from bench.audit.calls import launches, presets
+from bench.audit.fused import UNFUSED, pairs
+from bench.audit.groups import Row
 from bench.audit.records import collect
 from bench.audit.targets import TARGETS
 from bench.operators import operators
@@ -64,18 +66,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench.audit: error: {error}", file=sys.stderr)
         return 2
     with _counting(asked.ops) as process:
-        rows = [r.as_dict() for t in asked.targets for r in collect(t, launches(asked.ops, asked.presets))]
+        calls = list(launches(asked.ops, asked.presets))
+        rows = [record.as_dict() for target in asked.targets for record in collect(target, calls)]
+        rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
         rows += _counts(process)
     if asked.out:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        lines = "".join(_line(row) + "\n" for row in rows)
         (asked.out / "records.jsonl").write_text(lines, encoding="utf-8")
         (asked.out / "audit.html").write_text(page.html(rows, asked.command), encoding="utf-8")
     if given.json:
         for row in rows:
-            print(json.dumps(row))
+            print(_line(row))
     else:
         terminal.show(Console(highlight=False, width=None if sys.stdout.isatty() else 200), rows)
     return 1 if any(row["problems"] for row in rows) else 0
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, separators=(",", ":"))
 
 
 def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
@@ -92,8 +100,9 @@ def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
 
 
 def _counting(ops: Sequence[str]) -> subprocess.Popen[str]:
-    """The interpreter at work beside this process, which compiles."""
-    command = [sys.executable, "-m", "bench.audit.counting", *ops]
+    """The interpreter at work beside this process, which compiles; of a fused operator it runs the plain norm too."""
+    plain = (UNFUSED[op][0] for op in ops if op in UNFUSED)
+    command = [sys.executable, "-m", "bench.audit.counting", *dict.fromkeys((*ops, *plain))]
     return subprocess.Popen(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bench.report.formatting import DASH, percent, size
 
 Row = Mapping[str, Any]
-WORDS = ("GPU", "operator", "pass", "plan", "kernel", "call", "choices")  # columns that are no numbers
+WORDS = ("GPU", "operator", "pass", "plan", "kernel", "call", "choices", "unfused")  # columns that are no numbers
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,27 @@ def counted(rows: Iterable[Row]) -> list[Line]:
             frozenset({"differ"} if any(row["problems"] for row in found) else ()),
         )
         for (op, mode, plan), found in _by(counts(rows), "op", "mode", "plan").items()
+    ]
+
+
+def pairs(rows: Iterable[Row]) -> list[Line]:
+    """A line a target, fused operator and pass, beside the same unfused."""
+    found = _by([row for row in rows if row["record"] == "pair"], "target", "op", "mode")
+    return [
+        Line(
+            {
+                "GPU": target,
+                "operator": op,
+                "pass": mode,
+                "calls": f"{len(same):,}",
+                "fused units": _span([row["fused_bytes"] / row["unit_bytes"] for row in same]),
+                "unfused units": _span([row["unfused_bytes"] / row["unit_bytes"] for row in same]),
+                "fused of unfused": _span([row["fused_bytes"] / row["unfused_bytes"] for row in same]),
+                "unfused": " + ".join((same[0]["plain"], *same[0]["around"])),
+            },
+            frozenset({"fused of unfused"} if any(row["problems"] for row in same) else ()),
+        )
+        for (target, op, mode), same in found.items()
     ]
 
 

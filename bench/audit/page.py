@@ -41,6 +41,11 @@ COLUMNS = (
     ),
     ("loads, stores", "Bits of each kind of instruction, and how many of it the kernel has."),
     ("choices", "The plan itself (kernels/plan.py)."),
+    (
+        "fused units, unfused units",
+        "All bytes that are moved, partials and parameters too, in units: of the fused operator, and of the plain norm "
+        "with the operators of PyTorch that it takes besides.",
+    ),
     ("lanes masked", "Lanes that masks switched off; they are not counted."),
 )
 
@@ -67,6 +72,7 @@ def html(rows: Sequence[Row], command: str) -> str:
             calls=groups.calls,
             compiled={name: groups.compiled([row for row in passes if row["target"] == name]) for name in targets},
             counted=groups.counted(rows),
+            pairs=groups.pairs(rows),
             columns=COLUMNS,
         )
     )

@@ -194,7 +194,7 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
         choices=asdict(declared.plan) | ({"once": asdict(declared.once)} if declared.once else {}),
         units=activations / unit,
         partial_units=partials / unit,
-        moved_bytes=activations + partials + sum(m.vector_bytes for m in moved),
+        moved_bytes=sum(m.moved_bytes for m in moved),
         floor_bytes=_floor(launch, mode),
         device_units=_device_units(target, launch, declared, [kernel for _, kernel in made]),
         traffic=list(moved),

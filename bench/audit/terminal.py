@@ -16,6 +16,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     """Prints the tables, and the problems in red."""
     console.print(_table("plans", groups.plans(rows)), markup=False)
     console.print(_table("bytes, counted in the interpreter", groups.counted(rows)), markup=False)
+    if fused := groups.pairs(rows):
+        console.print(_table("fused, beside the pair that it replaces", fused), markup=False)
     problems = groups.problems(rows)
     for problem in problems:
         console.print(problem, style="bold red", markup=False)
