@@ -131,7 +131,7 @@ def row_plans(direction: str, n: int, itemsize: int) -> str:
 def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
     """The forward plan depends on the columns alone, so that a row's bits do not depend on how many rows there are."""
     if n > FORWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
-        return RowPlan(block_m=1, options=launch_options(256, device), block_n=4096 * 4 // max(itemsize, 4))
+        return RowPlan(block_m=1, options=launch_options(256, device), block_n=8192 // itemsize)
     chunks = row_chunks(n)
     width = sum(size for _, size in chunks)
     # 4096 elements and 128 threads a program keep 32 values a thread and some 8 KB of loads in flight.
@@ -384,6 +384,8 @@ def batch_norm_once(
         most_threads, least = ONCE_FEW_THREADS, ONCE_FEW_PROGRAMS
     programs = max(most_threads // threads, 1)
     if plan.align < 4:  # narrow loads, each with an address of its own, take all the registers there are
+        if relu and tensors == 2:  # and more, beside the signs of a residual
+            return None
         programs = 1
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
