@@ -9,7 +9,17 @@ from typing import Any
 from bench.report.formatting import DASH, percent, size
 
 Row = Mapping[str, Any]
-WORDS = ("GPU", "operator", "pass", "plan", "kernel", "call", "choices", "unfused")  # columns that are no numbers
+WORDS = (
+    "GPU",
+    "operator",
+    "pass",
+    "plan",
+    "kernel",
+    "call",
+    "choices",
+    "unfused",
+    "why",
+)  # columns that are no numbers
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,27 @@ def calls(rows: Iterable[Row]) -> list[Line]:
             _wrong([row]),
         )
         for row in rows
+    ]
+
+
+def above(rows: Iterable[Row]) -> list[Line]:
+    """A line a pass that moves well more than every activation once behind a cache, with the reason."""
+    return [
+        Line(
+            {
+                "GPU": row["target"],
+                "operator": row["op"],
+                "pass": row["mode"],
+                "call": f"{shape(row)} {row['dtype']} {row['layout']}",
+                "plan": row["plan"],
+                "once": _span([row["once_units"]]),
+                "least": _span([row["least_units"]]),
+                "behind a cache": _span([row["device_units"]]),
+                "why": row["why"],
+            }
+        )
+        for row in passes(rows)
+        if row["why"]
     ]
 
 

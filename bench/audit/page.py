@@ -19,7 +19,13 @@ COLUMNS = (
         "behind a cache",
         "Units expected of device memory where an ideal cache of this GPU's size (its last before the memory) "
         "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. A bound,"
-        " not a measurement. Batch norm only.",
+        " not a measurement.",
+    ),
+    (
+        "once, least",
+        "Units with every activation moved once, as with an endless cache; and those that no plan gets below with this "
+        "cache alone: a channel's statistics want all of its lines of 128 bytes, which channels-last are those of 64 "
+        "channels in 16 bits, and what of them outgrows the cache comes twice.",
     ),
     ("partials", "Bytes of partial results between two launches, written and read once, in units."),
     (
@@ -73,6 +79,7 @@ def html(rows: Sequence[Row], command: str) -> str:
             compiled={name: groups.compiled([row for row in passes if row["target"] == name]) for name in targets},
             counted=groups.counted(rows),
             pairs=groups.pairs(rows),
+            above=groups.above(rows),
             columns=COLUMNS,
         )
     )
