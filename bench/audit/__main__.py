@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from bench import environment, sweep
-from bench.audit import page, terminal
+from bench.audit import counters, page, terminal
 from bench.audit.calls import launches, presets
 from bench.audit.fused import UNFUSED, pairs
 from bench.audit.groups import Row
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [record.as_dict() for target in asked.targets for record in collect(target, calls)]
         rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
         rows += _counts(process)
+    rows += counters.collect(calls, rows)
     if asked.out:
         lines = "".join(_line(row) + "\n" for row in rows)
         (asked.out / "records.jsonl").write_text(lines, encoding="utf-8")

@@ -190,6 +190,37 @@ def pairs(rows: Iterable[Row]) -> list[Line]:
     ]
 
 
+def counters(rows: Iterable[Row]) -> list[Line]:
+    """A line a GPU, operator, pass and kind of plan: units that the hardware counted, beside the expected."""
+    found = _by([row for row in rows if row["record"] == "counters"], "device", "op", "mode", "plan")
+    return [
+        Line(
+            {
+                "GPU": device,
+                "operator": op,
+                "pass": mode,
+                "plan": plan,
+                "calls": f"{len(same):,}",
+                "behind a cache": _span([row["expected_units"] for row in same]),
+                "read": _span([_counted(row, "read_bytes") for row in same]),
+                "written": _span([_counted(row, "written_bytes") for row in same]),
+                "moved": _span([_counted(row, "read_bytes", "written_bytes") for row in same]),
+            }
+        )
+        for (device, op, mode, plan), same in found.items()
+    ]
+
+
+def notes(rows: Iterable[Row]) -> list[str]:
+    """What the audit says of itself."""
+    return [row["text"] for row in rows if row["record"] == "note"]
+
+
+def _counted(row: Row, *kinds: str) -> float:
+    """Units, all launches together."""
+    return float(sum(launch[kind] for launch in row["launches"] for kind in kinds) / row["unit_bytes"])
+
+
 def _by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
     """The rows with the same values of these keys, in the order of their first."""
     found: dict[tuple[Any, ...], list[Row]] = {}

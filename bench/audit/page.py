@@ -52,6 +52,11 @@ COLUMNS = (
         "All bytes that are moved, partials and parameters too, in units: of the fused operator, and of the plain norm "
         "with the operators of PyTorch that it takes besides.",
     ),
+    (
+        "read, written, moved",
+        "Units of device memory by the hardware's counters, as ncu reads them, each pass behind a flush of the cache. "
+        "What is still in the cache when a launch ends is not written yet.",
+    ),
     ("lanes masked", "Lanes that masks switched off; they are not counted."),
 )
 
@@ -79,6 +84,8 @@ def html(rows: Sequence[Row], command: str) -> str:
             compiled={name: groups.compiled([row for row in passes if row["target"] == name]) for name in targets},
             counted=groups.counted(rows),
             pairs=groups.pairs(rows),
+            counters=groups.counters(rows),
+            notes=groups.notes(rows),
             above=groups.above(rows),
             columns=COLUMNS,
         )

@@ -18,6 +18,10 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     console.print(_table("bytes, counted in the interpreter", groups.counted(rows)), markup=False)
     if fused := groups.pairs(rows):
         console.print(_table("fused, beside the pair that it replaces", fused), markup=False)
+    if read := groups.counters(rows):
+        console.print(_table("units of device memory, by the hardware's counters", read), markup=False)
+    for note in groups.notes(rows):
+        console.print(note, markup=False)
     problems = groups.problems(rows)
     for problem in problems:
         console.print(problem, style="bold red", markup=False)
