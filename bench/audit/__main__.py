@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from bench import environment, sweep
@@ -58,13 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--preset", help="presets as of bench.run, or extra, or all (default: every model, and extra)")
     parser.add_argument("--json", action="store_true", help="the records on stdout, one JSON object a line, no table")
-    parser.add_argument("--out", metavar="DIR", help="writes records.jsonl and audit.html there")
+    parser.add_argument("--out", metavar="DIR", help="writes records.jsonl, audit.html and environment.json there")
     given = parser.parse_args(typed)
     try:
         asked = _checked(given.op, given.arch, given.preset, given.out)
     except BadArgument as error:
         print(f"bench.audit: error: {error}", file=sys.stderr)
         return 2
+    described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
     with _counting(asked.ops) as process:
         calls = list(launches(asked.ops, asked.presets))
         rows = [record.as_dict() for target in asked.targets for record in collect(target, calls)]
@@ -75,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = "".join(_line(row) + "\n" for row in rows)
         (asked.out / "records.jsonl").write_text(lines, encoding="utf-8")
         (asked.out / "audit.html").write_text(page.html(rows, asked.command), encoding="utf-8")
+        environment.write(asked.out, {**described, "command": asked.command, "taken": environment.now()})
     if given.json:
         for row in rows:
             print(_line(row))
