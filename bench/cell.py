@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -103,19 +103,21 @@ class Problem:
         providers: Iterable[Provider],
         finished: Callable[[Finished], None],
         began: Callable[[str], None] = lambda name: None,
+        graphless: Collection[str] = (),
     ) -> None:
         """Measures the case with each provider, and hands over each cell when it has ended, whatever happened in it.
 
         Cells with inputs other than normal are judged by their errors alone, and so are providers that are never
         timed; the others are timed side by side. What finds no memory beside the others is measured once more by
-        itself. `began` is told the provider whose code runs from then on, so that a death or a silence has a name.
+        itself. `began` is told the provider whose code runs from then on, so that a death or a silence has a name. Of
+        `graphless` no CUDA graph is tried.
 
         Raises DeviceLost once the cell that lost it has been handed over; KeyboardInterrupt and its like pass through.
         """
         with _stream(self._setting.device):
-            crowded = self._together(case, tuple(providers), finished, began)
+            crowded = self._together(case, tuple(providers), finished, began, graphless)
             for provider in crowded:
-                self._together(case, (provider,), finished, began)
+                self._together(case, (provider,), finished, began, graphless)
 
     def judge(self, case: Case, provider: Provider) -> Record:
         """The record of a cell that is checked and not timed, whatever happened in it."""
@@ -129,6 +131,7 @@ class Problem:
         providers: tuple[Provider, ...],
         finished: Callable[[Finished], None],
         began: Callable[[str], None],
+        graphless: Collection[str],
     ) -> list[Provider]:
         """As `measure`; gives back those that found no memory, unless there was only one."""
         crowded: list[Provider] = []
@@ -155,6 +158,7 @@ class Problem:
             {name: one.cell.run for name, one in built.items()},
             self._setting.device,
             interpreted=[name for name, one in built.items() if one.record.backend == timing.INTERPRETER],
+            graphless=graphless,
             seed=self._setting.seed,
             began=began,
         )
@@ -214,7 +218,7 @@ class Problem:
         original, _ = self._truth(case)
         yardstick, without = self._yardstick(case)
         inputs = _copy(original)
-        record.backend = provider.backend(case, inputs)
+        record.backend, record.plan = provider.backend(case, inputs), provider.plan(case, inputs)
         _synchronize(device)
         allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 

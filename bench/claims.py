@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import exp
 
 from bench import timing
+from bench.compare.intervals import of_medians
 from bench.results import Record
 
 
@@ -30,6 +32,23 @@ def put(records: Iterable[Record], baseline: Record | None, roof: Roof) -> None:
             _hold_against(record, record.latency_us, record.bytes_moved, roof)
         if record.status == "ok" and baseline is not None and baseline.latency_us and baseline.clock == record.clock:
             record.speedup = baseline.latency_us / record.latency_us
+            if record is not baseline:
+                record.speedup_low, record.speedup_high = _speedup_interval(record, baseline)
+
+
+def _speedup_interval(record: Record, baseline: Record) -> tuple[float, float] | tuple[None, None]:
+    """At 95%, from the intervals of both medians; nothing where one has none."""
+    mine, theirs = _median(record), _median(baseline)
+    if not mine or not theirs or not record.samples or not baseline.samples:
+        return None, None
+    low, high = of_medians(mine, theirs, (record.samples, baseline.samples)).interval(1, misses=0.05)
+    return exp(low), exp(high)
+
+
+def _median(record: Record) -> tuple[float, float, float] | None:
+    """With its interval around it."""
+    low, median, high = record.latency_us_low, record.latency_us, record.latency_us_high
+    return (low, median, high) if low and median and high else None
 
 
 def _hold_against(record: Record, latency_us: float, bytes_moved: int, roof: Roof) -> None:

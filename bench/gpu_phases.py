@@ -109,7 +109,7 @@ class Phases:
             graphs = self.each(self._graph, named)
         except Lost:
             return dict(self.failed)
-        graphs |= {name: Graph(remark="not tried") for name in graphless}
+        graphs |= {name: Graph(remark="an earlier capture of it has spoiled its process") for name in graphless}
         found: dict[str, Measured | Exception] = {}
         for name in runs:
             found[name] = self.failed.get(name) or Measured(

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +86,7 @@ def run(
         yardstick=known["torch"],
         device=where,
         seed=seed,
-        time_budget=time_budget,
+        deadline=time.monotonic() + (float("inf") if time_budget is None else time_budget),
         isolated=isolated,
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -52,6 +52,7 @@ class Record:
     device: str
     status: str
     reason: str = ""
+    plan: str = ""  # how it ran, where the provider tells: its kernels and their grids
     errors: list[TensorError] = field(default_factory=list)
     bytes_moved: int | None = None
     clock: str = ""  # cuda_event, or host_cpu and interpreter, which support no claim of speed
@@ -80,6 +81,8 @@ class Record:
     gbps: float | None = None  # bytes_moved / latency; only with cuda_event
     roofline_fraction: float | None = None  # gbps over the copy bandwidth of the same run
     speedup: float | None = None  # baseline's median over this one; only with cuda_event, and if ok
+    speedup_low: float | None = None  # 95% interval of it, from those of both medians
+    speedup_high: float | None = None
     baseline: str = ""
     seed: int = 0
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(typed: list[str]) -> int:
+    began = time.monotonic()
     early = _Parser(add_help=False, allow_abbrev=False)
     early.add_argument("--device")
     early.add_argument("--resume")
@@ -95,7 +97,7 @@ def _main(typed: list[str]) -> int:
         given = {**given, **stored["arguments"], **again}
     elif given["force"]:
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
-    return _run(typed, given, stored, device, notes, operators(), providers())
+    return _run(typed, given, stored, device, notes, operators(), providers(), began)
 
 
 def _run(
@@ -106,6 +108,7 @@ def _run(
     notes: list[str],
     operators: Mapping[str, Operator],
     providers: Mapping[str, Provider],
+    began: float,
 ) -> int:
     from bench import listing, runner
     from bench.headline import headlines
@@ -116,19 +119,20 @@ def _run(
     from bench.summary import summary
     from bench.worker import SILENCE_S
 
+    budget = given["time_budget"]
     asked = sweep.parse(given, operators, "smoke" if device.type == "cpu" else "quick")
     judging = any(family != "normal" for family, _ in asked.families)
     names, baseline, left_out = _providers(given, providers, device, judging)
     cases, smaller = reduced(sweep.cases(asked, operators), device, asked.axes)
     plan = runner.Plan(
-        cases=tuple(cases if given["time_budget"] is None else coarse_first(cases)),
+        cases=tuple(cases if budget is None else coarse_first(cases)),
         providers={name: providers[name] for name in names},
         operators=operators,
         baseline=baseline,
         yardstick=providers[YARDSTICK],
         device=device,
         seed=_seed("0" if given["seed"] is None else given["seed"]),
-        time_budget=None if given["time_budget"] is None else sweep.seconds("--time-budget", given["time_budget"]),
+        deadline=float("inf") if budget is None else began + sweep.seconds("--time-budget", budget),
         cell_timeout=sweep.seconds("--cell-timeout", given["cell_timeout"] or f"{SILENCE_S:g}s"),
         isolated=not given["in_process"],
     )
@@ -226,7 +230,7 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--baseline", metavar="NAME", help="the provider that speedups refer to (default torch)")
     parser.add_argument("--device", metavar="NAME", help="cuda or cpu; default cuda where there is one")
-    parser.add_argument("--time-budget", metavar="TIME", help="start no cell after 90s, 10m, 1.5h; the rest is skipped")
+    parser.add_argument("--time-budget", metavar="TIME", help="measure for 90s, 10m, 1.5h; the rest is skipped")
     parser.add_argument(
         "--cell-timeout", metavar="TIME", help="a cell that is silent for so long is stopped (default 10m)"
     )

@@ -35,7 +35,7 @@ class Plan:
     yardstick: Provider  # PyTorch eager, chosen or not
     device: torch.device
     seed: int
-    time_budget: float | None = None  # seconds
+    deadline: float = float("inf")  # of time.monotonic(): what runs then is stopped, and the rest is skipped
     cell_timeout: float = SILENCE_S
     isolated: bool = False  # measured in a process of its own
 
@@ -135,14 +135,13 @@ class _Book:
 
 def _sweep(plan: Plan, cells: Parts, measurer: Measurer, book: _Book, display: Display) -> str:
     """Runs the cells that are not known yet, and tells what stopped it."""
-    deadline = float("inf") if plan.time_budget is None else time.monotonic() + plan.time_budget
     skipped = 0
     for case in plan.cases:
         names = [name for name in plan.providers if (case, name) not in book.known]
         try:
-            if time.monotonic() < deadline:
+            if time.monotonic() < plan.deadline:
                 began = partial(display.running, case)
-                measurer.measure(case, names, book.add, began, deadline)
+                measurer.measure(case, names, book.add, began, plan.deadline)
             else:
                 for name in names:
                     book.add(Finished(cells.record(case, name, "skipped", BUDGET_SPENT)))

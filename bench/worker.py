@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -87,13 +87,19 @@ class Here:
         cell.ask(self._parts.setting.device)
 
     def measure(
-        self, case: Case, names: Iterable[str], finished: Ended, began: Began, deadline: float = float("inf")
+        self,
+        case: Case,
+        names: Iterable[str],
+        finished: Ended,
+        began: Began,
+        deadline: float = float("inf"),
+        graphless: Collection[str] = (),
     ) -> None:
-        """`deadline` is left alone: no cell can be stopped from within."""
+        """`deadline` is left alone: no cell can be stopped from within. Of `graphless` no CUDA graph is tried."""
         if self._problem is None or self._problem.case != case.problem:
             self.close()
             self._problem = Problem(case.problem, self._parts.operators[case.op], self._parts.setting)
-        self._problem.measure(case, [self._parts.providers[name] for name in names], finished, began)
+        self._problem.measure(case, [self._parts.providers[name] for name in names], finished, began, graphless)
 
     def close(self) -> None:
         if self._problem is not None:
@@ -118,6 +124,8 @@ class Worker:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._idle = False
+        # Whose CUDA graph has spoiled a worker, by operator and mode: once is enough.
+        self._graphless: set[tuple[str, str, str]] = set()
 
     def copy_gbps(self) -> float | None:
         if self._parts.setting.device.type != "cuda":
@@ -160,7 +168,7 @@ class Worker:
         self._idle = False
         try:
             pipe = self._started()
-            pipe.send((case, tuple(waiting)))
+            pipe.send((case, tuple(waiting), [n for n in waiting if (case.op, case.mode, n) in self._graphless]))
             while True:
                 patience = min(self._silence, max(0.0, deadline - time.monotonic()))
                 if not pipe.poll(patience):
@@ -175,6 +183,7 @@ class Worker:
                     waiting.remove(said.record.provider)
                     finished(said)
                     if said.poisoned:
+                        self._graphless.add((case.op, case.mode, said.record.provider))
                         return _Loss(said.record.provider, "", "")
                 elif word == "lost":
                     if not running:
@@ -244,12 +253,13 @@ def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
                 if asked is None:
                     pipe.send(("copy", here.copy_gbps()))
                     continue
-                case, names = asked
+                case, names, graphless = asked
                 here.measure(
                     case,
                     names,
                     lambda ended: pipe.send(("finished", ended)),
                     lambda name: pipe.send(("began", name)),
+                    graphless=graphless,
                 )
                 pipe.send(("done", None))
         except DeviceLost as error:

@@ -44,7 +44,8 @@ def tile_moments(x, mask, count, AXIS: tl.constexpr, NARROW: tl.constexpr = Fals
 
     The mean first, then what it missed, then M2 about both: never a difference of two large sums. NARROW says that x
     came in 16 bits: from a mean of few bits its differences are exact, and their sum as good as exact, so that `low`
-    loses nothing beside an outlier. Such a mean is off by less than half of what x itself was rounded by.
+    loses nothing beside an outlier. Such a mean is off by less than half of what x itself was rounded by; merging puts
+    the bits that it lacks back into it.
     """
     mean = tl.sum(x, AXIS, keep_dims=True) / count
     if NARROW:
@@ -52,10 +53,6 @@ def tile_moments(x, mask, count, AXIS: tl.constexpr, NARROW: tl.constexpr = Fals
     d = tl.where(mask, x - mean, 0.0)
     low = tl.sum(d, AXIS, keep_dims=True) / count
     d = tl.where(mask, d - low, 0.0)
-    if NARROW:
-        high, rest = renormalize(mean, low)
-        mean = tl.where(is_finite(low), high, mean)  # an infinite mean has a low part of NaN
-        low = tl.where(is_finite(low), rest, low)
     return mean, low, tl.sum(d * d, AXIS, keep_dims=True)
 
 
@@ -65,12 +62,11 @@ def merge_moments(count_a, mean_a, low_a, m2_a, count_b, mean_b, low_b, m2_b):
     count = count_a + count_b
     share = count_b / tl.maximum(count, 1.0)
     delta = tl.where(count_b == 0.0, 0.0, (mean_b - mean_a) + (low_b - low_a))
-    mean, low = renormalize(mean_a, low_a + delta * share)
     # Onto an empty set delta would be all of mean_b, and low_b lost in it.
-    mean = tl.where(count_a == 0.0, mean_b, mean)
-    low = tl.where(count_a == 0.0, low_b, low)
-    # Beside an infinity low is NaN and so is delta; its mean is that infinity all the same, or NaN beside another sign.
-    mean = tl.where(is_finite(delta), mean, mean_a + mean_b)
+    empty = count_a == 0.0
+    mean, low = renormalize(tl.where(empty, mean_b, mean_a), tl.where(empty, low_b, low_a + delta * share))
+    # Beside an infinity low is NaN; its mean is that infinity all the same, or NaN beside another sign.
+    mean = tl.where(is_finite(low), mean, mean_a + mean_b)
     # (delta n_a)(delta share), not delta^2 n_a share: the square of a large first mean would overflow against n_a = 0.
     return count, mean, low, m2_a + m2_b + (delta * count_a) * (delta * share)
 
@@ -125,8 +121,8 @@ def rstd_of(variance, eps, eps_low, ACC: tl.constexpr):
 
 
 @triton.jit
-def accurate_sum(x, AXIS: tl.constexpr):
-    """Sum along AXIS, dimension kept, wrong by little more than its own rounding, whatever the size of its terms.
+def accurate_sum(x, AXIS: tl.constexpr, KEEP: tl.constexpr = True):
+    """Sum along AXIS, which is kept or not, wrong by little more than its own rounding, whatever the size of its terms.
 
     Each term is split at a bit common to all, so far up that the sum of upper parts is exact; the lower parts are below
     length / 2^22 of the largest term (Rump, Ogita and Oishi, "Accurate floating-point summation, part I" (2008),
@@ -135,7 +131,7 @@ def accurate_sum(x, AXIS: tl.constexpr):
     top = tl.max(tl.abs(x), AXIS, keep_dims=True) * (4.0 * x.shape[AXIS])
     upper = tl.where(is_finite(top), (x + top) - top, x)
     lower = tl.where(is_finite(top), x - upper, 0.0)
-    return tl.sum(upper, AXIS, keep_dims=True) + tl.sum(lower, AXIS, keep_dims=True)
+    return tl.sum(upper, AXIS, keep_dims=KEEP) + tl.sum(lower, AXIS, keep_dims=KEEP)
 
 
 @triton.jit(do_not_specialize=("P",))
@@ -157,7 +153,7 @@ def _sum_partials_kernel(
     for start in range(0, P, BLOCK_P):
         row = (start + p).to(tl.int64)[:, None]
         lanes += load(base + row * N + n[None, :], (row < P) & (n < N)[None, :], ACC)
-    total = tl.reshape(accurate_sum(lanes, 0), [BLOCK_N])
+    total = accurate_sum(lanes, 0, KEEP=False)
     if second_ptr is None or which == 0:
         store(first_ptr + n, total, n < N)
     else:

@@ -80,6 +80,9 @@ class Traffic:
     again: int = 0  # bytes of activations that a row norm's program loads a second time
     span: int = 0  # bytes of activations that it touches from the one time to the other
 
+    def __str__(self) -> str:
+        return f"{self.kernel} {'x'.join(map(str, self.grid))}"
+
     @property
     def activation_bytes(self) -> int:
         """Loaded and stored of activations, each time that they are."""

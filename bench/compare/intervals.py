@@ -45,9 +45,10 @@ class Change:
     error: float
     freedom: float
 
-    def interval(self, cells: int, variance: float = 0.0) -> Interval:
-        """What holds together with that of `cells` cells; `variance` is what else is uncertain."""
-        reach = _student(self.freedom, FALSE_ALARMS / 2 / max(cells, 1)) * sqrt(self.error**2 + variance)
+    def interval(self, cells: int, variance: float = 0.0, misses: float = FALSE_ALARMS) -> Interval:
+        """What holds together with that of `cells` cells but for a chance of `misses`; `variance` is what else is
+        uncertain."""
+        reach = _student(self.freedom, misses / 2 / max(cells, 1)) * sqrt(self.error**2 + variance)
         return self.estimate - reach, self.estimate + reach
 
 

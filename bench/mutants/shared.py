@@ -77,9 +77,9 @@ _EDITS = {
         ),
         (
             "tile-mean-in-12-bits",
-            "of a mean of few bits, what it missed is found and then lost",
-            "high, rest = renormalize(mean, low)",
-            "high, rest = mean, low * 0.0",
+            "a mean keeps few bits, and what it missed is found for the squares alone",
+            "return mean, low, tl.sum(d * d, AXIS, keep_dims=True)",
+            "return mean, low * 0.0, tl.sum(d * d, AXIS, keep_dims=True)",
         ),
     ),
     ("reduction", "merge_moments"): (
@@ -132,7 +132,7 @@ _EDITS = {
         (
             "sum-of-the-upper-parts",
             "what each term has beyond the common bit is lost",
-            " + tl.sum(lower, AXIS, keep_dims=True)",
+            " + tl.sum(lower, AXIS, keep_dims=KEEP)",
             "",
         ),
         ("sum-of-parts-twice", "the upper parts taken off twice", "x - upper, 0.0)", "x - 2.0 * upper, 0.0)"),

@@ -58,6 +58,10 @@ class Provider(ABC):
         """What runs this case: triton, interpreter, inductor, cudnn, ...; the provider's name unless it can differ."""
         return self.name
 
+    def plan(self, case: Case, inputs: Inputs) -> str:
+        """How this case runs, for whom it can differ: kernels and their grids, in a line; "" where that is not told."""
+        return ""
+
     @abstractmethod
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         """Compiles and prepares the case; raises Unsupported with the reason where it does not serve it."""

@@ -13,6 +13,10 @@ from bench.case import Case
 from bench.operators import Inputs
 from bench.providers import Outputs, Provider, Runnable, _activations
 from bench.providers._pairs import NORM_OF, Forward, bound, runnable
+from normlib.kernels.device import device_of
+
+# The modes that are two passes.
+_PASSES = {"fwd_bwd": ("fwd", "bwd")}
 
 
 class Normlib(Provider):
@@ -30,6 +34,18 @@ class Normlib(Provider):
     def backend(self, case: Case, inputs: Inputs) -> str:
         """As normlib itself tells it."""
         return normlib.backend_for(inputs["x"])
+
+    def plan(self, case: Case, inputs: Inputs) -> str:
+        """As the launchers choose it: `one launch, barrier: _forward_once 33x4`."""
+        if self.backend(case, inputs) == "torch":
+            return ""
+        from bench.audit.calls import Launch
+        from bench.audit.passes import PASSES
+
+        tensors = Launch(case.op, case.shape, case.dtype, case.layout).tensors("meta")
+        device, passes = device_of(inputs["x"]), PASSES[case.op].modes
+        declared = [passes[mode].declare(tensors, device) for mode in _PASSES.get(case.mode, (case.mode,))]
+        return "; ".join(f"{one.kind}: {', '.join(map(str, one.launches))}" for one in declared)
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         def saved(inputs: Inputs) -> Outputs:

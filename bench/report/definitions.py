@@ -54,7 +54,8 @@ DEFINITIONS = (
     (
         "error_vs_torch",
         "rel_l2_error over that of PyTorch's eager operator on the same inputs; below 1 is more accurate. "
-        "Judges fp32 tensors, whose floor is out of reach; what rounding a statistic once can make is allowed.",
+        "Judges fp32 tensors, whose floor is out of reach; what rounding a statistic once can make is allowed, and an "
+        "error below half a unit in the last place counts as no larger than PyTorch's.",
     ),
     (
         "scale_error",

@@ -6,12 +6,15 @@ Their classes are importable, so that they reach a worker's process. What they d
 import os
 import signal
 import time
+from dataclasses import replace
 
 import torch
 
+from bench import timing
 from bench.providers import Provider, Runnable, providers
 
 TORCH = providers()["torch"]
+TIMED_BY = timing.measure_together
 
 
 class Planted(Provider):
@@ -70,6 +73,23 @@ class Hangs(Planted):
 class Allocates(Planted):
     def spoil(self, built, inputs):
         return torch.empty(1 << 60)
+
+
+class SpoilsItsProcess(Planted):
+    """As a CUDA graph does whose capture the driver refuses to end. Remarks say of whom no graph was to be tried."""
+
+    def spoil(self, built, inputs):
+        measure = TIMED_BY
+
+        def measured(runs, device, *, graphless=(), **others):
+            found = measure(runs, device, **others)
+            spoiled = found[self.name]
+            remarks = tuple(f"no graph of {name}" for name in graphless)
+            found[self.name] = replace(spoiled, poisoned=self.name not in graphless, remarks=remarks)
+            return found
+
+        timing.measure_together = measured
+        return built
 
 
 class Killed(Planted):

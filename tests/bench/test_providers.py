@@ -10,6 +10,7 @@ import pytest
 import torch
 from provider_cells import CPU, SHAPES, copies, errors_of, problem
 from torch import Tensor
+from triton.runtime.interpreter import GridExecutor
 
 from bench.case import Case
 from bench.operators import Inputs, operators
@@ -146,6 +147,23 @@ def test_normlib_says_what_ran():
     normlib = importlib.import_module("normlib")
     case, inputs = problem("rms_norm", "fwd")
     assert providers()["normlib"].backend(case, inputs) == normlib.backend_for(inputs["x"])
+
+
+@every_cell
+def test_normlib_says_which_kernels_a_call_launches_on_which_grids(op, mode, monkeypatch):
+    case, inputs = problem(op, mode)
+    cell = providers()["normlib"].build(case, copies(inputs))
+    launched = []
+    launch = GridExecutor.__call__
+
+    def noted(self, *args, **kwargs):
+        launched.append(f"{self.fn.__name__} {'x'.join(map(str, self.grid))}")
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", noted)
+    cell.run()
+    said = providers()["normlib"].plan(case, inputs)
+    assert [kernel for one in said.split("; ") for kernel in one.split(": ")[1].split(", ")] == launched
 
 
 @pytest.mark.parametrize("op", SHAPES)

@@ -323,7 +323,11 @@ def gpu_clock(monkeypatch):
     """Cells that take as many microseconds as their provider's run says, by a clock that supports claims."""
 
     def measure_together(runs, device, **others):
-        return {name: Timing("cuda_event", *[run.microseconds] * 6, 9, 0.0, "noise") for name, run in runs.items()}
+        return {name: timing_of(run.microseconds) for name, run in runs.items()}
+
+    def timing_of(us):
+        low, high = 0.99 * us, 1.01 * us
+        return Timing("cuda_event", us, low, high, low, high, low, samples=100, noise=0.0, stopped="noise")
 
     monkeypatch.setattr(cell.timing, "measure_together", measure_together)
 
@@ -344,6 +348,16 @@ def test_speedup_is_the_baselines_median_over_this_one(tmp_path, gpu_clock):
     outcome, _ = run(tmp_path, plan(base, fast, baseline="base"))
     assert {r.speedup for r in outcome.records if r.provider == "fast"} == {3.0}
     assert {r.speedup for r in outcome.records if r.provider == "base"} == {1.0}
+
+
+def test_a_speedup_has_the_uncertainty_of_both_medians_and_the_baselines_own_has_none(tmp_path, gpu_clock):
+    base, fast = Scripted("base", taking(30.0)), Scripted("fast", taking(10.0))
+    outcome, _ = run(tmp_path, plan(base, fast, baseline="base"))
+    # Two medians to 1% each: 1.4% together, and a little more for what 100 samples say of their own scatter.
+    assert {(round(r.speedup_low, 2), round(r.speedup_high, 2)) for r in outcome.records if r.provider == "fast"} == {
+        (2.96, 3.05)
+    }
+    assert {(r.speedup_low, r.speedup_high) for r in outcome.records if r.provider == "base"} == {(None, None)}
 
 
 def test_bandwidth_is_the_bytes_that_must_move_over_the_time_and_its_fraction_of_the_copys(tmp_path, gpu_clock):
@@ -428,7 +442,7 @@ def test_a_spent_budget_skips_the_rest_and_a_later_sitting_measures_it(tmp_path,
         clock[0] += 10
         return built
 
-    outcome, described = run(tmp_path, plan(Scripted(spoil=slow), time_budget=15.0))
+    outcome, described = run(tmp_path, plan(Scripted(spoil=slow), deadline=15.0))
     assert [record.status for record in outcome.records] == ["ok", "ok", "skipped"]
     assert outcome.records[-1].reason == "the time budget was spent"
     assert outcome.stopped_by == described["stopped_by"] == "time budget"
@@ -448,7 +462,7 @@ def test_a_budget_that_ends_with_the_last_cell_has_stopped_nothing(tmp_path, mon
         clock[0] += 10
         return built
 
-    outcome, _ = run(tmp_path, plan(Scripted(spoil=slow), time_budget=25.0))
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=slow), deadline=25.0))
     assert outcome.complete
 
 

@@ -91,10 +91,18 @@ def test_a_worker_that_cannot_start_costs_its_cells_and_does_not_hang(tmp_path):
 
 def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
     began = time.monotonic()
-    outcome = runner.run(plan(planted.Hangs(), isolated=True, time_budget=3.0), tmp_path, {}, [], Silent())
+    outcome = runner.run(plan(planted.Hangs(), isolated=True, deadline=began + 3.0), tmp_path, {}, [], Silent())
     assert time.monotonic() - began < SILENCE_S + 3
     assert outcome.stopped_by == "time budget"
     assert {r.status for r in outcome.records} == {"skipped"}
+
+
+def test_a_cuda_graph_that_spoils_its_process_costs_one_worker_and_is_not_tried_again(tmp_path):
+    planned = plan(planted.SpoilsItsProcess(), cases=cases(tokens="2,3,4", mode="fwd"), isolated=True)
+    outcome = runner.run(planned, tmp_path, {}, [], Silent())
+    assert outcome.complete and {r.status for r in outcome.records} == {"ok"} and len(outcome.records) == 6
+    spoiling = [r.reason for r in outcome.records if r.provider == "spoilsitsprocess"]
+    assert ["no graph of spoilsitsprocess" in reason for reason in spoiling] == [False, True, True]
 
 
 MANY = {"tokens": "1,2,3,4,5,6,7,8", "hidden": "64,96,128,160"}
