@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench.audit: error: {error}", file=sys.stderr)
         return 2
     described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
-    with _counting(asked.ops) as process:
+    with _counting(asked.ops) as counts:
         calls = list(launches(asked.ops, asked.presets))
         rows = [record.as_dict() for target in asked.targets for record in collect(target, calls)]
         rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
-        rows += _counts(process)
+        rows += counts()
     rows += counters.collect(calls, rows)
     if asked.out:
         lines = "".join(_line(row) + "\n" for row in rows)
@@ -103,19 +105,26 @@ def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
     return Asked(ops, targets, presets(ops) if names and "all" in names else names, folder)
 
 
-def _counting(ops: Sequence[str]) -> subprocess.Popen[str]:
-    """The interpreter at work beside this process, which compiles; of a fused operator it runs the plain norm too."""
+@contextmanager
+def _counting(ops: Sequence[str]) -> Iterator[Callable[[], Iterator[dict[str, Any]]]]:
+    """The interpreter at work beside this process, which compiles; of a fused operator it runs the plain norm too.
+
+    Within, what is yielded waits for it and gives its records.
+    """
     plain = (UNFUSED[op][0] for op in ops if op in UNFUSED)
     command = [sys.executable, "-m", "bench.audit.counting", *dict.fromkeys((*ops, *plain))]
-    return subprocess.Popen(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
+    # Into a file: behind a full pipe it would wait until somebody reads.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        environ = {**os.environ, "TRITON_INTERPRET": "1"}
+        with subprocess.Popen(command, env=environ, stdout=file, text=True) as process:
 
+            def counts() -> Iterator[dict[str, Any]]:
+                if process.wait():
+                    raise RuntimeError("the interpreter failed to count; what it said is above")
+                file.seek(0)
+                yield from map(json.loads, file)
 
-def _counts(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    text, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError("the interpreter failed to count; what it said is above")
-    for line in text.splitlines():
-        yield json.loads(line)
+            yield counts
 
 
 if __name__ == "__main__":
