@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.audit import groups
+from bench.audit import groups, tables
 from bench.audit.groups import Line, Row
 from bench.report.templating import style, templates
 
@@ -65,7 +65,7 @@ def html(rows: Sequence[Row], command: str) -> str:
     """The whole page; `command` is what made the records."""
     passes = groups.passes(rows)
     operators: dict[str, list[Line]] = {}
-    for line in groups.plans(rows):
+    for line in tables.plans(rows):
         operators.setdefault(line.rows[0]["op"], []).append(line)
     targets = list(dict.fromkeys(row["target"] for row in passes))
     return (
@@ -80,13 +80,13 @@ def html(rows: Sequence[Row], command: str) -> str:
             targets=targets,
             problems=groups.problems(rows),
             operators=operators,
-            calls=groups.calls,
-            compiled={name: groups.compiled([row for row in passes if row["target"] == name]) for name in targets},
-            counted=groups.counted(rows),
-            pairs=groups.pairs(rows),
-            counters=groups.counters(rows),
+            calls=tables.calls,
+            compiled={name: tables.compiled([row for row in passes if row["target"] == name]) for name in targets},
+            counted=tables.counted(rows),
+            pairs=tables.pairs(rows),
+            counters=tables.counters(rows),
             notes=groups.notes(rows),
-            above=groups.above(rows),
+            above=tables.above(rows),
             columns=COLUMNS,
         )
     )

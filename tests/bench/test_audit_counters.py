@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bench.audit import counters, groups
+from bench.audit import counters, groups, tables
 from bench.audit.calls import Launch
 from bench.audit.counters import Counted, Unreadable
 from normlib.kernels.plan import Device
@@ -57,7 +57,7 @@ def test_what_was_counted_stands_beside_what_is_expected():
     forward, backward = records(*LAUNCHES, expected=[{"record": "pass", **row, "device_units": 2.0}])
     assert (forward["mode"], forward["plan"], forward["expected_units"]) == ("fwd", "rows in registers", 2.0)
     assert (backward["mode"], backward["expected_units"]) == ("bwd", None)
-    shown, below = groups.counters(json.loads(json.dumps([forward, backward])))
+    shown, below = tables.counters(json.loads(json.dumps([forward, backward])))
     assert {key: shown.cells[key] for key in ("GPU", "behind a cache", "read", "written", "moved")} == {
         "GPU": "a GPU",
         "behind a cache": "2.00",
@@ -100,7 +100,7 @@ def test_what_cannot_be_read_is_said_and_not_guessed(text, said):
 def test_without_a_gpu_there_is_a_note_and_no_figure():
     (note,) = counters.collect([CALL], [])
     assert groups.notes([note]) == ["No hardware counters: there is no NVIDIA GPU here."]
-    assert groups.counters([note]) == []
+    assert tables.counters([note]) == []
 
 
 def test_without_ncu_there_is_a_note_and_no_figure(monkeypatch, tmp_path):
@@ -127,4 +127,4 @@ def test_the_counters_of_a_gpu_are_read_where_ncu_is_there():
     if found[0]["record"] == "note":
         pytest.skip(found[0]["text"])
     assert [(row["mode"], len(row["launches"])) for row in found] == [("fwd", 1), ("bwd", 2)]
-    assert groups._counted(found[0], "read_bytes") == pytest.approx(1, rel=0.1)
+    assert tables._counted(found[0], "read_bytes") == pytest.approx(1, rel=0.1)

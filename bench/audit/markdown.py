@@ -1,4 +1,4 @@
-"""`python -m bench.audit.table reports/NAME`: a table in Markdown from a kept audit, a few calls of each kind.
+"""`python -m bench.audit.markdown reports/NAME`: a table in Markdown from a kept audit, a few calls of each kind.
 
 It stands in a document between two comments, the first of which names this command, so that a test finds it and makes
 it again from the records.
@@ -39,7 +39,7 @@ _HEAD = (
 )
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[Row]) -> str:
     """The table, without its comments; KeyError where the records lack one of its calls."""
     of = {
         (row["op"], tuple(row["shape"]), row["dtype"], row["layout"], row["mode"]): row
@@ -62,7 +62,7 @@ def _line(ways: Sequence[Row]) -> str:
 
 def block(folder: str, rows: Iterable[Row]) -> str:
     """The table between the comments by which a document is known to have it."""
-    return f"<!-- python -m bench.audit.table {folder} -->\n{markdown(rows)}\n<!-- end -->"
+    return f"<!-- python -m bench.audit.markdown {folder} -->\n{table(rows)}\n<!-- end -->"
 
 
 def read(folder: Path) -> list[Row]:
@@ -72,7 +72,7 @@ def read(folder: Path) -> list[Row]:
 
 def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1 or not (Path(arguments[0]) / "records.jsonl").is_file():
-        print("bench.audit.table: error: give one folder that bench.audit --out has written", file=sys.stderr)
+        print("bench.audit.markdown: error: give one folder that bench.audit --out has written", file=sys.stderr)
         return 2
     print(block(arguments[0].rstrip("/"), read(Path(arguments[0]))))
     return 0
