@@ -94,6 +94,15 @@ class Count:
                 found.append(f"{self.counted.kernel} moves other bytes of {name}: {counted}, declared {declared}")
         return sorted(found)
 
+    def as_dict(self) -> dict[str, Any]:
+        """As a line of records.jsonl, of either side what is compared."""
+        sides = {
+            key: {name: value for name, value in asdict(side).items() if name in ("kernel", "grid", "accesses")}
+            for key, side in (("declared", self.declared), ("counted", self.counted))
+            if side is not None
+        }
+        return {**asdict(self), **sides}
+
 
 class _Ledger:
     """The accesses of one launch, by argument."""
@@ -238,7 +247,7 @@ def main(ops: Sequence[str]) -> int:
     np.seterr(all="ignore")  # what tensors hold is of no interest, and some hold what memory held before
     for call, device in calls(ops or WITHOUT):
         for count in counts(call, device):
-            print(json.dumps({"record": "count", **asdict(count), "problems": count.problems}))
+            print(json.dumps({"record": "count", **count.as_dict(), "problems": count.problems}))
     return 0
 
 

@@ -97,12 +97,16 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """As a line of records.jsonl: a launch has what it moves and what it was compiled to."""
-        found = {key: value for key, value in asdict(self).items() if key not in ("traffic", "kernels")}
+        found = _without(asdict(self), "traffic", "kernels")
         launches = [
-            {**asdict(moved), **asdict(kernel), "breaks": list(kernel.breaks)}
+            {**asdict(moved), **_without(asdict(kernel), "target", "launch"), "breaks": list(kernel.breaks)}
             for moved, kernel in zip(self.traffic, self.kernels, strict=False)
         ]
         return {"record": "pass", **found, "launches": launches, "problems": self.problems}
+
+
+def _without(found: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in keys}
 
 
 @dataclass
@@ -223,9 +227,12 @@ def _behind_cache(
 ) -> tuple[float, float, float, str]:
     """(device_units, once_units, least_units, why) of a pass."""
     units, plan = _device_units(target, launch, declared, kernels), declared.plan
-    if not isinstance(plan, BatchNormPlan):  # a row is short enough to wait in any cache
-        once = sum(a.once for m in declared.launches for name, a in m.accesses.items() if name in ACTIVATIONS)
-        return units, once / launch.activation_bytes, once / launch.activation_bytes, ""
+    if not isinstance(plan, BatchNormPlan):
+        # Rows need not wait for each other: few enough at a time would always fit.
+        distinct = {name: access.distinct for moved in declared.launches for name, access in moved.accesses.items()}
+        once = sum(distinct[name] for name in ACTIVATIONS if name in distinct) / launch.activation_bytes
+        why = "the rows that are swept at a time outgrow the cache together" if units > CLOSE * once else ""
+        return units, once, once, why
     sweeps = [sweep for moved in declared.launches for sweep in moved.sweeps]
     once = once_units(sweeps)
     least = least_units(plan, sweeps, _itemsize(launch), LIMITS[target].cache)
