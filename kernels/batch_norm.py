@@ -28,6 +28,9 @@ streaming   three launches each way: partial moments (or sums) of each split, th
 one launch  the splits of a channel group meet at a barrier, merge the partials each for itself, and apply the result
             to their own tiles, which are still in cache: 2 and 3. A group that is one program's needs no barrier.
 
+In both the last sweep goes backwards, to meet what was read last, and where a tensor outgrows its share of the cache
+(plan.evict) what that sweep moves leaves first, so as to push out nothing that is still to be met.
+
 Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
 1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs. The sweeps themselves, which
 the plans share, are in batch_norm_sweeps.py.
