@@ -62,7 +62,7 @@ class Tuned:
 def plans_of(case: Case) -> str | None:
     """The group of plans that a case's time depends on; None where that is more than one, or none at all."""
     itemsize = TORCH_DTYPES[case.dtype].itemsize
-    if case.op == "batch_norm":
+    if case.layout != "rows":  # batch norm, fused or not
         return None if case.mode == "eval" else plan.batch_norm_plans(case.layout == "nhwc", itemsize)
     direction = {"fwd": "forward", "bwd": "backward"}.get(case.mode)
     return None if direction is None else plan.row_plans(direction, case.shape[-1], itemsize)

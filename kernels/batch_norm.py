@@ -28,6 +28,9 @@ streaming   three launches each way: partial moments (or sums) of each split, th
 one launch  the splits of a channel group meet at a barrier, merge the partials each for itself, and apply the result
             to their own tiles, which are still in cache: 2 and 3. A group that is one program's needs no barrier.
 
+In both the last sweep goes backwards, to meet what was read last, and where a tensor outgrows its share of the cache
+(plan.evict) what that sweep moves leaves first, so as to push out nothing that is still to be met.
+
 Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
 1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs. The sweeps themselves, which
 the plans share, are in batch_norm_sweeps.py.
@@ -154,6 +157,7 @@ def _batch_norm_normalize_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
@@ -163,7 +167,7 @@ def _batch_norm_normalize_kernel(
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     normalize_tiles(
         y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
-        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
     )  # fmt: skip
 
 
@@ -233,6 +237,7 @@ def _batch_norm_input_gradient_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
@@ -245,7 +250,7 @@ def _batch_norm_input_gradient_kernel(
     n = elements_before(tiles, S, BLOCK_S).to(ACC) if count_ptr is None else tl.load(count_ptr).to(ACC)
     input_gradient_of_tiles(
         dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
-        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
     )  # fmt: skip
 
 
@@ -287,6 +292,7 @@ def _batch_norm_forward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
@@ -333,7 +339,7 @@ def _batch_norm_forward_kernel(
             shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             normalize_tiles(
                 y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
-                RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+                RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
             )  # fmt: skip
 
 
@@ -364,6 +370,7 @@ def _batch_norm_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     window, split, windows = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
@@ -404,7 +411,7 @@ def _batch_norm_backward_kernel(
             shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             input_gradient_of_tiles(
                 dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
-                first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+                first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
             )  # fmt: skip
 
 
@@ -486,6 +493,7 @@ def _launch_once(kernel, plan, once, outputs, planes, inputs, *scalars, **consta
         BLOCK_C=plan.block_c,
         BLOCK_S=plan.block_s,
         BLOCK_P=once.block_p,
+        EVICT=plan.evict,
         **once.options,
         **constants,
     )
@@ -553,7 +561,7 @@ def batch_norm_forward(
             **merge.options,
         )
         tensors = (y, _kept(signs, plan), x, residual, mean, rstd, weight, bias)
-        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=False, **relus)
+        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=False, EVICT=plan.evict, **relus)
     return y, mean, rstd
 
 
@@ -634,5 +642,5 @@ def batch_norm_backward(
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
-            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, None, **relus)
+            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, None, EVICT=plan.evict, **relus)
     return dx, dw, db

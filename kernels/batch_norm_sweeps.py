@@ -60,8 +60,8 @@ def relu(x):
 
 
 @triton.jit
-def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr):
-    x = load(pointer, mask, ACC)
+def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
+    x = load(pointer, mask, ACC, EVICT)
     if PRE_RELU:
         x = relu(x)
     return x
@@ -277,20 +277,21 @@ def normalize_tiles(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
+    EVICT: tl.constexpr,
 ):
     """y of tiles [first, last), the last one first."""
     for i in range(first, last):
         tile = first + last - 1 - i
         base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC)
+        x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC, EVICT)
         y = normalized(x, mean, low, scale, shift)
         if residual_ptr is not None:
-            y += load(residual_ptr + base + offsets, mask, ACC)
+            y += load(residual_ptr + base + offsets, mask, ACC, EVICT)
         if signs_ptr is not None:
             store_signs(signs_ptr, y <= 0.0, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
         if RELU:
             y = relu(y)
-        store(y_ptr + base + offsets, y, mask)
+        store(y_ptr + base + offsets, y, mask, EVICT)
 
 
 # ---------------------------------------------------------------------------------------------------- the gradients
@@ -315,9 +316,10 @@ def load_gradient(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
+    EVICT: tl.constexpr = "",
 ):
     """dz: what the activation lets through of dy."""
-    dy = load(dy_ptr + at, mask, ACC)
+    dy = load(dy_ptr + at, mask, ACC, EVICT)
     if RELU:
         if signs_ptr is not None:
             blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
@@ -328,14 +330,14 @@ def load_gradient(
 
 
 @triton.jit
-def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr):
+def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr, EVICT: tl.constexpr = ""):
     """The gradients of x and of a residual, where there is a place for them."""
     if dz_ptr is not None:
-        store(dz_ptr + at, dz, mask)
+        store(dz_ptr + at, dz, mask, EVICT)
     if dx_ptr is not None:
         if PRE_RELU:
             dx = tl.where(x <= 0.0, 0.0, dx)
-        store(dx_ptr + at, dx, mask)
+        store(dx_ptr + at, dx, mask, EVICT)
 
 
 @triton.jit
@@ -423,6 +425,7 @@ def input_gradient_of_tiles(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
+    EVICT: tl.constexpr,
 ):
     """dx of tiles [first, last) in training, the last one first."""
     c1 = divide(dw * rstd, n)
@@ -431,9 +434,10 @@ def input_gradient_of_tiles(
         tile = first + last - 1 - i
         base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
         at = base + offsets
-        x = load_input(x_ptr + at, mask, PRE_RELU, ACC)
+        x = load_input(x_ptr + at, mask, PRE_RELU, ACC, EVICT)
         dz = load_gradient(
-            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C, RELU, LAST, BLOCK_C, BLOCK_S, ACC
-        )
+            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
+            RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT
+        )  # fmt: skip
         dx = scale * ((dz - c2) - ((x - mean) - low) * c1)
-        store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU)
+        store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU, EVICT)

@@ -34,9 +34,9 @@ def accumulator(pointer_type):
 
 
 @triton.jit
-def load(pointer, mask, ACC: tl.constexpr):
+def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
     """Values in the accumulation dtype, zero where masked: nothing is ever computed in 16 bits."""
-    value = tl.load(pointer, mask=mask, other=0.0)
+    value = tl.load(pointer, mask=mask, other=0.0, eviction_policy=EVICT)
     # The hardware widens exactly; the interpreter mistakes bfloat16's denormals, so there it is spelled out.
     if INTERPRETED and value.dtype == tl.bfloat16:
         value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -44,10 +44,10 @@ def load(pointer, mask, ACC: tl.constexpr):
 
 
 @triton.jit
-def store(pointer, value, mask):
+def store(pointer, value, mask, EVICT: tl.constexpr = ""):
     """Rounds to the pointer's dtype, to nearest even, and stores."""
     element_ty: tl.constexpr = pointer.dtype.scalar.element_ty
-    tl.store(pointer, round_to(value, element_ty), mask=mask)
+    tl.store(pointer, round_to(value, element_ty), mask=mask, eviction_policy=EVICT)
 
 
 @triton.jit

@@ -6,16 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from bench import environment, sweep
-from bench.audit import page, terminal
+from bench.audit import counters, page, terminal
 from bench.audit.calls import launches, presets
+from bench.audit.fused import UNFUSED, pairs
+from bench.audit.groups import Row
 from bench.audit.records import collect
 from bench.audit.targets import TARGETS
 from bench.operators import operators
@@ -56,26 +61,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--preset", help="presets as of bench.run, or extra, or all (default: every model, and extra)")
     parser.add_argument("--json", action="store_true", help="the records on stdout, one JSON object a line, no table")
-    parser.add_argument("--out", metavar="DIR", help="writes records.jsonl and audit.html there")
+    parser.add_argument("--out", metavar="DIR", help="writes records.jsonl, audit.html and environment.json there")
     given = parser.parse_args(typed)
     try:
         asked = _checked(given.op, given.arch, given.preset, given.out)
     except BadArgument as error:
         print(f"bench.audit: error: {error}", file=sys.stderr)
         return 2
-    with _counting(asked.ops) as process:
-        rows = [r.as_dict() for t in asked.targets for r in collect(t, launches(asked.ops, asked.presets))]
-        rows += _counts(process)
+    described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
+    with _counting(asked.ops) as counts:
+        calls = list(launches(asked.ops, asked.presets))
+        rows = [record.as_dict() for target in asked.targets for record in collect(target, calls)]
+        rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
+        rows += counts()
+    rows += counters.collect(calls, rows)
     if asked.out:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        lines = "".join(_line(row) + "\n" for row in rows)
         (asked.out / "records.jsonl").write_text(lines, encoding="utf-8")
         (asked.out / "audit.html").write_text(page.html(rows, asked.command), encoding="utf-8")
+        environment.write(asked.out, {**described, "command": asked.command, "taken": environment.now()})
     if given.json:
         for row in rows:
-            print(json.dumps(row))
+            print(_line(row))
     else:
         terminal.show(Console(highlight=False, width=None if sys.stdout.isatty() else 200), rows)
     return 1 if any(row["problems"] for row in rows) else 0
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, separators=(",", ":"))
 
 
 def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
@@ -91,18 +105,26 @@ def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
     return Asked(ops, targets, presets(ops) if names and "all" in names else names, folder)
 
 
-def _counting(ops: Sequence[str]) -> subprocess.Popen[str]:
-    """The interpreter at work beside this process, which compiles."""
-    command = [sys.executable, "-m", "bench.audit.counting", *ops]
-    return subprocess.Popen(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
+@contextmanager
+def _counting(ops: Sequence[str]) -> Iterator[Callable[[], Iterator[dict[str, Any]]]]:
+    """The interpreter at work beside this process, which compiles; of a fused operator it runs the plain norm too.
 
+    Within, what is yielded waits for it and gives its records.
+    """
+    plain = (UNFUSED[op][0] for op in ops if op in UNFUSED)
+    command = [sys.executable, "-m", "bench.audit.counting", *dict.fromkeys((*ops, *plain))]
+    # Into a file: behind a full pipe it would wait until somebody reads.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        environ = {**os.environ, "TRITON_INTERPRET": "1"}
+        with subprocess.Popen(command, env=environ, stdout=file, text=True) as process:
 
-def _counts(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    text, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError("the interpreter failed to count; what it said is above")
-    for line in text.splitlines():
-        yield json.loads(line)
+            def counts() -> Iterator[dict[str, Any]]:
+                if process.wait():
+                    raise RuntimeError("the interpreter failed to count; what it said is above")
+                file.seek(0)
+                yield from map(json.loads, file)
+
+            yield counts
 
 
 if __name__ == "__main__":

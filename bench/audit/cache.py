@@ -1,8 +1,8 @@
 """Device memory under a batch-norm plan, with an ideal cache: how much of its second sweep finds what the first read.
 
-The cache holds whole tiles of a few KB and drops the one used longest ago; programs start in launch order, as many at a
-time as fit, and take turns, a tile each. A bound and no measurement: a real cache is set-associative, in parts, and
-its programs do not keep step.
+The cache holds whole tiles of a few KB and drops the one used longest ago, but before any of those what a sweep
+declares to leave first. Programs start in launch order, as many at a time as fit, and take turns, a tile each. A bound
+and no measurement: a real cache is set-associative, in parts, and its programs do not keep step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from itertools import islice
 from normlib.kernels.plan import BatchNormPlan, cdiv
 from normlib.kernels.traffic import Sweep
 
-MOST_STEPS = 32  # that a program is simulated with
 Tile = int
 Step = tuple[Sweep, Tile]
 MOST_STEPS = 32  # that a program is simulated with in one sweep of a channel group
@@ -57,11 +56,9 @@ def device_units(groups: int, tiles: int, launches: tuple[Programs, ...], capaci
         for sweep, tile in _in_turns(_programs(groups, tiles, launch), launch.resident):
             for tensor in (*sweep.loads, *sweep.stores):
                 key = (tensor, tile)
-                if key in cached:
-                    cached.move_to_end(key)
-                    continue
-                missed += tensor in sweep.loads
+                missed += tensor in sweep.loads and key not in cached
                 cached[key] = None
+                cached.move_to_end(key, last=not sweep.evicts)
                 if len(cached) > capacity:
                     cached.popitem(last=False)
     return missed / (groups * tiles) + sum(len(sweep.stores) for sweep in sweeps)

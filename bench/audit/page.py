@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.audit import groups
+from bench.audit import groups, tables
 from bench.audit.groups import Line, Row
 from bench.report.formatting import spoken
 from bench.report.templating import scripts, style, templates
 
-SECTIONS = (("kernels", "Kernels"), ("counts", "Bytes counted"), ("columns", "Columns"))
+SECTIONS = (
+    ("above", "Above the floor"),
+    ("counters", "Hardware"),
+    ("fused", "Fused"),
+    ("kernels", "Kernels"),
+    ("counts", "Bytes counted"),
+    ("columns", "Columns"),
+)
 COLUMNS = (
     ("pass", "fwd and bwd in training, eval and eval_bwd with running statistics."),
     (
@@ -21,7 +28,13 @@ COLUMNS = (
         "behind a cache",
         "Units expected of device memory where an ideal cache of this GPU's size (its last before the memory) "
         "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. A bound,"
-        " not a measurement. Batch norm only.",
+        " not a measurement.",
+    ),
+    (
+        "once, least",
+        "Units with every activation moved once, as with an endless cache; and those that no plan gets below with this "
+        "cache alone: a channel's statistics want all of its lines of 128 bytes, which channels-last are those of 64 "
+        "channels in 16 bits, and what of them outgrows the cache comes twice.",
     ),
     ("partials", "Bytes of partial results between two launches, written and read once, in units."),
     (
@@ -43,6 +56,16 @@ COLUMNS = (
     ),
     ("loads, stores", "Bits of each kind of instruction, and how many of it the kernel has."),
     ("choices", "The plan itself (kernels/plan.py)."),
+    (
+        "fused units, unfused units",
+        "All bytes that are moved, partials and parameters too, in units: of the fused operator, and of the plain norm "
+        "with the operators of PyTorch that it takes besides.",
+    ),
+    (
+        "read, written, moved",
+        "Units of device memory by the hardware's counters, as ncu reads them, each pass behind a flush of the cache. "
+        "What is still in the cache when a launch ends is not written yet.",
+    ),
     ("lanes masked", "Lanes that masks switched off; they are not counted."),
 )
 
@@ -51,16 +74,19 @@ def html(rows: Sequence[Row], command: str) -> str:
     """The whole page; `command` is what made the records."""
     passes = groups.passes(rows)
     operators: dict[str, list[Line]] = {}
-    for line in groups.plans(rows):
+    for line in tables.plans(rows):
         operators.setdefault(line.rows[0]["op"], []).append(line)
     targets = list(dict.fromkeys(row["target"] for row in passes))
+    above, pairs = tables.above(rows), tables.pairs(rows)
+    empty = {name for name, found in (("above", above), ("fused", pairs)) if not found}
+    parts = {"verdict": "Verdict", **{op: spoken(op) for op in operators}, **dict(SECTIONS)}
     return (
         templates()
         .get_template("audit.html.j2")
         .render(
             style=style(),
             scripts=scripts("theme", "copy"),
-            sections=dict([("verdict", "Verdict"), *((op, spoken(op)) for op in operators), *SECTIONS]),
+            sections={name: title for name, title in parts.items() if name not in empty},
             command=command,
             words=groups.WORDS,
             passes=len(passes),
@@ -68,9 +94,13 @@ def html(rows: Sequence[Row], command: str) -> str:
             targets=targets,
             problems=groups.problems(rows),
             operators=operators,
-            calls=groups.calls,
-            compiled={name: groups.compiled([row for row in passes if row["target"] == name]) for name in targets},
-            counted=groups.counted(rows),
+            calls=tables.calls,
+            compiled={name: tables.compiled([row for row in passes if row["target"] == name]) for name in targets},
+            counted=tables.counted(rows),
+            pairs=pairs,
+            counters=tables.counters(rows),
+            notes=groups.notes(rows),
+            above=above,
             columns=COLUMNS,
         )
     )

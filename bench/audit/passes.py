@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, row_norm, traffic
+from normlib.kernels import batch_norm, batch_norm_traffic, row_norm, row_norm_traffic
 from normlib.kernels import plan as plans
 from normlib.kernels.plan import BatchNormPlan, Device, OncePlan, RowBackwardPlan, RowPlan
 from normlib.kernels.traffic import Traffic
@@ -77,7 +77,7 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
     def declare_forward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
         plan = plans.row_forward(n, t["x"].element_size(), device)
-        return Declared(kind(plan), plan, traffic.row_forward(plan, m, n, _sizes(t)))
+        return Declared(kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t)))
 
     def backward(t: Tensors, device: Device) -> object:
         x, mean = t["x"], t.get("mean", t["rstd"])
@@ -94,7 +94,7 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
         return Declared(
             "slices, barrier" if plan.slices else kind(plan.rows),
             plan,
-            traffic.row_backward(plan, merge, m, n, _sizes(t)),
+            row_norm_traffic.backward(plan, merge, m, n, _sizes(t)),
         )
 
     def kind(plan: RowPlan) -> str:
@@ -134,9 +134,9 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
         plan = plan_of(t, device)
         once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device, relu)
         if once is not None:
-            return Declared(kind(once), plan, traffic.batch_norm_forward_once(plan, once, sizes(t)), once)
+            return Declared(kind(once), plan, batch_norm_traffic.forward_once(plan, once, sizes(t)), once)
         merge = plans.merge(plan.splits, plan.channels, device)
-        return Declared("streaming", plan, traffic.batch_norm_forward(plan, merge, sizes(t)))
+        return Declared("streaming", plan, batch_norm_traffic.forward(plan, merge, sizes(t)))
 
     def kind(once: OncePlan) -> str:
         return "one launch, barrier" if once.splits > 1 else "one launch"
@@ -149,7 +149,7 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
 
     def declare_evaluate(t: Tensors, device: Device) -> Declared:
         plan = plan_of(t, device)
-        return Declared("one sweep", plan, traffic.batch_norm_eval_forward(plan, sizes(t)))
+        return Declared("one sweep", plan, batch_norm_traffic.eval_forward(plan, sizes(t)))
 
     def backward(evaluating: bool) -> Pass:
         names = running if evaluating else ("mean", "rstd")
@@ -165,10 +165,10 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
             if "dx" in t and not evaluating:
                 once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device, relu)
                 if once is not None:
-                    launches = traffic.batch_norm_backward_once(plan, once, sizes(t), relu)
+                    launches = batch_norm_traffic.backward_once(plan, once, sizes(t), relu)
                     return Declared(kind(once), plan, launches, once)
             merge = plans.merge(plan.splits, plan.channels, device)
-            launches = traffic.batch_norm_backward(plan, merge, sizes(t), evaluating, relu)
+            launches = batch_norm_traffic.backward(plan, merge, sizes(t), evaluating, relu)
             return Declared("one sweep" if evaluating else "streaming", plan, launches)
 
         return Pass(run, declare, frozenset(names))

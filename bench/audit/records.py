@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from bench import case
+from bench.audit.bounds import CLOSE, least_units, once_units, reason
 from bench.audit.cache import Programs, expected_units
 from bench.audit.calls import Launch
 from bench.audit.compiling import compiling
@@ -82,6 +83,9 @@ class Record:
     moved_bytes: int  # activations as often as they are asked for, all else once a launch
     floor_bytes: int | None  # what must be moved (bench/operators); None where no operator says
     device_units: float  # expected of device memory behind an ideal cache
+    once_units: float  # with every activation loaded and stored once
+    least_units: float  # below which no plan gets with this cache
+    why: str  # it is well above once_units behind the cache; empty where it is not
     traffic: list[Traffic]
     kernels: list[Compiled]
     faults: list[str]  # what is wrong with its launches, whatever the kernels are
@@ -93,12 +97,16 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """As a line of records.jsonl: a launch has what it moves and what it was compiled to."""
-        found = {key: value for key, value in asdict(self).items() if key not in ("traffic", "kernels")}
+        found = _without(asdict(self), "traffic", "kernels")
         launches = [
-            {**asdict(moved), **asdict(kernel), "breaks": list(kernel.breaks)}
+            {**asdict(moved), **_without(asdict(kernel), "target", "launch"), "breaks": list(kernel.breaks)}
             for moved, kernel in zip(self.traffic, self.kernels, strict=False)
         ]
         return {"record": "pass", **found, "launches": launches, "problems": self.problems}
+
+
+def _without(found: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in keys}
 
 
 @dataclass
@@ -182,6 +190,7 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
         resident = kernel.resident * TARGETS[target][1].multiprocessors
         if each.waits and prod(each.grid) > resident:
             faults.append(f"{each.kernel}: {prod(each.grid)} programs wait for each other where {resident} fit")
+    device_units, once, least, why = _behind_cache(target, launch, declared, [kernel for _, kernel in made])
     activations, partials = sum(m.activation_bytes for m in moved), sum(m.partial_bytes for m in moved)
     return Record(
         target=target,
@@ -194,9 +203,12 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
         choices=asdict(declared.plan) | ({"once": asdict(declared.once)} if declared.once else {}),
         units=activations / unit,
         partial_units=partials / unit,
-        moved_bytes=activations + partials + sum(m.vector_bytes for m in moved),
+        moved_bytes=sum(m.moved_bytes for m in moved),
         floor_bytes=_floor(launch, mode),
-        device_units=_device_units(target, launch, declared, [kernel for _, kernel in made]),
+        device_units=device_units,
+        once_units=once,
+        least_units=least,
+        why=why,
         traffic=list(moved),
         kernels=[kernel for _, kernel in made],
         faults=faults,
@@ -208,6 +220,28 @@ def _floor(launch: Launch, mode: str) -> int | None:
     if mode not in operator.modes or launch.dtype not in case.DTYPES:
         return None
     return operator.bytes_moved(case.Case(launch.op, launch.shape, (), launch.dtype, launch.layout, mode))
+
+
+def _behind_cache(
+    target: str, launch: Launch, declared: Declared, kernels: list[Compiled]
+) -> tuple[float, float, float, str]:
+    """(device_units, once_units, least_units, why) of a pass."""
+    units, plan = _device_units(target, launch, declared, kernels), declared.plan
+    if not isinstance(plan, BatchNormPlan):
+        # Rows need not wait for each other: few enough at a time would always fit.
+        distinct = {name: access.distinct for moved in declared.launches for name, access in moved.accesses.items()}
+        once = sum(distinct[name] for name in ACTIVATIONS if name in distinct) / launch.activation_bytes
+        why = "the rows that are swept at a time outgrow the cache together" if units > CLOSE * once else ""
+        return units, once, once, why
+    sweeps = [sweep for moved in declared.launches for sweep in moved.sweeps]
+    once = once_units(sweeps)
+    least = least_units(plan, sweeps, _itemsize(launch), LIMITS[target].cache)
+    why = reason(plan, declared.once, TARGETS[target][1], units, least) if units > CLOSE * once else ""
+    return units, once, least, why
+
+
+def _itemsize(launch: Launch) -> int:
+    return launch.activation_bytes // prod(launch.shape)
 
 
 def _device_units(target: str, launch: Launch, declared: Declared, kernels: list[Compiled]) -> float:
@@ -224,5 +258,4 @@ def _device_units(target: str, launch: Launch, declared: Declared, kernels: list
         if moved.sweeps:
             windows, splits = moved.grid
             swept.append(Programs(moved.sweeps, windows, splits, moved.ahead, kernel.resident * multiprocessors))
-    itemsize = launch.activation_bytes // (declared.plan.channels * declared.plan.count)
-    return expected_units(declared.plan, swept, itemsize, LIMITS[target].cache)
+    return expected_units(declared.plan, swept, _itemsize(launch), LIMITS[target].cache)

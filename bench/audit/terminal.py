@@ -7,15 +7,21 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from bench.audit import groups
+from bench.audit import groups, tables
 from bench.audit.groups import Row
 from bench.report.formatting import plural
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:
     """Prints the tables, and the problems in red."""
-    console.print(_table("plans", groups.plans(rows)), markup=False)
-    console.print(_table("bytes, counted in the interpreter", groups.counted(rows)), markup=False)
+    console.print(_table("plans", tables.plans(rows)), markup=False)
+    console.print(_table("bytes, counted in the interpreter", tables.counted(rows)), markup=False)
+    if fused := tables.pairs(rows):
+        console.print(_table("fused, beside the pair that it replaces", fused), markup=False)
+    if read := tables.counters(rows):
+        console.print(_table("units of device memory, by the hardware's counters", read), markup=False)
+    for note in groups.notes(rows):
+        console.print(note, markup=False)
     problems = groups.problems(rows)
     for problem in problems:
         console.print(problem, style="bold red", markup=False)

@@ -165,8 +165,8 @@ _FUSED_EDITS = {
         (
             "batch-residual-left-out",
             "the residual is read and not added",
-            "y += load(residual_ptr + base + offsets, mask, ACC)",
-            "y += 0.0 * load(residual_ptr + base + offsets, mask, ACC)",
+            "y += load(residual_ptr + base + offsets, mask, ACC, EVICT)",
+            "y += 0.0 * load(residual_ptr + base + offsets, mask, ACC, EVICT)",
         ),
         (
             "batch-norm-rounded-before-the-residual",

@@ -58,20 +58,29 @@ def test_every_kernel_compiles_without_spills_and_moves_128_bits_at_a_time(targe
 
 
 def test_the_command_writes_records_and_a_page_that_opens_offline(tmp_path):
-    arguments = ("--op", "rms", "--arch", "sm_90,gfx942", "--preset", "qwen3-8b")
+    arguments = ("--op", "rms,rms_add", "--arch", "sm_90,gfx942", "--preset", "qwen3-8b")
     done = run("-m", "bench.audit", *arguments, "--out", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
     records = rows(done.stdout)
     assert (tmp_path / "records.jsonl").read_text() == done.stdout
     passes = [record for record in records if record["record"] == "pass"]
-    assert {(p["target"], p["mode"], p["units"]) for p in passes} == {
+    assert {(p["target"], p["mode"], p["units"]) for p in passes if p["op"] == "rms_norm"} == {
         (target, mode, units) for target in ("sm_90", "gfx942") for mode, units in (("fwd", 2), ("bwd", 3))
     }
+    pairs = [record for record in records if record["record"] == "pair"]
+    assert {(p["target"], p["op"], p["mode"], p["plain"]) for p in pairs} == {
+        (target, "rms_norm_add", mode, "rms_norm") for target in ("sm_90", "gfx942") for mode in ("fwd", "bwd")
+    }
+    assert all(p["fused_bytes"] < p["unfused_bytes"] for p in pairs)
     assert all(p["floor_bytes"] <= p["moved_bytes"] for p in passes)
     counts = [record for record in records if record["record"] == "count"]
     assert counts and all(count["declared"]["accesses"] == count["counted"]["accesses"] for count in counts)
     page = (tmp_path / "audit.html").read_text()
-    assert "No kernel spills" in page and "4096x4096 bf16" in page
+    assert "No kernel spills" in page and "4096x4096 bf16" in page and "rms_norm + add" in page
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["command"].startswith("python -m bench.audit --op rms_norm,rms_norm_add ")
+    # Figures of hardware stand there only where hardware has counted.
+    assert ("No hardware counters" in page) == all(record["record"] != "counters" for record in records)
     assert "http:" not in page and "https:" not in page and "src=" not in page and str(tmp_path) not in page
 
 

@@ -27,6 +27,14 @@ def test_a_second_sweep_backwards_meets_what_was_read_last():
     assert device_units(1, 8, streaming(), capacity=4) == 2 + 6 / 8
 
 
+def test_results_that_leave_first_push_nothing_out():
+    # Of 8 tiles the last 4 are cached, and all 4 are met.
+    passing = Sweep(("x",), ("y",), backwards=True, evicts=True)
+    assert device_units(1, 8, streaming(passing), capacity=4) == 2 + 4 / 8
+    # Without a cache there is nothing to leave.
+    assert device_units(1, 8, streaming(passing), capacity=0) == 3
+
+
 def test_stores_alone_and_one_sweep_count_as_they_are():
     assert device_units(3, 8, (Programs((Sweep(("dy", "x"), ("dx",)),), 3, 2, 0, 4),), capacity=1) == 3
 

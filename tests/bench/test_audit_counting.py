@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from subprocess import run as run_process
 from sys import executable
 
@@ -12,7 +13,7 @@ from bench.audit import counting
 from bench.audit.calls import Launch
 from bench.audit.passes import PASSES
 from bench.operators import operators
-from normlib.kernels import batch_norm, reduction, row_norm, traffic
+from normlib.kernels import batch_norm, batch_norm_traffic, reduction, row_norm, row_norm_traffic, traffic
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the interpreter, which a GPU rules out")
 
@@ -39,10 +40,10 @@ def test_every_operator_is_audited():
     assert PASSES.keys() == operators().keys()
 
 
-@pytest.mark.parametrize("op", ["layer_norm", "batch_norm"])
-def test_a_declaration_that_forgets_one_element_is_found(op, monkeypatch):
-    written = traffic._written
-    monkeypatch.setattr(traffic, "_written", lambda n: written(n - 1 if n == 12 else n))
+@pytest.mark.parametrize(("op", "declaring"), [("layer_norm", row_norm_traffic), ("batch_norm", batch_norm_traffic)])
+def test_a_declaration_that_forgets_one_element_is_found(op, declaring, monkeypatch):
+    written = declaring.written
+    monkeypatch.setattr(declaring, "written", lambda n: written(n - 1 if n == 12 else n))
     call = Launch(op, (3, 4), "fp32", "rows" if op == "layer_norm" else "nchw")
     problems = [problem for count in counting.counts(call, counting.DEVICE) for problem in count.problems]
     assert any("moves other bytes of y" in problem for problem in problems)
@@ -50,27 +51,29 @@ def test_a_declaration_that_forgets_one_element_is_found(op, monkeypatch):
 
 
 def test_a_launch_that_is_not_declared_is_found(monkeypatch):
-    declare = traffic.batch_norm_forward
-    monkeypatch.setattr(traffic, "batch_norm_forward", lambda *args: declare(*args)[:-1])
+    declare = batch_norm_traffic.forward
+    monkeypatch.setattr(batch_norm_traffic, "forward", lambda *args: declare(*args)[:-1])
     call = Launch("batch_norm", (3, 4), "fp32", "nchw")
     problems = [problem for count in counting.counts(call, counting.DEVICE) for problem in count.problems]
     assert problems == ["_batch_norm_normalize_kernel was launched, no launch is declared"]
 
 
 def test_a_grid_that_is_not_declared_is_found(monkeypatch):
-    declare = traffic.row_forward
-    monkeypatch.setattr(traffic, "row_forward", lambda *args: (replace(declare(*args)[0], grid=(7,)),))
+    declare = row_norm_traffic.forward
+    monkeypatch.setattr(row_norm_traffic, "forward", lambda *args: (replace(declare(*args)[0], grid=(7,)),))
     (problem, *_) = next(counting.counts(Launch("rms_norm", (3, 4), "fp32", "rows"), counting.DEVICE)).problems
     assert problem == "_row_norm_forward_kernel has a grid of (1,), declared is (7,)"
 
 
 def test_declaring_needs_neither_torch_nor_triton():
+    folder = str(Path(traffic.__file__).parent)
     code = (
-        "import sys, types, runpy; "
-        "[sys.modules.setdefault(name, types.ModuleType(name)) for name in ('normlib', 'normlib.kernels')]; "
-        f"plan = runpy.run_path({traffic.__file__.replace('traffic', 'plan')!r}, run_name='normlib.kernels.plan'); "
-        "sys.modules['normlib.kernels.plan'] = types.SimpleNamespace(**plan); "
-        f"runpy.run_path({traffic.__file__!r}); print({{'torch', 'triton'}} & set(sys.modules))"
+        "import importlib, sys, types\n"
+        "for name in ('normlib', 'normlib.kernels'):\n"
+        f"    sys.modules[name] = types.ModuleType(name)\n    sys.modules[name].__path__ = [{folder!r}]\n"
+        "for name in ('row_norm_traffic', 'batch_norm_traffic'):\n"
+        "    importlib.import_module(f'normlib.kernels.{name}')\n"
+        "print({'torch', 'triton'} & set(sys.modules))"
     )
     done = run_process([executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

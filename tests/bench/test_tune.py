@@ -50,6 +50,12 @@ def test_the_fastest_values_are_found_together():
     assert others and all(t.values == {} and t.ratio == 1.0 for t in others)
 
 
+@pytest.mark.parametrize("op", operators())
+def test_a_fused_operator_is_tuned_with_the_plans_of_its_norm(op):
+    kind = "batch_norm" if op.startswith("batch_norm") else "row"
+    assert all(tune.plans_of(case).startswith(kind) for case in cases(op=op, dtype="bf16"))
+
+
 def test_a_gain_within_noise_changes_nothing():
     plans = plan.row_plans("forward", 1024, 2)
     clock = lambda case, tuning: 100.0 if tuning is plan.UNTUNED else 99.5

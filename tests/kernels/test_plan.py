@@ -87,6 +87,14 @@ def test_what_waits_for_its_second_sweep_fits_in_cache(channels, side, tensors):
     assert groups * p.block_c * p.count * 2 * tensors <= 0.4 * H200.l2
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_only_what_outgrows_its_share_of_the_cache_is_evicted_first(channels_last):
+    policy = lambda batch, device: plan.batch_norm((batch, 64, 56, 56), channels_last, 2, device).evict
+    assert policy(32, H200) == ""  # 12.8 MB of 20
+    assert policy(64, H200) == "evict_first"
+    assert policy(64, Device(132, l2=50 << 20)) == ""
+
+
 def test_no_program_waits_for_another_where_the_device_promises_no_barrier():
     alone = Device(132, l2=50 << 20)
     for shape in [(32, 64, 56, 56), (2, 4096, 8, 8), (64, 1000)]:

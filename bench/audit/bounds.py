@@ -1,0 +1,43 @@
+"""What batch norm must move through device memory with a cache of a given size, and why a plan moves more than once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from normlib.kernels.plan import BatchNormPlan, Device, OncePlan
+from normlib.kernels.traffic import Sweep
+
+LINE = 128  # bytes of a cache line, on NVIDIA (CUDA C++ Programming Guide) and in AMD's L2 (CDNA 3 white paper)
+# Above what everything takes once, a plan owes a reason: 2.2 units in place of 2, 3.3 in place of 3.
+CLOSE = 1.1
+
+
+def once_units(sweeps: Sequence[Sweep]) -> int:
+    """Units with every activation loaded once and stored once: what an endless cache leaves."""
+    return len({name for sweep in sweeps for name in sweep.loads}) + sum(len(sweep.stores) for sweep in sweeps)
+
+
+def least_units(plan: BatchNormPlan, sweeps: Sequence[Sweep], itemsize: int, cache_bytes: int) -> float:
+    """Units that no plan gets below which keeps activations in this cache alone, whatever its order.
+
+    A channel's statistics want all of its cache lines before any of them may be swept again. So what both sweeps load
+    of a line's channels waits at once, and what of it outgrows the cache comes twice.
+    """
+    once = once_units(sweeps)
+    again = sum(len(sweep.loads) + len(sweep.stores) for sweep in sweeps) - once
+    channels = min(max(LINE // itemsize, 1), plan.channels) if plan.channels_last else 1
+    waiting = again * channels * plan.count * itemsize
+    return once + again * max(1 - cache_bytes / waiting, 0.0) if waiting else once
+
+
+def reason(plan: BatchNormPlan, once: OncePlan | None, device: Device, units: float, least: float) -> str:
+    """Why such a plan moves `units` where every activation once would be fewer."""
+    if units <= 1.01 * least:
+        return "no plan does better with this cache: whole lines of a channel outgrow it"
+    if once is not None:
+        return "what waits in cache is pushed out"
+    if not device.cooperative:
+        return "no program may wait for another on this device"
+    if plan.align < 4:
+        return "short loads take the registers that the programs of one launch would need"
+    return "a channel group outgrows its share of the cache"

@@ -1,0 +1,163 @@
+"""Hardware counters beside the model of a cache: what each launch reads and writes of device memory, by Nsight Compute.
+
+Where there is an NVIDIA GPU and `ncu`, it profiles this module as a program, which makes the calls one pass after
+another, each behind a flush of the cache. Caches and clocks are left alone between the launches of a pass: what the
+second one finds is what is asked. Anywhere else nothing is read, and the audit says so.
+
+A result that is still in the cache when its launch ends is not written yet, and never counted: writes may come out
+lower than what is stored, by up to the size of the cache a pass.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.audit.calls import Launch
+from bench.audit.passes import PASSES, Declared
+from normlib.kernels.device import device_of
+from normlib.kernels.plan import Device
+
+READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
+NCU = (
+    *("ncu", "--csv", "--print-units", "base", "--metrics", f"{READ},{WRITTEN}"),
+    *("--kernel-name", "regex:^_(batch_norm|row_norm|sum_partials)"),
+    *("--cache-control", "none", "--clock-control", "none"),
+)
+
+
+class Unreadable(Exception):
+    """No counter was read; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One launch: bytes of device memory."""
+
+    kernel: str
+    read_bytes: int
+    written_bytes: int
+
+
+def collect(calls: Iterable[Launch], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A record a pass of these calls, beside what the rows expect of it; or one note that says why there is none."""
+    try:
+        if not torch.cuda.is_available() or torch.version.hip is not None:
+            raise Unreadable("there is no NVIDIA GPU here")
+        if shutil.which(NCU[0]) is None:
+            raise Unreadable("ncu (Nsight Compute) is not installed")
+        here = torch.empty(1, device="cuda")
+        calls, capability = list(calls), torch.cuda.get_device_capability()
+        yield from records(
+            calls,
+            parse(_profiled(calls)),
+            device_of(here),
+            torch.cuda.get_device_name(),
+            [row for row in rows if row.get("target") == "sm_{}{}".format(*capability)],
+        )
+    except Unreadable as error:
+        yield {"record": "note", "text": f"No hardware counters: {error}.", "problems": []}
+
+
+def _profiled(calls: Sequence[Launch]) -> str:
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(call)) + "\n" for call in calls)
+        file.flush()
+        command = [*NCU, sys.executable, "-m", __name__, file.name]
+        # Of the locale, which decides how ncu writes a number.
+        done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True)
+    if done.returncode:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("==ERROR==")]
+        raise Unreadable(said[0].removeprefix("==ERROR==").strip() if said else f"ncu ended with {done.returncode}")
+    return done.stdout
+
+
+def parse(text: str) -> list[Counted]:
+    """The launches of ncu's `--csv` output, in order: what the program and ncu say, then a line a launch and metric."""
+    lines = text.splitlines()
+    head = next((i for i, line in enumerate(lines) if line.startswith('"ID",')), None)
+    if head is None:
+        raise Unreadable("ncu printed no table")
+    kernels: dict[str, str] = {}
+    found: dict[str, dict[str, int]] = {}
+    for row in csv.DictReader(line for line in lines[head:] if line.startswith('"')):
+        kernels[row["ID"]] = row["Kernel Name"]
+        metric, unit, value = row["Metric Name"], row["Metric Unit"], row["Metric Value"].replace(",", "")
+        if metric in (READ, WRITTEN):
+            if unit != "byte" or not value.replace(".", "").isdigit():
+                raise Unreadable(f"ncu has {value!r} {unit!r} for {metric}")
+            found.setdefault(row["ID"], {})[metric] = int(float(value))
+    if any(len(metrics) < 2 for metrics in found.values()) or found.keys() != kernels.keys():
+        raise Unreadable("ncu left metrics out")
+    return [Counted(kernels[i], metrics[READ], metrics[WRITTEN]) for i, metrics in found.items()]
+
+
+def records(
+    calls: Iterable[Launch],
+    counted: Sequence[Counted],
+    device: Device,
+    name: str,
+    expected: Iterable[Mapping[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """What was counted, by pass, in the order of the calls; Unreadable where it is not their launches."""
+    of = {_key(row): row["device_units"] for row in expected if row["record"] == "pass"}
+    rest = iter(counted)
+    for call, mode, declared in passes(calls, device):
+        launches = [one for _, one in zip(declared.launches, rest, strict=False)]
+        if [one.kernel for one in launches] != [one.kernel for one in declared.launches]:
+            raise Unreadable(f"ncu saw other launches than {call} {mode} makes")
+        row = {"op": call.op, "mode": mode, "dtype": call.dtype, "layout": call.layout, "shape": call.shape}
+        yield {
+            "record": "counters",
+            "device": name,
+            **row,
+            "plan": declared.kind,
+            "unit_bytes": call.activation_bytes,
+            "expected_units": of.get(_key(row)),
+            "launches": [asdict(one) for one in launches],
+            "problems": [],
+        }
+    if next(rest, None) is not None:
+        raise Unreadable("ncu saw more launches than the calls make")
+
+
+def passes(calls: Iterable[Launch], device: Device) -> Iterator[tuple[Launch, str, Declared]]:
+    """The passes that are counted: of calls with all their tensors, as others share their shape."""
+    for call in calls:
+        if not call.without:
+            for mode, each in PASSES[call.op].modes.items():
+                yield call, mode, each.declare(call.tensors("meta"), device)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["op"], row["mode"], row["dtype"], row["layout"], tuple(row["shape"])
+
+
+def main(file: str) -> int:
+    """Makes the calls that stand in a file, a JSON object a line."""
+    device = device_of(torch.empty(1, device="cuda"))
+    flush = torch.empty(4 * device.l2, dtype=torch.uint8, device="cuda")
+    for line in Path(file).read_text(encoding="utf-8").splitlines():
+        said = json.loads(line)
+        call = Launch(**{**said, "shape": tuple(said["shape"]), "without": tuple(said["without"])})
+        tensors = call.tensors("cuda")
+        for _, mode, _ in passes([call], device):
+            flush.zero_()
+            PASSES[call.op].modes[mode].run(tensors, device)
+    torch.cuda.synchronize()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

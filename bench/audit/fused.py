@@ -1,0 +1,140 @@
+"""Each fused operator beside the pair that it replaces: the plain norm, and PyTorch's own operators around it.
+
+The norms' bytes are those that their plans declare. PyTorch's operators run forward and backward on tensors without
+memory, the norm between them being an empty shell, while everything that PyTorch dispatches is noted: what it takes is
+read once, what it gives is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.audit.calls import Launch
+from bench.audit.passes import PASSES
+from bench.audit.targets import TARGETS
+
+Norm = Callable[[Tensor], Tensor]
+# By fused operator: the plain norm, and what a net does of that norm, x and a residual without it.
+UNFUSED: Mapping[str, tuple[str, Callable[[Norm, Tensor, Tensor], tuple[Tensor, ...]]]] = {
+    "batch_norm_relu": ("batch_norm", lambda norm, x, _: (torch.relu(norm(x)),)),
+    "batch_norm_add_relu": ("batch_norm", lambda norm, x, residual: (torch.relu(norm(x) + residual),)),
+    "layer_norm_add": ("layer_norm", lambda norm, x, residual: _stream(norm, x + residual)),
+    "rms_norm_add": ("rms_norm", lambda norm, x, residual: _stream(norm, x + residual)),
+}
+# Reads and writes nothing, though it gives a tensor.
+_EMPTY = torch.ops.aten.empty_like
+
+
+def _stream(norm: Norm, z: Tensor) -> tuple[Tensor, ...]:
+    return norm(z), z
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pass of one call of a fused operator on one target, beside the same unfused; bytes as in a `Record`."""
+
+    target: str
+    op: str
+    mode: str
+    dtype: str
+    layout: str
+    shape: tuple[int, ...]
+    plain: str  # the norm that the pair has
+    plain_bytes: int
+    around: dict[str, int]  # bytes of PyTorch's operators around it
+    fused_bytes: int
+    unit_bytes: int
+
+    @property
+    def unfused_bytes(self) -> int:
+        return self.plain_bytes + sum(self.around.values())
+
+    @property
+    def problems(self) -> list[str]:
+        """A fused form that saves nothing has no reason to be."""
+        if self.fused_bytes < self.unfused_bytes:
+            return []
+        return [f"{self.op} {self.mode} moves {self.fused_bytes} bytes, unfused {self.unfused_bytes}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a line of records.jsonl."""
+        return {"record": "pair", **asdict(self), "unfused_bytes": self.unfused_bytes, "problems": self.problems}
+
+
+def pairs(target: str, launches: Iterable[Launch]) -> Iterator[Pair]:
+    """Every pass of those calls that are fused and have all their tensors, in order."""
+    _, device = TARGETS[target]
+    for launch in launches:
+        if launch.op not in UNFUSED or launch.without:
+            continue
+        plain, unit = replace(launch, op=UNFUSED[launch.op][0]), launch.activation_bytes
+        sides = [(PASSES[side.op].modes, side.tensors("meta")) for side in (launch, plain)]
+        for mode in sides[0][0]:
+            moved = [
+                sum(each.moved_bytes for each in modes[mode].declare(tensors, device).launches)
+                for modes, tensors in sides
+            ]
+            around = {name: units * unit for name, units in units_around(launch.op)["bwd" in mode].items()}
+            yield Pair(
+                target=target,
+                op=launch.op,
+                mode=mode,
+                dtype=launch.dtype,
+                layout=launch.layout,
+                shape=launch.shape,
+                plain=plain.op,
+                plain_bytes=moved[1],
+                around=around,
+                fused_bytes=moved[0],
+                unit_bytes=unit,
+            )
+
+
+@cache
+def units_around(op: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """(forward, backward) of the operators that PyTorch dispatches around the norm: units by name."""
+    _, net = UNFUSED[op]
+    x, residual = (torch.empty(16, device="meta", requires_grad=True) for _ in range(2))
+    with _Noting(x.nbytes) as forward:
+        outputs = net(_Shell.apply, x, residual)
+    with _Noting(x.nbytes) as backward:
+        torch.autograd.grad(outputs, (x, residual), [torch.empty_like(y) for y in outputs], allow_unused=True)
+    return forward.units, backward.units
+
+
+class _Shell(torch.autograd.Function):
+    """In the norm's place: gives tensors like its own, and moves nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *dy: Tensor) -> Tensor:
+        return torch.empty_like(dy[0])
+
+
+class _Noting(TorchDispatchMode):
+    """Units that each operator reads and writes, by its name."""
+
+    def __init__(self, unit_bytes: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.units: dict[str, int] = {}
+        self._unit_bytes = unit_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and func.overloadpacket is not _EMPTY:
+            tensors = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor)]
+            name = func.overloadpacket.__name__
+            units = sum(tensor.nbytes for tensor in tensors) // self._unit_bytes
+            self.units[name] = self.units.get(name, 0) + units
+        return out

@@ -1,0 +1,112 @@
+"""What the launches of layer norm and RMS norm move, by plan; see traffic.py. Imports neither torch nor triton."""
+
+from __future__ import annotations
+
+from normlib.kernels.plan import MergePlan, RowBackwardPlan, RowPlan, cdiv
+from normlib.kernels.traffic import (
+    Access,
+    Sizes,
+    Traffic,
+    launch,
+    read,
+    statistics_bytes,
+    sum_partials,
+    updated,
+    written,
+)
+
+
+def forward(plan: RowPlan, m: int, n: int, sizes: Sizes) -> tuple[Traffic, ...]:
+    """Layer or RMS norm of M rows of N columns: of x, residual, z, y, weight, bias, mean (two floats) and rstd."""
+    programs = cdiv(m, plan.block_m)
+    # A loop's second sweep loads what is normalized: x, or the z that its first one stored.
+    again = not plan.chunks
+    table = {
+        "y": written(m * n),
+        "mean": written(2 * m),
+        "rstd": written(m),
+        "x": read(m * n, times=2 if again and "z" not in sizes else 1),
+        "residual": read(m * n),
+        "z": updated(m * n) if again else written(m * n),
+        "weight": read(n, times=programs),
+        "bias": read(n, times=programs),
+    }
+    if plan.chunks:
+        return (launch("_row_norm_forward_kernel", (programs,), sizes, table),)
+    row = n * sizes["x"]
+    span = row * sum(name in sizes for name in ("x", "y", "residual", "z"))
+    return (launch("_row_norm_forward_loop_kernel", (programs,), sizes, table, again=m * row, span=span),)
+
+
+def backward(plan: RowBackwardPlan, merge: MergePlan, m: int, n: int, sizes: Sizes) -> tuple[Traffic, ...]:
+    """Of dx, dw, db (those that are wanted), dy, x, mean, rstd, weight and, where z had other uses, dz."""
+    stats, p = statistics_bytes(sizes), plan.programs
+    wanted = sum(name in sizes for name in ("dw", "db"))
+    own = {**sizes, "partials": stats}
+    partial_rows = {"partials": written(wanted * p * n)} if wanted else {}
+    if plan.rows.chunks:
+        table = {
+            "dx": written(m * n),
+            **partial_rows,
+            "dy": read(m * n),
+            "x": read(m * n),
+            "mean": read(2 * m),
+            "rstd": read(m),
+            "weight": read(n, times=cdiv(m, plan.rows.block_m)),
+            **({"dz": read(m * n)} if "dx" in sizes else {}),
+        }
+        first = [launch("_row_norm_backward_kernel", (p,), own, table, partials=("partials",))]
+    elif plan.slices:
+        k, columns = plan.slices, plan.rows.block_n
+        sums = k * m * (2 if "mean" in sizes else 1)
+        table = {
+            "dx": written(m * n),
+            **partial_rows,
+            "sums": Access(sums * k, sums, sums),
+            "dy": read(m * n, times=2),
+            "x": read(m * n, times=2),
+            "mean": read(2 * m, times=2 * k),
+            "rstd": read(m, times=2 * k),
+            "weight": read(n, times=p),
+            "dz": read(m * n),
+        }
+        first = [
+            launch(
+                "_row_norm_backward_sliced_kernel",
+                (k, p),
+                {**own, "sums": stats},
+                table,
+                partials=("partials", "sums"),
+                waits=True,
+                again=2 * m * n * sizes["x"],
+                # Two rounds of rows: the next one's first sweep comes before this one's second.
+                span=2 * plan.block_rows * columns * sizes["x"] * (4 if "dz" in sizes else 3),
+            )
+        ]
+    else:
+        first = []
+        if "dx" in sizes:
+            table = {
+                "dx": written(m * n),
+                "dy": read(m * n, times=2),
+                "x": read(m * n, times=2),
+                "mean": read(2 * m),
+                "rstd": read(m),
+                "weight": read(n, times=2 * m),
+                "dz": read(m * n),
+            }
+            row = n * sizes["x"]
+            more = {"again": 2 * m * row, "span": row * (4 if "dz" in sizes else 3)}
+            first.append(launch("_row_norm_input_gradient_loop_kernel", (m,), sizes, table, **more))
+        if wanted:
+            blocks = cdiv(n, plan.block_columns)
+            table = {
+                **partial_rows,
+                "dy": read(m * n),
+                "x": read(m * n),
+                "mean": read(2 * m, times=blocks),
+                "rstd": read(m, times=blocks),
+            }
+            kernel = "_row_norm_weight_gradient_kernel"
+            first.append(launch(kernel, (blocks, p), own, table, partials=("partials",)))
+    return (*first, *([sum_partials(merge, p, n, sizes, stats)] if wanted else []))
