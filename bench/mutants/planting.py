@@ -42,7 +42,7 @@ class Mutant:
 SMALL_PLANS = (
     Mutant("loop", "plan", "", "", "FORWARD_REGISTER_COLUMNS = 16384", "FORWARD_REGISTER_COLUMNS = 2048"),
     Mutant("loop back", "plan", "", "", "BACKWARD_REGISTER_COLUMNS = 8192", "BACKWARD_REGISTER_COLUMNS = 2048"),
-    Mutant("step", "plan", "row_forward", "", "block_n=4096 * 4 // max(itemsize, 4)", "block_n=1024"),
+    Mutant("step", "plan", "row_forward", "", "block_n=8192 // itemsize", "block_n=1024"),
     Mutant("step back", "plan", "row_backward", "", "block_n=2048", "block_n=1024"),
     Mutant("merge", "plan", "merge", "", "16 if programs <= 16 else 64", "2"),
     Mutant("device", "device", "_properties", "", "properties.multi_processor_count, ", "1, "),
