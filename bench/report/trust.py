@@ -81,7 +81,7 @@ def warnings(run: Run) -> list[str]:
     if changed := [row.name for row in conditions(run) if row.changed and row.name in LASTING]:
         found.append(f"Not the same before and after the run: {', '.join(changed)}.")
     clocks = ordered(set(cells.loc[cells["latency_us"].notna(), "clock"]))
-    if len(clocks) > 1:
+    if len(timed) and len(clocks) > 1:
         found.append(f"Times were taken by more than one clock: {', '.join(clocks)}.")
     missing = {n: p.get("unavailable") for n, p in facts.providers(run).items() if p.get("unavailable")}
     if missing:
