@@ -1,7 +1,8 @@
-"""A folder of runs -> index.html: every run with its headline, the newest first."""
+"""A folder of runs -> index.html: every run with its headline, and every audit, the newest first."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bench.report.trust import completeness
 from bench.report.verdict import Verdict
 
 INDEX = "index.html"
+AUDIT = "audit.html"  # beside the records of an audit, which are no run's
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Entry:
     """One run in a line; of one that cannot be read, the folder and why."""
 
     name: str
-    report: bool = False  # whether there is a page to go to
+    page: str = ""  # where there is one to go to
     started: str = ""
     device: str = ""
     measured: str = ""
@@ -46,16 +48,18 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _entry(run_dir: Path) -> Entry:
-    has_page = (run_dir / REPORT).exists()
+    if (run_dir / AUDIT).exists():
+        return _audit(run_dir)
+    page = REPORT if (run_dir / REPORT).exists() else ""
     try:
         run = load(run_dir)
     except UnreadableRun as error:
-        return Entry(run_dir.name, has_page, problem=str(error).removeprefix(f"{run_dir}/"))
+        return Entry(run_dir.name, page, problem=str(error).removeprefix(f"{run_dir}/"))
     verdict = Verdict(run)
     accuracy = verdict.cards()[0]
     return Entry(
         name=run_dir.name,
-        report=has_page,
+        page=page,
         started=day(run.environment["started"]) or "",
         device=str(run.environment["device_name"] or run.environment["device"] or ""),
         measured=_measured(run),
@@ -65,6 +69,15 @@ def _entry(run_dir: Path) -> Entry:
         sentences=(*_models(run), *verdict.sentences()[-1:]),
         problem="" if completeness(run)[0] else completeness(run)[1],
     )
+
+
+def _audit(folder: Path) -> Entry:
+    try:
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        started, command = day(found["taken"]) or "", str(found["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Entry(folder.name, AUDIT, problem="environment.json cannot be read")
+    return Entry(folder.name, AUDIT, started, measured=f"an audit of the kernels: {command}")
 
 
 def _measured(run: Run) -> str:

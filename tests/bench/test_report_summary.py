@@ -63,6 +63,22 @@ def test_the_list_has_every_run_the_newest_first_and_says_which_cannot_be_read(t
     assert "environment.json: no such file" in text
 
 
+def test_an_audit_stands_in_the_list_by_its_command(tmp_path: Path) -> None:
+    write(tmp_path / "run", [record()], started="2026-01-01T00:00:00+00:00")
+    for name, described in (("audit", '{"command": "python -m bench.audit", "taken": "2026-02-01"}'), ("torn", "{")):
+        (tmp_path / name).mkdir()
+        for file, text in (
+            ("records.jsonl", '{"record": "pass"}\n'),
+            ("audit.html", ""),
+            ("environment.json", described),
+        ):
+            (tmp_path / name / file).write_text(text)
+    listed = index.write(tmp_path).read_text(encoding="utf-8")
+    assert '<a href="audit/audit.html">' in listed and "an audit of the kernels: python -m bench.audit" in listed
+    assert listed.index(">audit<") < listed.index(">run<") < listed.index(">torn<")
+    assert "environment.json cannot be read" in listed
+
+
 def test_figures_are_left_as_files_where_they_are_asked_for(run_dir: Callable[..., Path]) -> None:
     axes: list[dict[str, int | str]] = [{"tokens": n, "hidden": 64} for n in (8, 512)]
     folder = run_dir([record(axes=one, provider=name) for one in axes for name in ("normlib", "torch")])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import axe
 import pytest
 from pages import DESKTOP, PHONE, Browser
 from report_runs import record, resnet50, sweep, write
 
+from bench.audit import markdown
+from bench.audit.page import html
 from bench.compare.__main__ import main as compare
 from bench.report import index, render
 
@@ -66,7 +70,18 @@ def listed(folder: Path) -> Path:
     return index.write(runs)
 
 
-@pytest.mark.parametrize("make", [compared, listed])
+def audited(folder: Path) -> Path:
+    """The page of an audit, from the first records of each kind of the one that is kept."""
+    kept = Path(__file__).parents[2] / "reports" / "2026-11-21-audit-sm_90"
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in markdown.read(kept):
+        rows[row["record"]].append(row)
+    page = folder / index.AUDIT
+    page.write_text(html([row for kind in rows.values() for row in kind[:20]], "python -m bench.audit"))
+    return page
+
+
+@pytest.mark.parametrize("make", [compared, listed, audited])
 def test_the_pages_beside_the_report_ask_for_nothing_fit_a_telephone_and_axe_finds_nothing_serious(
     make: Callable[[Path], Path], browser: Browser, script: str, tmp_path: Path
 ) -> None:
