@@ -3,8 +3,7 @@
 Every rank plans the same cells and measures its share of them, with a worker and files of its own; rank 0 compares
 conditions before, divides, waits, and merges. Ranks may be on several machines: on a folder that all of them see, each
 writes there; where they do not, what a rank has measured comes to rank 0 at its end. When a rank dies, torchrun ends
-the others, and rank 0 merges what there is and says what is missing, for --resume to measure; or, with --max-restarts,
-torchrun starts all of them again, and they divide what is left.
+the others, and rank 0 merges what there is and says what is missing, for --resume to measure.
 """
 
 from __future__ import annotations
