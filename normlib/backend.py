@@ -34,7 +34,7 @@ def serves(x: Tensor, *parameters: Tensor | None) -> bool:
 
     A parameter has x's dtype, or float32 beside a 16-bit x.
     """
-    return backend_for(x) != "torch" and suits(x, *parameters)
+    return suits(x, *parameters) and backend_for(x) != "torch"
 
 
 def suits(x: Tensor, *parameters: Tensor | None) -> bool:

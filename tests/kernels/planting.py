@@ -12,12 +12,12 @@ from normlib.kernels import batch_norm, batch_norm_sweeps, plan, reduction, row_
 
 
 @triton.jit
-def _load_without_mask(pointer, mask, ACC: tl.constexpr):
+def _load_without_mask(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
     return tl.load(pointer).to(ACC)
 
 
 @triton.jit
-def _store_without_mask(pointer, value, mask):
+def _store_without_mask(pointer, value, mask, EVICT: tl.constexpr = ""):
     tl.store(pointer, value.to(pointer.dtype.scalar.element_ty))
 
 

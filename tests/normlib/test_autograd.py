@@ -4,11 +4,13 @@ from itertools import product
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.library import opcheck
 
 import normlib.functional as N
 from normlib.kernels.batch_norm import empty_signs
 
+pytestmark = pytest.mark.usefixtures("process_group")
 OPS = torch.ops.normlib
 SUBSETS = [flags for flags in product((True, False), repeat=3) if any(flags)]
 
@@ -46,6 +48,7 @@ def samples(device):
     mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
     pair, rows = torch.zeros(2, 4, device=device), torch.ones(4, device=device)
     signs = torch.zeros_like(empty_signs(x))
+    group = dist.group.WORLD.group_name if dist.is_initialized() else ""
     return {
         "layer_norm": [(x, [6], w, b, 1e-5), (x, [6], None, None, 1e-5)],
         "layer_norm_add": [(x, dy, [6], w, b, 1e-5)],
@@ -62,6 +65,20 @@ def samples(device):
         "batch_norm_add_relu_train": [(x, dy, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, False)],
         "batch_norm_add_relu_eval": [(x, dy, w, b, mean, var, 1e-5, True, False)],
         "batch_norm_add_relu_backward": [(dy, x, signs, mean, var, w, b, 1e-5, True, [True, True, True, False], False)],
+        "sync_batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, group)],
+        "sync_batch_norm_backward": [  # which has no derivative
+            (
+                dy,
+                x.detach(),
+                torch.zeros(2, 6, device=device),
+                var,
+                var[:1],
+                w.detach(),
+                None,
+                [True] * 2 + [False],
+                group,
+            )
+        ],
     }
 
 

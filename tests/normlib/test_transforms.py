@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 import normlib
 from normlib import functional as N
 
+pytestmark = pytest.mark.usefixtures("process_group")
 OPS = torch.ops.normlib
 X, W, B = torch.randn(4, 6, dtype=torch.float64), torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
 V = torch.randn(4, 6, dtype=torch.float64)
@@ -69,6 +71,10 @@ def rows(x):
     return torch.zeros(2, len(x), dtype=x.dtype), torch.ones(len(x), dtype=x.dtype)
 
 
+def group():
+    return dist.group.WORLD.group_name
+
+
 # The bare operators, as functions of x.
 SIGNS = torch.zeros(4096, dtype=torch.uint8)
 OPERATORS = {
@@ -87,6 +93,10 @@ OPERATORS = {
     "batch_norm_add_relu_eval": lambda x: OPS.batch_norm_add_relu_eval(x, V, W, B, *BUFFERS, 1e-5, True, False)[0],
     "batch_norm_add_relu_backward": lambda x: OPS.batch_norm_add_relu_backward(
         V, x, SIGNS, *BUFFERS, W, B, 1e-5, True, [True] * 4, False
+    )[0],
+    "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
+    "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(
+        V, x, *BUFFERS, torch.ones(1), W, B, [True] * 3, group()
     )[0],
 }
 

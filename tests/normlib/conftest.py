@@ -1,0 +1,10 @@
+import pytest
+import torch.distributed as dist
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    """Of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
