@@ -164,19 +164,14 @@ def test_nested_tensors_are_pytorchs():
 
 
 def test_distributed_tensors_are_pytorchs():
-    from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        x, w = distribute_tensor(X, mesh, [Shard(0)]), distribute_tensor(W, mesh, [Replicate()])
-        y = N.layer_norm(x, (6,), w)
-        assert y.placements == (Shard(0),)
-        torch.testing.assert_close(y.full_tensor(), F.layer_norm(X, (6,), W))
-    finally:
-        distributed.destroy_process_group()
+    mesh = init_device_mesh("cpu", (1,))
+    x, w = distribute_tensor(X, mesh, [Shard(0)]), distribute_tensor(W, mesh, [Replicate()])
+    y = N.layer_norm(x, (6,), w)
+    assert y.placements == (Shard(0),)
+    torch.testing.assert_close(y.full_tensor(), F.layer_norm(X, (6,), W))
 
 
 def test_a_subclass_of_tensor_comes_back(device):
