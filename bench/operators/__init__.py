@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import log2, sqrt
@@ -21,6 +21,10 @@ Inputs = dict[str, "torch.Tensor"]
 # Float64 tensors by name: y, dx, dw, db, the saved statistics mean and rstd, one value each a statistic, and for batch
 # norm running_mean, running_var and y_eval (evaluation's y).
 Reference = dict[str, "torch.Tensor"]
+# A functional form as normlib.functional has it, and the same with a case's scalars bound: called with the case's input
+# tensors by name, dy left out, it gives y.
+Functional = Callable[..., "torch.Tensor"]
+Forward = Callable[..., "torch.Tensor"]
 # Every axis of the operator, "dtype" and "layout" -> values; "eps" too where it is not the operator's default.
 Grid = Mapping[str, tuple[int | str | float, ...]]
 
@@ -61,6 +65,10 @@ class Operator(ABC):
     @abstractmethod
     def reference(self, case: Case, inputs: Inputs) -> Reference:
         """The truth in float64, from the inputs as rounded to the case's dtype."""
+
+    def bind(self, case: Case, function: Functional) -> Forward:
+        """The operator's functional form with the case's scalars bound, which an operator that fuses others has not."""
+        raise NotImplementedError(f"{self.name} is made of other operators")
 
     @abstractmethod
     def bytes_moved(self, case: Case) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.case import DTYPES, Case
-from bench.operators import Inputs, Operator, Preset, Reference
+from bench.operators import Forward, Functional, Inputs, Operator, Preset, Reference
 from bench.operators._draw import TORCH_DTYPES, Draw
 from bench.operators._models import model_presets
 from normlib import reference
@@ -111,6 +111,12 @@ class BatchNorm(Operator):
         truth["running_var"] = (1 - MOMENTUM) * var.double() + MOMENTUM * truth["var_unbiased"]
         evaluated = reference.batch_norm_eval(x, mean, var, weight, bias, case.eps)
         return {name: truth[name] for name in (*_TRAINING, *self.saved)} | {"y_eval": evaluated["y"]}
+
+    def bind(self, case: Case, function: Functional) -> Forward:
+        def forward(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+            return function(x, running_mean, running_var, weight, bias, case.mode != "eval", MOMENTUM, case.eps)
+
+        return forward
 
     def outputs(self, mode: str) -> tuple[str, ...]:
         """Evaluation's y has a name of its own, for the reference holds both."""

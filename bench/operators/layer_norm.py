@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from bench.case import Case
-from bench.operators import Inputs, Reference
+from bench.operators import Forward, Functional, Inputs, Reference
 from bench.operators._rows import RowNorm
 from normlib import reference
 
@@ -16,6 +18,12 @@ class LayerNorm(RowNorm):
     eps = 1e-5
     has_bias = True
     statistics = 2
+
+    def bind(self, case: Case, function: Functional) -> Forward:
+        def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return function(x, case.shape[-1:], weight, bias, case.eps)
+
+        return forward
 
     def reference(self, case: Case, inputs: Inputs) -> Reference:
         """y, dx, dw, db, mean, rstd in float64."""

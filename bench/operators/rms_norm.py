@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from bench.case import Case
-from bench.operators import Inputs, Reference
+from bench.operators import Forward, Functional, Inputs, Reference
 from bench.operators._rows import RowNorm
 from normlib import reference
 
@@ -17,6 +19,12 @@ class RMSNorm(RowNorm):
     has_bias = False
     saved = ("rstd",)
     statistics = 1
+
+    def bind(self, case: Case, function: Functional) -> Forward:
+        def forward(x: Tensor, weight: Tensor) -> Tensor:
+            return function(x, case.shape[-1:], weight, case.eps)
+
+        return forward
 
     def reference(self, case: Case, inputs: Inputs) -> Reference:
         """y, dx, dw, rstd in float64."""

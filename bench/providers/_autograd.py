@@ -8,39 +8,19 @@ import torch
 from torch import Tensor
 
 from bench.case import Case
-from bench.operators import Inputs
-from bench.operators.batch_norm import MOMENTUM
+from bench.operators import Forward, Functional, Inputs, operators
 from bench.providers import Outputs, Runnable, Unsupported
 
-# Called with the case's input tensors by name, dy left out; gives y.
-Forward = Callable[..., Tensor]
-# torch.nn.functional's batch_norm, layer_norm or rms_norm, or one with the same signature.
-Functional = Callable[..., Tensor]
-
 _GRADIENTS = {"x": "dx", "residual": "dresidual", "weight": "dw", "bias": "db"}
-_BUFFERS = ("running_mean", "running_var")
+_BUFFER = "running_"
 
 
 def bound(case: Case, functional: object) -> Forward:
-    """The case's operator from a module with torch.nn.functional's names and signatures, its scalars bound."""
-    normalized_shape, eps, training = case.shape[-1:], case.eps, case.mode != "eval"
+    """The case's operator from a module with normlib.functional's names and signatures, its scalars bound."""
     function: Functional | None = getattr(functional, case.op, None)
     if function is None:
         raise Unsupported(f"has no {case.op}")
-
-    def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
-        return function(x, running_mean, running_var, weight, bias, training, MOMENTUM, eps)
-
-    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return function(x, normalized_shape, weight, bias, eps)
-
-    def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-        return function(x, normalized_shape, weight, eps)
-
-    forwards: dict[str, Forward] = {"batch_norm": batch_norm, "layer_norm": layer_norm, "rms_norm": rms_norm}
-    if case.op not in forwards:
-        raise Unsupported(f"nobody has said how {case.op} is called")
-    return forwards[case.op]
+    return operators()[case.op].bind(case, function)
 
 
 def runnable(
@@ -61,7 +41,7 @@ def runnable(
 
     def forwards(tensors: Inputs) -> Outputs:
         y = forward(**tensors)
-        return {"y": y, **{name: tensors[name] for name in _BUFFERS if name in tensors}}
+        return {"y": y, **{name: tensor for name, tensor in tensors.items() if name.startswith(_BUFFER)}}
 
     def backwards(y: Tensor, tensors: Inputs, again: bool) -> Outputs:
         wrt = {tensors[name]: gradient for name, gradient in _GRADIENTS.items() if name in tensors}
@@ -92,7 +72,8 @@ def _tensors(inputs: Inputs, mode: str) -> Inputs:
 
     `.data` and not `.detach()`: a graph that was built once must not be refused after a caller refills the inputs.
     """
-    tensors = {name: tensor.data for name, tensor in inputs.items() if name not in (*_BUFFERS, "dy")}
+    buffers = {name: tensor.clone() for name, tensor in inputs.items() if name.startswith(_BUFFER)}
+    tensors = {name: tensor.data for name, tensor in inputs.items() if name not in (*buffers, "dy")}
     if mode != "eval":
         tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-    return tensors | {name: inputs[name].clone() for name in _BUFFERS if name in inputs}
+    return tensors | buffers

@@ -44,6 +44,8 @@ class Formula(Provider):
             raise Unsupported("a ReLU leaves the formulas what they are for batch_norm")
         if "residual" in inputs:
             raise Unsupported("adding a residual leaves the formulas what they are for layer_norm")
+        if case.op not in ("batch_norm", "layer_norm"):
+            raise Unsupported("the formulas are judged for batch_norm and layer_norm")
         if case.mode == "eval":
             raise Unsupported("evaluation computes no statistics")
         dim = 1 if case.op == "batch_norm" else 0

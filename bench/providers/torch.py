@@ -10,13 +10,13 @@ cell.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional
 
 from bench.case import Case
 from bench.operators import Inputs
 from bench.providers import Outputs, Provider, Runnable
 from bench.providers._activations import bound
 from bench.providers._pairs import NORM_OF, runnable
+from bench.providers._torch_functional import FUNCTIONAL
 
 
 class Torch(Provider):
@@ -47,11 +47,11 @@ class Torch(Provider):
                 _, mean, rstd = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, case.eps)
             elif case.op.startswith("layer_norm"):
                 _, mean, rstd = torch.native_layer_norm(x, list(case.shape[1:]), weight, bias, case.eps)
-            else:  # RMS norm's is to be had through a private operator alone
+            else:  # RMS norm's is to be had through a private operator alone; compositions keep none
                 return {}
             return {"mean": mean.flatten(), "rstd": rstd.flatten()}
 
-        return runnable(case, inputs, bound(case, torch.nn.functional), saved)
+        return runnable(case, inputs, bound(case, FUNCTIONAL), saved)
 
 
 def _picks_cudnn(case: Case, inputs: Inputs) -> bool:

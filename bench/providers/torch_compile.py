@@ -6,7 +6,6 @@ import os
 import shutil
 
 import torch
-import torch.nn.functional
 from torch._functorch import config as functorch_config
 
 from bench.case import Case
@@ -14,6 +13,7 @@ from bench.operators import Inputs
 from bench.providers import Provider, Runnable
 from bench.providers._activations import bound
 from bench.providers._pairs import runnable
+from bench.providers._torch_functional import FUNCTIONAL
 
 
 class TorchCompile(Provider):
@@ -43,7 +43,7 @@ class TorchCompile(Provider):
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         # The limit on recompilations counts by code object, and every case has the same ones.
         torch._dynamo.reset()
-        forward = torch.compile(bound(case, torch.nn.functional), fullgraph=True, dynamic=False)
+        forward = torch.compile(bound(case, FUNCTIONAL), fullgraph=True, dynamic=False)
         # Backward alone runs many times on one graph, which a backward that may overwrite what was saved refuses.
         with functorch_config.patch(donated_buffer=case.mode != "bwd"):
             return runnable(case, inputs, forward)

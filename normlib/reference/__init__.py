@@ -1,0 +1,10 @@
+"""The truth: each operator in float64, by its defining formula, forward and backward.
+
+Accuracy is measured against these. They are written for clarity, from the inputs as given (already rounded to
+their dtype), and share nothing with the kernels.
+"""
+
+from normlib.reference.batch_norm import batch_norm as batch_norm
+from normlib.reference.batch_norm import batch_norm_eval as batch_norm_eval
+from normlib.reference.row_norm import layer_norm as layer_norm
+from normlib.reference.row_norm import rms_norm as rms_norm
