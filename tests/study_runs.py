@@ -55,7 +55,13 @@ def runs() -> list[Run]:
 
 def environment(**changes: Any) -> dict[str, Any]:
     described = report_runs.environment("host_cpu", interpreted=False, conditions=None)
-    described |= {"command": "python -m bench.study --seeds 3", "arguments": {"data": "digits", "scale": "pilot"}}
+    described |= {
+        "command": "python -m bench.study --seeds 3",
+        "layers": "torch",
+        "study": {"data": "digits", "scale": "pilot", "network": "mlp", "seeds": 3},
+        "runs_planned": len(runs()),
+        "wall_seconds": 150.0,
+    }
     return described | changes
 
 

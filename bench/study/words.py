@@ -6,9 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
-from bench.report.formatting import DASH, number, plural, short
+from bench.report.formatting import DASH, number, plural
 from bench.report.verdict import Card
 from bench.study.experiment import Experiment
 from bench.study.records import Run
@@ -112,23 +111,23 @@ def asked(study: Study) -> str:
     return f"the literature's claims: {plural(len(study.experiments), 'experiment')}, {plural(len(study.runs), 'run')}"
 
 
+# What ran the layers, as normlib.backend_for calls it.
+BACKENDS = {"triton": "Triton kernels", "interpreter": "Triton's interpreter", "torch": "PyTorch's operators"}
+
+
 def setting(study: Study) -> list[tuple[str, str]]:
     """What was run on what, in a few words each; what was not recorded is left out."""
     env = study.environment
-    arguments = env["arguments"] if isinstance(env["arguments"], dict) else {}
-    layers = (
-        "Triton kernels"
-        if env["device"] == "cuda"
-        else "Triton kernels, interpreted"
-        if env["interpreted"]
-        else "PyTorch's CPU operators"
-    )
-    rows: list[tuple[str, Any]] = [
-        ("data", arguments.get("data")),
-        ("scale", arguments.get("scale")),
-        ("seeds", ", ".join(map(short, study.seeds))),
-        ("layers by", layers),
-        ("time of all runs", took(sum(run.seconds for run in study.runs))),
+    asked = env.get("study") or {}
+    ran, seconds = str(env.get("layers") or ""), env.get("wall_seconds")
+    rows = [
+        ("data", asked.get("data")),
+        ("network", asked.get("network")),
+        ("scale", asked.get("scale")),
+        ("seeds", len(study.seeds) or None),
+        ("layers by", BACKENDS.get(ran, ran)),
+        ("time", took(seconds) if seconds else None),
+        ("processes", env.get("processes") or None),
     ]
     return [(name, str(found)) for name, found in rows if found]
 
@@ -136,17 +135,16 @@ def setting(study: Study) -> list[tuple[str, str]]:
 def took(seconds: float) -> str:
     """Seconds, minutes or hours, whichever fits."""
     if seconds < 120:
-        return f"{number(seconds, 2)} s"
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def banners(study: Study) -> list[str]:
     """What a reader must know before the verdicts."""
-    found = []
-    if study.environment["interpreted"]:
-        found.append("No GPU: the kernels ran in Triton's interpreter.")
-    if not study.runs:
-        found.append("No run has a record.")
-    elif study.environment["complete"] is False:
-        found.append("The study is not complete: it was stopped before all of its runs had ended.")
+    env = study.environment
+    found = ["The kernels ran in Triton's interpreter: the times of runs say nothing."] if env["interpreted"] else []
+    if not env["complete"]:
+        planned = env.get("runs_planned")
+        of = f"{len(study.runs):,} of {plural(planned, 'planned run')}" if planned else plural(len(study.runs), "run")
+        found.append(f"The study is not complete: it has {of}. python -m bench.study --resume runs the others.")
     return found

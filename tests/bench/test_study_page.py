@@ -149,10 +149,16 @@ def test_the_same_records_give_the_same_bytes(folder: Path) -> None:
     assert render(folder).read_bytes() == first
 
 
-@pytest.mark.parametrize("described", [{}, {"complete": False}])
-def test_a_study_that_has_only_begun_is_a_page_that_says_so(tmp_path: Path, described: dict[str, bool]) -> None:
-    text = page(write(tmp_path, runs()[:1] if described else [], **described)).text
-    assert ("The study is not complete" if described else "No run has a record.") in text
+def test_the_setting_says_what_was_trained_by_what_and_how_long_it_took(shown: Page) -> None:
+    assert (
+        "data digits · network mlp · scale pilot · seeds 3 · layers by PyTorch's operators · time 2 min" in shown.text
+    )
+
+
+@pytest.mark.parametrize("have", [0, 1])
+def test_a_study_that_was_stopped_is_a_page_that_says_so(tmp_path: Path, have: int) -> None:
+    text = page(write(tmp_path, runs()[:have], complete=False)).text
+    assert f"The study is not complete: it has {have} of {len(runs())} planned runs." in text
 
 
 def test_of_two_runs_of_the_same_the_later_counts(tmp_path: Path) -> None:
@@ -164,7 +170,7 @@ def test_of_two_runs_of_the_same_the_later_counts(tmp_path: Path) -> None:
 def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
     made = runs()[:4]
     hostile = [type(one)(one.experiment, one.condition, 7, {HOSTILE: 1.0}, {}, "failed", HOSTILE) for one in made]
-    shown = page(write(tmp_path, [*made, *hostile], command=HOSTILE, notes=[HOSTILE], arguments={"data": HOSTILE}))
+    shown = page(write(tmp_path, [*made, *hostile], command=HOSTILE, notes=[HOSTILE], study={"data": HOSTILE}))
     assert shown.tags.count("script") == 3 and "img" not in shown.tags
     assert "{{ 7 * 7 }}" in shown.text
 
