@@ -11,14 +11,14 @@ Backward, with a channel's sums over its positions in one image, and c1, c2 over
     dx = rstd (weight dy - x_hat c1 - c2)
     dw = sum over images of sum(dy x_hat)          db = sum over images of sum(dy)
 
-An image is swept as batch norm's channels are (batch_norm_sweeps.py), a row of a tile each; what is of a channel becomes
-what is of a group by merging rows. Two plans (plan.py):
+An image is swept as batch norm's channels are (batch_norm_sweeps.py), a row of a tile each, and what is a channel's
+becomes a group's by merging rows. Two plans (plan.py):
 
 one launch    a program has all channels of a group, or of several groups, and sweeps them twice, the second time
               backwards so that it meets the cache. Backward leaves a row of sums an image, which are then added.
-streaming     few large groups, and channels-last groups of other sizes than powers of two: an image's channels are split
-              over programs, which leave partial moments (or sums) of each channel; a merge over a group's channels and
-              splits in a fixed order; one sweep that applies the result.
+streaming     few large groups, and channels-last all that are no power of two: an image's channels are split over
+              programs, which leave partial moments (or sums) of each; a merge over a group's channels and splits in a
+              fixed order; one sweep that applies the result.
 
 Units of one activation moved: forward 3, backward 5, and 2 and 3 where the second sweep finds the first one's in cache.
 Saved for backward: x, the mean as a pair of floats, rstd.
@@ -456,9 +456,7 @@ def group_norm_backward(
     device = device or device_of(x)
     plan = plans.group_norm(tuple(x.shape), groups, last, x.element_size(), device)
     dx = torch.empty_like(x) if need_dx else None
-    dw, db = (
-        None if t is None else torch.empty(plan.channels, dtype=t, device=x.device) for t in (dw_dtype, db_dtype)
-    )
+    dw, db = (None if t is None else torch.empty(plan.channels, dtype=t, device=x.device) for t in (dw_dtype, db_dtype))
     if x.numel() == 0:
         return dx, *(None if t is None else t.zero_() for t in (dw, db))
     wanted = dw is not None or db is not None

@@ -72,9 +72,7 @@ def merge_rows(mean, low, m2, c0, end, S, per_group, ROWS: tl.constexpr, BLOCK_C
 
 
 @triton.jit
-def merge_parts(
-    partials_ptr, group, N, C, S, per_group, splits, BLOCK_S, BLOCK_P: tl.constexpr, ACC: tl.constexpr
-):
+def merge_parts(partials_ptr, group, N, C, S, per_group, splits, BLOCK_S, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
     """(mean, low, M2) of a group, from the partials (3, N * splits, C) of its channels, in a fixed order."""
     image, c0 = group // (C // per_group), group % (C // per_group) * per_group
     p = tl.arange(0, BLOCK_P)[None, :]

@@ -419,8 +419,8 @@ def batch_norm_once(
 
 # Parts of a group's channels that their merge takes at a time: one a thread.
 GROUP_PARTS = 128
-# The least a tile of whole groups has of a row: contiguous, positions that make a load worth its address; channels-last,
-# where neighbouring channels are what a load is of, less.
+# The least a tile of whole groups has of a row: contiguous, positions that make a load worth its address; less
+# channels-last, where a load is of neighbouring channels.
 GROUP_RUN = {False: 32, True: 4}
 
 
@@ -428,8 +428,8 @@ GROUP_RUN = {False: 32, True: 4}
 class GroupNormPlan:
     """Tiles of block_c channels of one image by block_s positions.
 
-    With `rows` a program has whole groups, `rows` rows of a tile each, and there is one launch. Without, a block's tiles
-    are dealt to `splits` programs, whose partial results are merged.
+    With `rows` a program has whole groups, `rows` rows of a tile each, and there is one launch. Without, the tiles of a
+    block of channels are dealt to `splits` programs, whose partial results are merged.
     """
 
     channels_last: bool
