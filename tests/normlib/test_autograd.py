@@ -24,8 +24,6 @@ def functions(device):
         "layer_norm": lambda x, w, b: N.layer_norm(x, (3,), w, b),
         "rms_norm": lambda x, w, b: N.rms_norm(x, (3,), w, 1e-5, b),
         "group_norm": lambda x, w, b: N.group_norm(x.view(2, 3, 2), 1, w, b),
-        "group_norm, channels-last": lambda x, w, b: N.group_norm(x.view(1, 2, 2, 3).movedim(3, 1), 3, w, b),
-        "instance_norm": lambda x, w, b: N.instance_norm(x.view(2, 3, 2), None, None, w, b),
         "batch_norm, training": lambda x, w, b: N.batch_norm(x, None, None, w, b, True),
         "batch_norm, training, positions": lambda x, w, b: N.batch_norm(x.view(2, 3, 2), None, None, w, b, True),
         "batch_norm, evaluation": lambda x, w, b: N.batch_norm(x, *running, w, b),
