@@ -31,7 +31,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         name="training",
         title="With and without batch norm",
-        claim="With batch norm a network becomes more accurate, and trains at a learning rate at which none does without.",
+        claim="With batch norm a network becomes more accurate, and bears a learning rate five times as large.",
         source=Source(*_SANTURKAR, "section 2, figure 1", _SANTURKAR_URL),
         operators=("batch_norm",),
         conditions=(PLAIN, BN, "plain, lr .5", "BN, lr .5"),
