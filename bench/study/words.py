@@ -60,7 +60,7 @@ def why(verdicts: Sequence[Verdict]) -> str:
         which = f"the {'other ' * bool(missed)}{'gate holds' if others == 1 else 'gates hold'}"
         parts.append(f"{which} in every seed")
     enough = SEEDS_OF_A_SWEEP if verdicts[0].experiment.sweep else SEEDS
-    if not missed and len(verdicts[0].outcomes) < enough:
+    if len(verdicts[0].outcomes) < enough and any(verdict.word == "not decided" for verdict in verdicts):
         parts.append(f"it takes {enough} seeds to call that reproduced")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
@@ -121,13 +121,13 @@ def setting(study: Study) -> list[tuple[str, str]]:
     asked = env.get("study") or {}
     ran, seconds = str(env.get("layers") or ""), env.get("wall_seconds")
     rows = [
-        ("data", asked.get("data")),
-        ("network", asked.get("network")),
-        ("scale", asked.get("scale")),
-        ("seeds", len(study.seeds) or None),
-        ("layers by", BACKENDS.get(ran, ran)),
-        ("time", took(seconds) if seconds else None),
-        ("processes", env.get("processes") or None),
+        ("Data", asked.get("data")),
+        ("Network", asked.get("network")),
+        ("Scale", asked.get("scale")),
+        ("Seeds", len(study.seeds) or None),
+        ("Layers by", BACKENDS.get(ran, ran)),
+        ("Time", took(seconds) if seconds else None),
+        ("Processes", env.get("processes") or None),
     ]
     return [(name, str(found)) for name, found in rows if found]
 
