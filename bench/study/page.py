@@ -35,7 +35,7 @@ METHOD = (
     ("reported", "The claim has no gate: what came out is shown, and nothing is concluded."),
     ("∞", "A loss that diverged, or a number of steps after which a loss was still not reached."),
     ("figures", "A line is the median over the seeds that are still finite, the band around it their range. Of the "
-     "bands of a landscape each end is a median. A cross is where a run diverged, at the edge where it had left the figure."),
+     "bands of a landscape each end is a median. A cross is where a run diverged, or the edge where it had left."),
     ("loss, auc", "Mean cross-entropy in nats of training batches; an auc is its mean over all steps of a run."),
 )  # fmt: skip
 
