@@ -163,14 +163,15 @@ def _diverged(part: pd.DataFrame) -> str:
 
 
 def _top(frame: pd.DataFrame) -> float:
-    """The highest value that is drawn."""
+    """The highest value that is drawn of curves and bands."""
     whole = frame.loc[~frame["diverged"], "high"]
     first = frame.loc[frame["x"] == frame["x"].min(), "high"]
     return min(float(frame["high"].max()), FOLLOWED * float((whole if whole.notna().any() else first).max()))
 
 
 def _scales(axes: Axes, how: Figure, frame: pd.DataFrame) -> None:
-    top = _top(frame)
+    # Of a sweep each setting stands for itself, whatever became of the others.
+    top = float(frame["high"].max()) if how.kind == "lines" else _top(frame)
     values = pd.concat([frame["low"], frame["high"]]).dropna().clip(upper=top)
     if "y" in how.log:
         axes.set_yscale("log")
