@@ -7,6 +7,8 @@ from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.layer_norm import LayerNorm
 from normlib.rms_norm import RMSNorm
 from normlib.sync_batch_norm import SyncBatchNorm
+from normlib.weight_norm import WeightNorm, parametrize_weight_norm
+from normlib.weight_norm_initialization import initialize_weight_norm
 
 __version__ = "0.1.0"
 
@@ -17,9 +19,12 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "SyncBatchNorm",
+    "WeightNorm",
     "backend_for",
     "convert",
     "convert_sync_batchnorm",
     "functional",
+    "initialize_weight_norm",
+    "parametrize_weight_norm",
     "revert",
 ]
