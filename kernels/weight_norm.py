@@ -56,9 +56,9 @@ def save_norm(norm_ptr, row, M, norm, inverse):
 
 @triton.jit
 def load_norm(norm_ptr, row, M, ACC: tl.constexpr):
-    """(norm / scale, 1 / scale); ones past the last row, so that nothing is divided by zero."""
-    norm = tl.load(norm_ptr + row, mask=row < M, other=1.0)
-    return norm.to(ACC), tl.load(norm_ptr + M + row, mask=row < M, other=1.0).to(ACC)
+    """(norm / scale, 1 / scale); past the last row the norm is 1, so that nothing is divided by zero."""
+    norm = tl.where(row < M, load(norm_ptr + row, row < M, ACC), 1.0)
+    return norm, load(norm_ptr + M + row, row < M, ACC)
 
 
 @triton.jit(do_not_specialize=BATCH)

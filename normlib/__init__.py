@@ -6,6 +6,7 @@ from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.layer_norm import LayerNorm
 from normlib.rms_norm import RMSNorm
+from normlib.sequence_batch_norm import SequenceBatchNorm
 from normlib.sync_batch_norm import SyncBatchNorm
 from normlib.weight_norm import WeightNorm, parametrize_weight_norm
 from normlib.weight_norm_initialization import initialize_weight_norm
@@ -18,6 +19,7 @@ __all__ = [
     "BatchNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SequenceBatchNorm",
     "SyncBatchNorm",
     "WeightNorm",
     "backend_for",

@@ -10,6 +10,27 @@ import torch
 from torch import Tensor
 
 from normlib.backend import transforming
+from normlib.sequences import Lengths, Steps, over_steps
+
+
+def sequence_batch_norm(
+    input: Steps,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    lengths: Lengths | None = None,
+    batch_first: bool = False,
+) -> Steps:
+    """Batch norm of all steps of all sequences."""
+
+    def norm(steps: Tensor) -> Tensor:
+        return torch.nn.functional.batch_norm(steps, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    return over_steps(norm, input, lengths, batch_first)
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:

@@ -3,6 +3,7 @@
 from normlib.batch_norm import batch_norm
 from normlib.layer_norm import layer_norm
 from normlib.rms_norm import rms_norm
+from normlib.sequence_batch_norm import sequence_batch_norm
 from normlib.weight_norm import weight_norm
 
-__all__ = ["batch_norm", "layer_norm", "rms_norm", "weight_norm"]
+__all__ = ["batch_norm", "layer_norm", "rms_norm", "sequence_batch_norm", "weight_norm"]

@@ -34,7 +34,7 @@ def initialize_weight_norm(model: torch.nn.Module, *batch: Any) -> list[str]:
     ValueError, with the model as it was before, for a layer that is none of that, a model without such layers, and a
     unit that does not vary over the batch. What the forward pass changes besides, as batch norm's buffers, it changes.
 
-    Salimans and Kingma, "Weight normalization" (2016), section 3, equations 5 and 6.
+    Salimans and Kingma, "Weight normalization" (2016), section 3.
     """
     layers = list(_layers(model))
     if not layers:

@@ -50,6 +50,7 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "rms_norm": (("weight",), ("dx",), ("dw",), ("dx", "dw")),
     "layer_norm_add": (("dz",), ("dx",)),
     "rms_norm_add": (("dz",),),
+    "weight_norm": (("dx",), ("dw",)),
     "batch_norm": (
         ("weight", "bias"),
         ("bias",),

@@ -22,7 +22,7 @@ _PRESETS = {
     "smoke": Preset(
         "two tiny shapes, one ragged: errors in every dtype within seconds, without a GPU",
         (
-            {"units": (5,), "fan_in": (99,), "dtype": DTYPES, "layout": _LAYOUT},
+            {"units": (9,), "fan_in": (99,), "dtype": DTYPES, "layout": _LAYOUT},
             {"units": (16,), "fan_in": (256,), "dtype": ("fp32", "bf16"), "layout": _LAYOUT},
         ),
     ),
