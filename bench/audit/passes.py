@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -211,6 +212,26 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     )
 
 
+def _of_steps(norm: Passes) -> Passes:
+    """A norm of (steps, features) on (time, batch, features)."""
+
+    def flat(t: Tensors) -> Tensors:
+        return {name: each.flatten(0, -2) if name in norm.activations else each for name, each in t.items()}
+
+    def flattened(each: Pass) -> Pass:
+        return replace(
+            each,
+            run=lambda t, device: each.run(flat(t), device),
+            declare=lambda t, device: each.declare(flat(t), device),
+        )
+
+    return replace(
+        norm,
+        vectors=lambda shape, dtype: norm.vectors((prod(shape[:-1]), shape[-1]), dtype),
+        modes={mode: flattened(each) for mode, each in norm.modes.items()},
+    )
+
+
 PASSES: Mapping[str, Passes] = {
     "batch_norm": _batch_norm(),
     "batch_norm_add_relu": _batch_norm(relu=True, add=True),
@@ -219,5 +240,6 @@ PASSES: Mapping[str, Passes] = {
     "layer_norm_add": _row_norm(centred=True, add=True),
     "rms_norm": _row_norm(centred=False),
     "rms_norm_add": _row_norm(centred=False, add=True),
+    "sequence_batch_norm": _of_steps(_batch_norm()),
     "weight_norm": _weight_norm(),
 }

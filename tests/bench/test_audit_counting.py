@@ -32,6 +32,8 @@ def test_every_byte_that_a_kernel_moves_is_declared(record_property):
     for op in [op for op in plans if op.startswith("batch_norm")]:
         assert plans.pop(op) == {*training, ("eval", "one sweep"), ("eval_bwd", "one sweep")}
     rows = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("rows in registers", "loop over a row")}
+    evaluation = {("eval", "one sweep"), ("eval_bwd", "one sweep")}
+    assert plans.pop("sequence_batch_norm") == {("fwd", "streaming"), ("bwd", "streaming"), *evaluation}
     assert plans.pop("weight_norm") == rows  # no row needs another's results, and so no barrier
     rows.add(("bwd", "slices, barrier"))
     assert all(found == rows for found in plans.values())
