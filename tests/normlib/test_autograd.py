@@ -26,8 +26,6 @@ def functions(device):
         "batch_norm, training": lambda x, w, b: N.batch_norm(x, None, None, w, b, True),
         "batch_norm, training, positions": lambda x, w, b: N.batch_norm(x.view(2, 3, 2), None, None, w, b, True),
         "batch_norm, evaluation": lambda x, w, b: N.batch_norm(x, *running, w, b),
-        "weight_norm, rows": lambda x, w, b: N.weight_norm(x[:3], w.view(3, 1)) + b,
-        "weight_norm, columns": lambda x, w, b: N.weight_norm(x, w.view(1, 3), 1) + b,
     }
 
 

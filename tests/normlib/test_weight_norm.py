@@ -125,6 +125,24 @@ def test_only_what_is_asked_for_has_a_gradient(needs, device):
             assert_right(leaf.grad, truth[name], name)
 
 
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_derivatives_are_right_to_second_order(needs, device):
+    v, g, _ = draw((3, 4), torch.float64, device)
+    inputs = [t.requires_grad_(need) for t, need in zip((v, g), needs, strict=True)]
+    assert torch.autograd.gradcheck(N.weight_norm, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(N.weight_norm, inputs, fast_mode=True)
+
+
+def test_transforms_are_those_of_pytorchs_operators(device):
+    v, g, dw = draw((3, 4), torch.float64, device)
+    _, tangent = torch.func.jvp(N.weight_norm, (v, g), (dw, g))
+    truth = reference.weight_norm(v, g, dw)
+    # The map from v is self-adjoint: forward along dw is what backward gives of it.
+    torch.testing.assert_close(tangent, truth["dx"] + truth["y"])
+    each = torch.func.vmap(N.weight_norm)(torch.stack([v, dw]), torch.stack([g, g]))
+    torch.testing.assert_close(each, torch.stack([N.weight_norm(v, g), N.weight_norm(dw, g)]))
+
+
 def test_a_gradient_is_orthogonal_to_v(device):
     v, g, dw = draw((5, 99), torch.float64, device)
     dv = gradients(N.weight_norm, dw, v, g)["dx"]
