@@ -22,8 +22,8 @@ _PRESETS = {
     "smoke": Preset(
         "two tiny shapes, one ragged: errors in every dtype within seconds, without a GPU",
         (
-            {"time": (7,), "batch": (3,), "hidden": (37,), "dtype": DTYPES, "layout": _LAYOUT},
-            {"time": (8,), "batch": (2,), "hidden": (64,), "dtype": ("fp32", "bf16"), "layout": _LAYOUT},
+            {"time": (9,), "batch": (5,), "hidden": (37,), "dtype": DTYPES, "layout": _LAYOUT},
+            {"time": (8,), "batch": (4,), "hidden": (64,), "dtype": ("fp32", "bf16"), "layout": _LAYOUT},
         ),
     ),
     "quick": Preset(
