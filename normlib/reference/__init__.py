@@ -6,5 +6,7 @@ their dtype), and share nothing with the kernels.
 
 from normlib.reference.batch_norm import batch_norm as batch_norm
 from normlib.reference.batch_norm import batch_norm_eval as batch_norm_eval
+from normlib.reference.lp_norm import lp_norm as lp_norm
+from normlib.reference.lp_norm import lp_norm_eval as lp_norm_eval
 from normlib.reference.row_norm import layer_norm as layer_norm
 from normlib.reference.row_norm import rms_norm as rms_norm
