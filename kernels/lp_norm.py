@@ -54,7 +54,7 @@ from normlib.kernels.batch_norm_sweeps import (
 from normlib.kernels.device import device_of, on
 from normlib.kernels.numerics import accumulator, divide, even_share, float_pair, from_pair, load, store
 from normlib.kernels.plan import Device
-from normlib.kernels.reduction import merge_moments, renormalize, rstd_of_norm, sum_partials, tile_moments
+from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rstd_of_norm, sum_partials, tile_moments
 
 # What is left of a split, or of all: mean, low, sum of |x|^p; for p = inf mean, low, maximum, ties.
 PLANES = {"1": 3, "2": 3, "inf": 4}
@@ -110,6 +110,7 @@ def norms_of_tiles(
         else:
             term = tl.abs(x) if P == "1" else x * x
             size, rest = renormalize(size, tl.sum(term, 1, keep_dims=True) + rest)
+            rest = tl.where(is_finite(size), rest, 0.0)
     return mean, low, size, rest
 
 

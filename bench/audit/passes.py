@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,7 +187,7 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     )
 
 
-def _lp_norm(p: str = "1") -> Passes:
+def _lp_norm(p: str = "2") -> Passes:
     order, running = float(p), ("running_mean", "running_norm")
     per_channel = ("weight", "bias", *running, "rstd", "dw", "db")
 
@@ -203,16 +202,16 @@ def _lp_norm(p: str = "1") -> Passes:
         return plan, plans.merge(plan.splits, plan.channels, device)
 
     def forward(t: Tensors, device: Device) -> object:
-        given: tuple[Any, ...] = (t["x"], *(t.get(name) for name in ("weight", "bias", *running)))
-        return lp_norm.lp_norm_forward(*given, order, MOMENTUM, EPS, device)
+        weight, bias, mean, norm = (t.get(name) for name in ("weight", "bias", *running))
+        return lp_norm.lp_norm_forward(t["x"], weight, bias, mean, norm, order, MOMENTUM, EPS, device)
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         plan, merge = plan_of(t, device)
         return Declared("streaming", plan, lp_norm_traffic.forward(plan, merge, _sizes(t)))
 
     def evaluate(t: Tensors, device: Device) -> object:
-        given: tuple[Any, ...] = (t["x"], t.get("weight"), t.get("bias"), *(t[name] for name in running))
-        return lp_norm.lp_norm_eval_forward(*given, order, EPS, device)
+        mean, norm = (t[name] for name in running)
+        return lp_norm.lp_norm_eval_forward(t["x"], t.get("weight"), t.get("bias"), mean, norm, order, EPS, device)
 
     def declare_evaluate(t: Tensors, device: Device) -> Declared:
         plan, _ = plan_of(t, device)
@@ -223,14 +222,8 @@ def _lp_norm(p: str = "1") -> Passes:
 
         def run(t: Tensors, device: Device) -> object:
             mean, rstd = (t[name] for name in names)
-            given: tuple[Any, ...] = (
-                t["dy"],
-                t["x"],
-                mean,
-                rstd,
-                None if evaluating else t.get("peak"),
-                t.get("weight"),
-            )
+            peak = None if evaluating else t.get("peak")
+            given = (t["dy"], t["x"], mean, rstd, peak, t.get("weight"))
             return lp_norm.lp_norm_backward(*given, order, EPS, evaluating, "dx" in t, "dw" in t, device)
 
         def declare(t: Tensors, device: Device) -> Declared:

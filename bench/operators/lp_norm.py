@@ -88,7 +88,7 @@ class LpNorm(BatchNorm):
 
 
 def _order(case: Case) -> float:
-    return _ORDERS[str(dict(case.axes)["p"])]
+    return _ORDERS[str(dict(case.axes).get("p", "2"))]
 
 
 OPERATOR = LpNorm()

@@ -95,6 +95,7 @@ def test_a_mode_that_an_operator_lacks_leaves_that_operator_out():
         "batch_norm",
         "batch_norm_add_relu",
         "batch_norm_relu",
+        "lp_norm",
     }
 
 

@@ -3,6 +3,7 @@
 import random
 from contextlib import contextmanager
 from inspect import signature
+from math import inf
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 
 from normlib import functional as N
-from normlib.kernels import batch_norm, plan, row_norm
+from normlib.kernels import batch_norm, lp_norm, plan, row_norm
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import INTERPRETER, Device
 
@@ -66,6 +67,17 @@ def batch_norm_case(training):
     return run
 
 
+def lp_norm_case(p):
+    def run(x, dy, weight, bias):
+        mean, norm = torch.zeros_like(weight), torch.ones_like(weight)
+        y, *saved = lp_norm.lp_norm_forward(x, weight, bias, mean, norm, p, 0.3, 1e-5)
+        gradients = lp_norm.lp_norm_backward(dy, x, *saved, weight, p, 1e-5, False, True, True)
+        found = {"y": y, "running_mean": mean, "running_norm": norm, "mean": saved[0], "rstd": saved[1]}
+        return found | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+    return run
+
+
 # How it runs, the shape (several programs to nearly every launch, in the interpreter too), and how often: long rows
 # take the interpreter a second.
 CASES = {
@@ -74,6 +86,8 @@ CASES = {
     "layer_norm, long rows": (row_norm_case(True), (2, 16400), 2 if INTERPRETED.value else 100),
     "batch_norm, training": (batch_norm_case(True), (2, 6, 5, 5), 100),
     "batch_norm, evaluation": (batch_norm_case(False), (2, 6, 5, 5), 100),
+    "lp_norm, p = 1": (lp_norm_case(1.0), (2, 6, 5, 5), 20),
+    "lp_norm, p = inf": (lp_norm_case(inf), (2, 6, 5, 5), 20),
 }
 
 
