@@ -12,10 +12,15 @@ import pytest
 from bench.audit.machine_code import gcn_widths, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
-from normlib.kernels import batch_norm, lp_norm, reduction, row_norm
+from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, weight_norm
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, lp_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {
+    name
+    for m in (batch_norm, lp_norm, row_norm, reduction, weight_norm)
+    for name in vars(m)
+    if name.endswith("_kernel")
+}
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # Fused forms have the plans of the plain ones, and devices of one vendor nearly the same: a few shapes of theirs are
@@ -23,11 +28,14 @@ BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 COLLECT = """
 import json, sys
 from bench.audit import launches
+from bench.audit.calls import Launch
 from bench.audit.records import collect
 from bench.operators import operators
 plain = ("batch_norm", "layer_norm", "rms_norm")
-fused = [name for name in operators() if name not in plain]
+fused = [name for name in operators() if name not in (*plain, "weight_norm")]
 calls = list(launches(plain, ("resnet50", "llama3-8b", "extra")))
+# Kernels of its own in the plans of rows: one shape for each.
+calls += [Launch("weight_norm", (4096, n), "bf16", "rows") for n in (1000, 65536)]
 if sys.argv[1] == "sm_90":
     calls += launches(fused, ("extra",))
 for record in collect(sys.argv[1], calls):

@@ -89,6 +89,9 @@ OPERATORS = {
     "rms_norm": lambda x: OPS.rms_norm(x, [6], W, None, 1e-5)[0],
     "rms_norm_add": lambda x: OPS.rms_norm_add(x, V, [6], W, None, 1e-5)[0],
     "rms_norm_backward": lambda x: OPS.rms_norm_backward(V, x, X[:0, 0], rows(X)[1], [6], W, B, 1e-5, [True] * 3)[0],
+    "group_norm": lambda x: OPS.group_norm(x, 2, W, B, 1e-5)[0],
+    "group_norm_backward": lambda x: OPS.group_norm_backward(V, x, 1, *rows(X), W, B, 1e-5, [True] * 3)[0],
+    "instance_norm": lambda x: OPS.instance_norm(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_train": lambda x: OPS.batch_norm_train(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_eval": lambda x: OPS.batch_norm_eval(x, W, B, *BUFFERS, 1e-5),
     "batch_norm_backward": lambda x: OPS.batch_norm_backward(V, x, *BUFFERS, W, B, 1e-5, True, [True] * 3)[0],
@@ -102,6 +105,10 @@ OPERATORS = {
     "lp_norm_train": lambda x: OPS.lp_norm_train(x, W, B, None, None, inf, 0.1, 1e-5)[0],
     "lp_norm_eval": lambda x: OPS.lp_norm_eval(x, W, B, *BUFFERS, 1.0, 1e-5),
     "lp_norm_backward": lambda x: OPS.lp_norm_backward(V, x, *BUFFERS, None, W, B, 1.0, 1e-5, True, [True] * 3)[0],
+    "weight_norm": lambda x: OPS.weight_norm(x, W[:4])[0],
+    "weight_norm_backward": lambda x: OPS.weight_norm_backward(
+        V, x, torch.ones(2, 4, dtype=V.dtype), W[:4], [True] * 2
+    )[0],
     "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
     "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(
         V, x, *BUFFERS, torch.ones(1), W, B, [True] * 3, group()
