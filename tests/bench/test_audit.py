@@ -6,10 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
 
-from bench.audit.machine_code import gcn_widths, sass_widths
+from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
 from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, weight_norm
@@ -151,6 +154,41 @@ def test_widths_are_read_from_nvidias_assembly():
         /*0150*/ LDS.128 R4, [R2] ;
     """
     assert sass_widths(code) == ({16: 1, 64: 1, 128: 2}, {32: 1})
+
+
+# Copies so many 32-bit values, as vectors.
+PTX = """
+.version 8.0
+.target sm_{arch}
+.address_size 64
+.visible .entry copy(.param .u64 from, .param .u64 to) {{
+    .reg .b64 %a, %b;
+    .reg .b32 %r<5>;
+    ld.param.u64 %a, [from];
+    ld.param.u64 %b, [to];
+    ld.global.{vector} {values}, [%a];
+    st.global.{vector} [%b], {values};
+    ret;
+}}
+"""
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_kernels_that_are_disassembled_together_keep_their_own_instructions(arch, tmp_path):
+    def kernel(vector, values):
+        source, cubin = tmp_path / "source", tmp_path / "cubin"
+        source.write_text(PTX.format(arch=arch, vector=vector, values=values))
+        ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        subprocess.run([ptxas, f"-arch=sm_{arch}", source, "-o", cubin], check=True)
+        return SimpleNamespace(
+            asm={"cubin": cubin.read_bytes()}, metadata=SimpleNamespace(target=GPUTarget("cuda", arch, 32))
+        )
+
+    codes = inspect([kernel("v4.b32", "{%r1, %r2, %r3, %r4}"), kernel("b32", "%r1"), kernel("v2.b32", "{%r1, %r2}")])
+    assert [(code.spill, code.loads, code.stores) for code in codes] == [
+        (0, {bits: 1}, {bits: 1}) for bits in (128, 32, 64)
+    ]
+    assert inspect([]) == []
 
 
 def test_widths_are_read_from_amds_assembly():
