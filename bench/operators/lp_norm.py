@@ -36,8 +36,8 @@ class LpNorm(BatchNorm):
     def __init__(self) -> None:
         self.presets: Mapping[str, Preset] = {
             "smoke": Preset(
-                "a tiny ragged shape in every p, dtype and layout: errors within seconds, without a GPU",
-                (_grid((3,), (37,), ("7x7",)),),
+                "a tiny ragged shape in every p, dtype and layout, and one of powers of two: errors, without a GPU",
+                (_grid((3,), (37,), ("7x7",)), {**_grid((4,), (64,), ("4x4",), "bf16"), "p": ("inf",)}),
             ),
             "quick": Preset(
                 "a middle and the last block of ResNet-50 in every p and both layouts",
