@@ -213,7 +213,7 @@ def forward(
     rstd = torch.empty(m, dtype=stats, device=x.device)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    plan = plans.row_forward(n, x.element_size(), device or device_of(x))
+    plan = plans.row_forward(n, x.element_size(), device or device_of(x), tensors=2 if residual is None else 4)
     residual_rows = None if residual is None else as_rows(residual, n)
     strides = rows.stride(0), (rows if residual_rows is None else residual_rows).stride(0)
     arguments = (
@@ -227,7 +227,7 @@ def forward(
                 *arguments, **constants, CHUNKS=plan.chunks, BLOCK_M=plan.block_m, **plan.options
             )
         else:
-            _row_norm_forward_loop_kernel[(m,)](*arguments, **constants, BLOCK_N=plan.block_n, **plan.options)
+            _row_norm_forward_loop_kernel[(min(m, plan.programs),)](*arguments, **constants, BLOCK_N=plan.block_n, **plan.options)
     return y, mean, rstd
 
 

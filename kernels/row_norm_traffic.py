@@ -18,7 +18,7 @@ from normlib.kernels.traffic import (
 
 def forward(plan: RowPlan, m: int, n: int, sizes: Sizes) -> tuple[Traffic, ...]:
     """Layer or RMS norm of M rows of N columns: of x, residual, z, y, weight, bias, mean (two floats) and rstd."""
-    programs = cdiv(m, plan.block_m)
+    tiles = cdiv(m, plan.block_m)
     # A loop's second sweep loads what is normalized: x, or the z that its first one stored.
     again = not plan.chunks
     table = {
@@ -28,14 +28,15 @@ def forward(plan: RowPlan, m: int, n: int, sizes: Sizes) -> tuple[Traffic, ...]:
         "x": read(m * n, times=2 if again and "z" not in sizes else 1),
         "residual": read(m * n),
         "z": updated(m * n) if again else written(m * n),
-        "weight": read(n, times=programs),
-        "bias": read(n, times=programs),
+        "weight": read(n, times=tiles),
+        "bias": read(n, times=tiles),
     }
     if plan.chunks:
-        return (launch("_row_norm_forward_kernel", (programs,), sizes, table),)
+        return (launch("_row_norm_forward_kernel", (tiles,), sizes, table),)
     row = n * sizes["x"]
     span = row * sum(name in sizes for name in ("x", "y", "residual", "z"))
-    return (launch("_row_norm_forward_loop_kernel", (programs,), sizes, table, again=m * row, span=span),)
+    grid = (min(m, plan.programs),)
+    return (launch("_row_norm_forward_loop_kernel", grid, sizes, table, again=m * row, span=span),)
 
 
 def backward(plan: RowBackwardPlan, merge: MergePlan, m: int, n: int, sizes: Sizes) -> tuple[Traffic, ...]:

@@ -1,7 +1,8 @@
 """The kernels of row norms for rows that no program can hold in registers; the symbols are those of row_norm.py.
 
-One program sweeps a row twice in a loop over its columns, the second time backwards so that it meets the cache. Where
-programs may wait for each other, backward has a program a slice of columns: each keeps dw and db of its slice in
+One program sweeps a row twice in a loop over its columns, the second time backwards so that it meets the cache. Forward
+the grid is persistent, of as many programs as have their rows in cache at a time (plan.row_forward). Where programs may
+wait for each other, backward has a program a slice of columns: each keeps dw and db of its slice in
 registers, the slices of a row add up c1 and c2 at a barrier, and a few rows wait in cache for the second sweep.
 """
 
@@ -40,40 +41,44 @@ def _row_norm_forward_loop_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
-    row = tl.program_id(0)
-    x_row = x_ptr + row.to(tl.int64) * aligned(x_stride, ALIGN)
-    y_row = y_ptr + row.to(tl.int64) * N
-    residual_row = row.to(tl.int64) * aligned(residual_stride, ALIGN)
-    z_row = row.to(tl.int64) * N
+    x_stride = aligned(x_stride, ALIGN)
+    residual_stride = aligned(residual_stride, ALIGN)
     block = tl.arange(0, BLOCK_N)[None, :]
 
-    count = tl.zeros([1, 1], ACC)
-    mean = tl.zeros([1, 1], ACC)
-    low = tl.zeros([1, 1], ACC)
-    m2 = tl.zeros([1, 1], ACC)
-    lanes = tl.zeros([1, BLOCK_N], ACC)
-    for start in range(0, N, BLOCK_N):
-        n = start + block
-        x = load_stream(x_row + n, residual_ptr, residual_row, z_ptr, z_row, n, n < N, ACC)
-        if CENTRED:
-            here = tl.zeros([1, 1], ACC) + tl.minimum(BLOCK_N, N - start)
-            block_mean, block_low, block_m2 = tile_moments(x, n < N, here, 1, NARROW)
-            count, mean, low, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)
-        else:
-            lanes += x * x
-    if not CENTRED:
-        m2 = tl.sum(lanes, 1, keep_dims=True)
-    rstd = rstd_of(divide(m2, tl.zeros_like(m2) + N), eps, eps_low, ACC)
-    save_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, mean, low, rstd, CENTRED)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        long_row = tl.cast(row, tl.int64)
+        x_row = x_ptr + long_row * x_stride
+        y_row = y_ptr + long_row * N
+        residual_row = long_row * residual_stride
+        z_row = long_row * N
 
-    if residual_ptr is not None:
-        tl.debug_barrier()  # z may be read by another thread than wrote it
-    stream = x_row if residual_ptr is None else z_ptr + z_row
-    for i in range(tl.cdiv(N, BLOCK_N)):
-        n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
-        x = load(stream + n, n < N, ACC)
-        y = affine(((x - mean) - low) * rstd, weight_ptr, bias_ptr, n, n < N, ZERO_CENTRED, ACC)
-        store(y_row + n, y, n < N)
+        count = tl.zeros([1, 1], ACC)
+        mean = tl.zeros([1, 1], ACC)
+        low = tl.zeros([1, 1], ACC)
+        m2 = tl.zeros([1, 1], ACC)
+        lanes = tl.zeros([1, BLOCK_N], ACC)
+        for start in range(0, N, BLOCK_N):
+            n = start + block
+            x = load_stream(x_row + n, residual_ptr, residual_row, z_ptr, z_row, n, n < N, ACC)
+            if CENTRED:
+                here = tl.zeros([1, 1], ACC) + tl.minimum(BLOCK_N, N - start)
+                block_mean, block_low, block_m2 = tile_moments(x, n < N, here, 1, NARROW)
+                count, mean, low, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)
+            else:
+                lanes += x * x
+        if not CENTRED:
+            m2 = tl.sum(lanes, 1, keep_dims=True)
+        rstd = rstd_of(divide(m2, tl.zeros_like(m2) + N), eps, eps_low, ACC)
+        save_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, mean, low, rstd, CENTRED)
+
+        if residual_ptr is not None:
+            tl.debug_barrier()  # z may be read by another thread than wrote it
+        stream = x_row if residual_ptr is None else z_ptr + z_row
+        for i in range(tl.cdiv(N, BLOCK_N)):
+            n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
+            x = load(stream + n, n < N, ACC)
+            y = affine(((x - mean) - low) * rstd, weight_ptr, bias_ptr, n, n < N, ZERO_CENTRED, ACC)
+            store(y_row + n, y, n < N)
 
 
 @triton.jit(do_not_specialize=BATCH)

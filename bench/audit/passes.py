@@ -76,7 +76,7 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
-        plan = plans.row_forward(n, t["x"].element_size(), device)
+        plan = plans.row_forward(n, t["x"].element_size(), device, tensors=4 if "residual" in t else 2)
         return Declared(kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t)))
 
     def backward(t: Tensors, device: Device) -> object:
