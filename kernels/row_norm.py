@@ -227,7 +227,9 @@ def forward(
                 *arguments, **constants, CHUNKS=plan.chunks, BLOCK_M=plan.block_m, **plan.options
             )
         else:
-            _row_norm_forward_loop_kernel[(min(m, plan.programs),)](*arguments, **constants, BLOCK_N=plan.block_n, **plan.options)
+            _row_norm_forward_loop_kernel[(min(m, plan.programs),)](
+                *arguments, **constants, BLOCK_N=plan.block_n, **plan.options
+            )
     return y, mean, rstd
 
 
