@@ -21,7 +21,6 @@ from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, TensorHandle, interpreter_builder
 
 from bench.audit.calls import Launch
-from bench.audit.passes import PASSES
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Access, Traffic
 
@@ -188,7 +187,7 @@ def counting() -> Iterator[list[_Ledger]]:
 
 def counts(call: Launch, device: Device) -> Iterator[Count]:
     """Every pass of the call, run and counted."""
-    for mode, each in PASSES[call.op].modes.items():
+    for mode, each in call.passes.modes.items():
         tensors = call.tensors("cpu")
         if not tensors.keys() >= each.needs:
             continue

@@ -52,6 +52,7 @@ class Passes:
     activations: tuple[str, ...]
     vectors: Callable[[tuple[int, ...], torch.dtype], Mapping[str, Shaped]]
     modes: Mapping[str, Pass]
+    of: Callable[..., Passes] | None = None  # the same with other options (bench/case.py) than the first
 
 
 def _sizes(t: Tensors) -> dict[str, int]:

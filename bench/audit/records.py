@@ -14,7 +14,7 @@ from bench.audit.cache import Programs, expected_units
 from bench.audit.calls import Launch
 from bench.audit.compiling import compiling
 from bench.audit.machine_code import MachineCode, inspect
-from bench.audit.passes import PASSES, Declared
+from bench.audit.passes import Declared
 from bench.audit.targets import LIMITS, TARGETS, resident_programs
 from bench.operators import operators
 from normlib.kernels.plan import BatchNormPlan
@@ -76,6 +76,7 @@ class Record:
     dtype: str
     layout: str
     shape: tuple[int, ...]
+    options: tuple[tuple[str, int | str], ...]
     plan: str  # its kind
     choices: dict[str, Any]  # the plan itself
     units: float  # of activations, loaded and stored
@@ -130,7 +131,7 @@ def collect(target: str, launches: Iterable[Launch]) -> list[Record]:
     with ThreadPoolExecutor(2) as pool, compiling(target) as found:
         for launch in launches:
             tensors = launch.tensors("meta")
-            for mode, each in PASSES[launch.op].modes.items():
+            for mode, each in launch.passes.modes.items():
                 found.clear()
                 each.run(tensors, device)
                 declared = each.declare(tensors, device)
@@ -199,6 +200,7 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
         dtype=launch.dtype,
         layout=launch.layout,
         shape=launch.shape,
+        options=launch.options,
         plan=declared.kind,
         choices=asdict(declared.plan) | ({"once": asdict(declared.once)} if declared.once else {}),
         units=activations / unit,
@@ -219,7 +221,7 @@ def _floor(launch: Launch, mode: str) -> int | None:
     operator = operators()[launch.op]
     if mode not in operator.modes or launch.dtype not in case.DTYPES:
         return None
-    return operator.bytes_moved(case.Case(launch.op, launch.shape, (), launch.dtype, launch.layout, mode))
+    return operator.bytes_moved(case.Case(launch.op, launch.shape, launch.options, launch.dtype, launch.layout, mode))
 
 
 def _behind_cache(
