@@ -5,6 +5,7 @@ from normlib.backend import backend_for
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.layer_norm import LayerNorm
+from normlib.partial_rms_norm import PartialRMSNorm
 from normlib.rms_norm import RMSNorm
 from normlib.sync_batch_norm import SyncBatchNorm
 
@@ -15,6 +16,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "LayerNorm",
+    "PartialRMSNorm",
     "RMSNorm",
     "SyncBatchNorm",
     "backend_for",

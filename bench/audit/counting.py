@@ -48,6 +48,7 @@ SLICED_ROWS = {"bf16": (4, 8202), "fp64": (3, 4102)}
 WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "layer_norm": (("weight", "bias"), ("bias",), ("dx",), ("dw",), ("db",), ("dw", "db"), ("dx", "dw", "db")),
     "rms_norm": (("weight",), ("dx",), ("dw",), ("dx", "dw")),
+    "partial_rms_norm": (),
     "layer_norm_add": (("dz",), ("dx",)),
     "rms_norm_add": (("dz",),),
     "batch_norm": (
