@@ -1,9 +1,11 @@
-"""BatchNorm, LayerNorm and RMSNorm as Triton kernels, behind PyTorch's own signatures."""
+"""BatchNorm, GroupNorm, InstanceNorm, LayerNorm and RMSNorm as Triton kernels, behind PyTorch's own signatures."""
 
 from normlib import functional
 from normlib.backend import backend_for
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.convert import convert, convert_sync_batchnorm, revert
+from normlib.group_norm import GroupNorm
+from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.partial_rms_norm import PartialRMSNorm
 from normlib.rms_norm import RMSNorm
@@ -15,6 +17,10 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "PartialRMSNorm",
     "RMSNorm",

@@ -24,6 +24,7 @@ def functions(device):
         "layer_norm": lambda x, w, b: N.layer_norm(x, (3,), w, b),
         "rms_norm": lambda x, w, b: N.rms_norm(x, (3,), w, 1e-5, b),
         "partial_rms_norm": lambda x, w, b: N.partial_rms_norm(x, (3,), w, 1e-5, b, 0.5),
+        "group_norm": lambda x, w, b: N.group_norm(x.view(2, 3, 2), 1, w, b),
         "batch_norm, training": lambda x, w, b: N.batch_norm(x, None, None, w, b, True),
         "batch_norm, training, positions": lambda x, w, b: N.batch_norm(x.view(2, 3, 2), None, None, w, b, True),
         "batch_norm, evaluation": lambda x, w, b: N.batch_norm(x, *running, w, b),
@@ -60,6 +61,11 @@ def samples(device):
             (dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False]),
             (dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False], None, False, 0.5),
         ],
+        "group_norm": [(x, 2, w, b, 1e-5), (x.detach().view(2, 6, 2), 6, None, None, 1e-5)],
+        "group_norm_backward": [
+            (dy, x, 3, torch.zeros(2, 12, device=device), torch.ones(12, device=device), w, b, 1e-5, [True] * 3)
+        ],
+        "instance_norm": [(x.detach().view(2, 6, 2), w, b, mean.clone(), var.clone(), 0.1, 1e-5)],
         "batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5), (x, None, None, None, None, 0.1, 1e-5)],
         "batch_norm_eval": [(x, w, b, mean, var, 1e-5)],
         "batch_norm_backward": [
