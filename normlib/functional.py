@@ -7,5 +7,11 @@ from normlib.layer_norm import layer_norm
 from normlib.partial_rms_norm import partial_rms_norm
 from normlib.rms_norm import rms_norm
 
-__all__ = ["batch_norm", "layer_norm", "partial_rms_norm", "rms_norm"]
-__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+__all__ = [
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "partial_rms_norm",
+    "rms_norm",
+]
