@@ -24,7 +24,7 @@ _EDITS = {
             "the merged mean is the last step's",
             "count, mean, low, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)",
             "count, _, _, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)\n"
-            "            mean, low = block_mean, block_low",
+            "                mean, low = block_mean, block_low",
         ),
         ("loop-rms-of-the-last-step", "RMS norm's squares of the last step alone", "lanes += x * x", "lanes = x * x"),
         (
