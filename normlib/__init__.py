@@ -9,7 +9,10 @@ from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.partial_rms_norm import PartialRMSNorm
 from normlib.rms_norm import RMSNorm
+from normlib.sequence_batch_norm import SequenceBatchNorm
 from normlib.sync_batch_norm import SyncBatchNorm
+from normlib.weight_norm import WeightNorm, parametrize_weight_norm
+from normlib.weight_norm_initialization import initialize_weight_norm
 
 __version__ = "0.1.0"
 
@@ -24,10 +27,14 @@ __all__ = [
     "LayerNorm",
     "PartialRMSNorm",
     "RMSNorm",
+    "SequenceBatchNorm",
     "SyncBatchNorm",
+    "WeightNorm",
     "backend_for",
     "convert",
     "convert_sync_batchnorm",
     "functional",
+    "initialize_weight_norm",
+    "parametrize_weight_norm",
     "revert",
 ]

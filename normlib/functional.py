@@ -6,6 +6,8 @@ from normlib.instance_norm import instance_norm
 from normlib.layer_norm import layer_norm
 from normlib.partial_rms_norm import partial_rms_norm
 from normlib.rms_norm import rms_norm
+from normlib.sequence_batch_norm import sequence_batch_norm
+from normlib.weight_norm import weight_norm
 
 __all__ = [
     "batch_norm",
@@ -14,4 +16,6 @@ __all__ = [
     "layer_norm",
     "partial_rms_norm",
     "rms_norm",
+    "sequence_batch_norm",
+    "weight_norm",
 ]

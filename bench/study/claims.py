@@ -21,6 +21,10 @@ _BN_URL, _SANTURKAR_URL, _RENORM_URL = (
     f"https://arxiv.org/abs/{n}" for n in ("1502.03167", "1805.11604", "1702.03275")
 )
 
+# Internal covariate shift, of a layer's gradient before and after the layers below have taken their step.
+_SHIFT = Figure("curves", "step", "L2 distance of gradients before and after", "shift", ("y",))
+_COSINE = Figure("curves", "step", "cosine of gradients before and after", "cosine")
+
 
 def at(name: str, setting: float) -> str:
     """The name of a value taken at one setting of a sweep: `loss at 0.1`."""
@@ -247,7 +251,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             Gate("lr 1e-7: cosine(plain) > .8", lambda v: v[PLAIN, "cosine"] > 0.8, ((PLAIN, "cosine"),)),
             Gate("lr 1e-7: cosine(BN) < .5", lambda v: v[BN, "cosine"] < 0.5, ((BN, "cosine"),)),
         ),
-        figure=Figure("curves", "step", "cosine of gradients before and after", "cosine"),
+        figure=_COSINE,
+        also=(_SHIFT,),
     ),
     Experiment(
         name="ics_mlp",
@@ -257,7 +262,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         operators=("batch_norm",),
         conditions=(PLAIN, BN),
         gates=(),
-        figure=Figure("curves", "step", "L2 distance of gradients before and after", "shift", ("y",)),
+        figure=_SHIFT,
+        also=(_COSINE,),
     ),
     Experiment(
         name="dropout",

@@ -44,6 +44,8 @@ def test_the_operators_are_found_and_helpers_are_not():
         "partial_rms_norm": "prms",
         "rms_norm": "rms",
         "rms_norm_add": "rms_add",
+        "sequence_batch_norm": "seq_bn",
+        "weight_norm": "wn",
     }
 
 
