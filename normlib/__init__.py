@@ -8,6 +8,7 @@ from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.lp_norm import LpNorm1d, LpNorm2d, LpNorm3d
+from normlib.partial_rms_norm import PartialRMSNorm
 from normlib.rms_norm import RMSNorm
 from normlib.sequence_batch_norm import SequenceBatchNorm
 from normlib.sync_batch_norm import SyncBatchNorm
@@ -28,6 +29,7 @@ __all__ = [
     "LpNorm1d",
     "LpNorm2d",
     "LpNorm3d",
+    "PartialRMSNorm",
     "RMSNorm",
     "SequenceBatchNorm",
     "SyncBatchNorm",

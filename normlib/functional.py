@@ -5,6 +5,7 @@ from normlib.group_norm import group_norm
 from normlib.instance_norm import instance_norm
 from normlib.layer_norm import layer_norm
 from normlib.lp_norm import lp_norm
+from normlib.partial_rms_norm import partial_rms_norm
 from normlib.rms_norm import rms_norm
 from normlib.sequence_batch_norm import sequence_batch_norm
 from normlib.weight_norm import weight_norm
@@ -15,6 +16,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "lp_norm",
+    "partial_rms_norm",
     "rms_norm",
     "sequence_batch_norm",
     "weight_norm",

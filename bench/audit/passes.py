@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import inf, prod
+from math import ceil, inf, prod
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from normlib.kernels import (
 from normlib.kernels import plan as plans
 from normlib.kernels.plan import BatchNormPlan, Device, MergePlan, OncePlan, RowBackwardPlan, RowPlan
 from normlib.kernels.traffic import Traffic
+from normlib.partial_rms_norm import PARTIAL
 
 # By name; what is not in it is not there, or not wanted. Outputs stand for their dtype.
 Tensors = dict[str, Tensor]
@@ -77,7 +78,7 @@ def _kind(plan: RowPlan) -> str:
     return "rows in registers" if plan.chunks else "loop over a row"
 
 
-def _row_norm(centred: bool, add: bool = False) -> Passes:
+def _row_norm(centred: bool, add: bool = False, partial: float = 1.0) -> Passes:
     def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
         m, n = shape
         found: dict[str, Shaped] = {"weight": ((n,), dtype), "dw": ((n,), dtype), "rstd": ((m,), _statistics(dtype))}
@@ -85,21 +86,25 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
             found |= {"bias": ((n,), dtype), "db": ((n,), dtype), "mean": ((2, m), _statistics(dtype))}
         return found
 
+    def partial_n(t: Tensors) -> int:
+        return ceil(partial * t["x"].shape[1])
+
     def forward(t: Tensors, device: Device) -> object:
         parameters, stream = (t.get("weight"), t.get("bias")), (t.get("residual"), t.get("z"))
-        return row_norm.forward(t["x"], *parameters, EPS, centred, t["x"].shape[1], device, *stream)
+        return row_norm.forward(
+            t["x"], *parameters, EPS, centred, t["x"].shape[1], device, *stream, partial_n=partial_n(t)
+        )
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
-        plan = plans.row_forward(n, t["x"].element_size(), device)
-        return Declared(_kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t)))
+        plan = plans.row_forward(n, t["x"].element_size(), device, tensors=4 if "residual" in t else 2)
+        return Declared(_kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t), partial_n(t)))
 
     def backward(t: Tensors, device: Device) -> object:
         x, mean = t["x"], t.get("mean", t["rstd"])
         dw, db = (t[name].dtype if name in t else None for name in ("dw", "db"))
-        return row_norm.backward(
-            t["dy"], x, mean, t["rstd"], t.get("weight"), centred, x.shape[1], dw, db, "dx" in t, device, t.get("dz")
-        )
+        given = (t["dy"], x, mean, t["rstd"], t.get("weight"), centred, x.shape[1], dw, db, "dx" in t, device)
+        return row_norm.backward(*given, t.get("dz"), partial_n=partial_n(t))
 
     def declare_backward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
@@ -303,6 +308,7 @@ PASSES: Mapping[str, Passes] = {
     "layer_norm": _row_norm(centred=True),
     "layer_norm_add": _row_norm(centred=True, add=True),
     "lp_norm": _lp_norm(),
+    "partial_rms_norm": _row_norm(centred=False, partial=PARTIAL),
     "rms_norm": _row_norm(centred=False),
     "rms_norm_add": _row_norm(centred=False, add=True),
     "sequence_batch_norm": _of_steps(_batch_norm()),

@@ -70,20 +70,22 @@ def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if t is not None}
 
 
-def _rows(centred: bool, add: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+def _rows(centred: bool, add: bool = False, partial: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
     def run(call: Call, device: torch.device) -> dict[str, Tensor]:
         n, plan = call.shape[-1], call.device
+        partial_n = n // 3 + 1 if partial else n
         x, dy = _draw(call, device)
         residual, dz = _draw(call, device) if add else (None, None)
         z = torch.empty(call.shape, dtype=call.dtype, device=device) if add else None
         weight, bias = _vectors(n, call.dtype, device, 2) if call.affine else (None, None)
-        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n, plan, residual, z)
+        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n, plan, residual, z, partial_n=partial_n)
         if not call.needs:
             return _present(y=y, z=z, mean=mean, rstd=rstd)
         x = x if z is None else z
         dw_dtype, db_dtype = (call.dtype if name in call.needs else None for name in ("dw", "db"))
         needs_dx = "dx" in call.needs
-        found = row_norm.backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, needs_dx, plan, dz)
+        given = (dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, needs_dx, plan, dz)
+        found = row_norm.backward(*given, partial_n=partial_n)
         return _present(y=y, z=z, mean=mean, rstd=rstd, dx=found[0], dw=found[1], db=found[2])
 
     return run
@@ -172,6 +174,7 @@ def _weight(call: Call, device: torch.device) -> dict[str, Tensor]:
 _OPERATORS = {
     "layer_norm": _rows(centred=True),
     "rms_norm": _rows(centred=False),
+    "partial_rms_norm": _rows(centred=False, partial=True),
     "layer_norm_add": _rows(centred=True, add=True),
     "rms_norm_add": _rows(centred=False, add=True),
     "batch_norm": _batch(evaluating=False),
@@ -245,6 +248,10 @@ CALLS = [
     *_ROW_CALLS,
     *(Call("layer_norm_add", *row) for row in _ADDING_ROWS),
     Call("rms_norm_add", (3, 8205), torch.float64),
+    *(
+        Call("partial_rms_norm", *row)
+        for row in [((33, 100), torch.bfloat16), ((5, 1603),), ((3, 8205), torch.float64)]
+    ),
     *_BATCH_CALLS,
     *(replace(call, layout="channels-last") for call in _BATCH_CALLS if len(call.shape) > 2),
     *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),

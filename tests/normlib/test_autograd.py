@@ -24,6 +24,7 @@ def functions(device):
     return {
         "layer_norm": lambda x, w, b: N.layer_norm(x, (3,), w, b),
         "rms_norm": lambda x, w, b: N.rms_norm(x, (3,), w, 1e-5, b),
+        "partial_rms_norm": lambda x, w, b: N.partial_rms_norm(x, (3,), w, 1e-5, b, 0.5),
         "group_norm": lambda x, w, b: N.group_norm(x.view(2, 3, 2), 1, w, b),
         "batch_norm, training": lambda x, w, b: N.batch_norm(x, None, None, w, b, True),
         "batch_norm, training, positions": lambda x, w, b: N.batch_norm(x.view(2, 3, 2), None, None, w, b, True),
@@ -56,9 +57,12 @@ def samples(device):
         "layer_norm": [(x, [6], w, b, 1e-5), (x, [6], None, None, 1e-5)],
         "layer_norm_add": [(x, dy, [6], w, b, 1e-5)],
         "layer_norm_backward": [(dy, x, pair, rows, [6], w, b, 1e-5, [True, True, True])],
-        "rms_norm": [(x, [6], w, None, 1e-5)],
+        "rms_norm": [(x, [6], w, None, 1e-5), (x, [6], w, None, 1e-5, False, 0.5)],
         "rms_norm_add": [(x, dy, [6], w, None, 1e-5, True)],
-        "rms_norm_backward": [(dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False])],
+        "rms_norm_backward": [
+            (dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False]),
+            (dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False], None, False, 0.5),
+        ],
         "group_norm": [(x, 2, w, b, 1e-5), (x.detach().view(2, 6, 2), 6, None, None, 1e-5)],
         "group_norm_backward": [
             (dy, x, 3, torch.zeros(2, 12, device=device), torch.ones(12, device=device), w, b, 1e-5, [True] * 3)

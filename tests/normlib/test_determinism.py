@@ -2,6 +2,7 @@
 
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature
 from math import inf
 
@@ -183,8 +184,10 @@ def test_the_widths_are_one_for_each_variant_of_the_plan():
 @pytest.mark.parametrize("device", [H200, INTERPRETER], ids=["H200", "interpreter"])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_no_plan_of_a_row_looks_at_how_many_there_are(itemsize, device):
-    assert list(signature(plan.row_forward).parameters) == ["n", "itemsize", "device"]
+    assert list(signature(plan.row_forward).parameters) == ["n", "itemsize", "device", "tensors"]
     for width in (1, 3, 24, 100, 511, 512, 600, 1000, 1600, 4096, 7168, 8192, 12288, 16384, 20000, 131072):
+        alone, beside = (plan.row_forward(width, itemsize, device, tensors) for tensors in (2, 4))
+        assert replace(alone, programs=0) == replace(beside, programs=0)
         plans = [plan.row_backward(m, width, itemsize, device) for m in (*ROWS, 132, 528, 10**6, 2**31 - 1)]
         # `programs` may differ: it is how rows are dealt out, and a row's dx is one program's work.
         assert len({(str(p.rows), p.block_rows, p.block_columns) for p in plans}) == 1

@@ -23,10 +23,18 @@ OPS = torch.ops.normlib
 X, W, B = torch.randn(4, 6, dtype=torch.float64), torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
 V = torch.randn(4, 6, dtype=torch.float64)
 BUFFERS = torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+
+
+def partial_rms_norm_of(lib):
+    """normlib's; of PyTorch, which has none, the composition."""
+    return getattr(lib, "partial_rms_norm", composed.partial_rms_norm)
+
+
 # Each as a function of (x, weight, bias), by the library that has it.
 FUNCTIONS = {
     "layer_norm": lambda lib: lambda x, w, b: lib.layer_norm(x, (6,), w, b),
     "rms_norm": lambda lib: lambda x, w, b: lib.rms_norm(x, (6,), w, 1e-6) * b,
+    "partial_rms_norm": lambda lib: lambda x, w, b: partial_rms_norm_of(lib)(x, (6,), w, 1e-6, b, 0.5),
     "batch_norm, training": lambda lib: lambda x, w, b: lib.batch_norm(x, None, None, w, b, True),
     "batch_norm, evaluation": lambda lib: lambda x, w, b: lib.batch_norm(x, *(t.to(x) for t in BUFFERS), w, b),
     "lp_norm, training": lambda lib: (
