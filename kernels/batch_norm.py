@@ -158,11 +158,12 @@ def _batch_norm_normalize_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
+    STD: tl.constexpr = False,  # whether evaluation's is running_std
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
     first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, STD)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     normalize_tiles(
@@ -196,13 +197,14 @@ def _batch_norm_reduce_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STD: tl.constexpr = False,  # whether evaluation's is running_std
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     SUMS: tl.constexpr = partials_ptr is not None
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
     first, last = even_share(split, splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, STD)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     dw, db = sums_of_tiles(
@@ -577,8 +579,12 @@ def batch_norm_eval_forward(
     signs: Tensor | None = None,
     relu: bool = False,
     pre_relu: bool = False,
+    std: bool = False,
 ) -> Tensor:
-    """y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`."""
+    """y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`.
+
+    With `std` running_var is a standard deviation instead, and eps unused.
+    """
     x, last = dense(x)
     residual = None if residual is None else _like(x, residual)
     y = torch.empty_like(x)
@@ -586,7 +592,8 @@ def batch_norm_eval_forward(
         plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
         with on(x):
             tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
-            _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=True, RELU=relu, PRE_RELU=pre_relu)
+            constants = {"EVAL": True, "RELU": relu, "PRE_RELU": pre_relu, "STD": std}
+            _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, **constants)
     return y
 
 
@@ -606,11 +613,13 @@ def batch_norm_backward(
     dz: Tensor | None = None,
     relu: bool = False,
     pre_relu: bool = False,
+    std: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
 
-    mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var. The gradient of a
-    residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward, or without them the bias.
+    mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var, or with `std` a standard
+    deviation. The gradient of a residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward,
+    or without them the bias.
     """
     x, last = dense(x)
     dy = _like(x, dy)
@@ -638,7 +647,7 @@ def batch_norm_backward(
         dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
         outputs = (partials, dx_here, dz_here)
         if any(t is not None for t in outputs):
-            _launch(_batch_norm_reduce_kernel, plan, *outputs, *tensors, eps=eps, EVAL=evaluating, **relus)
+            _launch(_batch_norm_reduce_kernel, plan, *outputs, *tensors, eps=eps, EVAL=evaluating, STD=std, **relus)
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:

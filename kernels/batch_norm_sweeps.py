@@ -225,10 +225,29 @@ def finish_statistics(
 
 
 @triton.jit
-def statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var."""
+def statistics(
+    mean_ptr,
+    rstd_ptr,
+    eps,
+    eps_low,
+    c0,
+    C,
+    EVAL: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+    STD: tl.constexpr = False,
+):
+    """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var.
+
+    With STD the second of those is a standard deviation, to which no eps is to be added.
+    """
     mean = channel_values(mean_ptr, c0, C, BLOCK_C, ACC)
-    if EVAL:
+    if EVAL and STD:
+        std = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
+        c = c0 + tl.arange(0, BLOCK_C)[:, None]
+        std = tl.where(c < C, std, 1.0)
+        return mean, tl.zeros_like(mean), divide(tl.full([BLOCK_C, 1], 1.0, ACC), std)
+    elif EVAL:
         variance = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
         return mean, tl.zeros_like(mean), rstd_of(variance, eps, eps_low, ACC)
     else:

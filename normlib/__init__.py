@@ -3,6 +3,7 @@
 from normlib import functional
 from normlib.backend import backend_for
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normlib.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.layer_norm import LayerNorm
 from normlib.rms_norm import RMSNorm
@@ -14,6 +15,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "LayerNorm",
     "RMSNorm",
     "SyncBatchNorm",

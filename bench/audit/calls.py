@@ -80,7 +80,7 @@ def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = Non
 
 def _of(operator: Operator, preset: str) -> Iterator[Launch]:
     if preset == "extra":
-        shapes = EXTRA_BATCHES if operator.name.startswith("batch_norm") else [(4096, n) for n in EXTRA_COLUMNS]
+        shapes = EXTRA_BATCHES if "nchw" in operator.layouts else [(4096, n) for n in EXTRA_COLUMNS]
         for shape, dtype, layout in product(shapes, ("bf16", "fp32"), operator.layouts):
             yield Launch(operator.name, shape, dtype, layout)
         yield from (Launch(operator.name, (64, 1024), "fp64", layout) for layout in operator.layouts)

@@ -22,6 +22,7 @@ from triton.runtime.interpreter import GridExecutor, TensorHandle, interpreter_b
 
 from bench.audit.calls import Launch
 from bench.audit.passes import PASSES
+from bench.operators import operators
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Access, Traffic
 
@@ -61,6 +62,7 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "batch_norm_relu": (("weight", "bias"), ("dx",), ("dw", "db")),
     "batch_norm_add_relu": (("dz",), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
+    "batch_renorm": (("weight", "bias"), ("dx",), ("dw", "db")),
 }
 
 
@@ -205,7 +207,7 @@ def calls(ops: Iterable[str]) -> Iterator[tuple[Launch, Device]]:
     for op in ops:
         if op == "batch_norm":
             yield from _batch_norm_calls()
-        elif op.startswith("batch_norm"):
+        elif "nchw" in operators()[op].layouts:
             yield from _fused_calls(op)
         else:
             for dtype, shape in (*product(DTYPES, ROW_SHAPES), *LOOP.items()):

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, batch_norm_traffic, row_norm, row_norm_traffic
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_traffic,
+    batch_renorm,
+    batch_renorm_traffic,
+    row_norm,
+    row_norm_traffic,
+)
 from normlib.kernels import plan as plans
 from normlib.kernels.plan import BatchNormPlan, Device, OncePlan, RowBackwardPlan, RowPlan
 from normlib.kernels.traffic import Traffic
@@ -106,6 +113,15 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
     )
 
 
+def _batch_plan(t: Tensors, device: Device) -> BatchNormPlan:
+    x = t["x"]
+    return plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+
+
+def _once_kind(once: OncePlan) -> str:
+    return "one launch, barrier" if once.splits > 1 else "one launch"
+
+
 def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     """`relu`: one behind the norm; `add`: of the norm and a residual, whose gradient is dz."""
     running = ("running_mean", "running_var")
@@ -121,25 +137,18 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     def sizes(t: Tensors) -> dict[str, int]:
         return {**_sizes(t), **({"signs": 1} if add else {})}
 
-    def plan_of(t: Tensors, device: Device) -> BatchNormPlan:
-        x = t["x"]
-        return plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
-
     def forward(t: Tensors, device: Device) -> object:
         mean, var = (t.get(name) for name in running)
         given = (t["x"], t.get("weight"), t.get("bias"), mean, var, MOMENTUM, EPS, device)
         return batch_norm.batch_norm_forward(*given, t.get("residual"), signs(t, device), relu=relu)
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
-        plan = plan_of(t, device)
+        plan = _batch_plan(t, device)
         once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device, relu)
         if once is not None:
-            return Declared(kind(once), plan, batch_norm_traffic.forward_once(plan, once, sizes(t)), once)
+            return Declared(_once_kind(once), plan, batch_norm_traffic.forward_once(plan, once, sizes(t)), once)
         merge = plans.merge(plan.splits, plan.channels, device)
         return Declared("streaming", plan, batch_norm_traffic.forward(plan, merge, sizes(t)))
-
-    def kind(once: OncePlan) -> str:
-        return "one launch, barrier" if once.splits > 1 else "one launch"
 
     def evaluate(t: Tensors, device: Device) -> object:
         mean, var = (t[name] for name in running)
@@ -148,7 +157,7 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
         return batch_norm.batch_norm_eval_forward(*given, t.get("residual"), signs(t, device), relu=relu)
 
     def declare_evaluate(t: Tensors, device: Device) -> Declared:
-        plan = plan_of(t, device)
+        plan = _batch_plan(t, device)
         return Declared("one sweep", plan, batch_norm_traffic.eval_forward(plan, sizes(t)))
 
     def backward(evaluating: bool) -> Pass:
@@ -161,12 +170,12 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
             return batch_norm.batch_norm_backward(*given, signs(t, device), t.get("dz"), relu=relu)
 
         def declare(t: Tensors, device: Device) -> Declared:
-            plan = plan_of(t, device)
+            plan = _batch_plan(t, device)
             if "dx" in t and not evaluating:
                 once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device, relu)
                 if once is not None:
                     launches = batch_norm_traffic.backward_once(plan, once, sizes(t), relu)
-                    return Declared(kind(once), plan, launches, once)
+                    return Declared(_once_kind(once), plan, launches, once)
             merge = plans.merge(plan.splits, plan.channels, device)
             launches = batch_norm_traffic.backward(plan, merge, sizes(t), evaluating, relu)
             return Declared("one sweep" if evaluating else "streaming", plan, launches)
@@ -185,10 +194,68 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     )
 
 
+def _batch_renorm() -> Passes:
+    running = ("running_mean", "running_std")
+    per_channel = ("weight", "bias", *running, "rstd", "dw", "db")
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        c, statistics = shape[1], _statistics(dtype)
+        wide: dict[str, Shaped] = {"mean": ((2, c), statistics), "renorm": ((4, c), statistics)}
+        return {**wide, **dict.fromkeys(per_channel, ((c,), statistics))}
+
+    def forward(t: Tensors, device: Device) -> object:
+        given = (t["x"], t.get("weight"), t.get("bias"), *(t[name] for name in running))
+        return batch_renorm.batch_renorm_forward(*given, MOMENTUM, EPS, 3.0, 5.0, device=device)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        plan = _batch_plan(t, device)
+        merge = plans.merge(plan.splits, plan.channels, device)
+        return Declared("streaming", plan, batch_renorm_traffic.forward(plan, merge, _sizes(t)))
+
+    def backward(t: Tensors, device: Device) -> object:
+        given = (t["dy"], t["x"], t["mean"], t["rstd"], t["renorm"], "dx" in t, "dw" in t)
+        return batch_renorm.batch_renorm_backward(*given, device)
+
+    def declare_backward(t: Tensors, device: Device) -> Declared:
+        plan = _batch_plan(t, device)
+        once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device) if "dx" in t else None
+        merges = (plans.merge(parts, plan.channels, device) for parts in (plan.splits, 1))
+        launches = batch_renorm_traffic.backward(plan, once, *merges, _sizes(t))
+        return Declared("streaming" if once is None else _once_kind(once), plan, launches, once)
+
+    def evaluate(t: Tensors, device: Device) -> object:
+        given = (t["x"], t.get("weight"), t.get("bias"), *(t[name] for name in running), EPS, device)
+        return batch_norm.batch_norm_eval_forward(*given, std=True)
+
+    def evaluate_backward(t: Tensors, device: Device) -> object:
+        given = (t["dy"], t["x"], *(t[name] for name in running), t.get("weight"), EPS, True, "dx" in t, "dw" in t)
+        return batch_norm.batch_norm_backward(*given, device, std=True)
+
+    def declare_evaluation(backward: bool) -> Callable[[Tensors, Device], Declared]:
+        def declare(t: Tensors, device: Device) -> Declared:
+            plan = _batch_plan(t, device)
+            merge = plans.merge(plan.splits, plan.channels, device)
+            return Declared("one sweep", plan, batch_renorm_traffic.evaluation(plan, merge, _sizes(t), backward))
+
+        return declare
+
+    return Passes(
+        PLAIN,
+        vectors,
+        {
+            "fwd": Pass(forward, declare_forward, frozenset(running)),
+            "bwd": Pass(backward, declare_backward),
+            "eval": Pass(evaluate, declare_evaluation(backward=False), frozenset(running)),
+            "eval_bwd": Pass(evaluate_backward, declare_evaluation(backward=True), frozenset(running)),
+        },
+    )
+
+
 PASSES: Mapping[str, Passes] = {
     "batch_norm": _batch_norm(),
     "batch_norm_add_relu": _batch_norm(relu=True, add=True),
     "batch_norm_relu": _batch_norm(relu=True),
+    "batch_renorm": _batch_renorm(),
     "layer_norm": _row_norm(centred=True),
     "layer_norm_add": _row_norm(centred=True, add=True),
     "rms_norm": _row_norm(centred=False),
