@@ -204,8 +204,9 @@ def _batch_renorm() -> Passes:
         return {**wide, **dict.fromkeys(per_channel, ((c,), statistics))}
 
     def forward(t: Tensors, device: Device) -> object:
-        given = (t["x"], t.get("weight"), t.get("bias"), *(t[name] for name in running))
-        return batch_renorm.batch_renorm_forward(*given, MOMENTUM, EPS, 3.0, 5.0, device=device)
+        buffers = (t["running_mean"], t["running_std"])
+        given = (t["x"], t.get("weight"), t.get("bias"), *buffers, MOMENTUM, EPS)
+        return batch_renorm.batch_renorm_forward(*given, rmax=3.0, dmax=5.0, device=device)
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         plan = _batch_plan(t, device)
@@ -219,17 +220,19 @@ def _batch_renorm() -> Passes:
     def declare_backward(t: Tensors, device: Device) -> Declared:
         plan = _batch_plan(t, device)
         once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device) if "dx" in t else None
-        merges = (plans.merge(parts, plan.channels, device) for parts in (plan.splits, 1))
-        launches = batch_renorm_traffic.backward(plan, once, *merges, _sizes(t))
+        merge, columns = (plans.merge(parts, plan.channels, device) for parts in (plan.splits, 1))
+        launches = batch_renorm_traffic.backward(plan, once, merge, columns, _sizes(t))
         return Declared("streaming" if once is None else _once_kind(once), plan, launches, once)
 
     def evaluate(t: Tensors, device: Device) -> object:
-        given = (t["x"], t.get("weight"), t.get("bias"), *(t[name] for name in running), EPS, device)
+        buffers = (t["running_mean"], t["running_std"])
+        given = (t["x"], t.get("weight"), t.get("bias"), *buffers, EPS, device)
         return batch_norm.batch_norm_eval_forward(*given, std=True)
 
     def evaluate_backward(t: Tensors, device: Device) -> object:
-        given = (t["dy"], t["x"], *(t[name] for name in running), t.get("weight"), EPS, True, "dx" in t, "dw" in t)
-        return batch_norm.batch_norm_backward(*given, device, std=True)
+        buffers = (t["running_mean"], t["running_std"])
+        given = (t["dy"], t["x"], *buffers, t.get("weight"), EPS, True, "dx" in t, "dw" in t, device)
+        return batch_norm.batch_norm_backward(*given, std=True)
 
     def declare_evaluation(backward: bool) -> Callable[[Tensors, Device], Declared]:
         def declare(t: Tensors, device: Device) -> Declared:

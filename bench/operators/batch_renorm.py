@@ -46,9 +46,10 @@ class BatchRenorm(BatchNorm):
 
     def reference(self, case: Case, inputs: Inputs) -> Reference:
         """Training's y, dx, dw, db, running_mean, running_std and what it saves, and evaluation's y_eval."""
-        x, *vectors = (inputs[name] for name in ("x", "running_mean", "running_std", "weight", "bias"))
-        truth = reference.batch_renorm(x, *vectors, MOMENTUM, case.eps, RMAX, DMAX, inputs["dy"])
-        evaluated = reference.batch_renorm_eval(x, *vectors)
+        statistics, parameters = (inputs["running_mean"], inputs["running_std"]), (inputs["weight"], inputs["bias"])
+        scalars = (MOMENTUM, case.eps, RMAX, DMAX)
+        truth = reference.batch_renorm(inputs["x"], *statistics, *parameters, *scalars, inputs["dy"])
+        evaluated = reference.batch_renorm_eval(inputs["x"], *statistics, *parameters)
         return {name: truth[name] for name in (*_TRAINING, *self.saved)} | {"y_eval": evaluated["y"]}
 
     def bind(self, case: Case, function: Functional) -> Forward:

@@ -7,10 +7,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, reduction, row_norm, sync_batch_norm
+from normlib.kernels import batch_norm, batch_renorm, reduction, row_norm, sync_batch_norm
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, row_norm, reduction, sync_batch_norm)
+MODULES = (batch_norm, batch_renorm, row_norm, reduction, sync_batch_norm)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -121,6 +121,24 @@ def _batch(evaluating: bool, **relus: bool) -> Callable[[Call, torch.device], di
     return run
 
 
+def _batch_renorm(call: Call, device: torch.device) -> dict[str, Tensor]:
+    """Training, and evaluation, whose sweeps are batch norm's."""
+    channels, plan = call.shape[1], call.device
+    x, dy = _draw(call, device)
+    wide = torch.promote_types(call.dtype, torch.float32)
+    mean, std, *given = _vectors(channels, wide, device, 4)
+    weight, bias = given if call.affine else (None, None)
+    scalars = (0.1, 1e-5, 3.0, 5.0, None if call.affine else torch.tensor([2.0, 1.0], device=device), plan)
+    y, *saved = batch_renorm.batch_renorm_forward(x, weight, bias, mean, std, *scalars)
+    needs = ("dx" in call.needs, "dw" in call.needs)
+    dx, dw, db = batch_renorm.batch_renorm_backward(dy, x, *saved, *needs, plan)
+    evaluated = batch_norm.batch_norm_eval_forward(x, weight, bias, mean, std, 0.0, plan, std=True)
+    gradients = batch_norm.batch_norm_backward(dy, x, mean, std, weight, 0.0, True, *needs, plan, std=True)
+    results = dict(zip(("eval_dx", "eval_dw", "eval_db"), gradients, strict=True))
+    found = {"y": y, **dict(zip(("mean", "rstd", "renorm"), saved, strict=True)), "dx": dx, "dw": dw, "db": db}
+    return _present(**found, **results, y_eval=evaluated, running_mean=mean, running_std=std)
+
+
 def _sync_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
     """Two processes' shares of the batch, one after the other, and a third that is empty."""
     x, dy = _draw(call, device)
@@ -147,6 +165,7 @@ _OPERATORS = {
     "rms_norm_add": _rows(centred=False, add=True),
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
+    "batch_renorm": _batch_renorm,
     "sync_batch_norm": _sync_batch,
     "batch_norm_relu": _batch(evaluating=False, relu=True, pre_relu=True),
     "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
@@ -216,6 +235,9 @@ CALLS = [
     *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),
     *(Call(op, *row) for op, row in product(("batch_norm_relu", "batch_norm_relu_eval"), _RELU_BATCHES)),
     Call("batch_norm_relu", (2, 65, 7, 7), layout="channels-last"),
+    Call("batch_renorm", (3, 5, 11), torch.bfloat16, 2),
+    Call("batch_renorm", (2, 65, 7, 7), torch.float32, 3, "channels-last"),
+    Call("batch_renorm", (5, 7), torch.float64, affine=BARE),
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
@@ -232,5 +254,6 @@ RAGGED = [
     Call("layer_norm", (3, 8205), torch.float64),
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
+    Call("batch_renorm", (3, 5, 11), multiprocessors=2),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
 ]

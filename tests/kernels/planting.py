@@ -8,7 +8,16 @@ import pytest
 import triton
 import triton.language as tl
 
-from normlib.kernels import batch_norm, batch_norm_sweeps, plan, reduction, row_norm, row_norm_values, row_norm_wide
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_sweeps,
+    batch_renorm,
+    plan,
+    reduction,
+    row_norm,
+    row_norm_values,
+    row_norm_wide,
+)
 
 
 @triton.jit
@@ -26,7 +35,7 @@ UNMASKED = {"load": _load_without_mask, "store": _store_without_mask}
 
 def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of every load, or of every store, of every kernel."""
-    for module in (batch_norm, batch_norm_sweeps, reduction, row_norm, row_norm_values, row_norm_wide):
+    for module in (batch_norm, batch_norm_sweeps, batch_renorm, reduction, row_norm, row_norm_values, row_norm_wide):
         monkeypatch.setattr(module, access, UNMASKED[access], raising=False)
 
 

@@ -20,12 +20,16 @@ def functions(device):
         torch.randn(3, dtype=torch.float64, device=device),
         torch.rand(3, dtype=torch.float64, device=device) + 0.5,
     )
+    far = torch.full_like(running[0], 1e4), torch.full_like(running[1], 1e2)
     return {
         "layer_norm": lambda x, w, b: N.layer_norm(x, (3,), w, b),
         "rms_norm": lambda x, w, b: N.rms_norm(x, (3,), w, 1e-5, b),
         "batch_norm, training": lambda x, w, b: N.batch_norm(x, None, None, w, b, True),
         "batch_norm, training, positions": lambda x, w, b: N.batch_norm(x.view(2, 3, 2), None, None, w, b, True),
         "batch_norm, evaluation": lambda x, w, b: N.batch_norm(x, *running, w, b),
+        # Beyond their limits r and d really are constants, as numerical differences want them.
+        "batch_renorm, training": lambda x, w, b: N.batch_renorm(x, *(t.clone() for t in far), w, b, True),
+        "batch_renorm, evaluation": lambda x, w, b: N.batch_renorm(x, *running, w, b),
     }
 
 
@@ -65,6 +69,15 @@ def samples(device):
         "batch_norm_add_relu_train": [(x, dy, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, False)],
         "batch_norm_add_relu_eval": [(x, dy, w, b, mean, var, 1e-5, True, False)],
         "batch_norm_add_relu_backward": [(dy, x, signs, mean, var, w, b, 1e-5, True, [True, True, True, False], False)],
+        "batch_renorm_train": [
+            (x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, 3.0, 5.0, None),
+            (x, None, None, mean.clone(), var.clone(), 0.1, 1e-5, 1.0, 0.0, torch.tensor([2.0, 1.0], device=device)),
+        ],
+        "batch_renorm_eval": [(x, w, b, mean, var)],
+        "batch_renorm_backward": [
+            (dy, x, torch.zeros(2, 6, device=device), var, torch.rand(4, 6, device=device), w, b, 1e-5, [True] * 3),
+            (dy, x, mean, var, None, w, None, 0.0, [True, True, False]),
+        ],
         "sync_batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, group)],
         "sync_batch_norm_backward": [  # which has no derivative
             (

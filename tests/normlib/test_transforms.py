@@ -94,6 +94,11 @@ OPERATORS = {
     "batch_norm_add_relu_backward": lambda x: OPS.batch_norm_add_relu_backward(
         V, x, SIGNS, *BUFFERS, W, B, 1e-5, True, [True] * 4, False
     )[0],
+    "batch_renorm_train": lambda x: OPS.batch_renorm_train(
+        x, W, B, *(t.clone() for t in BUFFERS), 0.1, 1e-5, 3.0, 5.0, None
+    )[0],
+    "batch_renorm_eval": lambda x: OPS.batch_renorm_eval(x, W, B, *BUFFERS),
+    "batch_renorm_backward": lambda x: OPS.batch_renorm_backward(V, x, *BUFFERS, None, W, B, 0.0, [True] * 3)[0],
     "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
     "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(
         V, x, *BUFFERS, torch.ones(1), W, B, [True] * 3, group()
