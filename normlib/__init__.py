@@ -6,6 +6,7 @@ from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.layer_norm import LayerNorm
+from normlib.noisy_batch_norm import NoisyBatchNorm1d, NoisyBatchNorm2d, NoisyBatchNorm3d
 from normlib.rms_norm import RMSNorm
 from normlib.sync_batch_norm import SyncBatchNorm
 
@@ -19,6 +20,9 @@ __all__ = [
     "BatchRenorm2d",
     "BatchRenorm3d",
     "LayerNorm",
+    "NoisyBatchNorm1d",
+    "NoisyBatchNorm2d",
+    "NoisyBatchNorm3d",
     "RMSNorm",
     "SyncBatchNorm",
     "backend_for",

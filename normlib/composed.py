@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from normlib.philox import noise_of
+
 
 def _wide(x: Tensor) -> torch.dtype:
     """What x is computed in: its own dtype, or float32 for 16 bits."""
@@ -50,3 +52,43 @@ def batch_renorm(
         for buffer, old, new in zip((running_mean, running_std), running, (mean, std), strict=True):
             buffer.copy_(torch.lerp(old, new, momentum))
     return y
+
+
+def noisy_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    seed: int | Tensor | None = None,
+    per: str = "layer",
+    mean_limit: float = 0.5,
+    std_limit: float = 1.25,
+    mean_spread: float = 0.1,
+    std_spread: float = 0.1,
+) -> Tensor:
+    """`functional.noisy_batch_norm`: batch norm, and the noise that the kernels draw, as tensors."""
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    wide = _wide(input)
+    given = [None if t is None else t.to(wide) for t in (running_mean, running_var, weight, bias)]
+    y = F.batch_norm(input.to(wide), given[0], given[1], given[2], given[3], True, momentum, eps)
+    for buffer, moved in zip((running_mean, running_var), given, strict=False):
+        if buffer is not None and moved is not None and moved is not buffer:
+            buffer.copy_(moved)
+    ranges = [mean_limit, std_limit, mean_spread, std_spread]
+    s, m = noise_of(input, seed_on(input.device, seed), per == "unit", ranges, wide)
+    return (y * s + m).to(input.dtype)
+
+
+def seed_on(device: torch.device, seed: int | Tensor | None) -> Tensor:
+    """A seed as one int64 on the device: the given one, or one of the device's default generator."""
+    if seed is None:
+        return torch.randint(2**63 - 1, (), device=device)
+    if isinstance(seed, Tensor):
+        return seed.to(device, torch.int64).reshape(())
+    return torch.full((), seed, dtype=torch.int64, device=device)

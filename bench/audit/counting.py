@@ -63,6 +63,7 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "batch_norm_relu": (("weight", "bias"), ("dx",), ("dw", "db")),
     "batch_norm_add_relu": (("dz",), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
     "batch_renorm": (("weight", "bias"), ("dx",), ("dw", "db")),
+    "noisy_batch_norm": (("running_mean", "running_var"), ("dx",), ("dw", "db")),
 }
 
 

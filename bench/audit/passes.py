@@ -13,6 +13,8 @@ from normlib.kernels import (
     batch_norm_traffic,
     batch_renorm,
     batch_renorm_traffic,
+    noisy_batch_norm,
+    noisy_batch_norm_traffic,
     row_norm,
     row_norm_traffic,
 )
@@ -254,6 +256,41 @@ def _batch_renorm() -> Passes:
     )
 
 
+def _noisy_batch_norm() -> Passes:
+    plain = _batch_norm()
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        noise = {"noise": ((4, shape[1]), _statistics(dtype)), "seed": ((), torch.int64)}
+        return {**plain.vectors(shape, dtype), **noise}
+
+    def forward(t: Tensors, device: Device) -> object:
+        vectors = (t.get("weight"), t.get("bias"), t.get("running_mean"), t.get("running_var"))
+        drawn = (t["seed"], True, [0.5, 1.25, 0.1, 0.1], device)
+        return noisy_batch_norm.noisy_batch_norm_forward(t["x"], *vectors, MOMENTUM, EPS, *drawn)
+
+    def backward(t: Tensors, device: Device) -> object:
+        given = (t["dy"], t["x"], t["mean"], t["rstd"], t.get("weight"), EPS, False, "dx" in t, "dw" in t, device)
+        return batch_norm.batch_norm_backward(*given, noise=t["noise"], seed=t["seed"])
+
+    def declare(traffic: Callable[..., tuple[Traffic, ...]]) -> Callable[[Tensors, Device], Declared]:
+        def declared(t: Tensors, device: Device) -> Declared:
+            plan = _batch_plan(t, device)
+            merge = plans.merge(plan.splits, plan.channels, device)
+            return Declared("streaming", plan, traffic(plan, merge, _sizes(t)))
+
+        return declared
+
+    return Passes(
+        PLAIN,
+        vectors,
+        {
+            **plain.modes,
+            "fwd": Pass(forward, declare(noisy_batch_norm_traffic.forward)),
+            "bwd": Pass(backward, declare(noisy_batch_norm_traffic.backward)),
+        },
+    )
+
+
 PASSES: Mapping[str, Passes] = {
     "batch_norm": _batch_norm(),
     "batch_norm_add_relu": _batch_norm(relu=True, add=True),
@@ -261,6 +298,7 @@ PASSES: Mapping[str, Passes] = {
     "batch_renorm": _batch_renorm(),
     "layer_norm": _row_norm(centred=True),
     "layer_norm_add": _row_norm(centred=True, add=True),
+    "noisy_batch_norm": _noisy_batch_norm(),
     "rms_norm": _row_norm(centred=False),
     "rms_norm_add": _row_norm(centred=False, add=True),
 }

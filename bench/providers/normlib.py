@@ -11,7 +11,7 @@ from torch import Tensor
 import normlib
 import normlib.functional
 from bench.case import Case
-from bench.operators import Inputs, batch_renorm
+from bench.operators import Inputs, batch_renorm, noisy_batch_norm
 from bench.providers import Outputs, Provider, Runnable, _activations
 from bench.providers._pairs import NORM_OF, Forward, bound, runnable
 from normlib.kernels.device import device_of
@@ -98,8 +98,17 @@ def _renorm_statistics(case: Case, inputs: Inputs) -> Outputs:
     return {"mean": mean[0], "rstd": rstd, "r": renorm[0], "d": renorm[1]}
 
 
+def _noisy_statistics(case: Case, inputs: Inputs) -> Outputs:
+    scalars = (None, None, None, None, 0.0, case.eps, inputs["seed"], False, list(noisy_batch_norm.RANGES))
+    _, mean, rstd, _ = torch.ops.normlib.noisy_batch_norm_train(inputs["x"], *scalars)
+    return {"mean": mean[0], "rstd": rstd}
+
+
 # What forward saves, of operators that save more, or by another signature.
-_STATISTICS: Mapping[str, Callable[[Case, Inputs], Outputs]] = {"batch_renorm": _renorm_statistics}
+_STATISTICS: Mapping[str, Callable[[Case, Inputs], Outputs]] = {
+    "batch_renorm": _renorm_statistics,
+    "noisy_batch_norm": _noisy_statistics,
+}
 
 
 PROVIDER = Normlib()

@@ -8,5 +8,6 @@ from normlib.reference.batch_norm import batch_norm as batch_norm
 from normlib.reference.batch_norm import batch_norm_eval as batch_norm_eval
 from normlib.reference.batch_renorm import batch_renorm as batch_renorm
 from normlib.reference.batch_renorm import batch_renorm_eval as batch_renorm_eval
+from normlib.reference.noisy_batch_norm import noisy_batch_norm as noisy_batch_norm
 from normlib.reference.row_norm import layer_norm as layer_norm
 from normlib.reference.row_norm import rms_norm as rms_norm

@@ -148,7 +148,7 @@ def test_no_input_is_trivial(operator, dtype):
     assert weight.min() < 0.9 < 1.1 < weight.max()
     for name, tensor in inputs.items():
         assert tensor.isfinite().all()
-        assert tensor.float().std() > 0, name
+        assert tensor.numel() == 1 or tensor.float().std() > 0, name
 
 
 @every_operator

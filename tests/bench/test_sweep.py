@@ -131,7 +131,7 @@ def test_values_given_twice_count_once():
 @pytest.mark.parametrize(
     ("given", "argument", "says"),
     [
-        ({"op": "bm"}, "--op", "bn, bn_add_relu, bn_relu, brn, ln, ln_add, rms, rms_add"),
+        ({"op": "bm"}, "--op", "bn, bn_add_relu, bn_relu, brn, ln, ln_add, nbn, rms, rms_add"),
         ({"op": ""}, "--op", "empty"),
         ({"dtype": "fp8"}, "--dtype", "fp32, fp16, bf16"),
         ({"dtype": "fp16,"}, "--dtype", "empty"),

@@ -7,10 +7,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, batch_renorm, reduction, row_norm, sync_batch_norm
+from normlib.kernels import batch_norm, batch_renorm, noisy_batch_norm, reduction, row_norm, sync_batch_norm
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, batch_renorm, row_norm, reduction, sync_batch_norm)
+MODULES = (batch_norm, batch_renorm, noisy_batch_norm, row_norm, reduction, sync_batch_norm)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -139,6 +139,20 @@ def _batch_renorm(call: Call, device: torch.device) -> dict[str, Tensor]:
     return _present(**found, **results, y_eval=evaluated, running_mean=mean, running_std=std)
 
 
+def _noisy_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
+    x, dy = _draw(call, device)
+    wide, seed = torch.promote_types(call.dtype, torch.float32), torch.tensor(7, device=device)
+    vectors = _vectors(x.shape[1], wide, device, 4) if call.affine else (None,) * 4
+    drawn = (0.1, 1e-5, seed, call.affine, [0.5, 1.25, 0.1, 0.1], call.device)
+    y, mean, rstd, noise = noisy_batch_norm.noisy_batch_norm_forward(x, *vectors, *drawn)
+    needs = ("dx" in call.needs, "dw" in call.needs, call.device)
+    gradients = batch_norm.batch_norm_backward(
+        dy, x, mean, rstd, vectors[0], 0.0, False, *needs, noise=noise, seed=seed
+    )
+    named = dict(zip(EVERYTHING, gradients, strict=True))
+    return _present(y=y, mean=mean, rstd=rstd, noise=noise, running_mean=vectors[2], running_var=vectors[3], **named)
+
+
 def _sync_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
     """Two processes' shares of the batch, one after the other, and a third that is empty."""
     x, dy = _draw(call, device)
@@ -166,6 +180,7 @@ _OPERATORS = {
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
     "batch_renorm": _batch_renorm,
+    "noisy_batch_norm": _noisy_batch,
     "sync_batch_norm": _sync_batch,
     "batch_norm_relu": _batch(evaluating=False, relu=True, pre_relu=True),
     "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
@@ -238,6 +253,9 @@ CALLS = [
     Call("batch_renorm", (3, 5, 11), torch.bfloat16, 2),
     Call("batch_renorm", (2, 65, 7, 7), torch.float32, 3, "channels-last"),
     Call("batch_renorm", (5, 7), torch.float64, affine=BARE),
+    Call("noisy_batch_norm", (3, 5, 11), torch.bfloat16, 2),
+    Call("noisy_batch_norm", (2, 65, 7, 7), torch.float32, 1, "channels-last"),
+    Call("noisy_batch_norm", (5, 7), torch.float64, affine=BARE),
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
@@ -255,5 +273,6 @@ RAGGED = [
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
     Call("batch_renorm", (3, 5, 11), multiprocessors=2),
+    Call("noisy_batch_norm", (3, 5, 11), multiprocessors=2),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
 ]

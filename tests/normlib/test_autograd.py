@@ -29,6 +29,7 @@ def functions(device):
         "batch_norm, evaluation": lambda x, w, b: N.batch_norm(x, *running, w, b),
         # Beyond their limits r and d really are constants, as numerical differences want them.
         "batch_renorm, training": lambda x, w, b: N.batch_renorm(x, *(t.clone() for t in far), w, b, True),
+        "noisy_batch_norm": lambda x, w, b: N.noisy_batch_norm(x, None, None, w, b, True, seed=1, per="unit"),
         "batch_renorm, evaluation": lambda x, w, b: N.batch_renorm(x, *running, w, b),
     }
 
@@ -52,6 +53,7 @@ def samples(device):
     mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
     pair, rows = torch.zeros(2, 4, device=device), torch.ones(4, device=device)
     signs = torch.zeros_like(empty_signs(x))
+    ranges = [0.5, 1.25, 0.1, 0.1]
     group = dist.group.WORLD.group_name if dist.is_initialized() else ""
     return {
         "layer_norm": [(x, [6], w, b, 1e-5), (x, [6], None, None, 1e-5)],
@@ -77,6 +79,16 @@ def samples(device):
         "batch_renorm_backward": [
             (dy, x, torch.zeros(2, 6, device=device), var, torch.rand(4, 6, device=device), w, b, 1e-5, [True] * 3),
             (dy, x, mean, var, None, w, None, 0.0, [True, True, False]),
+        ],
+        "noisy_batch_norm_train": [
+            (x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, torch.tensor(1, device=device), True, ranges),
+            (x, None, None, None, None, 0.1, 1e-5, torch.tensor(1, device=device), False, ranges),
+        ],
+        "noisy_batch_norm_backward": [
+            (
+                *(dy, x, torch.zeros(2, 6, device=device), var, torch.rand(4, 6, device=device), w, b, 1e-5),
+                *(torch.tensor(1, device=device), True, ranges, [True] * 3),
+            )
         ],
         "sync_batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, group)],
         "sync_batch_norm_backward": [  # which has no derivative

@@ -99,6 +99,12 @@ OPERATORS = {
     )[0],
     "batch_renorm_eval": lambda x: OPS.batch_renorm_eval(x, W, B, *BUFFERS),
     "batch_renorm_backward": lambda x: OPS.batch_renorm_backward(V, x, *BUFFERS, None, W, B, 0.0, [True] * 3)[0],
+    "noisy_batch_norm_train": lambda x: OPS.noisy_batch_norm_train(
+        x, W, B, None, None, 0.1, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1]
+    )[0],
+    "noisy_batch_norm_backward": lambda x: OPS.noisy_batch_norm_backward(
+        V, x, *BUFFERS, X, W, B, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1], [True] * 3
+    )[0],
     "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
     "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(
         V, x, *BUFFERS, torch.ones(1), W, B, [True] * 3, group()
