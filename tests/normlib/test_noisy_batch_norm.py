@@ -60,7 +60,9 @@ def _normal_kernel(out_ptr, radius_ptr, angle_ptr, ACC: tl.constexpr, BLOCK: tl.
 
 
 @pytest.mark.parametrize(
-    "dtype, kind, tolerance", [(torch.float32, tl.float32, 4e-7), (torch.float64, tl.float64, 1e-15)]
+    # The truth itself rounds 2 pi u, up to 6, in float64.
+    "dtype, kind, tolerance",
+    [(torch.float32, tl.float32, 4e-7), (torch.float64, tl.float64, 4e-15)],
 )
 def test_a_normal_number_is_box_and_mullers_to_a_few_ulp(dtype, kind, tolerance, device):
     radius, angle = torch.randint(2**32, (2, 4096), device=device)
@@ -75,16 +77,13 @@ def test_a_normal_number_is_box_and_mullers_to_a_few_ulp(dtype, kind, tolerance,
 @pytest.mark.parametrize("per", ["layer", "unit"])
 def test_mu_and_sigma_are_uniform_within_the_papers_ranges_and_not_normal(per):
     """An article says that they are normal; normal numbers of these moments would leave the ranges."""
-    x = torch.zeros(1, 2000, 1) if per == "unit" else torch.zeros(1, 1, 1)
-    seeds = range(1) if per == "unit" else range(2000)
-    drawn = [
-        philox.noise_of(x, torch.tensor(seed), per == "unit", [0.5, 1.25, 0.0, 0.0], torch.float64) for seed in seeds
-    ]
-    sigma, mu = (torch.cat([pair[i].flatten() for pair in drawn]) for i in (0, 1))
+    x = torch.zeros(1, 2000 if per == "unit" else 1, 1)
+    seeds = torch.tensor(0) if per == "unit" else torch.arange(2000).view(-1, 1, 1)
+    sigma, mu = philox.noise_of(x, seeds, per == "unit", [0.5, 1.25, 0.0, 0.0], torch.float64)
     for values, least, most in ((mu, -0.5, 0.5), (sigma, 1.0, 1.25)):
         assert values.min() >= least and values.max() <= most
         # Kolmogorov's distance of 2000 uniform numbers is below .044 but once in a thousand times.
-        steps = (values.sort().values - least) / (most - least) - torch.linspace(0, 1, 2000)
+        steps = (values.flatten().sort().values - least) / (most - least) - torch.linspace(0, 1, 2000)
         assert steps.abs().max() < 0.044
 
 
