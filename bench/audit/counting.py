@@ -21,7 +21,6 @@ from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, TensorHandle, interpreter_builder
 
 from bench.audit.calls import Launch
-from bench.audit.passes import PASSES
 from bench.operators import operators
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Access, Traffic
@@ -42,6 +41,7 @@ ALIGNED_SHAPE = (2, 65, 6, 6)
 # fit forward (3) or backward (6), so that the third runs behind them.
 ONCE_SHAPES = {"nchw": (6, 5, 12), "nhwc": (6, 68, 111)}
 ONCE_CACHE = {"fp32": (3, 6), "bf16": (6,), "fp64": (3,)}
+SEQUENCES = (11, 3, 130)
 LOOP_WITHOUT = (("dx",), ("dw",))
 # A device on which the same rows go in slices: three of them, two groups of rows, two rounds.
 SLICED = replace(DEVICE, multiprocessors=3, cooperative=True)
@@ -52,6 +52,7 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "rms_norm": (("weight",), ("dx",), ("dw",), ("dx", "dw")),
     "layer_norm_add": (("dz",), ("dx",)),
     "rms_norm_add": (("dz",),),
+    "weight_norm": (("dx",), ("dw",)),
     "batch_norm": (
         ("weight", "bias"),
         ("bias",),
@@ -191,7 +192,7 @@ def counting() -> Iterator[list[_Ledger]]:
 
 def counts(call: Launch, device: Device) -> Iterator[Count]:
     """Every pass of the call, run and counted."""
-    for mode, each in PASSES[call.op].modes.items():
+    for mode, each in call.passes.modes.items():
         tensors = call.tensors("cpu")
         if not tensors.keys() >= each.needs:
             continue
@@ -210,6 +211,8 @@ def calls(ops: Iterable[str]) -> Iterator[tuple[Launch, Device]]:
             yield from _batch_norm_calls()
         elif "nchw" in operators()[op].layouts:
             yield from _fused_calls(op)
+        elif op == "sequence_batch_norm":  # whose launches are batch norm's
+            yield Launch(op, SEQUENCES, "bf16", "tnh"), DEVICE
         else:
             for dtype, shape in (*product(DTYPES, ROW_SHAPES), *LOOP.items()):
                 yield Launch(op, shape, dtype, "rows"), DEVICE

@@ -43,10 +43,9 @@ class Normlib(Provider):
         if self.backend(case, inputs) == "torch":
             return ""
         from bench.audit.calls import Launch
-        from bench.audit.passes import PASSES
 
-        tensors = Launch(case.op, case.shape, case.dtype, case.layout).tensors("meta")
-        device, passes = device_of(inputs["x"]), PASSES[case.op].modes
+        launch = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
+        tensors, device, passes = launch.tensors("meta"), device_of(inputs["x"]), launch.passes.modes
         declared = [passes[mode].declare(tensors, device) for mode in _PASSES.get(case.mode, (case.mode,))]
         return "; ".join(f"{one.kind}: {', '.join(map(str, one.launches))}" for one in declared)
 

@@ -45,6 +45,8 @@ def test_the_operators_are_found_and_helpers_are_not():
         "layer_norm_add": "ln_add",
         "rms_norm": "rms",
         "rms_norm_add": "rms_add",
+        "sequence_batch_norm": "seq_bn",
+        "weight_norm": "wn",
     }
 
 

@@ -24,6 +24,7 @@ def functions(device):
     return {
         "layer_norm": lambda x, w, b: N.layer_norm(x, (3,), w, b),
         "rms_norm": lambda x, w, b: N.rms_norm(x, (3,), w, 1e-5, b),
+        "group_norm": lambda x, w, b: N.group_norm(x.view(2, 3, 2), 1, w, b),
         "batch_norm, training": lambda x, w, b: N.batch_norm(x, None, None, w, b, True),
         "batch_norm, training, positions": lambda x, w, b: N.batch_norm(x.view(2, 3, 2), None, None, w, b, True),
         "batch_norm, evaluation": lambda x, w, b: N.batch_norm(x, *running, w, b),
@@ -62,6 +63,11 @@ def samples(device):
         "rms_norm": [(x, [6], w, None, 1e-5)],
         "rms_norm_add": [(x, dy, [6], w, None, 1e-5, True)],
         "rms_norm_backward": [(dy, x, pair[0, :0], rows, [6], w, None, 1e-5, [True, True, False])],
+        "group_norm": [(x, 2, w, b, 1e-5), (x.detach().view(2, 6, 2), 6, None, None, 1e-5)],
+        "group_norm_backward": [
+            (dy, x, 3, torch.zeros(2, 12, device=device), torch.ones(12, device=device), w, b, 1e-5, [True] * 3)
+        ],
+        "instance_norm": [(x.detach().view(2, 6, 2), w, b, mean.clone(), var.clone(), 0.1, 1e-5)],
         "batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5), (x, None, None, None, None, 0.1, 1e-5)],
         "batch_norm_eval": [(x, w, b, mean, var, 1e-5)],
         "batch_norm_backward": [
@@ -90,6 +96,8 @@ def samples(device):
                 *(torch.tensor(1, device=device), True, ranges, [True] * 3),
             )
         ],
+        "weight_norm": [(x, w[:4].view(4, 1))],
+        "weight_norm_backward": [(dy, x, torch.ones(2, 4, device=device), w[:4], [True, True])],
         "sync_batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, group)],
         "sync_batch_norm_backward": [  # which has no derivative
             (

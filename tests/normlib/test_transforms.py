@@ -84,6 +84,9 @@ OPERATORS = {
     "rms_norm": lambda x: OPS.rms_norm(x, [6], W, None, 1e-5)[0],
     "rms_norm_add": lambda x: OPS.rms_norm_add(x, V, [6], W, None, 1e-5)[0],
     "rms_norm_backward": lambda x: OPS.rms_norm_backward(V, x, X[:0, 0], rows(X)[1], [6], W, B, 1e-5, [True] * 3)[0],
+    "group_norm": lambda x: OPS.group_norm(x, 2, W, B, 1e-5)[0],
+    "group_norm_backward": lambda x: OPS.group_norm_backward(V, x, 1, *rows(X), W, B, 1e-5, [True] * 3)[0],
+    "instance_norm": lambda x: OPS.instance_norm(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_train": lambda x: OPS.batch_norm_train(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_eval": lambda x: OPS.batch_norm_eval(x, W, B, *BUFFERS, 1e-5),
     "batch_norm_backward": lambda x: OPS.batch_norm_backward(V, x, *BUFFERS, W, B, 1e-5, True, [True] * 3)[0],
@@ -104,6 +107,10 @@ OPERATORS = {
     )[0],
     "noisy_batch_norm_backward": lambda x: OPS.noisy_batch_norm_backward(
         V, x, *BUFFERS, X, W, B, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1], [True] * 3
+    )[0],
+    "weight_norm": lambda x: OPS.weight_norm(x, W[:4])[0],
+    "weight_norm_backward": lambda x: OPS.weight_norm_backward(
+        V, x, torch.ones(2, 4, dtype=V.dtype), W[:4], [True] * 2
     )[0],
     "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
     "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(
