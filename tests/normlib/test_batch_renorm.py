@@ -181,7 +181,7 @@ def test_a_module_follows_its_schedule_and_keeps_its_count_in_its_state(device):
 
 
 @pytest.mark.parametrize(
-    "dims, module", enumerate((normlib.BatchRenorm1d, normlib.BatchRenorm2d, normlib.BatchRenorm3d))
+    "dims, module", list(enumerate((normlib.BatchRenorm1d, normlib.BatchRenorm2d, normlib.BatchRenorm3d)))
 )
 def test_each_module_takes_inputs_of_its_rank_alone(dims, module):
     layer = module(3, affine=False)
