@@ -159,6 +159,7 @@ def _batch_norm_normalize_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
+    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
     STD: tl.constexpr = False,  # whether evaluation's is running_std
     noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
     seed_ptr=None,  # (), with noise
@@ -166,7 +167,7 @@ def _batch_norm_normalize_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
     first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, STD)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P, STD)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     normalize_tiles(
@@ -200,6 +201,7 @@ def _batch_norm_reduce_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
     STD: tl.constexpr = False,  # whether evaluation's is running_std
     noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
     seed_ptr=None,  # (), with noise
@@ -209,7 +211,7 @@ def _batch_norm_reduce_kernel(
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
     first, last = even_share(split, splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, STD)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P, STD)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     noise = None if noise_ptr is None else load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)

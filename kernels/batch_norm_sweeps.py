@@ -11,7 +11,14 @@ import triton.language as tl
 
 from normlib.kernels.noise import ELEMENTS, standard_normal, uniform, words
 from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, store
-from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_moments, rstd_of, tile_moments
+from normlib.kernels.reduction import (
+    accurate_sum,
+    merge_all_moments,
+    merge_moments,
+    rstd_of,
+    rstd_of_norm,
+    tile_moments,
+)
 
 
 @triton.jit
@@ -152,9 +159,22 @@ def store_planes(partials_ptr, split, splits, c0, C, first, second, third, BLOCK
 
 @triton.jit
 def merge_splits(
-    partials_ptr, c0, C, S, tiles, splits, BLOCK_C: tl.constexpr, BLOCK_S, BLOCK_P: tl.constexpr, ACC: tl.constexpr
+    partials_ptr,
+    c0,
+    C,
+    S,
+    tiles,
+    splits,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S,
+    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+    HAS_M2: tl.constexpr = True,
 ):
-    """(mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order."""
+    """(mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order.
+
+    Without HAS_M2 there are two planes of those, and M2 is not to be used.
+    """
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     p = tl.arange(0, BLOCK_P)[None, :]
     plane = tl.cast(splits, tl.int64) * C
@@ -179,7 +199,7 @@ def merge_splits(
             split_count,
             load(source, mask, ACC),
             load(source + plane, mask, ACC),
-            load(source + 2 * plane, mask, ACC),
+            load(source + 2 * plane, mask, ACC) if HAS_M2 else tl.zeros_like(low),
         )
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
     first_mean = tl.sum(tl.where(p == 0, mean, 0.0), 1, keep_dims=True)
@@ -236,14 +256,19 @@ def statistics(
     EVAL: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
+    P: tl.constexpr = None,
     STD: tl.constexpr = False,
 ):
     """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var.
 
-    With STD the second of those is a standard deviation, to which no eps is to be added.
+    With P, the order of a norm (lp_norm.py), from running_mean and running_norm; with STD from running_mean and a
+    running standard deviation, to which no eps is to be added.
     """
     mean = channel_values(mean_ptr, c0, C, BLOCK_C, ACC)
-    if EVAL and STD:
+    if EVAL and P is not None:
+        norm = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
+        return mean, tl.zeros_like(mean), rstd_of_norm(norm, eps, eps_low, P, ACC)
+    elif EVAL and STD:
         std = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
         c = c0 + tl.arange(0, BLOCK_C)[:, None]
         std = tl.where(c < C, std, 1.0)
