@@ -82,7 +82,14 @@ def test_smoke_is_small_and_has_every_dtype_and_layout_and_odd_sizes_and_powers_
 
 
 # Norms of the literature that no model of bench/models has.
-IN_NO_MODEL = {"batch_renorm", "noisy_batch_norm", "partial_rms_norm"}
+IN_NO_MODEL = {
+    "batch_renorm",
+    "lp_norm",
+    "noisy_batch_norm",
+    "partial_rms_norm",
+    "sequence_batch_norm",
+    "weight_norm",
+}
 
 
 @every_operator
