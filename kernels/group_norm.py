@@ -48,6 +48,7 @@ from normlib.kernels.group_norm_rows import (
     merge_parts,
     merge_rows,
     over_rows,
+    part_offset,
     place,
     sum_rows,
     weight_of,
@@ -197,12 +198,12 @@ def _group_norm_merge_kernel(
     eps,
     eps_low,
     BLOCK_S,
+    BLOCK_G: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
-    group = tl.program_id(0)
-    mean, low, m2 = merge_parts(partials_ptr, group, N, C, S, per_group, splits, BLOCK_S, BLOCK_P, ACC)
-    group += tl.zeros([1, 1], tl.int32)
+    group = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    mean, low, m2 = merge_parts(partials_ptr, group, M, N, C, S, per_group, splits, BLOCK_S, BLOCK_P, ACC)
     finish_group_statistics(
         mean_ptr, rstd_ptr, var_ptr, mean, low, m2, group, group < M, M, S, per_group, eps, eps_low, ACC
     )
@@ -282,29 +283,26 @@ def _group_norm_coefficients_kernel(
     S,
     per_group,
     splits,
+    BLOCK_G: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
-    group = tl.program_id(0)
-    image, c0 = group // (C // per_group), group % (C // per_group) * per_group
-    p = tl.arange(0, BLOCK_P)[None, :]
+    group = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
     plane = tl.cast(N, tl.int64) * splits * C
-    c1 = tl.zeros([1, BLOCK_P], ACC)
-    c2 = tl.zeros([1, BLOCK_P], ACC)
+    c1 = tl.zeros([BLOCK_G, BLOCK_P], ACC)
+    c2 = tl.zeros([BLOCK_G, BLOCK_P], ACC)
     for start in range(0, splits * per_group, BLOCK_P):
-        part = start + p
-        mask = part < splits * per_group
-        c = c0 + part % per_group
-        source = partials_ptr + (image * splits + part // per_group).to(tl.int64) * C + c
+        part = start + tl.arange(0, BLOCK_P)[None, :]
+        mask = (part < splits * per_group) & (group < M)
+        source = partials_ptr + part_offset(part, group, C, per_group, splits)
         dw, db = load(source, mask, ACC), load(source + plane, mask, ACC)
         if weight_ptr is not None:
-            weight = load(weight_ptr + c, mask, ACC)
+            weight = load(weight_ptr + group % (C // per_group) * per_group + part % per_group, mask, ACC)
             dw *= weight
             db *= weight
         c1 += dw
         c2 += db
     n = (tl.cast(S, tl.int64) * per_group).to(ACC)
-    group += tl.zeros([1, 1], tl.int32)
     store(coefficients_ptr + group, divide(accurate_sum(c1, 1), n), group < M)
     store(coefficients_ptr + tl.cast(M, tl.int64) + group, divide(accurate_sum(c2, 1), n), group < M)
 
@@ -422,9 +420,10 @@ def group_norm_forward(
             return y, mean, rstd
         partials = torch.empty((3, plan.parts, plan.channels), dtype=mean.dtype, device=x.device)
         _group_norm_stats_kernel[grid](partials, x, plan.batch, *sizes[:2], plan.splits, **_tiling(plan))
-        _group_norm_merge_kernel[(plan.statistics,)](
+        _group_norm_merge_kernel[(plan.merges,)](
             *(*saved, partials, plan.statistics, plan.batch, *sizes, plan.splits, *float_pair(eps), plan.block_s),
-            BLOCK_P=plans.GROUP_PARTS,
+            BLOCK_G=plans.MERGED_GROUPS,
+            BLOCK_P=plans.MERGED_PARTS,
             **plan.options,
         )
         _group_norm_normalize_kernel[grid](
@@ -483,9 +482,10 @@ def group_norm_backward(
             sum_partials(sums, tuple(t for t, _ in kept), plans.merge(plan.parts, plan.channels, device))
         if need_dx and not alone:
             coefficients = torch.empty((2, plan.statistics), dtype=rstd.dtype, device=x.device)
-            _group_norm_coefficients_kernel[(plan.statistics,)](
+            _group_norm_coefficients_kernel[(plan.merges,)](
                 *(coefficients, partials, weight, plan.statistics, plan.batch, *sizes, plan.splits),
-                BLOCK_P=plans.GROUP_PARTS,
+                BLOCK_G=plans.MERGED_GROUPS,
+                BLOCK_P=plans.MERGED_PARTS,
                 **plan.options,
             )
             _group_norm_input_gradient_kernel[grid](

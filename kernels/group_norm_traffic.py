@@ -38,7 +38,7 @@ def forward(plan: GroupNormPlan, sizes: Sizes) -> tuple[Traffic, ...]:
         ),
         launch(
             "_group_norm_merge_kernel",
-            (m,),
+            (plan.merges,),
             {**sizes, **partials},
             {**kept, "partials": read(moments)},
             partials=("partials",),
@@ -107,7 +107,7 @@ def backward(plan: GroupNormPlan, merge: MergePlan, sizes: Sizes) -> tuple[Traff
         launches += [
             launch(
                 "_group_norm_coefficients_kernel",
-                (m,),
+                (plan.merges,),
                 own,
                 {"coefficients": written(2 * m), "partials": read(2 * parts * c), **weight},
                 partials=("partials", "coefficients"),

@@ -8,7 +8,17 @@ import pytest
 import triton
 import triton.language as tl
 
-from normlib.kernels import batch_norm, batch_norm_sweeps, plan, reduction, row_norm, row_norm_values, row_norm_wide
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_sweeps,
+    group_norm,
+    group_norm_rows,
+    plan,
+    reduction,
+    row_norm,
+    row_norm_values,
+    row_norm_wide,
+)
 
 
 @triton.jit
@@ -26,7 +36,16 @@ UNMASKED = {"load": _load_without_mask, "store": _store_without_mask}
 
 def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of every load, or of every store, of every kernel."""
-    for module in (batch_norm, batch_norm_sweeps, reduction, row_norm, row_norm_values, row_norm_wide):
+    for module in (
+        batch_norm,
+        batch_norm_sweeps,
+        group_norm,
+        group_norm_rows,
+        reduction,
+        row_norm,
+        row_norm_values,
+        row_norm_wide,
+    ):
         monkeypatch.setattr(module, access, UNMASKED[access], raising=False)
 
 
