@@ -8,7 +8,10 @@ from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.rms_norm import RMSNorm
+from normlib.sequence_batch_norm import SequenceBatchNorm
 from normlib.sync_batch_norm import SyncBatchNorm
+from normlib.weight_norm import WeightNorm, parametrize_weight_norm
+from normlib.weight_norm_initialization import initialize_weight_norm
 
 __version__ = "0.1.0"
 
@@ -22,10 +25,14 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SequenceBatchNorm",
     "SyncBatchNorm",
+    "WeightNorm",
     "backend_for",
     "convert",
     "convert_sync_batchnorm",
     "functional",
+    "initialize_weight_norm",
+    "parametrize_weight_norm",
     "revert",
 ]

@@ -447,7 +447,7 @@ def _check_around(input: Tensor, activation: str | None, residual: Tensor | None
         raise ValueError(f"residual must have input's shape, dtype and device, {wanted}; got {found}")
 
 
-def step(module: torch.nn.modules.batchnorm._BatchNorm) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
+def step(module: torch.nn.modules.batchnorm._NormBase) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
     """What a module's forward begins with: ((running_mean, running_var), training, momentum), its batch counted."""
     tracking = module.training and module.track_running_stats
     momentum = 0.0 if module.momentum is None else module.momentum

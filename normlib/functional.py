@@ -5,5 +5,8 @@ from normlib.group_norm import group_norm
 from normlib.instance_norm import instance_norm
 from normlib.layer_norm import layer_norm
 from normlib.rms_norm import rms_norm
+from normlib.sequence_batch_norm import sequence_batch_norm
+from normlib.weight_norm import weight_norm
 
+__all__ = ["batch_norm", "layer_norm", "rms_norm", "sequence_batch_norm", "weight_norm"]
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]

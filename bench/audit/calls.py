@@ -19,6 +19,7 @@ from normlib.kernels.plan import Device
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 # Beside the presets' shapes, as `extra`: ragged, tiny and very wide rows, and channels that are a multiple of nothing.
 EXTRA_COLUMNS = (8, 100, 1000, 16384, 65536, 131072)
+EXTRA_SEQUENCES = ((50, 32, 1760),)  # on which the kernels are batch norm's
 EXTRA_BATCHES = ((4, 65, 7, 7), (64, 1000), (8, 3, 224, 224), (32, 64, 56, 56))
 
 
@@ -52,7 +53,9 @@ class Launch:
     @property
     def run_bytes(self) -> int:
         """Bytes of a contiguous run: loads can be as wide as the largest power of two that divides it."""
-        innermost = self.shape[2:] if self.layout == "nchw" and len(self.shape) > 2 else self.shape[1:2]
+        innermost = {"nchw": self.shape[2:] or self.shape[1:], "nhwc": self.shape[1:2]}.get(
+            self.layout, self.shape[-1:]
+        )
         return prod(innermost) * DTYPES[self.dtype].itemsize
 
     def tensors(self, device: str) -> Tensors:
@@ -89,7 +92,8 @@ def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = Non
 
 def _of(operator: Operator, preset: str) -> Iterator[Launch]:
     if preset == "extra":
-        shapes = [(4096, n) for n in EXTRA_COLUMNS] if "rows" in operator.layouts else EXTRA_BATCHES
+        extra = {"rows": tuple((4096, n) for n in EXTRA_COLUMNS), "tnh": EXTRA_SEQUENCES}
+        shapes = extra.get(operator.layouts[0], EXTRA_BATCHES)
         for options in product(*([(name, value) for value in values] for name, values in operator.choices.items())):
             for shape, dtype, layout in product(shapes, ("bf16", "fp32"), operator.layouts):
                 yield Launch(operator.name, shape, dtype, layout, (), options)

@@ -40,6 +40,7 @@ ALIGNED_SHAPE = (2, 65, 6, 6)
 # fit forward (3) or backward (6), so that the third runs behind them.
 ONCE_SHAPES = {"nchw": (6, 5, 12), "nhwc": (6, 68, 111)}
 ONCE_CACHE = {"fp32": (3, 6), "bf16": (6,), "fp64": (3,)}
+SEQUENCES = (11, 3, 130)
 LOOP_WITHOUT = (("dx",), ("dw",))
 # A device on which the same rows go in slices: three of them, two groups of rows, two rounds.
 SLICED = replace(DEVICE, multiprocessors=3, cooperative=True)
@@ -55,6 +56,7 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "rms_norm": (("weight",), ("dx",), ("dw",), ("dx", "dw")),
     "layer_norm_add": (("dz",), ("dx",)),
     "rms_norm_add": (("dz",),),
+    "weight_norm": (("dx",), ("dw",)),
     "batch_norm": (
         ("weight", "bias"),
         ("bias",),
@@ -215,6 +217,8 @@ def calls(ops: Iterable[str]) -> Iterator[tuple[Launch, Device]]:
             yield from _fused_calls(op)
         elif op in GROUPED:
             yield from _group_norm_calls(op)
+        elif op == "sequence_batch_norm":  # whose launches are batch norm's
+            yield Launch(op, SEQUENCES, "bf16", "tnh"), DEVICE
         else:
             for dtype, shape in (*product(DTYPES, ROW_SHAPES), *LOOP.items()):
                 yield Launch(op, shape, dtype, "rows"), DEVICE

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
 from bench.operators.group_norm import usual_groups
-from normlib.kernels import batch_norm, batch_norm_traffic, group_norm, group_norm_traffic, row_norm, row_norm_traffic
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_traffic,
+    group_norm,
+    group_norm_traffic,
+    row_norm,
+    row_norm_traffic,
+    weight_norm,
+    weight_norm_traffic,
+)
 from normlib.kernels import plan as plans
 from normlib.kernels.plan import BatchNormPlan, Device, GroupNormPlan, OncePlan, RowBackwardPlan, RowPlan
 from normlib.kernels.traffic import Traffic
@@ -64,6 +74,10 @@ def _statistics(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _kind(plan: RowPlan) -> str:
+    return "rows in registers" if plan.chunks else "loop over a row"
+
+
 def _row_norm(centred: bool, add: bool = False) -> Passes:
     def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
         m, n = shape
@@ -79,7 +93,7 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
     def declare_forward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
         plan = plans.row_forward(n, t["x"].element_size(), device)
-        return Declared(kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t)))
+        return Declared(_kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t)))
 
     def backward(t: Tensors, device: Device) -> object:
         x, mean = t["x"], t.get("mean", t["rstd"])
@@ -94,18 +108,39 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
         plan = plans.row_backward(m, n, t["x"].element_size(), device, whole)
         merge = plans.merge(plan.programs, n, device)
         return Declared(
-            "slices, barrier" if plan.slices else kind(plan.rows),
+            "slices, barrier" if plan.slices else _kind(plan.rows),
             plan,
             row_norm_traffic.backward(plan, merge, m, n, _sizes(t)),
         )
-
-    def kind(plan: RowPlan) -> str:
-        return "rows in registers" if plan.chunks else "loop over a row"
 
     activations = (*PLAIN, *(("residual", "z", "dz") if add else ()))
     return Passes(
         activations, vectors, {"fwd": Pass(forward, declare_forward), "bwd": Pass(backward, declare_backward)}
     )
+
+
+def _weight_norm() -> Passes:
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        m = shape[0]
+        return {"weight": ((m,), dtype), "dw": ((m,), dtype), "norm": ((2, m), _statistics(dtype))}
+
+    def forward(t: Tensors, device: Device) -> object:
+        return weight_norm.forward(t["x"], t["weight"], device)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        m, n = t["x"].shape
+        plan = plans.row_forward(n, t["x"].element_size(), device)
+        return Declared(_kind(plan), plan, weight_norm_traffic.forward(plan, m, n, _sizes(t)))
+
+    def backward(t: Tensors, device: Device) -> object:
+        return weight_norm.backward(t["dy"], t["x"], t["norm"], t["weight"], "dx" in t, "dw" in t, device)
+
+    def declare_backward(t: Tensors, device: Device) -> Declared:
+        m, n = t["x"].shape
+        plan = plans.row_backward(m, n, t["x"].element_size(), device, whole=False).rows
+        return Declared(_kind(plan), plan, weight_norm_traffic.backward(plan, m, n, _sizes(t)))
+
+    return Passes(PLAIN, vectors, {"fwd": Pass(forward, declare_forward), "bwd": Pass(backward, declare_backward)})
 
 
 def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
@@ -243,6 +278,26 @@ def _group_norm(groups: int | str | None = None, instances: bool = False) -> Pas
     return Passes(PLAIN, vectors, modes, _group_norm)
 
 
+def _of_steps(norm: Passes) -> Passes:
+    """A norm of (steps, features) on (time, batch, features)."""
+
+    def flat(t: Tensors) -> Tensors:
+        return {name: each.flatten(0, -2) if name in norm.activations else each for name, each in t.items()}
+
+    def flattened(each: Pass) -> Pass:
+        return replace(
+            each,
+            run=lambda t, device: each.run(flat(t), device),
+            declare=lambda t, device: each.declare(flat(t), device),
+        )
+
+    return replace(
+        norm,
+        vectors=lambda shape, dtype: norm.vectors((prod(shape[:-1]), shape[-1]), dtype),
+        modes={mode: flattened(each) for mode, each in norm.modes.items()},
+    )
+
+
 PASSES: Mapping[str, Passes] = {
     "batch_norm": _batch_norm(),
     "batch_norm_add_relu": _batch_norm(relu=True, add=True),
@@ -253,4 +308,6 @@ PASSES: Mapping[str, Passes] = {
     "layer_norm_add": _row_norm(centred=True, add=True),
     "rms_norm": _row_norm(centred=False),
     "rms_norm_add": _row_norm(centred=False, add=True),
+    "sequence_batch_norm": _of_steps(_batch_norm()),
+    "weight_norm": _weight_norm(),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
@@ -118,7 +117,6 @@ class _Kernel:
     name: str
     kernel: Any
     needed_by: Launch
-    code: Future[MachineCode]
     wide: bool = True
     activations: set[str] = field(default_factory=set)  # of "loads", "stores"
 
@@ -128,8 +126,7 @@ def collect(target: str, launches: Iterable[Launch]) -> list[Record]:
     _, device = TARGETS[target]
     kernels: dict[int, _Kernel] = {}
     passes: list[tuple[Launch, str, Declared, list[tuple[str, Any]]]] = []
-    # Disassembling is other programs' work, and goes on while the next kernel is compiled.
-    with ThreadPoolExecutor(2) as pool, compiling(target) as found:
+    with compiling(target) as found:
         for launch in launches:
             tensors = launch.tensors("meta")
             for mode, each in launch.passes.modes.items():
@@ -139,11 +136,15 @@ def collect(target: str, launches: Iterable[Launch]) -> list[Record]:
                 passes.append((launch, mode, declared, list(found)))
                 for name, kernel in found:
                     if id(kernel) not in kernels:
-                        kernels[id(kernel)] = _Kernel(name, kernel, launch, pool.submit(inspect, kernel))
+                        kernels[id(kernel)] = _Kernel(name, kernel, launch)
                     kernels[id(kernel)].wide &= launch.run_bytes % (WIDE // 8) == 0
                 for (_, kernel), moved in zip(found, declared.launches, strict=False):
                     kernels[id(kernel)].activations |= _accessed(moved)
-    compiled = {key: _compiled(target, number, kernel) for number, (key, kernel) in enumerate(kernels.items())}
+    codes = inspect([kernel.kernel for kernel in kernels.values()])
+    compiled = {
+        key: _compiled(target, number, kernel, code)
+        for number, ((key, kernel), code) in enumerate(zip(kernels.items(), codes, strict=True))
+    }
     return [
         _record(target, launch, mode, declared, [(name, compiled[id(kernel)]) for name, kernel in made])
         for launch, mode, declared, made in passes
@@ -160,8 +161,8 @@ def _accessed(moved: Traffic) -> set[str]:
     return {kind for kind in ("loads", "stores") if any(getattr(access, kind) for access in activations)}
 
 
-def _compiled(target: str, number: int, found: _Kernel) -> Compiled:
-    code, metadata, limits = found.code.result(), found.kernel.metadata, LIMITS[target]
+def _compiled(target: str, number: int, found: _Kernel, code: MachineCode) -> Compiled:
+    metadata, limits = found.kernel.metadata, LIMITS[target]
     resident = resident_programs(
         limits, metadata.num_warps, TARGETS[target][1].warp_size, code.registers, metadata.shared
     )

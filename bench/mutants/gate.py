@@ -84,7 +84,21 @@ _BATCH_FUSED = (
     ("batch_norm_add_relu", (7, 37, "7x7"), "bf16", "nchw"),
 )
 
-_OF_ROWS = {"rows": _ROWS, "wide": _WIDE, "fused": _FUSED, "wide fused": _WIDE_FUSED}
+_WEIGHTS = (
+    ("weight_norm", (40, 99), "fp32"),
+    ("weight_norm", (40, 99), "bf16"),
+    ("weight_norm", (5, 1601), "fp32"),
+)
+_WIDE_WEIGHTS = (("weight_norm", (9, 2100), "fp32"),)
+
+_OF_ROWS = {
+    "rows": _ROWS,
+    "wide": _WIDE,
+    "fused": _FUSED,
+    "wide fused": _WIDE_FUSED,
+    "weights": _WEIGHTS,
+    "wide weights": _WIDE_WEIGHTS,
+}
 CELLS = {
     **{
         group: tuple(_case(op, sizes, dtype, "rows", "fwd_bwd", *offset) for op, sizes, dtype, *offset in cases)

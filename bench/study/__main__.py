@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bench import environment, folders, sweep
 from bench.report.__main__ import OneLineParser
-from bench.study import data, records, terminal
+from bench.study import data, page, records, terminal
 from bench.study.claims import BY_NAME
 from bench.study.networks import VGG, VGG_IMAGE
 from bench.study.runner import Plan, cores, run
@@ -92,6 +92,8 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
     with terminal.Display(console, len(plan.runs), len(kept)) as display:
         runs, stopped_by = run(plan, folder, described, kept, display.finished)
     console.print(terminal.verdict_table(verdicts(runs)))
+    if runs:
+        console.print(f"report: {page.render(folder)}", soft_wrap=True)
     if stopped_by == "interrupt":
         return 130
     return 1 if any(ended.state == "failed" for ended in runs) else 0

@@ -12,7 +12,7 @@ PLAIN, BN = "plain", "BN"
 # What is swept; values and series are named by these.
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SCALES = (0.01, 0.1, 0.5, 1.0, 2.0, 10.0)
-BATCHES = (2, 4, 8, 32, 128)
+BATCHES = (2, 4, 8, 32)
 
 _IOFFE_SZEGEDY = "Ioffe and Szegedy", 2015
 _SANTURKAR = "Santurkar, Tsipras, Ilyas and Madry", 2018
@@ -20,6 +20,10 @@ _IOFFE = "Ioffe", 2017
 _BN_URL, _SANTURKAR_URL, _RENORM_URL = (
     f"https://arxiv.org/abs/{n}" for n in ("1502.03167", "1805.11604", "1702.03275")
 )
+
+# Internal covariate shift, of a layer's gradient before and after the layers below have taken their step.
+_SHIFT = Figure("curves", "step", "L2 distance of gradients before and after", "shift", ("y",))
+_COSINE = Figure("curves", "step", "cosine of gradients before and after", "cosine")
 
 
 def at(name: str, setting: float) -> str:
@@ -194,7 +198,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         name="moving_averages",
         title="Normalizing by moving averages while training",
         claim="Training blows up when the statistics are moving averages that no gradient passes through.",
-        source=Source(*_IOFFE, "section 3", _RENORM_URL),
+        source=Source(*_IOFFE, "section 2", _RENORM_URL),
         operators=("batch_norm",),
         conditions=(BN, "moving averages"),
         gates=(
@@ -211,7 +215,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 ),
             ),
         ),
-        figure=Figure("curves", "step", "norm of all weights at lr .1", "weight norm"),
+        figure=Figure("curves", "step", "norm of all weights at lr .1", at("weight norm", 0.1)),
     ),
     Experiment(
         name="selu",
@@ -247,7 +251,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             Gate("lr 1e-7: cosine(plain) > .8", lambda v: v[PLAIN, "cosine"] > 0.8, ((PLAIN, "cosine"),)),
             Gate("lr 1e-7: cosine(BN) < .5", lambda v: v[BN, "cosine"] < 0.5, ((BN, "cosine"),)),
         ),
-        figure=Figure("curves", "step", "cosine of gradients before and after", "cosine"),
+        figure=_COSINE,
+        also=(_SHIFT,),
     ),
     Experiment(
         name="ics_mlp",
@@ -257,7 +262,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         operators=("batch_norm",),
         conditions=(PLAIN, BN),
         gates=(),
-        figure=Figure("curves", "step", "L2 distance of gradients before and after", "shift", ("y",)),
+        figure=_SHIFT,
+        also=(_COSINE,),
     ),
     Experiment(
         name="dropout",

@@ -57,3 +57,4 @@ class Experiment:
     gates: tuple[Gate, ...]  # none: reported, and not judged
     figure: Figure
     sweep: bool = False  # over a quantity, so that one seed is enough
+    also: tuple[Figure, ...] = ()  # figures beside the first, of series that every run records too

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from bench.report.figures import Panel, svg
 from bench.report.figures import axes as common
-from bench.report.figures import svg
 from bench.report.figures.axes import WIDTH, log_limits, slug
 from bench.report.formatting import number, plural, short
 from bench.report.palette import Key
@@ -30,11 +30,17 @@ FOLLOWED = 3.0
 Legend = dict[str, Key]
 
 
-def figure(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> Markup | None:
-    """An experiment's figure over all of its runs, or None where they have nothing to draw."""
-    how = experiment.figure
+def panels(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> list[Panel]:
+    """An experiment's figures, each over all of its runs; those that have something to draw."""
+    first, *others = (experiment.figure, *experiment.also)
+    names = [slug("study", experiment.name), *(slug("study", experiment.name, how.series) for how in others)]
+    images = [_image(how, runs, legend, name) for how, name in zip((first, *others), names, strict=True)]
+    return [Panel(how.y, image) for how, image in zip((first, *others), images, strict=True) if image]
+
+
+def _image(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
     if how.kind == "bars":
-        return _bars(experiment, runs, legend)
+        return _bars(how, runs, legend, name)
     frame = points(runs, how.series)
     if frame["y"].isna().all():
         return None
@@ -45,7 +51,7 @@ def figure(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> Marku
         _scales(axes, how, frame)
         axes.set_xlabel(how.x)
         drawing.subplots_adjust(left=0.13, right=0.97, bottom=0.17, top=0.96)
-        return svg.inline(drawing, slug("study", experiment.name), f"{how.y} against {how.x}: {'; '.join(said)}")
+        return svg.inline(drawing, name, f"{how.y} against {how.x}: {'; '.join(said)}")
 
 
 def _curves(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
@@ -97,28 +103,30 @@ def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
     return said
 
 
-def _bars(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> Markup | None:
+def _bars(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
     """A bar to the median of the seeds, a line over their range; what did not stay finite is written."""
-    how = experiment.figure
-    values = {name: _values(runs, name, how.series) for name in legend}
-    shown = [name for name in legend if len(values[name])]
-    if not any(np.isfinite(values[name]).any() for name in shown):
+    values = {condition: _values(runs, condition, how.series) for condition in legend}
+    shown = [condition for condition in legend if len(values[condition])]
+    if not any(np.isfinite(values[condition]).any() for condition in shown):
         return None
     height = 0.75 + 0.42 * len(shown)
     with svg.style():
         drawing = svg.new(WIDTH, height)
         axes = drawing.subplots()
         said = []
-        for row, name in enumerate(shown):
-            finite = values[name][np.isfinite(values[name])]
+        for row, condition in enumerate(shown):
+            finite = values[condition][np.isfinite(values[condition])]
             middle = float(np.median(finite)) if len(finite) else 0.0
-            lost = len(values[name]) - len(finite)
+            lost = len(values[condition]) - len(finite)
             words = " ".join([number(middle)] * bool(len(finite)) + [f"({lost} diverged)"] * bool(lost))
-            axes.barh(row, middle, height=0.6, color=legend[name].colour, gid=slug("bar", name))
+            axes.barh(row, middle, height=0.6, color=legend[condition].colour, gid=slug("bar", condition))
             if len(finite):
                 axes.hlines(row, finite.min(), finite.max(), color=svg.INK, linewidth=1.4)
-            axes.text(max([middle, *finite]), row, f" {words}", va="center", fontsize=8.5, color=svg.INK)
-            said.append(f"{name} {words}")
+            axes.annotate(
+                words, (max([middle, *finite]), row), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
+                color=svg.INK,
+            )  # fmt: skip
+            said.append(f"{condition} {words}")
         axes.set_yticks(range(len(shown)), shown)
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.margins(x=0.16)
@@ -127,7 +135,7 @@ def _bars(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> Markup
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(how.y)
         drawing.subplots_adjust(left=0.27, right=0.98, bottom=0.5 / height, top=1 - 0.06 / height)
-        return svg.inline(drawing, slug("study", experiment.name), f"{how.y}: {'; '.join(said)}")
+        return svg.inline(drawing, name, f"{how.y}: {'; '.join(said)}")
 
 
 def _values(runs: Sequence[Run], condition: str, name: str) -> np.ndarray:
@@ -155,14 +163,15 @@ def _diverged(part: pd.DataFrame) -> str:
 
 
 def _top(frame: pd.DataFrame) -> float:
-    """The highest value that is drawn."""
+    """The highest value that is drawn of curves and bands."""
     whole = frame.loc[~frame["diverged"], "high"]
     first = frame.loc[frame["x"] == frame["x"].min(), "high"]
     return min(float(frame["high"].max()), FOLLOWED * float((whole if whole.notna().any() else first).max()))
 
 
 def _scales(axes: Axes, how: Figure, frame: pd.DataFrame) -> None:
-    top = _top(frame)
+    # Of a sweep each setting stands for itself, whatever became of the others.
+    top = float(frame["high"].max()) if how.kind == "lines" else _top(frame)
     values = pd.concat([frame["low"], frame["high"]]).dropna().clip(upper=top)
     if "y" in how.log:
         axes.set_yscale("log")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import FIGURES, REPORT, machine, palette, thresholds
-from bench.report.figures import Gallery, Panel, svg
+from bench.report.figures import Gallery, svg
 from bench.report.formatting import plural
 from bench.report.templating import packed, scripts, style, templates
 from bench.study import records, values_table, words
 from bench.study.claims import BN, PLAIN
 from bench.study.experiment import Experiment
-from bench.study.figures import figure
+from bench.study.figures import panels
 from bench.study.study import Study, load
 
 SECTIONS = {
@@ -34,8 +34,8 @@ METHOD = (
     ("not decided", "Neither: a gate fails in a few seeds, a run failed, or there are too few seeds."),
     ("reported", "The claim has no gate: what came out is shown, and nothing is concluded."),
     ("∞", "A loss that diverged, or a number of steps after which a loss was still not reached."),
-    ("figures", "A line is the median over the seeds, the band around it their range. Of the bands of a landscape each "
-     "end is a median. A cross is where a run diverged, at the edge where it had left the figure."),
+    ("figures", "A line is the median over the seeds that are still finite, the band around it their range. Of the "
+     "bands of a landscape each end is a median. A cross is where a run diverged, or the edge where it had left."),
     ("loss, auc", "Mean cross-entropy in nats of training batches; an auc is its mean over all steps of a run."),
 )  # fmt: skip
 
@@ -88,7 +88,6 @@ def _experiment(study: Study, experiment: Experiment) -> dict[str, Any]:
     keys = palette.keys(list(dict.fromkeys((*PLACES, *experiment.conditions))), PLACES)
     legend = {name: keys[name] for name in experiment.conditions if name in ran}
     names = list(dict.fromkeys(name for run in runs for name in run.values))
-    image = figure(experiment, runs, legend)
     verdicts = study.verdicts[experiment.name]
     word = study.word(experiment)
     return {
@@ -98,7 +97,7 @@ def _experiment(study: Study, experiment: Experiment) -> dict[str, Any]:
         "why": words.why(verdicts),
         "verdicts": verdicts,
         "legend": legend.values(),
-        "panels": [Panel(experiment.figure.y, image)] if image else [],
+        "panels": panels(experiment, runs, legend),
         "endings": words.endings(runs),
         "seeds": sorted({run.seed for run in runs}),
         "of_seed": {(run.condition, run.seed, name): found for run in runs for name, found in run.values.items()},

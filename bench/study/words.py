@@ -60,7 +60,7 @@ def why(verdicts: Sequence[Verdict]) -> str:
         which = f"the {'other ' * bool(missed)}{'gate holds' if others == 1 else 'gates hold'}"
         parts.append(f"{which} in every seed")
     enough = SEEDS_OF_A_SWEEP if verdicts[0].experiment.sweep else SEEDS
-    if not missed and len(verdicts[0].outcomes) < enough:
+    if any(verdict.word == "not decided" for verdict in verdicts if verdict not in missed):
         parts.append(f"it takes {enough} seeds to call that reproduced")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
@@ -80,7 +80,9 @@ def cards(study: Study) -> list[Card]:
     failed = [run for run in study.runs if run.state == "failed"]
     found.append(
         Card(
-            "Runs that diverged", f"{len(diverged)} of {len(study.runs)}", "A loss was no longer finite: an answer too."
+            "Runs that diverged",
+            f"{len(diverged)} of {len(study.runs)}",
+            "That is an answer too. Settings of a sweep that diverged are crosses in its figure.",
         )
     )
     if failed:
@@ -93,16 +95,17 @@ def _titles(experiments: Sequence[Experiment]) -> str:
 
 
 def endings(runs: Sequence[Run]) -> list[str]:
-    """Which conditions diverged or failed, and in how many of their runs; nothing where all went well."""
-    found = []
+    """Which conditions diverged or failed, in how many of their runs, and why; nothing where all went well."""
     of_condition = Counter(run.condition for run in runs)
-    for state, verb in (("diverged", "diverged"), ("failed", "failed")):
-        for condition, count in Counter(run.condition for run in runs if run.state == state).items():
-            reasons = list(
-                dict.fromkeys(r.reason for r in runs if (r.condition, r.state) == (condition, state) and r.reason)
-            )
-            because = f": {reasons[0]}" if reasons else ""
-            found.append(f"{condition} {verb} in {count} of {plural(of_condition[condition], 'run')}{because}")
+    alike: dict[tuple[str, str], Counter[str]] = {}
+    for run in runs:
+        if run.state != "ok":
+            alike.setdefault((run.state, run.reason), Counter())[run.condition] += 1
+    found = []
+    for (state, reason), conditions in alike.items():
+        counted = [f"{name} in {count} of {plural(of_condition[name], 'run')}" for name, count in conditions.items()]
+        because = f": {reason.rstrip('.')}" if reason else ""
+        found.append(f"{state.capitalize()}: {', '.join(counted)}{because}.")
     return found
 
 
@@ -118,16 +121,16 @@ BACKENDS = {"triton": "Triton kernels", "interpreter": "Triton's interpreter", "
 def setting(study: Study) -> list[tuple[str, str]]:
     """What was run on what, in a few words each; what was not recorded is left out."""
     env = study.environment
-    asked = env.get("study") or {}
+    chosen = env.get("study") or {}
     ran, seconds = str(env.get("layers") or ""), env.get("wall_seconds")
     rows = [
-        ("data", asked.get("data")),
-        ("network", asked.get("network")),
-        ("scale", asked.get("scale")),
-        ("seeds", len(study.seeds) or None),
-        ("layers by", BACKENDS.get(ran, ran)),
-        ("time", took(seconds) if seconds else None),
-        ("processes", env.get("processes") or None),
+        ("Data", chosen.get("data")),
+        ("Network", chosen.get("network")),
+        ("Scale", chosen.get("scale")),
+        ("Seeds", len(study.seeds) or None),
+        ("Layers by", BACKENDS.get(ran, ran)),
+        ("Time", took(seconds) if seconds else None),
+        ("Processes", env.get("processes") or None),
     ]
     return [(name, str(found)) for name, found in rows if found]
 

@@ -10,3 +10,5 @@ from normlib.reference.group_norm import group_norm as group_norm
 from normlib.reference.group_norm import instance_norm as instance_norm
 from normlib.reference.row_norm import layer_norm as layer_norm
 from normlib.reference.row_norm import rms_norm as rms_norm
+from normlib.reference.sequence_batch_norm import sequence_batch_norm as sequence_batch_norm
+from normlib.reference.weight_norm import weight_norm as weight_norm

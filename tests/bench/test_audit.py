@@ -6,16 +6,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
 
-from bench.audit.machine_code import gcn_widths, sass_widths
+from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
-from normlib.kernels import batch_norm, reduction, row_norm
+from normlib.kernels import batch_norm, reduction, row_norm, weight_norm
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {name for m in (batch_norm, row_norm, reduction, weight_norm) for name in vars(m) if name.endswith("_kernel")}
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # Fused forms have the plans of the plain ones, and devices of one vendor nearly the same: a few shapes of theirs are
@@ -23,11 +26,14 @@ BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 COLLECT = """
 import json, sys
 from bench.audit import launches
+from bench.audit.calls import Launch
 from bench.audit.records import collect
 from bench.operators import operators
 plain = ("batch_norm", "layer_norm", "rms_norm")
-fused = [name for name in operators() if name not in plain]
+fused = [name for name in operators() if name not in (*plain, "weight_norm")]
 calls = list(launches(plain, ("resnet50", "llama3-8b", "extra")))
+# Kernels of its own in the plans of rows: one shape for each.
+calls += [Launch("weight_norm", (4096, n), "bf16", "rows") for n in (1000, 65536)]
 if sys.argv[1] == "sm_90":
     calls += launches(fused, ("extra",))
 for record in collect(sys.argv[1], calls):
@@ -143,6 +149,41 @@ def test_widths_are_read_from_nvidias_assembly():
         /*0150*/ LDS.128 R4, [R2] ;
     """
     assert sass_widths(code) == ({16: 1, 64: 1, 128: 2}, {32: 1})
+
+
+# Copies so many 32-bit values, as vectors.
+PTX = """
+.version 8.0
+.target sm_{arch}
+.address_size 64
+.visible .entry copy(.param .u64 from, .param .u64 to) {{
+    .reg .b64 %a, %b;
+    .reg .b32 %r<5>;
+    ld.param.u64 %a, [from];
+    ld.param.u64 %b, [to];
+    ld.global.{vector} {values}, [%a];
+    st.global.{vector} [%b], {values};
+    ret;
+}}
+"""
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_kernels_that_are_disassembled_together_keep_their_own_instructions(arch, tmp_path):
+    def kernel(vector, values):
+        source, cubin = tmp_path / "source", tmp_path / "cubin"
+        source.write_text(PTX.format(arch=arch, vector=vector, values=values))
+        ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        subprocess.run([ptxas, f"-arch=sm_{arch}", source, "-o", cubin], check=True)
+        return SimpleNamespace(
+            asm={"cubin": cubin.read_bytes()}, metadata=SimpleNamespace(target=GPUTarget("cuda", arch, 32))
+        )
+
+    codes = inspect([kernel("v4.b32", "{%r1, %r2, %r3, %r4}"), kernel("b32", "%r1"), kernel("v2.b32", "{%r1, %r2}")])
+    assert [(code.spill, code.loads, code.stores) for code in codes] == [
+        (0, {bits: 1}, {bits: 1}) for bits in (128, 32, 64)
+    ]
+    assert inspect([]) == []
 
 
 def test_widths_are_read_from_amds_assembly():

@@ -39,10 +39,14 @@ def test_the_operators_are_found_and_helpers_are_not():
         "batch_norm": "bn",
         "batch_norm_add_relu": "bn_add_relu",
         "batch_norm_relu": "bn_relu",
+        "group_norm": "gn",
+        "instance_norm": "in",
         "layer_norm": "ln",
         "layer_norm_add": "ln_add",
         "rms_norm": "rms",
         "rms_norm_add": "rms_add",
+        "sequence_batch_norm": "seq_bn",
+        "weight_norm": "wn",
     }
 
 
@@ -79,7 +83,6 @@ def test_smoke_is_small_and_has_every_dtype_and_layout_and_odd_sizes_and_powers_
 def test_every_model_with_norms_for_an_operator_is_a_preset_of_it_in_training_and_inference(operator):
     has = [model for model in models.names() if models.norms(model, operator.name)]
     sweeps = {"smoke", "quick", "full", "decode", "wide", "qk-norm"}
-    assert has
     assert set(operator.presets) - sweeps == {*has, *(f"{model}-inference" for model in has)}
     for model in has:
         training, inference = operator.presets[model], operator.presets[f"{model}-inference"]
@@ -158,7 +161,9 @@ def test_every_mode_gives_tensors_that_the_reference_has_in_float64(operator):
     dtypes = operator.dtypes(inputs)
     named = {name for mode in operator.modes for name in operator.outputs(mode)}
     assert set(truth) == named | set(operator.saved) and named <= set(dtypes)
-    assert {truth[name].shape for name in operator.saved} == {(case.shape[operator.statistics_dim],)}
+    # One an index, or of an image's groups and channels several.
+    for name in operator.saved:
+        assert truth[name].dim() == 1 and truth[name].numel() % case.shape[operator.statistics_dim] == 0
     assert set(operator.outputs("fwd_bwd")) == {*operator.outputs("fwd"), *operator.outputs("bwd")}
     for tensor in truth.values():
         assert tensor.dtype == torch.float64

@@ -7,10 +7,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, group_norm, reduction, row_norm, sync_batch_norm
+from normlib.kernels import batch_norm, group_norm, reduction, row_norm, sync_batch_norm, weight_norm
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, group_norm, row_norm, reduction, sync_batch_norm)
+MODULES = (batch_norm, group_norm, row_norm, reduction, sync_batch_norm, weight_norm)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -164,6 +164,14 @@ def _sync_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
     return {**results, **found}
 
 
+def _weight(call: Call, device: torch.device) -> dict[str, Tensor]:
+    x, dy = _draw(call, device)
+    (weight,) = _vectors(len(x), call.dtype, device, 1)
+    y, norm = weight_norm.forward(x, weight, call.device)
+    dx, dw = weight_norm.backward(dy, x, norm, weight, "dx" in call.needs, "dw" in call.needs, call.device)
+    return _present(y=y, norm=norm, dx=dx, dw=dw)
+
+
 _OPERATORS = {
     "layer_norm": _rows(centred=True),
     "rms_norm": _rows(centred=False),
@@ -175,6 +183,7 @@ _OPERATORS = {
     "group_norm_of_2": _grouped(2),
     "instance_norm": _grouped(1),
     "sync_batch_norm": _sync_batch,
+    "weight_norm": _weight,
     "batch_norm_relu": _batch(evaluating=False, relu=True, pre_relu=True),
     "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
 }
@@ -262,6 +271,12 @@ CALLS = [
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
+    Call("weight_norm", (33, 100), torch.bfloat16),
+    Call("weight_norm", (5, 1603)),
+    Call("weight_norm", (3, 8205), torch.float64),
+    *(Call("weight_norm", (6, 37), layout=layout) for layout in ("rows apart", "expanded")),
+    *(Call("weight_norm", (6, 37), needs=needs) for needs in [("dx",), ("dw",)]),
+    Call("weight_norm", (2, 4100), torch.float64, needs=("dw",)),
     # What many programs leave, more than the merge takes at once: 66 partial rows, and 66 splits of a channel.
     Call("layer_norm", (66, 520), torch.float64, 17),
     Call("batch_norm", (66, 2, 1), torch.float32, 17, needs=()),
@@ -278,4 +293,6 @@ RAGGED = [
     Call("instance_norm", (3, 5, 11)),
     Call("group_norm_of_2", (1, 6, 5000), multiprocessors=3),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
+    Call("weight_norm", (33, 100)),
+    Call("weight_norm", (3, 8205), torch.float64),
 ]

@@ -18,6 +18,7 @@ from normlib.kernels import (
     row_norm,
     row_norm_values,
     row_norm_wide,
+    weight_norm,
 )
 
 
@@ -45,6 +46,7 @@ def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
         row_norm,
         row_norm_values,
         row_norm_wide,
+        weight_norm,
     ):
         monkeypatch.setattr(module, access, UNMASKED[access], raising=False)
 

@@ -23,7 +23,7 @@ import triton.language as tl
 from errors import assert_right
 
 from normlib import functional, reference
-from normlib.kernels import batch_norm, plan, reduction, row_norm
+from normlib.kernels import batch_norm, plan, reduction, row_norm, weight_norm
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
 
@@ -82,6 +82,38 @@ def test_rows_may_be_any_distance_apart(n, centred, device):
     truth = formula(x, (n,), weight, bias, 1e-5, dy)
     for name, out in {"y": y, "dx": dx, "dw": dw, "db": db, "rstd": rstd}.items():
         assert_right(out, truth[name], name)
+
+
+@pytest.mark.parametrize("n", [24, 20000])  # in registers, and the loops
+def test_rows_of_weights_may_be_any_distance_apart(n, device):
+    stride = BEYOND // 2 + 16
+    memory = torch.empty(2 * stride + 2 * n, dtype=DTYPE, device=device)
+    x, dy = (memory.as_strided((3, n), (stride, 1), offset) for offset in (0, n))
+    for t in (x, dy):
+        t.copy_(torch.randn(3, n))
+    weight = torch.rand(3, device=device) + 0.5
+    y, norm = weight_norm.forward(x, weight)
+    dx, dw = weight_norm.backward(dy, x, norm, weight, True, True)
+    truth = reference.weight_norm(x, weight, dy)
+    for name, out in {"y": y, "dx": dx, "dw": dw}.items():
+        assert_right(out, truth[name], name)
+
+
+@interpreted
+@pytest.mark.parametrize("n", [1600, 20000])
+def test_weights_are_written_beyond_2_31_elements(n):
+    row, row_dy = torch.randn(2, 1, n).to(DTYPE)
+    rows = BEYOND // n + 3
+    x, dy = row.expand(rows, n), row_dy.expand(rows, n)
+    weight = torch.full((rows,), 1.5)
+    with corner_programs():
+        y, norm = weight_norm.forward(x, weight, WIDE)
+        dx, _ = weight_norm.backward(dy, x, norm, weight, True, False, WIDE)
+    truth = reference.weight_norm(row, weight[:1], row_dy)
+    for name, out in {"y": y, "dx": dx}.items():
+        assert out.numel() > BEYOND
+        for i in (0, rows - 1):
+            assert_right(out[i : i + 1], truth[name], f"{name}, row {i}")
 
 
 @interpreted

@@ -71,6 +71,8 @@ def samples(device):
         "batch_norm_add_relu_train": [(x, dy, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, False)],
         "batch_norm_add_relu_eval": [(x, dy, w, b, mean, var, 1e-5, True, False)],
         "batch_norm_add_relu_backward": [(dy, x, signs, mean, var, w, b, 1e-5, True, [True, True, True, False], False)],
+        "weight_norm": [(x, w[:4].view(4, 1))],
+        "weight_norm_backward": [(dy, x, torch.ones(2, 4, device=device), w[:4], [True, True])],
         "sync_batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, group)],
         "sync_batch_norm_backward": [  # which has no derivative
             (

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from normlib import functional as N
-from normlib.kernels import batch_norm, plan, row_norm
+from normlib.kernels import batch_norm, plan, row_norm, weight_norm
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import INTERPRETER, Device
 
@@ -66,12 +66,19 @@ def batch_norm_case(training):
     return run
 
 
+def weight_norm_case(x, dy, weight, bias):
+    y, norm = weight_norm.forward(x, x[:, 0])
+    gradients = weight_norm.backward(dy, x, norm, x[:, 0], True, True)
+    return {"y": y, "norm": norm} | dict(zip(("dx", "dw"), gradients, strict=True))
+
+
 # How it runs, the shape (several programs to nearly every launch, in the interpreter too), and how often: long rows
 # take the interpreter a second.
 CASES = {
     "layer_norm": (row_norm_case(True), (40, 100), 100),
     "rms_norm": (row_norm_case(False), (40, 100), 100),
     "layer_norm, long rows": (row_norm_case(True), (2, 16400), 2 if INTERPRETED.value else 100),
+    "weight_norm": (weight_norm_case, (40, 100), 20),
     "batch_norm, training": (batch_norm_case(True), (2, 6, 5, 5), 100),
     "batch_norm, evaluation": (batch_norm_case(False), (2, 6, 5, 5), 100),
 }

@@ -97,6 +97,10 @@ OPERATORS = {
     "batch_norm_add_relu_backward": lambda x: OPS.batch_norm_add_relu_backward(
         V, x, SIGNS, *BUFFERS, W, B, 1e-5, True, [True] * 4, False
     )[0],
+    "weight_norm": lambda x: OPS.weight_norm(x, W[:4])[0],
+    "weight_norm_backward": lambda x: OPS.weight_norm_backward(
+        V, x, torch.ones(2, 4, dtype=V.dtype), W[:4], [True] * 2
+    )[0],
     "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
     "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(
         V, x, *BUFFERS, torch.ones(1), W, B, [True] * 3, group()
