@@ -15,10 +15,15 @@ from triton.backends.compiler import GPUTarget
 from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
-from normlib.kernels import batch_norm, reduction, row_norm, weight_norm
+from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, weight_norm
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, row_norm, reduction, weight_norm) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {
+    name
+    for m in (batch_norm, lp_norm, row_norm, reduction, weight_norm)
+    for name in vars(m)
+    if name.endswith("_kernel")
+}
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # Fused forms have the plans of the plain ones, and devices of one vendor nearly the same: a few shapes of theirs are
