@@ -91,11 +91,15 @@ _WEIGHTS = (
 )
 _WIDE_WEIGHTS = (("weight_norm", (9, 2100), "fp32"),)
 
+# The statistic of 7 columns of 99.
+_PARTIAL = (("partial_rms_norm", (40, 99), "fp32"), ("partial_rms_norm", (40, 99), "bf16"))
+
 _OF_ROWS = {
     "rows": _ROWS,
     "wide": _WIDE,
     "fused": _FUSED,
     "wide fused": _WIDE_FUSED,
+    "partial": _PARTIAL,
     "weights": _WEIGHTS,
     "wide weights": _WIDE_WEIGHTS,
 }
