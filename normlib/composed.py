@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from normlib.backend import transforming
+from normlib.lp_norm_composed import lp_norm as lp_norm
 from normlib.sequences import Lengths, Steps, over_steps
 
 

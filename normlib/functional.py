@@ -4,6 +4,7 @@ from normlib.batch_norm import batch_norm
 from normlib.group_norm import group_norm
 from normlib.instance_norm import instance_norm
 from normlib.layer_norm import layer_norm
+from normlib.lp_norm import lp_norm
 from normlib.partial_rms_norm import partial_rms_norm
 from normlib.rms_norm import rms_norm
 from normlib.sequence_batch_norm import sequence_batch_norm
@@ -14,6 +15,7 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "lp_norm",
     "partial_rms_norm",
     "rms_norm",
     "sequence_batch_norm",

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil, inf, prod
 
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, batch_norm_traffic, row_norm, row_norm_traffic, weight_norm, weight_norm_traffic
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_traffic,
+    lp_norm,
+    lp_norm_traffic,
+    row_norm,
+    row_norm_traffic,
+    weight_norm,
+    weight_norm_traffic,
+)
 from normlib.kernels import plan as plans
-from normlib.kernels.plan import BatchNormPlan, Device, OncePlan, RowBackwardPlan, RowPlan
+from normlib.kernels.plan import BatchNormPlan, Device, MergePlan, OncePlan, RowBackwardPlan, RowPlan
 from normlib.kernels.traffic import Traffic
 from normlib.partial_rms_norm import PARTIAL
 
@@ -217,6 +226,61 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     )
 
 
+def _lp_norm(p: str = "2") -> Passes:
+    order, running = float(p), ("running_mean", "running_norm")
+    per_channel = ("weight", "bias", *running, "rstd", "dw", "db")
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        c, statistics = shape[1], _statistics(dtype)
+        pairs = ("mean", "peak") if order == inf else ("mean",)
+        return {**dict.fromkeys(pairs, ((2, c), statistics)), **dict.fromkeys(per_channel, ((c,), statistics))}
+
+    def plan_of(t: Tensors, device: Device) -> tuple[BatchNormPlan, MergePlan]:
+        x = t["x"]
+        plan = plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+        return plan, plans.merge(plan.splits, plan.channels, device)
+
+    def forward(t: Tensors, device: Device) -> object:
+        weight, bias, mean, norm = (t.get(name) for name in ("weight", "bias", *running))
+        return lp_norm.lp_norm_forward(t["x"], weight, bias, mean, norm, order, MOMENTUM, EPS, device)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        plan, merge = plan_of(t, device)
+        return Declared("streaming", plan, lp_norm_traffic.forward(plan, merge, _sizes(t)))
+
+    def evaluate(t: Tensors, device: Device) -> object:
+        mean, norm = (t[name] for name in running)
+        return lp_norm.lp_norm_eval_forward(t["x"], t.get("weight"), t.get("bias"), mean, norm, order, EPS, device)
+
+    def declare_evaluate(t: Tensors, device: Device) -> Declared:
+        plan, _ = plan_of(t, device)
+        return Declared("one sweep", plan, lp_norm_traffic.eval_forward(plan, _sizes(t)))
+
+    def backward(evaluating: bool) -> Pass:
+        names = running if evaluating else ("mean", "rstd")
+
+        def run(t: Tensors, device: Device) -> object:
+            mean, rstd = (t[name] for name in names)
+            peak = None if evaluating else t.get("peak")
+            given = (t["dy"], t["x"], mean, rstd, peak, t.get("weight"))
+            return lp_norm.lp_norm_backward(*given, order, EPS, evaluating, "dx" in t, "dw" in t, device)
+
+        def declare(t: Tensors, device: Device) -> Declared:
+            plan, merge = plan_of(t, device)
+            kind = "one sweep" if evaluating else "streaming"
+            return Declared(kind, plan, lp_norm_traffic.backward(plan, merge, _sizes(t), evaluating))
+
+        return Pass(run, declare, frozenset(names))
+
+    modes = {
+        "fwd": Pass(forward, declare_forward),
+        "bwd": backward(evaluating=False),
+        "eval": Pass(evaluate, declare_evaluate, frozenset(running)),
+        "eval_bwd": backward(evaluating=True),
+    }
+    return Passes(PLAIN, vectors, modes, of=_lp_norm)
+
+
 def _of_steps(norm: Passes) -> Passes:
     """A norm of (steps, features) on (time, batch, features)."""
 
@@ -243,6 +307,7 @@ PASSES: Mapping[str, Passes] = {
     "batch_norm_relu": _batch_norm(relu=True),
     "layer_norm": _row_norm(centred=True),
     "layer_norm_add": _row_norm(centred=True, add=True),
+    "lp_norm": _lp_norm(),
     "partial_rms_norm": _row_norm(centred=False, partial=PARTIAL),
     "rms_norm": _row_norm(centred=False),
     "rms_norm_add": _row_norm(centred=False, add=True),

@@ -15,10 +15,15 @@ from triton.backends.compiler import GPUTarget
 from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
-from normlib.kernels import batch_norm, reduction, row_norm, weight_norm
+from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, weight_norm
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, row_norm, reduction, weight_norm) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {
+    name
+    for m in (batch_norm, lp_norm, row_norm, reduction, weight_norm)
+    for name in vars(m)
+    if name.endswith("_kernel")
+}
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # Fused forms have the plans of the plain ones, and devices of one vendor nearly the same: a few shapes of theirs are
@@ -30,10 +35,11 @@ from bench.audit.calls import Launch
 from bench.audit.records import collect
 from bench.operators import operators
 plain = ("batch_norm", "layer_norm", "rms_norm")
-fused = [name for name in operators() if name not in (*plain, "weight_norm")]
+fused = [name for name in operators() if name not in (*plain, "lp_norm", "weight_norm")]
 calls = list(launches(plain, ("resnet50", "llama3-8b", "extra")))
-# Kernels of its own in the plans of rows: one shape for each.
+# Kernels of their own in plans that others have: a shape or two for each.
 calls += [Launch("weight_norm", (4096, n), "bf16", "rows") for n in (1000, 65536)]
+calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
 if sys.argv[1] == "sm_90":
     calls += launches(fused, ("extra",))
 for record in collect(sys.argv[1], calls):

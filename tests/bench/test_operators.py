@@ -41,6 +41,7 @@ def test_the_operators_are_found_and_helpers_are_not():
         "batch_norm_relu": "bn_relu",
         "layer_norm": "ln",
         "layer_norm_add": "ln_add",
+        "lp_norm": "lp",
         "partial_rms_norm": "prms",
         "rms_norm": "rms",
         "rms_norm_add": "rms_add",

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf
 
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, reduction, row_norm, sync_batch_norm, weight_norm
+from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, sync_batch_norm, weight_norm
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, row_norm, reduction, sync_batch_norm, weight_norm)
+MODULES = (batch_norm, lp_norm, row_norm, reduction, sync_batch_norm, weight_norm)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -123,6 +124,26 @@ def _batch(evaluating: bool, **relus: bool) -> Callable[[Call, torch.device], di
     return run
 
 
+def _lp(p: float, evaluating: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    def run(call: Call, device: torch.device) -> dict[str, Tensor]:
+        channels, plan = call.shape[1], call.device
+        x, dy = _draw(call, device)
+        wide = torch.promote_types(call.dtype, torch.float32)
+        weight, bias = _vectors(channels, wide, device, 2) if call.affine else (None, None)
+        running = _vectors(channels, wide, device, 2) if call.affine or evaluating else (None, None)
+        if evaluating:
+            saved = (*running, None)
+            y = lp_norm.lp_norm_eval_forward(x, weight, bias, *running, p, 1e-5, plan)
+        else:
+            y, *saved = lp_norm.lp_norm_forward(x, weight, bias, *running, p, 0.1, 1e-5, plan)
+        needs = ("dx" in call.needs, "dw" in call.needs)
+        dx, dw, db = lp_norm.lp_norm_backward(dy, x, *saved, weight, p, 1e-5, evaluating, *needs, plan)
+        names = ("mean", "rstd", "peak", "running_mean", "running_norm")
+        return _present(y=y, dx=dx, dw=dw, db=db, **dict(zip(names, (*saved, *running), strict=True)))
+
+    return run
+
+
 def _sync_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
     """Two processes' shares of the batch, one after the other, and a third that is empty."""
     x, dy = _draw(call, device)
@@ -159,6 +180,10 @@ _OPERATORS = {
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
     "sync_batch_norm": _sync_batch,
+    "lp_norm_1": _lp(1.0),
+    "lp_norm_2": _lp(2.0),
+    "lp_norm_inf": _lp(inf),
+    "lp_norm_eval": _lp(1.0, evaluating=True),
     "weight_norm": _weight,
     "batch_norm_relu": _batch(evaluating=False, relu=True, pre_relu=True),
     "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
@@ -235,6 +260,13 @@ CALLS = [
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
+    Call("lp_norm_1", (3, 5, 11), torch.float16, 2),
+    Call("lp_norm_1", (4, 3, 7, 7), layout="channels-last", needs=("dw", "db")),
+    Call("lp_norm_2", (33, 130), torch.bfloat16),
+    Call("lp_norm_inf", (2, 65, 7, 7), multiprocessors=3),
+    Call("lp_norm_inf", (2, 3, 700), torch.float64, 2, "channels-last"),
+    Call("lp_norm_inf", (4, 3, 7, 7), multiprocessors=2, affine=BARE),
+    Call("lp_norm_eval", (3, 5, 11)),
     Call("weight_norm", (33, 100), torch.bfloat16),
     Call("weight_norm", (5, 1603)),
     Call("weight_norm", (3, 8205), torch.float64),
@@ -255,6 +287,7 @@ RAGGED = [
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
+    Call("lp_norm_inf", (3, 5, 11), multiprocessors=2),
     Call("weight_norm", (33, 100)),
     Call("weight_norm", (3, 8205), torch.float64),
 ]

@@ -23,12 +23,12 @@ import triton.language as tl
 from errors import assert_right
 
 from normlib import functional, reference
-from normlib.kernels import batch_norm, plan, reduction, row_norm, weight_norm
+from normlib.kernels import batch_norm, lp_norm, plan, reduction, row_norm, weight_norm
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {name for m in (batch_norm, lp_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
 BEYOND = 2**31
 DTYPE = torch.bfloat16
 # So many programs that each has one tile.
@@ -264,6 +264,8 @@ LAUNCHES = {
         ("batch_norm", (4, 65, 7, 7), "nhwc"),
         ("batch_norm", (32, 128, 28, 28), "nchw"),
         ("batch_norm", (32, 128, 28, 28), "nhwc"),
+        ("lp_norm", (4, 65, 7, 7), "nchw", ("p", "1")),
+        ("lp_norm", (4, 65, 7, 7), "nhwc", ("p", "inf")),
         *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm") for n in (1000, 100000)),
     ],
     "2^31 rows": [(op, (BEYOND + 4096, 1000), "rows") for op in ("layer_norm", "rms_norm")],
@@ -331,8 +333,10 @@ def print_compiled():
     # With the plans of a device that has barriers and a cache to count on, and of one that has not.
     for name, launches in LAUNCHES.items():
         with compiling("sm_90") as found:
-            for (op, shape, layout), here in product(launches, (device, replace(device, l2=0, cooperative=False))):
-                call(Launch(op, shape, "bf16", layout), here)
+            for (op, shape, layout, *options), here in product(
+                launches, (device, replace(device, l2=0, cooperative=False))
+            ):
+                call(Launch(op, shape, "bf16", layout, (), tuple(options)), here)
         texts |= {(name, kernel, compiled.asm["ttir"]) for kernel, compiled in found}
     signature = {"y_ptr": "*bf16", "x_ptr": "*bf16", "stride": "i32", "N": "constexpr", "BLOCK": "constexpr"}
     for name in (*PLANTED, "_right_kernel"):

@@ -1,6 +1,7 @@
 """First and second derivatives, and what PyTorch's operator checks have to say."""
 
 from itertools import product
+from math import inf
 
 import pytest
 import torch
@@ -50,6 +51,7 @@ def samples(device):
     mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
     pair, rows = torch.zeros(2, 4, device=device), torch.ones(4, device=device)
     signs = torch.zeros_like(empty_signs(x))
+    peaks = torch.zeros(2, 6, device=device), var, torch.ones(2, 6, device=device)
     group = dist.group.WORLD.group_name if dist.is_initialized() else ""
     return {
         "layer_norm": [(x, [6], w, b, 1e-5), (x, [6], None, None, 1e-5)],
@@ -75,6 +77,15 @@ def samples(device):
         "batch_norm_add_relu_train": [(x, dy, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, False)],
         "batch_norm_add_relu_eval": [(x, dy, w, b, mean, var, 1e-5, True, False)],
         "batch_norm_add_relu_backward": [(dy, x, signs, mean, var, w, b, 1e-5, True, [True, True, True, False], False)],
+        "lp_norm_train": [
+            (x, w, b, mean.clone(), var.clone(), 1.0, 0.1, 1e-5),
+            (x, None, None, None, None, inf, 0.1, 1e-5),
+        ],
+        "lp_norm_eval": [(x, w, b, mean, var, 2.0, 1e-5)],
+        "lp_norm_backward": [
+            (dy, x, *peaks, w, b, inf, 1e-5, False, [True, True, True]),
+            (dy, x, mean, var, None, w, None, 1.0, 1e-5, True, [True, False, False]),
+        ],
         "weight_norm": [(x, w[:4].view(4, 1))],
         "weight_norm_backward": [(dy, x, torch.ones(2, 4, device=device), w[:4], [True, True])],
         "sync_batch_norm_train": [(x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, group)],

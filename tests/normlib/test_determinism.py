@@ -4,6 +4,7 @@ import random
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
+from math import inf
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import triton
 import triton.language as tl
 
 from normlib import functional as N
-from normlib.kernels import batch_norm, plan, row_norm, weight_norm
+from normlib.kernels import batch_norm, lp_norm, plan, row_norm, weight_norm
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import INTERPRETER, Device
 
@@ -67,6 +68,17 @@ def batch_norm_case(training):
     return run
 
 
+def lp_norm_case(p):
+    def run(x, dy, weight, bias):
+        mean, norm = torch.zeros_like(weight), torch.ones_like(weight)
+        y, *saved = lp_norm.lp_norm_forward(x, weight, bias, mean, norm, p, 0.3, 1e-5)
+        gradients = lp_norm.lp_norm_backward(dy, x, *saved, weight, p, 1e-5, False, True, True)
+        found = {"y": y, "running_mean": mean, "running_norm": norm, "mean": saved[0], "rstd": saved[1]}
+        return found | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+    return run
+
+
 def weight_norm_case(x, dy, weight, bias):
     y, norm = weight_norm.forward(x, x[:, 0])
     gradients = weight_norm.backward(dy, x, norm, x[:, 0], True, True)
@@ -82,6 +94,8 @@ CASES = {
     "weight_norm": (weight_norm_case, (40, 100), 20),
     "batch_norm, training": (batch_norm_case(True), (2, 6, 5, 5), 100),
     "batch_norm, evaluation": (batch_norm_case(False), (2, 6, 5, 5), 100),
+    "lp_norm, p = 1": (lp_norm_case(1.0), (2, 6, 5, 5), 20),
+    "lp_norm, p = inf": (lp_norm_case(inf), (2, 6, 5, 5), 20),
 }
 
 
