@@ -13,6 +13,7 @@ from normlib.kernels.noise import ELEMENTS, standard_normal, uniform, words
 from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, store
 from normlib.kernels.reduction import (
     accurate_sum,
+    is_finite,
     merge_all_moments,
     merge_moments,
     rstd_of,
@@ -142,7 +143,8 @@ def moments_of_tiles(
         tile_count = elements.to(ACC)
         tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1, NARROW)
         count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
-    return mean, low, m2
+    # Beside an infinite mean low is NaN; what adds the two must find that infinity.
+    return mean, tl.where(is_finite(low), low, 0.0), m2
 
 
 @triton.jit

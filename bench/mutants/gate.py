@@ -91,6 +91,8 @@ _WEIGHTS = (
 )
 _WIDE_WEIGHTS = (("weight_norm", (9, 2100), "fp32"),)
 
+# The statistic of 7 columns of 99.
+_PARTIAL = (("partial_rms_norm", (40, 99), "fp32"), ("partial_rms_norm", (40, 99), "bf16"))
 # Several splits of several tiles, ragged; and values that few elements have, of which some tie for the maximum.
 _NORMS = (
     ((7, 37, "7x7", "1"), "fp32", "nchw"),
@@ -104,6 +106,7 @@ _OF_ROWS = {
     "wide": _WIDE,
     "fused": _FUSED,
     "wide fused": _WIDE_FUSED,
+    "partial": _PARTIAL,
     "weights": _WEIGHTS,
     "wide weights": _WIDE_WEIGHTS,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from normlib.kernels import (
     batch_norm,
     batch_renorm,
+    group_norm,
     lp_norm,
     noisy_batch_norm,
     reduction,
@@ -20,7 +21,17 @@ from normlib.kernels import (
 )
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, batch_renorm, lp_norm, noisy_batch_norm, row_norm, reduction, sync_batch_norm, weight_norm)
+MODULES = (
+    batch_norm,
+    batch_renorm,
+    group_norm,
+    lp_norm,
+    noisy_batch_norm,
+    row_norm,
+    reduction,
+    sync_batch_norm,
+    weight_norm,
+)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -165,6 +176,30 @@ def _noisy_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
     return _present(y=y, mean=mean, rstd=rstd, noise=noise, running_mean=vectors[2], running_var=vectors[3], **named)
 
 
+def _grouped(per_group: int) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    """Groups of so many channels; of one, with running statistics unless the call is bare."""
+
+    def run(call: Call, device: torch.device) -> dict[str, Tensor]:
+        channels, plan = call.shape[1], call.device
+        groups = channels // per_group
+        x, dy = _draw(call, device)
+        wide = torch.promote_types(call.dtype, torch.float32)
+        weight, bias, running_mean, running_var = _vectors(channels, wide, device, 4) if call.affine else (None,) * 4
+        if per_group == 1:
+            given = (weight, bias, running_mean, running_var, 0.1, 1e-5, plan)
+            y, mean, rstd = group_norm.instance_norm_forward(x, *given)
+            results = _present(running_mean=running_mean, running_var=running_var)
+        else:
+            y, mean, rstd = group_norm.group_norm_forward(x, groups, weight, bias, 1e-5, plan)
+            results = {}
+        dw_dtype, db_dtype = (wide if name in call.needs else None for name in ("dw", "db"))
+        given = (groups, mean, rstd, weight, dw_dtype, db_dtype, "dx" in call.needs, plan)
+        dx, dw, db = group_norm.group_norm_backward(dy, x, *given)
+        return {**results, **_present(y=y, mean=mean, rstd=rstd, dx=dx, dw=dw, db=db)}
+
+    return run
+
+
 def _lp(p: float, evaluating: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
     def run(call: Call, device: torch.device) -> dict[str, Tensor]:
         channels, plan = call.shape[1], call.device
@@ -222,6 +257,9 @@ _OPERATORS = {
     "batch_norm_eval": _batch(evaluating=True),
     "batch_renorm": _batch_renorm,
     "noisy_batch_norm": _noisy_batch,
+    "group_norm_of_5": _grouped(5),
+    "group_norm_of_2": _grouped(2),
+    "instance_norm": _grouped(1),
     "sync_batch_norm": _sync_batch,
     "lp_norm_1": _lp(1.0),
     "lp_norm_2": _lp(2.0),
@@ -276,6 +314,21 @@ _RELU_BATCHES = [
     ((4, 3, 7, 7), torch.float32, 2, "contiguous", FULL, ("dw", "db")),
 ]
 
+# One launch: of rows that groups do not fill, of several groups, of channels. Streaming: a channel in several splits.
+_GROUPS = [
+    ("group_norm_of_5", (3, 10, 7), torch.float16),
+    ("group_norm_of_2", (2, 6, 5, 5), torch.bfloat16),
+    ("group_norm_of_2", (2, 6, 5, 5), torch.bfloat16, 1, "channels-last"),
+    ("group_norm_of_2", (3, 6), torch.float64),
+    ("instance_norm", (3, 5, 11)),
+    ("instance_norm", (2, 65, 7, 7), torch.float32, 1, "channels-last"),
+    ("instance_norm", (2, 5, 11), torch.float32, 1, "contiguous", BARE),
+    *(("instance_norm", (3, 5, 11), torch.float32, 1, "contiguous", FULL, needs) for needs in [("dx",), ("db",)]),
+    ("group_norm_of_5", (2, 10, 700), torch.float32, 9, "channels-last"),
+    ("group_norm_of_2", (1, 6, 5000), torch.float32, 3),
+    ("group_norm_of_2", (1, 6, 5000), torch.float32, 3, "contiguous", BARE, ("dx",)),
+]
+
 _ROW_CALLS = [Call(operator, *row) for operator, row in product(("layer_norm", "rms_norm"), _ROWS)]
 _BATCH_CALLS = [Call(operator, *row) for operator, row in product(("batch_norm", "batch_norm_eval"), _BATCHES)]
 
@@ -306,6 +359,7 @@ CALLS = [
     Call("noisy_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("noisy_batch_norm", (2, 65, 7, 7), torch.float32, 1, "channels-last"),
     Call("noisy_batch_norm", (5, 7), torch.float64, affine=BARE),
+    *(Call(*group) for group in _GROUPS),
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
@@ -337,6 +391,8 @@ RAGGED = [
     Call("batch_norm", (3, 5, 11), cache=CACHE),
     Call("batch_renorm", (3, 5, 11), multiprocessors=2),
     Call("noisy_batch_norm", (3, 5, 11), multiprocessors=2),
+    Call("instance_norm", (3, 5, 11)),
+    Call("group_norm_of_2", (1, 6, 5000), multiprocessors=3),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
     Call("lp_norm_inf", (3, 5, 11), multiprocessors=2),
     Call("weight_norm", (33, 100)),
