@@ -91,6 +91,8 @@ _WEIGHTS = (
 )
 _WIDE_WEIGHTS = (("weight_norm", (9, 2100), "fp32"),)
 
+# The statistic of 7 columns of 99.
+_PARTIAL = (("partial_rms_norm", (40, 99), "fp32"), ("partial_rms_norm", (40, 99), "bf16"))
 # Several splits of several tiles, ragged; and values that few elements have, of which some tie for the maximum.
 _NORMS = (
     ((7, 37, "7x7", "1"), "fp32", "nchw"),
@@ -104,6 +106,7 @@ _OF_ROWS = {
     "wide": _WIDE,
     "fused": _FUSED,
     "wide fused": _WIDE_FUSED,
+    "partial": _PARTIAL,
     "weights": _WEIGHTS,
     "wide weights": _WIDE_WEIGHTS,
 }
@@ -114,6 +117,8 @@ CELLS = {
     },
     "batch": tuple(_case("batch_norm", *case) for case in _BATCH),
     "norms": tuple(_case("lp_norm", *case) for case in _NORMS),
+    "renorm": (_case("batch_renorm", (7, 37, "7x7"), "fp32", "nchw"),),
+    "noisy": (_case("noisy_batch_norm", (7, 37, "7x7"), "fp32", "nchw"),),
     "batch fused": tuple(_case(*case) for case in _BATCH_FUSED),
 }
 # What all kernels share is seen in any of them.

@@ -188,9 +188,39 @@ _FUSED_EDITS = {
     ),
 }
 
+# What differs where the statistic is of a part of the row.
+_PARTIAL_EDITS = {
+    ("row_norm_values", "of_part"): (
+        ("partial-c1-everywhere", "c1 in dx of every column", "value, 0.0)", "value, value)"),
+        (
+            "partial-c1-a-column-short",
+            "c1 is not in dx of the last column of the part",
+            "n < PARTIAL_N,",
+            "n < PARTIAL_N - 1,",
+        ),
+    ),
+    ("row_norm", "_row_norm_forward_kernel"): (
+        (
+            "partial-squares-of-a-column-too-many",
+            "the column behind the part counts",
+            "tl.where(n < PARTIAL_N, (xs",
+            "tl.where(n < PARTIAL_N + 1, (xs",
+        ),
+        (
+            "partial-squares-over-n",
+            "N divides the part's squares",
+            "zeros_like(squares) + PARTIAL_N)",
+            "zeros_like(squares) + N)",
+        ),
+    ),
+    ("row_norm", "_row_norm_backward_kernel"): (
+        ("partial-c1-over-n", "N divides c1", "c1 = c1 / PARTIAL_N", "c1 = c1 / N"),
+    ),
+}
+
 MUTANTS = tuple(
     Mutant(name, file, within, about, old, new, cells)
-    for all_edits, cells in ((_EDITS, ()), (_FUSED_EDITS, ("fused",)))
+    for all_edits, cells in ((_EDITS, ()), (_FUSED_EDITS, ("fused",)), (_PARTIAL_EDITS, ("partial",)))
     for (file, within), edits in all_edits.items()
     for name, about, old, new in edits
 )

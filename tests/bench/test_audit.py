@@ -35,10 +35,11 @@ from bench.audit.calls import Launch
 from bench.audit.records import collect
 from bench.operators import operators
 plain = ("batch_norm", "layer_norm", "rms_norm")
-fused = [name for name in operators() if name not in (*plain, "weight_norm")]
+fused = [name for name in operators() if name not in (*plain, "lp_norm", "weight_norm")]
 calls = list(launches(plain, ("resnet50", "llama3-8b", "extra")))
-# Kernels of its own in the plans of rows: one shape for each.
+# Kernels of their own in plans that others have: a shape or two for each.
 calls += [Launch("weight_norm", (4096, n), "bf16", "rows") for n in (1000, 65536)]
+calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
 if sys.argv[1] == "sm_90":
     calls += launches(fused, ("extra",))
 for record in collect(sys.argv[1], calls):
