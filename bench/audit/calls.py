@@ -113,7 +113,7 @@ def _of(operator: Operator, preset: str) -> Iterator[Launch]:
 
 
 def one_of_each_plan(calls: Iterable[Launch], device: Device) -> Iterator[Launch]:
-    """The first call with each kind of plan and each number of warps and registers, in every layout and option."""
+    """The first call with each kind of plan, its kernels, warps and registers, in every layout, with every option."""
     seen: set[tuple[object, ...]] = set()
     for launch in calls:
         tensors, found = launch.tensors("meta"), set()
@@ -121,7 +121,8 @@ def one_of_each_plan(calls: Iterable[Launch], device: Device) -> Iterator[Launch
             declared = each.declare(tensors, device)
             plan = declared.once or declared.plan
             options = plan.rows.options if isinstance(plan, RowBackwardPlan) else plan.options
-            found.add((launch.op, launch.layout, launch.options, mode, declared.kind, *options.items()))
+            kernels = tuple(moved.kernel for moved in declared.launches)
+            found.add((launch.op, launch.layout, launch.options, mode, declared.kind, kernels, *options.items()))
         if not found <= seen:
             seen |= found
             yield launch
