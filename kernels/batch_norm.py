@@ -158,11 +158,12 @@ def _batch_norm_normalize_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
+    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
     first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     normalize_tiles(
@@ -196,13 +197,14 @@ def _batch_norm_reduce_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     SUMS: tl.constexpr = partials_ptr is not None
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
     first, last = even_share(split, splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     dw, db = sums_of_tiles(

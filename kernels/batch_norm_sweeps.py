@@ -10,7 +10,14 @@ import triton
 import triton.language as tl
 
 from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, store
-from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_moments, rstd_of, tile_moments
+from normlib.kernels.reduction import (
+    accurate_sum,
+    merge_all_moments,
+    merge_moments,
+    rstd_of,
+    rstd_of_norm,
+    tile_moments,
+)
 
 
 @triton.jit
@@ -151,9 +158,22 @@ def store_planes(partials_ptr, split, splits, c0, C, first, second, third, BLOCK
 
 @triton.jit
 def merge_splits(
-    partials_ptr, c0, C, S, tiles, splits, BLOCK_C: tl.constexpr, BLOCK_S, BLOCK_P: tl.constexpr, ACC: tl.constexpr
+    partials_ptr,
+    c0,
+    C,
+    S,
+    tiles,
+    splits,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S,
+    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+    HAS_M2: tl.constexpr = True,
 ):
-    """(mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order."""
+    """(mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order.
+
+    Without HAS_M2 there are two planes of those, and M2 is not to be used.
+    """
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     p = tl.arange(0, BLOCK_P)[None, :]
     plane = tl.cast(splits, tl.int64) * C
@@ -178,7 +198,7 @@ def merge_splits(
             split_count,
             load(source, mask, ACC),
             load(source + plane, mask, ACC),
-            load(source + 2 * plane, mask, ACC),
+            load(source + 2 * plane, mask, ACC) if HAS_M2 else tl.zeros_like(low),
         )
     n = elements_before(tiles, S, BLOCK_S).to(ACC)
     first_mean = tl.sum(tl.where(p == 0, mean, 0.0), 1, keep_dims=True)
@@ -225,10 +245,27 @@ def finish_statistics(
 
 
 @triton.jit
-def statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var."""
+def statistics(
+    mean_ptr,
+    rstd_ptr,
+    eps,
+    eps_low,
+    c0,
+    C,
+    EVAL: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+    P: tl.constexpr = None,
+):
+    """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var.
+
+    With P, the order of a norm (lp_norm.py), from running_mean and running_norm.
+    """
     mean = channel_values(mean_ptr, c0, C, BLOCK_C, ACC)
-    if EVAL:
+    if EVAL and P is not None:
+        norm = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
+        return mean, tl.zeros_like(mean), rstd_of_norm(norm, eps, eps_low, P, ACC)
+    elif EVAL:
         variance = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
         return mean, tl.zeros_like(mean), rstd_of(variance, eps, eps_low, ACC)
     else:

@@ -85,9 +85,9 @@ def launch_options(threads: int, device: Device, programs: int = 1) -> dict[str,
 
 # ---------------------------------------------------------------------------------------------- rows of N columns
 
-# A row is held in registers up to this many columns, and in a loop beyond. Ahead-of-time compilation shows no
-# spills below these for any target (`python -m bench.audit`).
-FORWARD_REGISTER_COLUMNS = 16384
+# A row is held in registers up to this many columns (forward by itemsize), and in a loop beyond. Ahead-of-time
+# compilation shows no spills below these for any target (`python -m bench.audit`).
+FORWARD_REGISTER_COLUMNS = {2: 32768, 4: 16384, 8: 8192}
 BACKWARD_REGISTER_COLUMNS = 8192
 # Padding a row to one power of two wastes lanes; splitting it costs a reduction a chunk. Below this, pad.
 CHUNK_FROM = 512
@@ -114,31 +114,73 @@ def row_chunks(n: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns."""
+    """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns.
+
+    Forward such a loop has a grid of `programs` at most, which take one row after another.
+    """
 
     block_m: int
     options: dict[str, int | bool]
     chunks: tuple[tuple[int, int], ...] = ()
     block_n: int = 0
+    programs: int = 0
 
 
 def row_plans(direction: str, n: int, itemsize: int) -> str:
     """What rows of n columns are tuned with: all of a width up to the next power of two, in elements of one size."""
-    return f"row_{direction} {next_power_of_2(n)} {itemsize}"
+    loop = "_loop" if direction == "forward" and n > FORWARD_REGISTER_COLUMNS[itemsize] else ""
+    return f"row_{direction}{loop} {next_power_of_2(n)} {itemsize}"
+
+
+# Threads of a multiprocessor that loop over rows: all that can have the 64 registers without which the loops spill.
+LOOP_THREADS = 1024
+# Elements of a row that each of them has in flight by itemsize: 32 KB a multiprocessor in 16 bits, else 64. Memory of
+# 4.8 TB/s at a latency of 0.7 us wants 26 KB of each of an H200's 132 (Little's law).
+LOOP_ELEMENTS = {2: 16, 4: 16, 8: 8}
 
 
 @cache
-def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
-    """The forward plan depends on the columns alone, so that a row's bits do not depend on how many rows there are."""
-    if n > FORWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
-        return RowPlan(block_m=1, options=launch_options(256, device), block_n=8192 // itemsize)
+def _forward_loop(n: int, itemsize: int, device: Device, tensors: int) -> RowPlan:
+    """As many rows at a time as the cache holds: their second sweep meets what the first one read, 2 units and not 3.
+
+    Where rows are so long that it holds fewer than there are multiprocessors, some are idle. As long as half of them
+    are not, those still have in flight what memory wants. A quarter of them would read at half its rate, but the second
+    sweep at the cache's, which is not slower than 3 units at the full rate; fewer would be. Then every multiprocessor
+    takes a row, and meets what is left of it. No GPU has been asked yet: `l2_percent` is there to be tuned.
+    """
+    chosen = device.tuning.of(
+        row_plans("forward", n, itemsize),
+        threads=LOOP_THREADS,
+        # Of the cache, what these rows may take of all tensors: twice batch norm's share, which is for its loads alone.
+        l2_percent=80,
+    )
+    at_once = LOOP_THREADS // chosen["threads"]
+    resident = at_once * device.multiprocessors
+    held = chosen["l2_percent"] * device.l2 // 100 // (n * itemsize * tensors)
+    return RowPlan(
+        block_m=1,
+        options=launch_options(chosen["threads"], device, at_once),
+        block_n=LOOP_ELEMENTS[itemsize] * chosen["threads"],
+        programs=min(held, resident) if 4 * held >= device.multiprocessors else resident,
+    )
+
+
+@cache
+def row_forward(n: int, itemsize: int, device: Device, tensors: int = 2) -> RowPlan:
+    """The forward plan of rows of which so many activations are moved: x and y, and with a residual that and z.
+
+    It depends on the columns, so that a row's bits do not depend on how many rows there are, and but for the number of
+    programs on nothing else: with a residual the bits are the same.
+    """
+    if n > FORWARD_REGISTER_COLUMNS[itemsize]:
+        return _forward_loop(n, itemsize, device, tensors)
     chunks = row_chunks(n)
     width = sum(size for _, size in chunks)
     # 4096 elements and 128 threads a program keep 32 values a thread and some 8 KB of loads in flight.
     chosen = device.tuning.of(
         row_plans("forward", n, itemsize),
         elements=4096 // max(itemsize // 4, 1),
-        threads=128 if width * itemsize <= 16384 else 256 if width <= 8192 else 512,
+        threads=128 if width * itemsize <= 16384 else 256 if width <= 8192 else next_power_of_2(width) // 32,
     )
     block_m = max(chosen["elements"] // next_power_of_2(width), 1)
     return RowPlan(block_m=block_m, options=launch_options(chosen["threads"], device), chunks=chunks)

@@ -7,6 +7,8 @@ from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
+from normlib.lp_norm import LpNorm1d, LpNorm2d, LpNorm3d
+from normlib.partial_rms_norm import PartialRMSNorm
 from normlib.rms_norm import RMSNorm
 from normlib.sequence_batch_norm import SequenceBatchNorm
 from normlib.sync_batch_norm import SyncBatchNorm
@@ -24,6 +26,10 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LpNorm1d",
+    "LpNorm2d",
+    "LpNorm3d",
+    "PartialRMSNorm",
     "RMSNorm",
     "SequenceBatchNorm",
     "SyncBatchNorm",

@@ -36,8 +36,8 @@ def _backward(dy: Tensor, x: Tensor, norm: Tensor, weight: Tensor, output_mask: 
 
 
 def _fake_backward(dy: Tensor, x: Tensor, norm: Tensor, weight: Tensor, output_mask: list[bool]) -> Pair:
-    dx, dw = (t.new_empty(t.shape if m else 0) for t, m in zip((x, weight), output_mask, strict=True))
-    return dx, x.new_empty(0) if not output_mask[1] else dw
+    dx, dw = (t.new_empty(t.shape) if m else x.new_empty(0) for t, m in zip((x, weight), output_mask, strict=True))
+    return dx, dw
 
 
 _weight_norm = register("weight_norm(Tensor x, Tensor weight) -> (Tensor y, Tensor norm)", _forward, _fake_forward)

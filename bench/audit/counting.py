@@ -21,6 +21,7 @@ from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, TensorHandle, interpreter_builder
 
 from bench.audit.calls import Launch
+from bench.operators import operators
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Access, Traffic
 
@@ -29,7 +30,7 @@ DEVICE = Device(multiprocessors=1)
 # A plan knows a dtype by its size, so float16 goes as bfloat16 does.
 DTYPES = ("fp32", "bf16", "fp64")
 # Both loops, the last step partial.
-LOOP = {"bf16": (1, 16390), "fp64": (2, 8205)}
+LOOP = {"bf16": (1, 32774), "fp64": (2, 8205)}
 # One chunk and a tile of rows that is not full; three chunks, the last one partial.
 ROW_SHAPES = ((100, 100), (5, 1603))
 # Three runs of 11; more channels than a tile; (N, C), with two channels in the last group; runs longer than a tile.
@@ -49,6 +50,7 @@ SLICED_ROWS = {"bf16": (4, 8202), "fp64": (3, 4102)}
 WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "layer_norm": (("weight", "bias"), ("bias",), ("dx",), ("dw",), ("db",), ("dw", "db"), ("dx", "dw", "db")),
     "rms_norm": (("weight",), ("dx",), ("dw",), ("dx", "dw")),
+    "partial_rms_norm": (),
     "layer_norm_add": (("dz",), ("dx",)),
     "rms_norm_add": (("dz",),),
     "weight_norm": (("dx",), ("dw",)),
@@ -62,6 +64,7 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "batch_norm_relu": (("weight", "bias"), ("dx",), ("dw", "db")),
     "batch_norm_add_relu": (("dz",), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
+    "lp_norm": (("weight", "bias"), ("running_mean", "running_norm"), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
 }
 
 
@@ -208,6 +211,8 @@ def calls(ops: Iterable[str]) -> Iterator[tuple[Launch, Device]]:
             yield from _batch_norm_calls()
         elif op.startswith("batch_norm"):
             yield from _fused_calls(op)
+        elif op == "lp_norm":
+            yield from _lp_norm_calls()
         elif op == "sequence_batch_norm":  # whose launches are batch norm's
             yield Launch(op, SEQUENCES, "bf16", "tnh"), DEVICE
         else:
@@ -244,6 +249,14 @@ def _fused_calls(op: str) -> Iterator[tuple[Launch, Device]]:
         yield call, replace(DEVICE, l2=6 * call.activation_bytes, cooperative=True)
     for names, l2 in product(((), *WITHOUT[op]), (0, 1 << 30)):
         yield Launch(op, ALIGNED_SHAPE, "fp64", "nchw", names), replace(DEVICE, l2=l2)
+
+
+def _lp_norm_calls() -> Iterator[tuple[Launch, Device]]:
+    """Every p in both layouts, ragged; and everything optional left out where there is most, with a peak."""
+    for p, layout in product(operators()["lp_norm"].choices["p"], ("nchw", "nhwc")):
+        yield Launch("lp_norm", (2, 65, 7, 7), "bf16", layout, (), (("p", p),)), DEVICE
+    for names in WITHOUT["lp_norm"]:
+        yield Launch("lp_norm", BATCH_SHAPES[0], "fp64", "nchw", names, (("p", "inf"),)), DEVICE
 
 
 def main(ops: Sequence[str]) -> int:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, inf, prod
 
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, batch_norm_traffic, row_norm, row_norm_traffic, weight_norm, weight_norm_traffic
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_traffic,
+    lp_norm,
+    lp_norm_traffic,
+    row_norm,
+    row_norm_traffic,
+    weight_norm,
+    weight_norm_traffic,
+)
 from normlib.kernels import plan as plans
-from normlib.kernels.plan import BatchNormPlan, Device, OncePlan, RowBackwardPlan, RowPlan
+from normlib.kernels.plan import BatchNormPlan, Device, MergePlan, OncePlan, RowBackwardPlan, RowPlan
 from normlib.kernels.traffic import Traffic
+from normlib.partial_rms_norm import PARTIAL
 
 # By name; what is not in it is not there, or not wanted. Outputs stand for their dtype.
 Tensors = dict[str, Tensor]
@@ -68,7 +78,7 @@ def _kind(plan: RowPlan) -> str:
     return "rows in registers" if plan.chunks else "loop over a row"
 
 
-def _row_norm(centred: bool, add: bool = False) -> Passes:
+def _row_norm(centred: bool, add: bool = False, partial: float = 1.0) -> Passes:
     def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
         m, n = shape
         found: dict[str, Shaped] = {"weight": ((n,), dtype), "dw": ((n,), dtype), "rstd": ((m,), _statistics(dtype))}
@@ -76,21 +86,25 @@ def _row_norm(centred: bool, add: bool = False) -> Passes:
             found |= {"bias": ((n,), dtype), "db": ((n,), dtype), "mean": ((2, m), _statistics(dtype))}
         return found
 
+    def partial_n(t: Tensors) -> int:
+        return ceil(partial * t["x"].shape[1])
+
     def forward(t: Tensors, device: Device) -> object:
         parameters, stream = (t.get("weight"), t.get("bias")), (t.get("residual"), t.get("z"))
-        return row_norm.forward(t["x"], *parameters, EPS, centred, t["x"].shape[1], device, *stream)
+        return row_norm.forward(
+            t["x"], *parameters, EPS, centred, t["x"].shape[1], device, *stream, partial_n=partial_n(t)
+        )
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
-        plan = plans.row_forward(n, t["x"].element_size(), device)
-        return Declared(_kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t)))
+        plan = plans.row_forward(n, t["x"].element_size(), device, tensors=4 if "residual" in t else 2)
+        return Declared(_kind(plan), plan, row_norm_traffic.forward(plan, m, n, _sizes(t), partial_n(t)))
 
     def backward(t: Tensors, device: Device) -> object:
         x, mean = t["x"], t.get("mean", t["rstd"])
         dw, db = (t[name].dtype if name in t else None for name in ("dw", "db"))
-        return row_norm.backward(
-            t["dy"], x, mean, t["rstd"], t.get("weight"), centred, x.shape[1], dw, db, "dx" in t, device, t.get("dz")
-        )
+        given = (t["dy"], x, mean, t["rstd"], t.get("weight"), centred, x.shape[1], dw, db, "dx" in t, device)
+        return row_norm.backward(*given, t.get("dz"), partial_n=partial_n(t))
 
     def declare_backward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
@@ -212,6 +226,61 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     )
 
 
+def _lp_norm(p: str = "2") -> Passes:
+    order, running = float(p), ("running_mean", "running_norm")
+    per_channel = ("weight", "bias", *running, "rstd", "dw", "db")
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        c, statistics = shape[1], _statistics(dtype)
+        pairs = ("mean", "peak") if order == inf else ("mean",)
+        return {**dict.fromkeys(pairs, ((2, c), statistics)), **dict.fromkeys(per_channel, ((c,), statistics))}
+
+    def plan_of(t: Tensors, device: Device) -> tuple[BatchNormPlan, MergePlan]:
+        x = t["x"]
+        plan = plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+        return plan, plans.merge(plan.splits, plan.channels, device)
+
+    def forward(t: Tensors, device: Device) -> object:
+        weight, bias, mean, norm = (t.get(name) for name in ("weight", "bias", *running))
+        return lp_norm.lp_norm_forward(t["x"], weight, bias, mean, norm, order, MOMENTUM, EPS, device)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        plan, merge = plan_of(t, device)
+        return Declared("streaming", plan, lp_norm_traffic.forward(plan, merge, _sizes(t)))
+
+    def evaluate(t: Tensors, device: Device) -> object:
+        mean, norm = (t[name] for name in running)
+        return lp_norm.lp_norm_eval_forward(t["x"], t.get("weight"), t.get("bias"), mean, norm, order, EPS, device)
+
+    def declare_evaluate(t: Tensors, device: Device) -> Declared:
+        plan, _ = plan_of(t, device)
+        return Declared("one sweep", plan, lp_norm_traffic.eval_forward(plan, _sizes(t)))
+
+    def backward(evaluating: bool) -> Pass:
+        names = running if evaluating else ("mean", "rstd")
+
+        def run(t: Tensors, device: Device) -> object:
+            mean, rstd = (t[name] for name in names)
+            peak = None if evaluating else t.get("peak")
+            given = (t["dy"], t["x"], mean, rstd, peak, t.get("weight"))
+            return lp_norm.lp_norm_backward(*given, order, EPS, evaluating, "dx" in t, "dw" in t, device)
+
+        def declare(t: Tensors, device: Device) -> Declared:
+            plan, merge = plan_of(t, device)
+            kind = "one sweep" if evaluating else "streaming"
+            return Declared(kind, plan, lp_norm_traffic.backward(plan, merge, _sizes(t), evaluating))
+
+        return Pass(run, declare, frozenset(names))
+
+    modes = {
+        "fwd": Pass(forward, declare_forward),
+        "bwd": backward(evaluating=False),
+        "eval": Pass(evaluate, declare_evaluate, frozenset(running)),
+        "eval_bwd": backward(evaluating=True),
+    }
+    return Passes(PLAIN, vectors, modes, of=_lp_norm)
+
+
 def _of_steps(norm: Passes) -> Passes:
     """A norm of (steps, features) on (time, batch, features)."""
 
@@ -238,6 +307,8 @@ PASSES: Mapping[str, Passes] = {
     "batch_norm_relu": _batch_norm(relu=True),
     "layer_norm": _row_norm(centred=True),
     "layer_norm_add": _row_norm(centred=True, add=True),
+    "lp_norm": _lp_norm(),
+    "partial_rms_norm": _row_norm(centred=False, partial=PARTIAL),
     "rms_norm": _row_norm(centred=False),
     "rms_norm_add": _row_norm(centred=False, add=True),
     "sequence_batch_norm": _of_steps(_batch_norm()),

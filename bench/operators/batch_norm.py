@@ -68,7 +68,7 @@ class BatchNorm(Operator):
 
     name = "batch_norm"
     short = "bn"
-    axes = ("batch", "channels", "spatial")
+    axes: tuple[str, ...] = ("batch", "channels", "spatial")
     layouts = _LAYOUTS
     modes = ("fwd", "bwd", "fwd_bwd", "eval")
     eps = 1e-5

@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(typed: list[str], given: dict[str, Any]) -> int:
     stored = {} if given["resume"] is None else _continued(given)
     asked = given | stored.get("arguments", {}) | ({"data": given["data"]} if given["data"] else {})
+    if given["force"] and not stored:
+        raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
     plan = _plan(asked, 0 if given["in_process"] else cores())
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     if given["list"]:
@@ -124,6 +126,7 @@ def _device(asked: str | None) -> str:
 
 
 def _continued(given: Mapping[str, Any]) -> dict[str, Any]:
+    # The folder of images may be said anew, and has to be: it is not kept.
     beside = [f"--{key}" for key in (*_ARGUMENTS, "out") if given[key] and key != "data"]
     if beside:
         raise BadArgument(", ".join(beside), "not together with --resume, which takes them from the study")

@@ -33,6 +33,16 @@ def at(name: str, setting: float) -> str:
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
+        name="training",
+        title="With and without batch norm",
+        claim="With batch norm a network becomes more accurate, and bears a learning rate five times as large.",
+        source=Source(*_SANTURKAR, "section 2, figure 1", _SANTURKAR_URL),
+        operators=("batch_norm",),
+        conditions=(PLAIN, BN, "plain, lr .5", "BN, lr .5"),
+        gates=(),
+        figure=Figure("curves", "step", "test accuracy", "test accuracy"),
+    ),
+    Experiment(
         name="noisy_bn",
         title="Noise behind batch norm",
         claim="Batch norm helps just as well when noise makes the distributions behind it unstable again.",

@@ -21,6 +21,8 @@ Observe = Callable[[int, Tensor, Tensor, float], None]
 _END = 0.1
 # Of a stored curve; more would not be seen on a page.
 _POINTS = 150
+# Accuracies a run.
+_LOOKS = 60
 # Images a forward pass in evaluation.
 _CHUNK = 2048
 
@@ -96,6 +98,24 @@ def accuracy(network: nn.Module, data: Data) -> float:
     ]
     network.train()
     return sum(right) / len(data.test_y)
+
+
+@dataclass
+class Accuracies:
+    """The test accuracy some sixty times a run: an `Observe`."""
+
+    network: nn.Module
+    data: Data
+    steps: int
+    found: dict[int, float] = field(default_factory=dict)
+
+    def __call__(self, step: int, x: Tensor, y: Tensor, loss: float) -> None:
+        if step % max(1, self.steps // _LOOKS) == 0:
+            self.found[step] = accuracy(self.network, self.data)
+
+    def curve(self) -> dict[str, list[float]]:
+        """The series for the record."""
+        return curve(list(self.found.values()), list(self.found))
 
 
 def curve(y: Sequence[float], x: Sequence[float] | None = None) -> dict[str, list[float]]:

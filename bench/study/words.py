@@ -82,7 +82,7 @@ def cards(study: Study) -> list[Card]:
         Card(
             "Runs that diverged",
             f"{len(diverged)} of {len(study.runs)}",
-            "An answer too; settings of a sweep are counted in its figure.",
+            "That is an answer too. Settings of a sweep that diverged are crosses in its figure.",
         )
     )
     if failed:
@@ -121,12 +121,12 @@ BACKENDS = {"triton": "Triton kernels", "interpreter": "Triton's interpreter", "
 def setting(study: Study) -> list[tuple[str, str]]:
     """What was run on what, in a few words each; what was not recorded is left out."""
     env = study.environment
-    asked = env.get("study") or {}
+    chosen = env.get("study") or {}
     ran, seconds = str(env.get("layers") or ""), env.get("wall_seconds")
     rows = [
-        ("Data", asked.get("data")),
-        ("Network", asked.get("network")),
-        ("Scale", asked.get("scale")),
+        ("Data", chosen.get("data")),
+        ("Network", chosen.get("network")),
+        ("Scale", chosen.get("scale")),
         ("Seeds", len(study.seeds) or None),
         ("Layers by", BACKENDS.get(ran, ran)),
         ("Time", took(seconds) if seconds else None),

@@ -17,10 +17,15 @@ from bench.audit.__main__ import main
 from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
-from normlib.kernels import batch_norm, reduction, row_norm, weight_norm
+from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, weight_norm
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, row_norm, reduction, weight_norm) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {
+    name
+    for m in (batch_norm, lp_norm, row_norm, reduction, weight_norm)
+    for name in vars(m)
+    if name.endswith("_kernel")
+}
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # Devices of one vendor differ little, and fused forms have the plans of the plain ones: every shape on one device; on
@@ -28,11 +33,13 @@ BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 COLLECT = """
 import json, sys
 from bench.audit import TARGETS, launches
-from bench.audit.calls import one_of_each_plan
+from bench.audit.calls import Launch, one_of_each_plan
 from bench.audit.records import collect
 target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm")
 ops = None if target == "sm_90" else (*plain, "weight_norm")
 calls = list(one_of_each_plan(launches(ops), TARGETS[target][1]))
+# Kernels of its own in plans that others have: a shape for each.
+calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
 if target == "sm_90":
     calls += launches(plain, ("resnet50", "llama3-8b", "extra"))
 for record in collect(target, dict.fromkeys(calls)):

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf
 
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, reduction, row_norm, sync_batch_norm, weight_norm
+from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, sync_batch_norm, weight_norm
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, row_norm, reduction, sync_batch_norm, weight_norm)
+MODULES = (batch_norm, lp_norm, row_norm, reduction, sync_batch_norm, weight_norm)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -69,20 +70,22 @@ def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if t is not None}
 
 
-def _rows(centred: bool, add: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+def _rows(centred: bool, add: bool = False, partial: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
     def run(call: Call, device: torch.device) -> dict[str, Tensor]:
         n, plan = call.shape[-1], call.device
+        partial_n = n // 3 + 1 if partial else n
         x, dy = _draw(call, device)
         residual, dz = _draw(call, device) if add else (None, None)
         z = torch.empty(call.shape, dtype=call.dtype, device=device) if add else None
         weight, bias = _vectors(n, call.dtype, device, 2) if call.affine else (None, None)
-        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n, plan, residual, z)
+        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n, plan, residual, z, partial_n=partial_n)
         if not call.needs:
             return _present(y=y, z=z, mean=mean, rstd=rstd)
         x = x if z is None else z
         dw_dtype, db_dtype = (call.dtype if name in call.needs else None for name in ("dw", "db"))
         needs_dx = "dx" in call.needs
-        found = row_norm.backward(dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, needs_dx, plan, dz)
+        given = (dy, x, mean, rstd, weight, centred, n, dw_dtype, db_dtype, needs_dx, plan, dz)
+        found = row_norm.backward(*given, partial_n=partial_n)
         return _present(y=y, z=z, mean=mean, rstd=rstd, dx=found[0], dw=found[1], db=found[2])
 
     return run
@@ -121,6 +124,26 @@ def _batch(evaluating: bool, **relus: bool) -> Callable[[Call, torch.device], di
     return run
 
 
+def _lp(p: float, evaluating: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    def run(call: Call, device: torch.device) -> dict[str, Tensor]:
+        channels, plan = call.shape[1], call.device
+        x, dy = _draw(call, device)
+        wide = torch.promote_types(call.dtype, torch.float32)
+        weight, bias = _vectors(channels, wide, device, 2) if call.affine else (None, None)
+        running = _vectors(channels, wide, device, 2) if call.affine or evaluating else (None, None)
+        if evaluating:
+            saved = (*running, None)
+            y = lp_norm.lp_norm_eval_forward(x, weight, bias, *running, p, 1e-5, plan)
+        else:
+            y, *saved = lp_norm.lp_norm_forward(x, weight, bias, *running, p, 0.1, 1e-5, plan)
+        needs = ("dx" in call.needs, "dw" in call.needs)
+        dx, dw, db = lp_norm.lp_norm_backward(dy, x, *saved, weight, p, 1e-5, evaluating, *needs, plan)
+        names = ("mean", "rstd", "peak", "running_mean", "running_norm")
+        return _present(y=y, dx=dx, dw=dw, db=db, **dict(zip(names, (*saved, *running), strict=True)))
+
+    return run
+
+
 def _sync_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
     """Two processes' shares of the batch, one after the other, and a third that is empty."""
     x, dy = _draw(call, device)
@@ -151,11 +174,16 @@ def _weight(call: Call, device: torch.device) -> dict[str, Tensor]:
 _OPERATORS = {
     "layer_norm": _rows(centred=True),
     "rms_norm": _rows(centred=False),
+    "partial_rms_norm": _rows(centred=False, partial=True),
     "layer_norm_add": _rows(centred=True, add=True),
     "rms_norm_add": _rows(centred=False, add=True),
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
     "sync_batch_norm": _sync_batch,
+    "lp_norm_1": _lp(1.0),
+    "lp_norm_2": _lp(2.0),
+    "lp_norm_inf": _lp(inf),
+    "lp_norm_eval": _lp(1.0, evaluating=True),
     "weight_norm": _weight,
     "batch_norm_relu": _batch(evaluating=False, relu=True, pre_relu=True),
     "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
@@ -220,6 +248,10 @@ CALLS = [
     *_ROW_CALLS,
     *(Call("layer_norm_add", *row) for row in _ADDING_ROWS),
     Call("rms_norm_add", (3, 8205), torch.float64),
+    *(
+        Call("partial_rms_norm", *row)
+        for row in [((33, 100), torch.bfloat16), ((5, 1603),), ((3, 8205), torch.float64)]
+    ),
     *_BATCH_CALLS,
     *(replace(call, layout="channels-last") for call in _BATCH_CALLS if len(call.shape) > 2),
     *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),
@@ -228,6 +260,13 @@ CALLS = [
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
+    Call("lp_norm_1", (3, 5, 11), torch.float16, 2),
+    Call("lp_norm_1", (4, 3, 7, 7), layout="channels-last", needs=("dw", "db")),
+    Call("lp_norm_2", (33, 130), torch.bfloat16),
+    Call("lp_norm_inf", (2, 65, 7, 7), multiprocessors=3),
+    Call("lp_norm_inf", (2, 3, 700), torch.float64, 2, "channels-last"),
+    Call("lp_norm_inf", (4, 3, 7, 7), multiprocessors=2, affine=BARE),
+    Call("lp_norm_eval", (3, 5, 11)),
     Call("weight_norm", (33, 100), torch.bfloat16),
     Call("weight_norm", (5, 1603)),
     Call("weight_norm", (3, 8205), torch.float64),
@@ -248,6 +287,7 @@ RAGGED = [
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
+    Call("lp_norm_inf", (3, 5, 11), multiprocessors=2),
     Call("weight_norm", (33, 100)),
     Call("weight_norm", (3, 8205), torch.float64),
 ]

@@ -11,6 +11,7 @@ import triton.language as tl
 from normlib.kernels import (
     batch_norm,
     batch_norm_sweeps,
+    lp_norm,
     plan,
     reduction,
     row_norm,
@@ -35,7 +36,16 @@ UNMASKED = {"load": _load_without_mask, "store": _store_without_mask}
 
 def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of every load, or of every store, of every kernel."""
-    for module in (batch_norm, batch_norm_sweeps, reduction, row_norm, row_norm_values, row_norm_wide, weight_norm):
+    for module in (
+        batch_norm,
+        batch_norm_sweeps,
+        lp_norm,
+        reduction,
+        row_norm,
+        row_norm_values,
+        row_norm_wide,
+        weight_norm,
+    ):
         monkeypatch.setattr(module, access, UNMASKED[access], raising=False)
 
 

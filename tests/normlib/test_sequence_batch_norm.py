@@ -5,6 +5,7 @@ import torch
 from errors import assert_right
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import normlib
 from normlib import composed, reference
@@ -102,6 +103,26 @@ def test_lengths_may_be_a_tensor_a_list_or_a_tuple(device):
     given = (LENGTHS, list(LENGTHS), torch.tensor(LENGTHS), torch.tensor(LENGTHS, dtype=torch.int32, device=device))
     found = [N.sequence_batch_norm(x, None, None, training=True, lengths=lengths) for lengths in given]
     assert all(torch.equal(y, found[0]) for y in found)
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name().split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_with_lengths_on_the_host_nobody_waits_for_the_device(device):
+    x, *_ = draw(torch.float32, device)
+    with Seen() as seen:
+        N.sequence_batch_norm(x, None, None, training=True, lengths=LENGTHS)
+    assert "aten::index_select" in seen.names
+    assert not seen.names & {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::equal"}
 
 
 @pytest.mark.parametrize("training", [True, False])
