@@ -35,13 +35,17 @@ import json, sys
 from bench.audit import TARGETS, launches
 from bench.audit.calls import Launch, one_of_each_plan
 from bench.audit.records import collect
+from bench.operators import operators
 target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm")
-ops = None if target == "sm_90" else (*plain, "weight_norm")
-calls = list(one_of_each_plan(launches(ops), TARGETS[target][1]))
-# Kernels of its own in plans that others have: a shape for each.
-calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
+calls = []
 if target == "sm_90":
     calls += launches(plain, ("resnet50", "llama3-8b", "extra"))
+    others = launches([name for name in operators() if name not in plain], ("extra",))
+else:
+    others = launches((*plain, "weight_norm"))
+calls += one_of_each_plan(others, TARGETS[target][1])
+# Kernels of its own in plans that others have: a shape for each.
+calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
 for record in collect(target, dict.fromkeys(calls)):
     print(json.dumps(record.as_dict()))
 """
