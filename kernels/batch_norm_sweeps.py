@@ -12,6 +12,7 @@ import triton.language as tl
 from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, store
 from normlib.kernels.reduction import (
     accurate_sum,
+    is_finite,
     merge_all_moments,
     merge_moments,
     rstd_of,
@@ -141,7 +142,8 @@ def moments_of_tiles(
         tile_count = elements.to(ACC)
         tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1, NARROW)
         count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
-    return mean, low, m2
+    # Beside an infinite mean low is NaN; what adds the two must find that infinity.
+    return mean, tl.where(is_finite(low), low, 0.0), m2
 
 
 @triton.jit

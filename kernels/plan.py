@@ -461,8 +461,8 @@ def batch_norm_once(
 
 # ------------------------------------------------------------------------------------------------------ group norm
 
-# Parts of a group's channels that their merge takes at a time: one a thread.
-GROUP_PARTS = 128
+# Groups whose channels' parts a program merges, and parts of each at a time: one a thread.
+MERGED_GROUPS, MERGED_PARTS = 4, 32
 # The least a tile of whole groups has of a row: contiguous, positions that make a load worth its address; less
 # channels-last, where a load is of neighbouring channels.
 GROUP_RUN = {False: 32, True: 4}
@@ -507,6 +507,11 @@ class GroupNormPlan:
     def statistics(self) -> int:
         """Groups that are normalized, in all images."""
         return self.batch * (self.channels // self.per_group)
+
+    @property
+    def merges(self) -> int:
+        """Programs that merge them."""
+        return cdiv(self.statistics, MERGED_GROUPS)
 
     @property
     def parts(self) -> int:

@@ -11,12 +11,13 @@ import normlib
 import normlib.functional
 from bench.case import Case
 from bench.operators import Inputs
+from bench.operators.group_norm import groups_of
 from bench.providers import Outputs, Provider, Runnable, _activations
 from bench.providers._pairs import NORM_OF, Forward, bound, runnable
 from normlib.kernels.device import device_of
 
 # Of these families' operators PyTorch gives the statistics away too, to compare with.
-_SAVING = ("batch_norm", "layer_norm", "rms_norm")
+_SAVING = ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
 # The modes that are two passes.
 _PASSES = {"fwd_bwd": ("fwd", "bwd")}
 
@@ -59,6 +60,10 @@ class Normlib(Provider):
                 *_, mean, rstd = operators.batch_norm_add_relu_train(*streams, *statistics, False, False)
             elif case.op.startswith("batch_norm"):
                 _, mean, rstd = operators.batch_norm_train(*streams, *statistics, case.op == "batch_norm_relu")
+            elif case.op == "instance_norm":
+                _, mean, rstd = operators.instance_norm(*streams, *statistics)
+            elif case.op == "group_norm":
+                _, mean, rstd = operators.group_norm(*streams, groups_of(case), weight, None, case.eps)
             else:
                 *_, mean, rstd = getattr(operators, case.op)(*streams, list(case.shape[1:]), weight, None, case.eps)
             # A mean is a pair of floats, whose first is the mean in its dtype.

@@ -8,10 +8,10 @@ from math import inf
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, sync_batch_norm, weight_norm
+from normlib.kernels import batch_norm, group_norm, lp_norm, reduction, row_norm, sync_batch_norm, weight_norm
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, lp_norm, row_norm, reduction, sync_batch_norm, weight_norm)
+MODULES = (batch_norm, group_norm, lp_norm, row_norm, reduction, sync_batch_norm, weight_norm)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -124,6 +124,30 @@ def _batch(evaluating: bool, **relus: bool) -> Callable[[Call, torch.device], di
     return run
 
 
+def _grouped(per_group: int) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    """Groups of so many channels; of one, with running statistics unless the call is bare."""
+
+    def run(call: Call, device: torch.device) -> dict[str, Tensor]:
+        channels, plan = call.shape[1], call.device
+        groups = channels // per_group
+        x, dy = _draw(call, device)
+        wide = torch.promote_types(call.dtype, torch.float32)
+        weight, bias, running_mean, running_var = _vectors(channels, wide, device, 4) if call.affine else (None,) * 4
+        if per_group == 1:
+            given = (weight, bias, running_mean, running_var, 0.1, 1e-5, plan)
+            y, mean, rstd = group_norm.instance_norm_forward(x, *given)
+            results = _present(running_mean=running_mean, running_var=running_var)
+        else:
+            y, mean, rstd = group_norm.group_norm_forward(x, groups, weight, bias, 1e-5, plan)
+            results = {}
+        dw_dtype, db_dtype = (wide if name in call.needs else None for name in ("dw", "db"))
+        given = (groups, mean, rstd, weight, dw_dtype, db_dtype, "dx" in call.needs, plan)
+        dx, dw, db = group_norm.group_norm_backward(dy, x, *given)
+        return {**results, **_present(y=y, mean=mean, rstd=rstd, dx=dx, dw=dw, db=db)}
+
+    return run
+
+
 def _lp(p: float, evaluating: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
     def run(call: Call, device: torch.device) -> dict[str, Tensor]:
         channels, plan = call.shape[1], call.device
@@ -179,6 +203,9 @@ _OPERATORS = {
     "rms_norm_add": _rows(centred=False, add=True),
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
+    "group_norm_of_5": _grouped(5),
+    "group_norm_of_2": _grouped(2),
+    "instance_norm": _grouped(1),
     "sync_batch_norm": _sync_batch,
     "lp_norm_1": _lp(1.0),
     "lp_norm_2": _lp(2.0),
@@ -233,6 +260,21 @@ _RELU_BATCHES = [
     ((4, 3, 7, 7), torch.float32, 2, "contiguous", FULL, ("dw", "db")),
 ]
 
+# One launch: of rows that groups do not fill, of several groups, of channels. Streaming: a channel in several splits.
+_GROUPS = [
+    ("group_norm_of_5", (3, 10, 7), torch.float16),
+    ("group_norm_of_2", (2, 6, 5, 5), torch.bfloat16),
+    ("group_norm_of_2", (2, 6, 5, 5), torch.bfloat16, 1, "channels-last"),
+    ("group_norm_of_2", (3, 6), torch.float64),
+    ("instance_norm", (3, 5, 11)),
+    ("instance_norm", (2, 65, 7, 7), torch.float32, 1, "channels-last"),
+    ("instance_norm", (2, 5, 11), torch.float32, 1, "contiguous", BARE),
+    *(("instance_norm", (3, 5, 11), torch.float32, 1, "contiguous", FULL, needs) for needs in [("dx",), ("db",)]),
+    ("group_norm_of_5", (2, 10, 700), torch.float32, 9, "channels-last"),
+    ("group_norm_of_2", (1, 6, 5000), torch.float32, 3),
+    ("group_norm_of_2", (1, 6, 5000), torch.float32, 3, "contiguous", BARE, ("dx",)),
+]
+
 _ROW_CALLS = [Call(operator, *row) for operator, row in product(("layer_norm", "rms_norm"), _ROWS)]
 _BATCH_CALLS = [Call(operator, *row) for operator, row in product(("batch_norm", "batch_norm_eval"), _BATCHES)]
 
@@ -257,6 +299,7 @@ CALLS = [
     *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),
     *(Call(op, *row) for op, row in product(("batch_norm_relu", "batch_norm_relu_eval"), _RELU_BATCHES)),
     Call("batch_norm_relu", (2, 65, 7, 7), layout="channels-last"),
+    *(Call(*group) for group in _GROUPS),
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
@@ -286,6 +329,8 @@ RAGGED = [
     Call("layer_norm", (3, 8205), torch.float64),
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
+    Call("instance_norm", (3, 5, 11)),
+    Call("group_norm_of_2", (1, 6, 5000), multiprocessors=3),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
     Call("lp_norm_inf", (3, 5, 11), multiprocessors=2),
     Call("weight_norm", (33, 100)),

@@ -11,6 +11,8 @@ import triton.language as tl
 from normlib.kernels import (
     batch_norm,
     batch_norm_sweeps,
+    group_norm,
+    group_norm_rows,
     lp_norm,
     plan,
     reduction,
@@ -39,6 +41,8 @@ def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         batch_norm,
         batch_norm_sweeps,
+        group_norm,
+        group_norm_rows,
         lp_norm,
         reduction,
         row_norm,
