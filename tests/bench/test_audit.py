@@ -17,12 +17,12 @@ from bench.audit.__main__ import main
 from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
-from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, weight_norm
+from normlib.kernels import batch_norm, group_norm, lp_norm, reduction, row_norm, weight_norm
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {
     name
-    for m in (batch_norm, lp_norm, row_norm, reduction, weight_norm)
+    for m in (batch_norm, group_norm, lp_norm, row_norm, reduction, weight_norm)
     for name in vars(m)
     if name.endswith("_kernel")
 }
@@ -42,7 +42,7 @@ if target == "sm_90":
     calls += launches(plain, ("resnet50", "llama3-8b", "extra"))
     others = launches([name for name in operators() if name not in plain], ("extra",))
 else:
-    others = launches((*plain, "weight_norm"))
+    others = launches((*plain, "group_norm", "instance_norm", "weight_norm"))
 calls += one_of_each_plan(others, TARGETS[target][1])
 # Kernels of its own in plans that others have: a shape for each.
 calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
