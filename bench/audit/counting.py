@@ -69,6 +69,8 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "batch_norm_relu": (("weight", "bias"), ("dx",), ("dw", "db")),
     "batch_norm_add_relu": (("dz",), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
+    "batch_renorm": (("weight", "bias"), ("dx",), ("dw", "db")),
+    "noisy_batch_norm": (("running_mean", "running_var"), ("dx",), ("dw", "db")),
     "group_norm": (("weight", "bias"), ("dx",), ("dw",), ("db",), ("dw", "db"), ("dx", "dw", "db")),
     "instance_norm": (("running_mean", "running_var"), ("dx",)),
     "lp_norm": (("weight", "bias"), ("running_mean", "running_norm"), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
@@ -216,12 +218,12 @@ def calls(ops: Iterable[str]) -> Iterator[tuple[Launch, Device]]:
     for op in ops:
         if op == "batch_norm":
             yield from _batch_norm_calls()
-        elif op.startswith("batch_norm"):
-            yield from _fused_calls(op)
         elif op in GROUPED:
             yield from _group_norm_calls(op)
         elif op == "lp_norm":
             yield from _lp_norm_calls()
+        elif "nchw" in operators()[op].layouts:
+            yield from _fused_calls(op)
         elif op == "sequence_batch_norm":  # whose launches are batch norm's
             yield Launch(op, SEQUENCES, "bf16", "tnh"), DEVICE
         else:
