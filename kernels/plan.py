@@ -438,6 +438,8 @@ def batch_norm_once(
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
     block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
+    if plan.channels_last and plan.block_c == 16 and tensors == 2:
+        block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     if not device.cooperative or programs < least or group > (room if plan.groups == 1 else 2 * room):
