@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 MODES = {
@@ -22,6 +23,8 @@ INPUTS = {
     "denormal": "values below the smallest normal number of the dtype",
     "nonfinite": "a NaN, an Inf and a -Inf, each in a statistic of its own",
 }
+# Axes that x's shape does not show, and that therefore stand beside it in a name.
+OPTIONS = ("p", "groups")
 OFFSETS = (1e2, 1e4, 1e6)  # where --offset is not given
 
 
@@ -49,6 +52,11 @@ class Case:
         return f"{self.inputs} {self.offset:.0e}" if self.offset else self.inputs
 
     @property
+    def options(self) -> tuple[tuple[str, int | str], ...]:
+        """The axes that the shape does not show: (("p", "inf"),)."""
+        return tuple((name, value) for name, value in self.axes if name in OPTIONS)
+
+    @property
     def problem(self) -> Case:
         """The same case with the mode left out: cases of one problem share inputs and reference."""
         return replace(self, mode="")
@@ -58,4 +66,10 @@ class Case:
         """For example `batch_norm 32x64x56x56 fp16 nhwc fwd`."""
         shape = "x".join(map(str, self.shape))
         family = "" if self.inputs == "normal" else self.family
-        return " ".join(part for part in (self.op, shape, self.dtype, self.layout, self.mode, family) if part)
+        parts = (self.op, shape, *named(self.options), self.dtype, self.layout, self.mode, family)
+        return " ".join(part for part in parts if part)
+
+
+def named(options: Iterable[tuple[str, int | str]]) -> tuple[str, ...]:
+    """Options as people write them: `p=inf`."""
+    return tuple(f"{name}={value}" for name, value in options)

@@ -82,9 +82,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], program: str = "bench.run") -> str:
     """The command as typed, except that of an absolute path only the last part is shown."""
-    return shlex.join(["python", "-m", "bench.run", *map(_without_folders, arguments)])
+    return shlex.join(["python", "-m", program, *map(_without_folders, arguments)])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], providers: Sequence[str]) -> list[str]:

@@ -14,15 +14,15 @@ from math import log2, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.case import Case
+from bench.case import OPTIONS, Case
 
 
 def coarse_first(cases: Iterable[Case]) -> list[Case]:
     """The same cases, those that tell most about the rest first; the same order every time.
 
     The cases of one problem stay next to each other, in their order. Distances are Euclidean: an axis counts by its
-    logarithm, from the smallest value to the largest as 1, and another operator, dtype, layout, eps or family of
-    inputs is as far away as the other end of an axis. The first is the problem nearest to the middle of all.
+    logarithm, from the smallest value to the largest as 1, and another operator, option, dtype, layout, eps or family
+    of inputs is as far away as the other end of an axis. The first is the problem nearest to the middle of all.
     """
     groups: dict[Case, list[Case]] = {}
     for problem, group in groupby(cases, key=lambda case: case.problem):
@@ -34,9 +34,9 @@ def coarse_first(cases: Iterable[Case]) -> list[Case]:
 def _points(problems: Sequence[Case]) -> NDArray[np.float64]:
     """A row a problem; equal problems share a point, and no two different ones do."""
     named = [dict(problem.axes) for problem in problems]
-    axes = tuple(dict.fromkeys(name for axes in named for name in axes))
+    axes = tuple(dict.fromkeys(name for axes in named for name in axes if name not in OPTIONS))
     scaled = [_scaled([_size(axes[name]) if name in axes else None for axes in named]) for name in axes]
-    kinds = ("op", "dtype", "layout", "eps", "family")
+    kinds = ("op", "options", "dtype", "layout", "eps", "family")
     marked = [_marks([getattr(problem, kind) for problem in problems]) for kind in kinds]
     return np.concatenate([np.array(scaled).reshape(len(axes), len(problems)).T, *marked], axis=1)
 

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 # dozens of shapes a minute.
 _MOST_ELEMENTS = 2**14
 # What no axis is halved below: with fewer positions or rows a statistic and its gradient have nothing to them.
-_LEAST = {"spatial": 4, "tokens": 2, "batch": 2}
-_MEANT = {"spatial": "spatial size", "tokens": "number of tokens", "batch": "batch"}
+_LEAST = {"spatial": 4, "time": 2, "tokens": 2, "units": 2, "batch": 2}
+_MEANT = {
+    "spatial": "spatial size",
+    "time": "number of time steps",
+    "tokens": "number of tokens",
+    "units": "number of units",
+    "batch": "batch",
+}
 
 
 def reduced(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.case import Case
+from bench.case import Case, named
 
 # `impossible`: faster than the memory can be, so that what was timed is not the work.
 STATUSES = ("ok", "wrong", "impossible", "oom", "crash", "timeout", "unsupported", "skipped")
@@ -102,7 +102,8 @@ class Record:
         """One name for the cell, the same in every run."""
         shape = "x".join(map(str, self.shape))
         family = {"normal": (), "offset": (f"offset{self.offset:.0e}",)}.get(self.inputs, (self.inputs,))
-        return "/".join((self.op, shape, self.dtype, self.layout, self.mode, *family, self.provider))
+        names = (self.op, shape, *named(self.case.options), self.dtype, self.layout, self.mode, *family, self.provider)
+        return "/".join(names)
 
     @property
     def key(self) -> str:

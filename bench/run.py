@@ -7,19 +7,17 @@ from bench/report/. Whatever may import triton is imported inside functions, aft
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
-from bench import devices, environment, sweep
+from bench import devices, environment, folders, sweep
 from bench.callable import make_callable
 from bench.case import DTYPES, INPUTS, MODES
 from bench.sweep import BadArgument
@@ -34,7 +32,6 @@ OURS = "normlib"
 DEFAULT_BASELINE = YARDSTICK = "torch"
 # torch.compile needs a C++ compiler on a CPU, and its times there say nothing about a GPU: only when asked for.
 CPU_PROVIDERS = ("normlib", "torch")
-REPORTS = Path("reports")
 
 # What may be said anew of a run that is continued.
 _BESIDE_RESUME = ("time_budget", "cell_timeout", "in_process", "force", "against")
@@ -84,9 +81,9 @@ def _main(typed: list[str]) -> int:
     early.add_argument("--resume")
     early.add_argument("--against")
     first = early.parse_known_args(typed)[0]
-    stored = {} if first.resume is None else _stored(first.resume)
+    stored = {} if first.resume is None else folders.stored(first.resume)
     if first.against is not None:
-        _stored(first.against, "--against")
+        folders.stored(first.against, "--against")
     device, notes = devices.choose(stored.get("device") if first.device is None else first.device)
 
     # From here on triton may be imported.
@@ -97,7 +94,7 @@ def _main(typed: list[str]) -> int:
     if given["op"] == "sync_bn":  # whose cells all ranks measure together
         from bench import together
 
-        return together.main(given, device, operators()["batch_norm"], partial(_new_folder, given["out"]), typed)
+        return together.main(given, device, operators()["batch_norm"], partial(folders.new, given["out"]), typed)
     if first.resume is not None:
         _refuse_beside_resume(given)
         again = {key: given[key] for key in _BESIDE_RESUME if given[key] not in (None, False)}
@@ -173,7 +170,7 @@ def _run(
         except (OSError, ValueError, TypeError) as error:
             raise BadArgument("--resume", f"{given['resume']} has records that cannot be read: {error}") from error
     else:
-        folder = _new_folder(given["out"], f"{'-'.join(operators[n].short for n in asked.operators)}-{device.type}")
+        folder = folders.new(given["out"], f"{'-'.join(operators[n].short for n in asked.operators)}-{device.type}")
         kept = []
         described |= {
             "run": folder.resolve().name,
@@ -301,16 +298,6 @@ def _arguments(given: Mapping[str, Any], preset: str, names: Sequence[str], devi
     return {**kept, "preset": preset, "providers": ",".join(names), "device": device.type}
 
 
-def _stored(folder: str, option: str = "--resume") -> dict[str, Any]:
-    try:
-        stored = environment.read(Path(folder))
-    except (OSError, ValueError):
-        stored = {}
-    if not isinstance(stored.get("arguments"), dict):
-        raise BadArgument(option, f"{folder!r} holds no run")
-    return stored
-
-
 def _refuse_beside_resume(given: Mapping[str, Any]) -> None:
     beside = [
         key for key, value in given.items() if value not in (None, False) and key not in ("resume", *_BESIDE_RESUME)
@@ -319,30 +306,6 @@ def _refuse_beside_resume(given: Mapping[str, Any]) -> None:
         options = ", ".join("--" + key.replace("_", "-") for key in beside)
         allowed = ", ".join("--" + key.replace("_", "-") for key in _BESIDE_RESUME)
         raise BadArgument(options, f"not together with --resume, which takes them from the run; allowed are {allowed}")
-
-
-def _new_folder(out: str | None, name: str) -> Path:
-    """Makes the run's folder, the first thing that is written at all."""
-    if out is None:
-        stem = REPORTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
-        folder = next(
-            f for i in range(1, 1000) if not (f := stem if i == 1 else stem.with_name(f"{stem.name}-{i}")).exists()
-        )
-    elif not out.strip():
-        raise BadArgument("--out", "empty; give a folder")
-    else:
-        folder = Path(out)
-    if any((folder / file).exists() for file in (environment.FILE, "records.jsonl", "report.html")):
-        raise BadArgument("--out", f"{out!r} already holds a run; continue it with --resume, or name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise BadArgument(
-            "--out" if out else str(folder), f"{str(folder)!r} cannot be written: {error.strerror}"
-        ) from error
-    return folder
 
 
 make_callable(__name__, "run")

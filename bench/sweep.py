@@ -95,9 +95,13 @@ def axis_names(operators: Iterable[Operator]) -> tuple[str, ...]:
 
 
 def axis_values(axis: str, text: str, operators: Iterable[Operator]) -> tuple[Value, ...]:
-    """The values typed for an axis: extents (56x56) where the presets have text, whole numbers elsewhere."""
+    """The values typed for an axis: one of a few choices where it is no size, or as the presets have it."""
     argument = f"--{axis}"
     owners = [operator for operator in operators if axis in operator.axes]
+    choices = unique(value for operator in owners for value in operator.choices.get(axis, ()))
+    if choices:
+        by_text = {str(choice): choice for choice in choices}
+        return tuple(by_text[value] for value in some_of(argument, text, by_text))
     presets = (value for o in owners for p in o.presets.values() for grid in p.grids for value in grid[axis])
     extent = any(isinstance(value, str) for value in presets)
     pattern, allowed = (_EXTENT, "an extent such as 56x56") if extent else (_INTEGER, "a whole number above zero")

@@ -88,6 +88,15 @@ def divide(a, b):
 
 
 @triton.jit
+def square_root(a):
+    """sqrt(a), correctly rounded."""
+    if a.dtype == tl.float32:
+        return tl.sqrt_rn(a)
+    else:
+        return tl.sqrt(a)
+
+
+@triton.jit
 def reciprocal_sqrt(a):
     """1 / sqrt(a) to within an ulp, where the hardware's own approximation is not."""
     if a.dtype == tl.float32:

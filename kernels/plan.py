@@ -85,9 +85,9 @@ def launch_options(threads: int, device: Device, programs: int = 1) -> dict[str,
 
 # ---------------------------------------------------------------------------------------------- rows of N columns
 
-# A row is held in registers up to this many columns, and in a loop beyond. Ahead-of-time compilation shows no
-# spills below these for any target (`python -m bench.audit`).
-FORWARD_REGISTER_COLUMNS = 16384
+# A row is held in registers up to this many columns (forward by itemsize), and in a loop beyond. Ahead-of-time
+# compilation shows no spills below these for any target (`python -m bench.audit`).
+FORWARD_REGISTER_COLUMNS = {2: 32768, 4: 16384, 8: 8192}
 BACKWARD_REGISTER_COLUMNS = 8192
 # Padding a row to one power of two wastes lanes; splitting it costs a reduction a chunk. Below this, pad.
 CHUNK_FROM = 512
@@ -114,31 +114,73 @@ def row_chunks(n: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns."""
+    """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns.
+
+    Forward such a loop has a grid of `programs` at most, which take one row after another.
+    """
 
     block_m: int
     options: dict[str, int | bool]
     chunks: tuple[tuple[int, int], ...] = ()
     block_n: int = 0
+    programs: int = 0
 
 
 def row_plans(direction: str, n: int, itemsize: int) -> str:
     """What rows of n columns are tuned with: all of a width up to the next power of two, in elements of one size."""
-    return f"row_{direction} {next_power_of_2(n)} {itemsize}"
+    loop = "_loop" if direction == "forward" and n > FORWARD_REGISTER_COLUMNS[itemsize] else ""
+    return f"row_{direction}{loop} {next_power_of_2(n)} {itemsize}"
+
+
+# Threads of a multiprocessor that loop over rows: all that can have the 64 registers without which the loops spill.
+LOOP_THREADS = 1024
+# Elements of a row that each of them has in flight by itemsize: 32 KB a multiprocessor in 16 bits, else 64. Memory of
+# 4.8 TB/s at a latency of 0.7 us wants 26 KB of each of an H200's 132 (Little's law).
+LOOP_ELEMENTS = {2: 16, 4: 16, 8: 8}
 
 
 @cache
-def row_forward(n: int, itemsize: int, device: Device) -> RowPlan:
-    """The forward plan depends on the columns alone, so that a row's bits do not depend on how many rows there are."""
-    if n > FORWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
-        return RowPlan(block_m=1, options=launch_options(256, device), block_n=8192 // itemsize)
+def _forward_loop(n: int, itemsize: int, device: Device, tensors: int) -> RowPlan:
+    """As many rows at a time as the cache holds: their second sweep meets what the first one read, 2 units and not 3.
+
+    Where rows are so long that it holds fewer than there are multiprocessors, some are idle. As long as half of them
+    are not, those still have in flight what memory wants. A quarter of them would read at half its rate, but the second
+    sweep at the cache's, which is not slower than 3 units at the full rate; fewer would be. Then every multiprocessor
+    takes a row, and meets what is left of it. No GPU has been asked yet: `l2_percent` is there to be tuned.
+    """
+    chosen = device.tuning.of(
+        row_plans("forward", n, itemsize),
+        threads=LOOP_THREADS,
+        # Of the cache, what these rows may take of all tensors: twice batch norm's share, which is for its loads alone.
+        l2_percent=80,
+    )
+    at_once = LOOP_THREADS // chosen["threads"]
+    resident = at_once * device.multiprocessors
+    held = chosen["l2_percent"] * device.l2 // 100 // (n * itemsize * tensors)
+    return RowPlan(
+        block_m=1,
+        options=launch_options(chosen["threads"], device, at_once),
+        block_n=LOOP_ELEMENTS[itemsize] * chosen["threads"],
+        programs=min(held, resident) if 4 * held >= device.multiprocessors else resident,
+    )
+
+
+@cache
+def row_forward(n: int, itemsize: int, device: Device, tensors: int = 2) -> RowPlan:
+    """The forward plan of rows of which so many activations are moved: x and y, and with a residual that and z.
+
+    It depends on the columns, so that a row's bits do not depend on how many rows there are, and but for the number of
+    programs on nothing else: with a residual the bits are the same.
+    """
+    if n > FORWARD_REGISTER_COLUMNS[itemsize]:
+        return _forward_loop(n, itemsize, device, tensors)
     chunks = row_chunks(n)
     width = sum(size for _, size in chunks)
     # 4096 elements and 128 threads a program keep 32 values a thread and some 8 KB of loads in flight.
     chosen = device.tuning.of(
         row_plans("forward", n, itemsize),
         elements=4096 // max(itemsize // 4, 1),
-        threads=128 if width * itemsize <= 16384 else 256 if width <= 8192 else 512,
+        threads=128 if width * itemsize <= 16384 else 256 if width <= 8192 else next_power_of_2(width) // 32,
     )
     block_m = max(chosen["elements"] // next_power_of_2(width), 1)
     return RowPlan(block_m=block_m, options=launch_options(chosen["threads"], device), chunks=chunks)
@@ -396,6 +438,8 @@ def batch_norm_once(
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
     block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
+    if plan.channels_last and plan.block_c == 16 and tensors == 2:
+        block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     if not device.cooperative or programs < least or group > (room if plan.groups == 1 else 2 * room):
@@ -413,6 +457,130 @@ def batch_norm_once(
     splits = min(resident // windows, plan.tiles)
     options = {**options, "launch_cooperative_grid": splits > 1}
     return OncePlan(windows, splits, ahead if splits > 1 else 0, block_p, options)
+
+
+# ------------------------------------------------------------------------------------------------------ group norm
+
+# Groups whose channels' parts a program merges, and parts of each at a time: one a thread.
+MERGED_GROUPS, MERGED_PARTS = 4, 32
+# The least a tile of whole groups has of a row: contiguous, positions that make a load worth its address; less
+# channels-last, where a load is of neighbouring channels.
+GROUP_RUN = {False: 32, True: 4}
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: each exists once
+class GroupNormPlan:
+    """Tiles of block_c channels of one image by block_s positions.
+
+    With `rows` a program has whole groups, `rows` rows of a tile each, and there is one launch. Without, the tiles of a
+    block of channels are dealt to `splits` programs, whose partial results are merged.
+    """
+
+    channels_last: bool
+    batch: int
+    channels: int
+    positions: int
+    per_group: int  # channels
+    block_c: int
+    block_s: int
+    rows: int
+    splits: int
+    align: int  # a power of two, 16 at most, that divides the length of the contiguous run
+    evict: str  # Triton's eviction policy for what the last sweep moves
+    options: dict[str, int]
+
+    @property
+    def tiles(self) -> int:
+        return cdiv(self.positions, self.block_s)
+
+    @property
+    def step(self) -> int:
+        """Channels of a program."""
+        return self.block_c // self.rows * self.per_group if self.rows else self.block_c
+
+    @property
+    def groups(self) -> int:
+        """Of channels that a program has, in all images."""
+        return self.batch * cdiv(self.channels, self.step)
+
+    @property
+    def statistics(self) -> int:
+        """Groups that are normalized, in all images."""
+        return self.batch * (self.channels // self.per_group)
+
+    @property
+    def merges(self) -> int:
+        """Programs that merge them."""
+        return cdiv(self.statistics, MERGED_GROUPS)
+
+    @property
+    def parts(self) -> int:
+        """Partial results of one channel."""
+        return self.batch * self.splits
+
+    @property
+    def count(self) -> int:
+        """Elements of one channel in all images."""
+        return self.batch * self.positions
+
+
+def _whole_groups(
+    channels: int, positions: int, per_group: int, last: bool, itemsize: int, alone_tiles: int
+) -> tuple[int, int, int]:
+    """(rows, block_c, block_s) of tiles of whole groups; zeros where there are none.
+
+    Channels-last a tile is as wide as it can be, of groups that are neighbours in memory: rows may have no gaps.
+    """
+    tile, rows = TILE[itemsize], next_power_of_2(per_group)
+    gaps, run = rows != per_group, min(next_power_of_2(positions), GROUP_RUN[last])
+    if rows * run > tile or (last and gaps and per_group != channels):
+        return 0, 0, 0
+    if last:
+        block_s = next_power_of_2(positions)
+        wide = min(max(_channel_block(channels, itemsize, False), tile // block_s), next_power_of_2(channels))
+    else:
+        block_s = min(_spatial_block(positions), tile // rows)
+        # Where a program's tiles are many, they are a quarter of the size, and the programs four times as many.
+        elements = tile if cdiv(positions, block_s) <= alone_tiles else tile // 4
+        wide = 1 if gaps else min(elements // block_s, next_power_of_2(channels))
+    block_c = max(min(wide, tile // run), rows)
+    return rows, block_c, min(block_s, tile // block_c)
+
+
+@cache
+def group_norm(
+    shape: tuple[int, ...], groups: int, channels_last: bool, itemsize: int, device: Device
+) -> GroupNormPlan:
+    """The plan of (N, C, *) in the given layout, normalized in so many groups of channels."""
+    n, c, s = shape[0], shape[1], prod(shape[2:])
+    chosen = _batch_norm_values(channels_last, itemsize, device)
+    per_group, wanted, most = c // groups, chosen["programs"] * device.multiprocessors, chosen["alone_tiles"]
+    # A single position lies in both layouts at once, and one of them lets rows have gaps.
+    channels_last = channels_last and (s > 1 or per_group == next_power_of_2(per_group))
+    rows, block_c, block_s = _whole_groups(c, s, per_group, channels_last, itemsize, most)
+    whole = rows > 0 and (block_s * c if channels_last else block_c * s) <= 2**31  # offsets in a tile have 32 bits
+    # Enough programs to fill the device, or so little to sweep that more would not pay.
+    if not (whole and (n * cdiv(groups, block_c // rows) >= wanted or cdiv(s, block_s) <= most)):
+        one = batch_norm((1, *shape[1:]), channels_last, itemsize, device)
+        rows, block_c, block_s = 0, one.block_c, min(one.block_s, next_power_of_2(s))
+    splits = min(cdiv(wanted, max(n, 1) * cdiv(c, block_c)), cdiv(s, block_s), 65535)
+    align = alignment(c if channels_last else s)
+    # As in batch norm, whose comments say why.
+    outgrows = device.cooperative and prod(shape) * itemsize > _room(chosen, device)
+    return GroupNormPlan(
+        channels_last=channels_last,
+        batch=n,
+        channels=c,
+        positions=s,
+        per_group=per_group,
+        block_c=block_c,
+        block_s=block_s,
+        rows=rows,
+        splits=1 if rows else splits,
+        align=align,
+        evict="evict_first" if outgrows else "",
+        options=launch_options(128 if align * itemsize >= 8 else 256, device),
+    )
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,21 @@ def rstd_of(variance, eps, eps_low, ACC: tl.constexpr):
     return rstd
 
 
+@triton.jit
+def rstd_of_norm(norm, eps, eps_low, P: tl.constexpr, ACC: tl.constexpr):
+    """1 / sigma of lp_norm.py for a norm of order P, in float64 until its last rounding: a channel has but one."""
+    norm = norm.to(tl.float64)
+    square = from_pair(eps, eps_low, tl.float64)
+    root = tl.sqrt(square)
+    if P == "1":
+        sigma = norm + root
+    elif P == "2":
+        sigma = tl.sqrt(norm * norm + square)
+    else:
+        sigma = tl.where(norm < root, root, norm)  # of NaN NaN
+    return (1.0 / sigma).to(ACC)
+
+
 # ------------------------------------------------------------------------------------------------------------- sums
 
 

@@ -9,6 +9,8 @@
     with a residual      z = x + residual, rounded to x's dtype, is normalized in x's place and written
                          dx + dz is the gradient of both, dz being what arrives at z from elsewhere
     ZERO_CENTRED         1 + weight in weight's place
+    PARTIAL_N < N        rstd is of a row's first PARTIAL_N columns alone, not CENTRED: var and c1 (a sum over the whole
+                         row all the same) are divided by PARTIAL_N, and c1 is in dx of those columns only
 
 A row that fits stays in registers, as a few power-of-two chunks (plan.row_chunks): forward moves x and y once (with a
 residual also that and z), backward dy, x and dx once (and dz). A longer one is swept twice, the second time backwards
@@ -27,7 +29,7 @@ from normlib.kernels.device import device_of, on
 from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, load, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import rstd_of, sum_partials
-from normlib.kernels.row_norm_values import affine, aligned, load_statistics, load_stream, save_statistics
+from normlib.kernels.row_norm_values import affine, aligned, load_statistics, load_stream, of_part, save_statistics
 from normlib.kernels.row_norm_wide import (
     BATCH,
     _row_norm_backward_sliced_kernel,
@@ -54,6 +56,7 @@ def _row_norm_forward_kernel(
     eps_low,
     ALIGN: tl.constexpr,
     N: tl.constexpr,
+    PARTIAL_N: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     CENTRED: tl.constexpr,
@@ -85,10 +88,11 @@ def _row_norm_forward_kernel(
 
     squares = tl.zeros([BLOCK_M, 1], ACC)
     for i in tl.static_range(len(CHUNKS)):
-        n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
-        d = tl.where(n < N, (xs[i] - mean) - low, 0.0)
-        squares += tl.sum(d * d, 1, keep_dims=True)
-    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + N), eps, eps_low, ACC)
+        if CHUNKS[i][0] < PARTIAL_N:
+            n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
+            d = tl.where(n < PARTIAL_N, (xs[i] - mean) - low, 0.0)
+            squares += tl.sum(d * d, 1, keep_dims=True)
+    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + PARTIAL_N), eps, eps_low, ACC)
     save_statistics(mean_ptr, rstd_ptr, row, M, mean, low, rstd, CENTRED)
 
     for i in tl.static_range(len(CHUNKS)):
@@ -113,6 +117,7 @@ def _row_norm_backward_kernel(
     dz_stride,
     ALIGN: tl.constexpr,
     N: tl.constexpr,
+    PARTIAL_N: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     CENTRED: tl.constexpr,
@@ -163,12 +168,12 @@ def _row_norm_backward_kernel(
         dws = next_dws
         dbs = next_dbs
         if dx_ptr is not None:
-            c1 = c1 / N
+            c1 = c1 / PARTIAL_N
             c2 = c2 / N
             for i in tl.static_range(len(CHUNKS)):
                 n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
                 mask = (row < M) & (n < N)
-                dx = ((wdys[i] - c2) - x_hats[i] * c1) * rstd
+                dx = ((wdys[i] - c2) - of_part(x_hats[i] * c1, n, N, PARTIAL_N)) * rstd
                 if dz_ptr is not None:
                     dx += load(dz_ptr + long_row * dz_stride + n, mask, ACC)
                 store(dx_ptr + long_row * N + n, dx, mask)
@@ -200,10 +205,12 @@ def forward(
     residual: Tensor | None = None,
     z: Tensor | None = None,
     zero_centred: bool = False,
+    partial_n: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y like x but contiguous, mean (2, M) or (0,), rstd (M,)) of x (..., n).
 
     With a residual, of x's shape and dtype, it is x + residual that is normalized, and written into z (contiguous).
+    Where rstd is of the first partial_n columns alone there is neither a residual nor a mean.
     """
     rows = as_rows(x, n)
     m = rows.shape[0]
@@ -213,21 +220,24 @@ def forward(
     rstd = torch.empty(m, dtype=stats, device=x.device)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    plan = plans.row_forward(n, x.element_size(), device or device_of(x))
+    plan = plans.row_forward(n, x.element_size(), device or device_of(x), tensors=2 if residual is None else 4)
     residual_rows = None if residual is None else as_rows(residual, n)
     strides = rows.stride(0), (rows if residual_rows is None else residual_rows).stride(0)
     arguments = (
         *(y, mean if centred else None, rstd, rows, weight, bias, residual_rows, z),
         *(m, *strides, *float_pair(eps)),
     )
-    constants = {"ALIGN": plans.alignment(*strides), "N": n, "CENTRED": centred, "ZERO_CENTRED": zero_centred}
+    constants = {"ALIGN": plans.alignment(*strides), "N": n, "PARTIAL_N": partial_n or n}
+    constants |= {"CENTRED": centred, "ZERO_CENTRED": zero_centred}
     with on(x):
         if plan.chunks:
             _row_norm_forward_kernel[(plans.cdiv(m, plan.block_m),)](
                 *arguments, **constants, CHUNKS=plan.chunks, BLOCK_M=plan.block_m, **plan.options
             )
         else:
-            _row_norm_forward_loop_kernel[(m,)](*arguments, **constants, BLOCK_N=plan.block_n, **plan.options)
+            _row_norm_forward_loop_kernel[(min(m, plan.programs),)](
+                *arguments, **constants, BLOCK_N=plan.block_n, **plan.options
+            )
     return y, mean, rstd
 
 
@@ -245,6 +255,7 @@ def backward(
     device: Device | None = None,
     dz: Tensor | None = None,
     zero_centred: bool = False,
+    partial_n: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dw, db); dw and db (n,) in the given dtypes, None where the dtype is None, dx None unless needed.
 
@@ -273,6 +284,7 @@ def backward(
                 *(m, *strides),
                 **constants,
                 CHUNKS=plan.rows.chunks,
+                PARTIAL_N=partial_n or n,
                 **sums,
                 BLOCK_M=plan.rows.block_m,
                 ZERO_CENTRED=zero_centred,
@@ -286,6 +298,7 @@ def backward(
                 **constants,
                 BLOCK_N=plan.rows.block_n,
                 BLOCK_K=plans.next_power_of_2(plan.slices),
+                PARTIAL_N=partial_n or n,
                 **sums,
                 ZERO_CENTRED=zero_centred,
             )
@@ -296,6 +309,7 @@ def backward(
                     *(m, *strides),
                     **constants,
                     BLOCK_N=plan.rows.block_n,
+                    PARTIAL_N=partial_n or n,
                     ZERO_CENTRED=zero_centred,
                 )
             if outputs:

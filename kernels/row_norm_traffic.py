@@ -16,26 +16,30 @@ from normlib.kernels.traffic import (
 )
 
 
-def forward(plan: RowPlan, m: int, n: int, sizes: Sizes) -> tuple[Traffic, ...]:
-    """Layer or RMS norm of M rows of N columns: of x, residual, z, y, weight, bias, mean (two floats) and rstd."""
-    programs = cdiv(m, plan.block_m)
-    # A loop's second sweep loads what is normalized: x, or the z that its first one stored.
-    again = not plan.chunks
+def forward(plan: RowPlan, m: int, n: int, sizes: Sizes, partial_n: int | None = None) -> tuple[Traffic, ...]:
+    """Layer or RMS norm of M rows of N columns: of x, residual, z, y, weight, bias, mean (two floats) and rstd.
+
+    A loop's second sweep loads again what the first one did: what is normalized, x or the z that it stored, or its
+    first partial_n columns.
+    """
+    tiles = cdiv(m, plan.block_m)
+    again = 0 if plan.chunks else m * (partial_n or n)
     table = {
         "y": written(m * n),
         "mean": written(2 * m),
         "rstd": written(m),
-        "x": read(m * n, times=2 if again and "z" not in sizes else 1),
+        "x": Access(m * n + (0 if "z" in sizes else again), 0, m * n),
         "residual": read(m * n),
         "z": updated(m * n) if again else written(m * n),
-        "weight": read(n, times=programs),
-        "bias": read(n, times=programs),
+        "weight": read(n, times=tiles),
+        "bias": read(n, times=tiles),
     }
     if plan.chunks:
-        return (launch("_row_norm_forward_kernel", (programs,), sizes, table),)
+        return (launch("_row_norm_forward_kernel", (tiles,), sizes, table),)
     row = n * sizes["x"]
     span = row * sum(name in sizes for name in ("x", "y", "residual", "z"))
-    return (launch("_row_norm_forward_loop_kernel", (programs,), sizes, table, again=m * row, span=span),)
+    grid = (min(m, plan.programs),)
+    return (launch("_row_norm_forward_loop_kernel", grid, sizes, table, again=again * sizes["x"], span=span),)
 
 
 def backward(plan: RowBackwardPlan, merge: MergePlan, m: int, n: int, sizes: Sizes) -> tuple[Traffic, ...]:

@@ -50,6 +50,12 @@ def load_stream(x, residual_ptr, residual_row, z_ptr, z_row, n, mask, ACC: tl.co
 
 
 @triton.jit
+def of_part(value, n, N: tl.constexpr, PARTIAL_N: tl.constexpr):
+    """The value in the columns that the statistic is of, and zero in the others."""
+    return tl.where(n < PARTIAL_N, value, 0.0) if PARTIAL_N < N else value
+
+
+@triton.jit
 def affine(x_hat, weight_ptr, bias_ptr, n, mask, ZERO_CENTRED: tl.constexpr, ACC: tl.constexpr):
     if weight_ptr is not None:
         weight = load(weight_ptr + n, mask, ACC)

@@ -1,7 +1,8 @@
 """The kernels of row norms for rows that no program can hold in registers; the symbols are those of row_norm.py.
 
-One program sweeps a row twice in a loop over its columns, the second time backwards so that it meets the cache. Where
-programs may wait for each other, backward has a program a slice of columns: each keeps dw and db of its slice in
+One program sweeps a row twice in a loop over its columns, the second time backwards so that it meets the cache. Forward
+the grid is persistent, of as many programs as have their rows in cache at a time (plan.row_forward). Where programs may
+wait for each other, backward has a program a slice of columns: each keeps dw and db of its slice in
 registers, the slices of a row add up c1 and c2 at a barrier, and a few rows wait in cache for the second sweep.
 """
 
@@ -11,7 +12,7 @@ import triton.language as tl
 from normlib.kernels.barrier import arrive, wait
 from normlib.kernels.numerics import accumulator, blocks, divide, even_share, load, store
 from normlib.kernels.reduction import merge_moments, rstd_of, tile_moments
-from normlib.kernels.row_norm_values import affine, aligned, load_statistics, load_stream, save_statistics
+from normlib.kernels.row_norm_values import affine, aligned, load_statistics, load_stream, of_part, save_statistics
 
 # Arguments that follow the number of rows: no compilation of their own for a 1 or a multiple of 16.
 BATCH = ("M", "rows")
@@ -34,46 +35,51 @@ def _row_norm_forward_loop_kernel(
     eps_low,
     ALIGN: tl.constexpr,
     N: tl.constexpr,
+    PARTIAL_N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CENTRED: tl.constexpr,
     ZERO_CENTRED: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
-    row = tl.program_id(0)
-    x_row = x_ptr + row.to(tl.int64) * aligned(x_stride, ALIGN)
-    y_row = y_ptr + row.to(tl.int64) * N
-    residual_row = row.to(tl.int64) * aligned(residual_stride, ALIGN)
-    z_row = row.to(tl.int64) * N
+    x_stride = aligned(x_stride, ALIGN)
+    residual_stride = aligned(residual_stride, ALIGN)
     block = tl.arange(0, BLOCK_N)[None, :]
 
-    count = tl.zeros([1, 1], ACC)
-    mean = tl.zeros([1, 1], ACC)
-    low = tl.zeros([1, 1], ACC)
-    m2 = tl.zeros([1, 1], ACC)
-    lanes = tl.zeros([1, BLOCK_N], ACC)
-    for start in range(0, N, BLOCK_N):
-        n = start + block
-        x = load_stream(x_row + n, residual_ptr, residual_row, z_ptr, z_row, n, n < N, ACC)
-        if CENTRED:
-            here = tl.zeros([1, 1], ACC) + tl.minimum(BLOCK_N, N - start)
-            block_mean, block_low, block_m2 = tile_moments(x, n < N, here, 1, NARROW)
-            count, mean, low, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)
-        else:
-            lanes += x * x
-    if not CENTRED:
-        m2 = tl.sum(lanes, 1, keep_dims=True)
-    rstd = rstd_of(divide(m2, tl.zeros_like(m2) + N), eps, eps_low, ACC)
-    save_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, mean, low, rstd, CENTRED)
+    for row in range(tl.program_id(0), M, tl.num_programs(0)):
+        long_row = tl.cast(row, tl.int64)
+        x_row = x_ptr + long_row * x_stride
+        y_row = y_ptr + long_row * N
+        residual_row = long_row * residual_stride
+        z_row = long_row * N
 
-    if residual_ptr is not None:
-        tl.debug_barrier()  # z may be read by another thread than wrote it
-    stream = x_row if residual_ptr is None else z_ptr + z_row
-    for i in range(tl.cdiv(N, BLOCK_N)):
-        n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
-        x = load(stream + n, n < N, ACC)
-        y = affine(((x - mean) - low) * rstd, weight_ptr, bias_ptr, n, n < N, ZERO_CENTRED, ACC)
-        store(y_row + n, y, n < N)
+        count = tl.zeros([1, 1], ACC)
+        mean = tl.zeros([1, 1], ACC)
+        low = tl.zeros([1, 1], ACC)
+        m2 = tl.zeros([1, 1], ACC)
+        lanes = tl.zeros([1, BLOCK_N], ACC)
+        for start in range(0, PARTIAL_N, BLOCK_N):
+            n = start + block
+            x = load_stream(x_row + n, residual_ptr, residual_row, z_ptr, z_row, n, n < PARTIAL_N, ACC)
+            if CENTRED:
+                here = tl.zeros([1, 1], ACC) + tl.minimum(BLOCK_N, N - start)
+                block_mean, block_low, block_m2 = tile_moments(x, n < N, here, 1, NARROW)
+                count, mean, low, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)
+            else:
+                lanes += x * x
+        if not CENTRED:
+            m2 = tl.sum(lanes, 1, keep_dims=True)
+        rstd = rstd_of(divide(m2, tl.zeros_like(m2) + PARTIAL_N), eps, eps_low, ACC)
+        save_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, mean, low, rstd, CENTRED)
+
+        if residual_ptr is not None:
+            tl.debug_barrier()  # z may be read by another thread than wrote it
+        stream = x_row if residual_ptr is None else z_ptr + z_row
+        for i in range(tl.cdiv(N, BLOCK_N)):
+            n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
+            x = load(stream + n, n < N, ACC)
+            y = affine(((x - mean) - low) * rstd, weight_ptr, bias_ptr, n, n < N, ZERO_CENTRED, ACC)
+            store(y_row + n, y, n < N)
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -91,6 +97,7 @@ def _row_norm_input_gradient_loop_kernel(
     dz_stride,
     ALIGN: tl.constexpr,
     N: tl.constexpr,
+    PARTIAL_N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CENTRED: tl.constexpr,
     ZERO_CENTRED: tl.constexpr,
@@ -113,14 +120,14 @@ def _row_norm_input_gradient_loop_kernel(
         c1_lanes += tl.where(n < N, ((x - mean) - low) * rstd * wdy, 0.0)
         if CENTRED:
             c2_lanes += wdy
-    c1 = tl.sum(c1_lanes, 1, keep_dims=True) / N
+    c1 = tl.sum(c1_lanes, 1, keep_dims=True) / PARTIAL_N
     c2 = tl.sum(c2_lanes, 1, keep_dims=True) / N
 
     for i in range(tl.cdiv(N, BLOCK_N)):
         n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
         wdy = affine(load(dy_row + n, n < N, ACC), weight_ptr, None, n, n < N, ZERO_CENTRED, ACC)
         x_hat = ((load(x_row + n, n < N, ACC) - mean) - low) * rstd
-        dx = ((wdy - c2) - x_hat * c1) * rstd
+        dx = ((wdy - c2) - of_part(x_hat * c1, n, N, PARTIAL_N)) * rstd
         if dz_ptr is not None:
             dx += load(dz_ptr + dz_row + n, n < N, ACC)
         store(dx_row + n, dx, n < N)
@@ -197,6 +204,7 @@ def _row_norm_backward_sliced_kernel(
     dz_stride,
     ALIGN: tl.constexpr,
     N: tl.constexpr,
+    PARTIAL_N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,  # slices, up to a power of two
     CENTRED: tl.constexpr,
@@ -242,14 +250,14 @@ def _row_norm_backward_sliced_kernel(
             for r in range(begin, stop):
                 row = begin + stop - 1 - r
                 of_row = k * M + row
-                c1 = tl.sum(load(sums_ptr + of_row, k < slices, ACC)) / N
+                c1 = tl.sum(load(sums_ptr + of_row, k < slices, ACC)) / PARTIAL_N
                 c2 = 0.0
                 if CENTRED:
                     c2 = tl.sum(load(second_sums_ptr + of_row, k < slices, ACC)) / N
                 _, wdy, x_hat, rstd = _slice_of_row(
                     dy_ptr, x_ptr, mean_ptr, rstd_ptr, row, M, dy_stride, x_stride, n, N, weight, CENTRED
                 )
-                dx = ((wdy - c2) - x_hat * c1) * rstd
+                dx = ((wdy - c2) - of_part(x_hat * c1, n, N, PARTIAL_N)) * rstd
                 if dz_ptr is not None:
                     dx += load(dz_ptr + tl.cast(row, tl.int64) * dz_stride + n, n < N, ACC)
                 store(dx_ptr + tl.cast(row, tl.int64) * N + n, dx, n < N)

@@ -1,12 +1,21 @@
-"""BatchNorm, LayerNorm and RMSNorm as Triton kernels, behind PyTorch's own signatures."""
+"""BatchNorm, GroupNorm, InstanceNorm, LayerNorm and RMSNorm as Triton kernels, behind PyTorch's own signatures."""
 
 from normlib import functional
 from normlib.backend import backend_for
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normlib.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normlib.convert import convert, convert_sync_batchnorm, revert
+from normlib.group_norm import GroupNorm
+from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
+from normlib.lp_norm import LpNorm1d, LpNorm2d, LpNorm3d
+from normlib.noisy_batch_norm import NoisyBatchNorm1d, NoisyBatchNorm2d, NoisyBatchNorm3d
+from normlib.partial_rms_norm import PartialRMSNorm
 from normlib.rms_norm import RMSNorm
+from normlib.sequence_batch_norm import SequenceBatchNorm
 from normlib.sync_batch_norm import SyncBatchNorm
+from normlib.weight_norm import WeightNorm, parametrize_weight_norm
+from normlib.weight_norm_initialization import initialize_weight_norm
 
 __version__ = "0.1.0"
 
@@ -14,12 +23,30 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
+    "LpNorm1d",
+    "LpNorm2d",
+    "LpNorm3d",
+    "NoisyBatchNorm1d",
+    "NoisyBatchNorm2d",
+    "NoisyBatchNorm3d",
+    "PartialRMSNorm",
     "RMSNorm",
+    "SequenceBatchNorm",
     "SyncBatchNorm",
+    "WeightNorm",
     "backend_for",
     "convert",
     "convert_sync_batchnorm",
     "functional",
+    "initialize_weight_norm",
+    "parametrize_weight_norm",
     "revert",
 ]

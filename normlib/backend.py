@@ -39,7 +39,7 @@ def serves(x: Tensor, *parameters: Tensor | None) -> bool:
 
 def suits(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether x and its parameters are what the operators take, on whatever device they are."""
-    if not _is_plain(x) or x.dtype not in _PARAMETERS or _wants_pytorchs_rules():
+    if not _is_plain(x) or x.dtype not in _PARAMETERS or transforming():
         return False
     device, dtypes = x.device, _PARAMETERS[x.dtype]
     for p in parameters:  # a loop: all() with a generator takes three times as long, in every call
@@ -48,8 +48,8 @@ def suits(x: Tensor, *parameters: Tensor | None) -> bool:
     return True
 
 
-def _wants_pytorchs_rules() -> bool:
-    """In torch.func's transforms, forward-mode AD and ONNX export: each has rules for PyTorch's own operators alone."""
+def transforming() -> bool:
+    """In torch.func's transforms, forward-mode AD or ONNX export: each has rules for PyTorch's own operators alone."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

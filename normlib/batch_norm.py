@@ -447,15 +447,18 @@ def _check_around(input: Tensor, activation: str | None, residual: Tensor | None
         raise ValueError(f"residual must have input's shape, dtype and device, {wanted}; got {found}")
 
 
-def step(module: torch.nn.modules.batchnorm._BatchNorm) -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
-    """What a module's forward begins with: ((running_mean, running_var), training, momentum), its batch counted."""
+def step(module: Any, spread: str = "running_var") -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
+    """What a module's forward begins with: ((running_mean, running_var), training, momentum), its batch counted.
+
+    `spread` is what it has in running_var's place.
+    """
     tracking = module.training and module.track_running_stats
     momentum = 0.0 if module.momentum is None else module.momentum
     if tracking and module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
         if module.momentum is None:  # a cumulative average
             momentum = 1.0 / float(module.num_batches_tracked)
-    buffers = (module.running_mean, module.running_var)
+    buffers = (module.running_mean, getattr(module, spread))
     given = buffers if not module.training or module.track_running_stats else (None, None)
     return given, module.training or (buffers[0] is None and buffers[1] is None), momentum
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
 
     The first gives (y, mean (2, M) or (0,), rstd (M,)) of x (*, *normalized_shape); the second takes a residual like x
     and gives (y, z, mean, rstd), z being x + residual, which is what it normalizes. With `zero_centred` 1 + weight
-    scales.
+    scales. The first, unless `centred`, also takes a `partial`, the part of a row that its statistic is of.
 
     The backward gives (dx, dw, db), with an empty tensor where output_mask asks for none; dz is added to dx. It can
     itself be differentiated, through the float64 formula `reference`.
@@ -57,9 +57,11 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
         bias: Tensor | None,
         eps: float,
         zero_centred: bool = False,
+        partial: float = 1.0,
     ) -> Triple:
         weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
-        return kernels.forward(x, weight, bias, eps, centred, prod(normalized_shape), zero_centred=zero_centred)
+        n = prod(normalized_shape)
+        return kernels.forward(x, weight, bias, eps, centred, n, zero_centred=zero_centred, partial_n=ceil(partial * n))
 
     def fake_forward(x: Tensor, normalized_shape: list[int], *_: Any) -> Triple:
         rows = x.numel() // prod(normalized_shape)
@@ -99,15 +101,18 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
         output_mask: list[bool],
         dz: Tensor | None = None,
         zero_centred: bool = False,
+        partial: float = 1.0,
     ) -> Triple:
         flat = None if weight is None else weight.contiguous()
         dw_dtype, db_dtype = (
             p.dtype if p is not None and m else None for p, m in zip((weight, bias), output_mask[1:], strict=True)
         )
+        n = prod(normalized_shape)
         found = kernels.backward(
-            *(dy, x, mean, rstd, flat, centred, prod(normalized_shape), dw_dtype, db_dtype, output_mask[0]),
+            *(dy, x, mean, rstd, flat, centred, n, dw_dtype, db_dtype, output_mask[0]),
             dz=dz,
             zero_centred=zero_centred,
+            partial_n=ceil(partial * n),
         )
         dx, dw, db = (x.new_empty(0) if t is None else t for t in found)
         dw, db = (t.view(normalized_shape) if t.numel() else t for t in (dw, db))
@@ -123,8 +128,7 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
         bias: Tensor | None,
         eps: float,
         output_mask: list[bool],
-        dz: Tensor | None = None,
-        zero_centred: bool = False,
+        *_: Any,
     ) -> Triple:
         dx, dw, db = (
             t.new_empty(t.shape) if m and t is not None else x.new_empty(0)
@@ -133,8 +137,9 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
         return dx, dw, db
 
     parameters = "SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps"
+    part = "" if centred else ", float partial=1.0"
     forward_op = register(
-        f"{name}(Tensor x, {parameters}, bool zero_centred=False) -> (Tensor y, Tensor mean, Tensor rstd)",
+        f"{name}(Tensor x, {parameters}, bool zero_centred=False{part}) -> (Tensor y, Tensor mean, Tensor rstd)",
         forward,
         fake_forward,
     )
@@ -146,15 +151,14 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
     )
     backward_op = register(
         f"{name}_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, {parameters}, bool[3] output_mask,"
-        " Tensor? dz=None, bool zero_centred=False) -> (Tensor dx, Tensor dw, Tensor db)",
+        f" Tensor? dz=None, bool zero_centred=False{part}) -> (Tensor dx, Tensor dw, Tensor db)",
         backward,
         fake_backward,
     )
 
-    # An operator's arguments come without those at the end that have their default.
+    # zero_centred and partial; an operator's arguments come without those at the end that have their default.
     def save(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-        x, ctx.normalized_shape, weight, bias, ctx.eps, *zero_centred = inputs
-        ctx.zero_centred = any(zero_centred)
+        x, ctx.normalized_shape, weight, bias, ctx.eps, *ctx.options = inputs
         _, mean, rstd = output
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)
@@ -167,13 +171,13 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
     def gradients(ctx: Any, dy: Tensor, mask: list[bool], dz: Tensor | None = None) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         dz = dz if mask[0] else None
-        arguments = (dy, x, mean, rstd, ctx.normalized_shape, weight, bias, ctx.eps, mask, dz, ctx.zero_centred)
+        arguments = (dy, x, mean, rstd, ctx.normalized_shape, weight, bias, ctx.eps, mask, dz, *ctx.options)
         return tuple(t if m else None for t, m in zip(backward_op(*arguments), mask, strict=True))
 
     def derive(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Any, ...]:
         of_x, _, of_weight, of_bias, *_ = ctx.needs_input_grad
         dx, dw, db = gradients(ctx, dy, [of_x, of_weight, of_bias])
-        return dx, None, dw, db, None, None
+        return dx, None, dw, db, None, None, None
 
     def derive_add(ctx: Any, dy: Tensor | None, dz: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
         of_x, of_residual, _, of_weight, of_bias, *_ = ctx.needs_input_grad
@@ -185,16 +189,16 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
 
     def save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
         dy, x, _, _, ctx.normalized_shape, weight, _, ctx.eps, ctx.mask, *more = inputs
-        dz, ctx.zero_centred = more[0] if more else None, any(more[1:])
+        dz, *ctx.options = more or (None,)
         ctx.save_for_backward(dy, x, weight, dz)
 
     def derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         def formula(dy: Tensor, x: Tensor, weight: Tensor | None, dz: Tensor | None) -> list[Tensor | None]:
-            truth = reference(x, ctx.normalized_shape, weight, None, ctx.eps, dy, dz, ctx.zero_centred)
+            truth = reference(x, ctx.normalized_shape, weight, None, ctx.eps, dy, dz, *ctx.options)
             return [truth[k] if m else None for k, m in zip(("dx", "dw", "db"), ctx.mask, strict=True)]
 
         ddy, dx, dw, ddz = gradient_of(formula, ctx.saved_tensors, upstream)
-        return ddy, dx, None, None, None, dw, None, None, None, ddz, None
+        return ddy, dx, None, None, None, dw, None, None, None, ddz, None, None
 
     differentiate(forward_op, derive, save)
     differentiate(add_op, derive_add, save_add)

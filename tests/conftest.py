@@ -12,6 +12,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    from interpreter import find_builtins_once
+
+    find_builtins_once()
 
 
 def pytest_collection_modifyitems(items):

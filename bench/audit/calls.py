@@ -11,13 +11,15 @@ from typing import cast
 import torch
 
 from bench import models as shapes
-from bench.audit.passes import PASSES, Tensors
+from bench.audit.passes import PASSES, Passes, Tensors
+from bench.case import OPTIONS, named
 from bench.operators import Operator, operators
-from normlib.kernels.plan import Device
+from normlib.kernels.plan import Device, RowBackwardPlan
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 # Beside the presets' shapes, as `extra`: ragged, tiny and very wide rows, and channels that are a multiple of nothing.
 EXTRA_COLUMNS = (8, 100, 1000, 16384, 65536, 131072)
+EXTRA_SEQUENCES = ((50, 32, 1760),)  # on which the kernels are batch norm's
 EXTRA_BATCHES = ((4, 65, 7, 7), (64, 1000), (8, 3, 224, 224), (32, 64, 56, 56))
 
 
@@ -30,10 +32,18 @@ class Launch:
     dtype: str
     layout: str
     without: tuple[str, ...] = ()
+    options: tuple[tuple[str, int | str], ...] = ()  # as a case has them
 
     def __str__(self) -> str:
         without = f"without {', '.join(self.without)}" if self.without else ""
-        return " ".join(filter(None, (self.op, "x".join(map(str, self.shape)), self.dtype, self.layout, without)))
+        shape = "x".join(map(str, self.shape))
+        return " ".join(filter(None, (self.op, shape, *named(self.options), self.dtype, self.layout, without)))
+
+    @property
+    def passes(self) -> Passes:
+        """The operator's, with these options."""
+        passes = PASSES[self.op]
+        return passes.of(**dict(self.options)) if passes.of else passes
 
     @property
     def activation_bytes(self) -> int:
@@ -43,7 +53,9 @@ class Launch:
     @property
     def run_bytes(self) -> int:
         """Bytes of a contiguous run: loads can be as wide as the largest power of two that divides it."""
-        innermost = self.shape[2:] if self.layout == "nchw" and len(self.shape) > 2 else self.shape[1:2]
+        innermost = {"nchw": self.shape[2:] or self.shape[1:], "nhwc": self.shape[1:2]}.get(
+            self.layout, self.shape[-1:]
+        )
         return prod(innermost) * DTYPES[self.dtype].itemsize
 
     def tensors(self, device: str) -> Tensors:
@@ -54,7 +66,7 @@ class Launch:
             x = torch.ones((n, *positions, c), dtype=dtype, device=device).movedim(-1, 1)
         else:
             x = torch.ones(self.shape, dtype=dtype, device=device)
-        passes = PASSES[self.op]
+        passes = self.passes
         vectors = passes.vectors(self.shape, dtype)
         found = {name: x if name == "x" else torch.ones_like(x) for name in passes.activations}
         found |= {name: torch.ones(shape, dtype=kind, device=device) for name, (shape, kind) in vectors.items()}
@@ -80,22 +92,43 @@ def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = Non
 
 def _of(operator: Operator, preset: str) -> Iterator[Launch]:
     if preset == "extra":
-        shapes = EXTRA_BATCHES if operator.name.startswith("batch_norm") else [(4096, n) for n in EXTRA_COLUMNS]
-        for shape, dtype, layout in product(shapes, ("bf16", "fp32"), operator.layouts):
-            yield Launch(operator.name, shape, dtype, layout)
-        yield from (Launch(operator.name, (64, 1024), "fp64", layout) for layout in operator.layouts)
+        extra = {"rows": tuple((4096, n) for n in EXTRA_COLUMNS), "tnh": EXTRA_SEQUENCES}
+        shapes = extra.get(operator.layouts[0], EXTRA_BATCHES)
+        for options in product(*([(name, value) for value in values] for name, values in operator.choices.items())):
+            for shape, dtype, layout in product(shapes, ("bf16", "fp32"), operator.layouts):
+                yield Launch(operator.name, shape, dtype, layout, (), options)
+            for layout in operator.layouts:
+                yield Launch(operator.name, (64, 1024), "fp64", layout, (), options)
         if "rows" in operator.layouts:  # a wide row of which not everything is wanted
             for names in (("dx",), ("dw", "db")):
                 yield Launch(operator.name, (4096, 65536), "bf16", "rows", names)
     elif preset in operator.presets:
         for grid in operator.presets[preset].grids:
             for values in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout"))):
-                named = dict(zip((*operator.axes, "dtype", "layout"), values, strict=True))
-                shape = operator.shape({axis: cast(int | str, named[axis]) for axis in operator.axes})
-                yield Launch(operator.name, shape, str(named["dtype"]), str(named["layout"]))
+                found = dict(zip((*operator.axes, "dtype", "layout"), values, strict=True))
+                axes = {axis: cast(int | str, found[axis]) for axis in operator.axes}
+                options = tuple((axis, value) for axis, value in axes.items() if axis in OPTIONS)
+                shape = operator.shape(axes)
+                yield Launch(operator.name, shape, str(found["dtype"]), str(found["layout"]), (), options)
+
+
+def one_of_each_plan(calls: Iterable[Launch], device: Device) -> Iterator[Launch]:
+    """The first call with each kind of plan, its kernels, warps and registers, in every layout, with every option."""
+    seen: set[tuple[object, ...]] = set()
+    for launch in calls:
+        tensors, found = launch.tensors("meta"), set()
+        for mode, each in launch.passes.modes.items():
+            declared = each.declare(tensors, device)
+            plan = declared.once or declared.plan
+            options = plan.rows.options if isinstance(plan, RowBackwardPlan) else plan.options
+            kernels = tuple(moved.kernel for moved in declared.launches)
+            found.add((launch.op, launch.layout, launch.options, mode, declared.kind, kernels, *options.items()))
+        if not found <= seen:
+            seen |= found
+            yield launch
 
 
 def call(launch: Launch, device: Device) -> None:
     """Runs the operator's launchers, every pass once, on tensors without memory."""
-    for each in PASSES[launch.op].modes.values():
+    for each in launch.passes.modes.values():
         each.run(launch.tensors("meta"), device)

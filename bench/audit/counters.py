@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from bench.audit.calls import Launch
-from bench.audit.passes import PASSES, Declared
+from bench.audit.passes import Declared
 from normlib.kernels.device import device_of
 from normlib.kernels.plan import Device
 
@@ -118,6 +118,7 @@ def records(
         if [one.kernel for one in launches] != [one.kernel for one in declared.launches]:
             raise Unreadable(f"ncu saw other launches than {call} {mode} makes")
         row = {"op": call.op, "mode": mode, "dtype": call.dtype, "layout": call.layout, "shape": call.shape}
+        row["options"] = call.options
         yield {
             "record": "counters",
             "device": name,
@@ -136,12 +137,12 @@ def passes(calls: Iterable[Launch], device: Device) -> Iterator[tuple[Launch, st
     """The passes that are counted: of calls with all their tensors, as others share their shape."""
     for call in calls:
         if not call.without:
-            for mode, each in PASSES[call.op].modes.items():
+            for mode, each in call.passes.modes.items():
                 yield call, mode, each.declare(call.tensors("meta"), device)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["op"], row["mode"], row["dtype"], row["layout"], tuple(row["shape"])
+    return row["op"], row["mode"], row["dtype"], row["layout"], tuple(row["shape"]), tuple(row["options"])
 
 
 def main(file: str) -> int:
@@ -150,11 +151,12 @@ def main(file: str) -> int:
     flush = torch.empty(4 * device.l2, dtype=torch.uint8, device="cuda")
     for line in Path(file).read_text(encoding="utf-8").splitlines():
         said = json.loads(line)
-        call = Launch(**{**said, "shape": tuple(said["shape"]), "without": tuple(said["without"])})
+        options = tuple(map(tuple, said["options"]))
+        call = Launch(**{**said, "shape": tuple(said["shape"]), "without": tuple(said["without"]), "options": options})
         tensors = call.tensors("cuda")
         for _, mode, _ in passes([call], device):
             flush.zero_()
-            PASSES[call.op].modes[mode].run(tensors, device)
+            call.passes.modes[mode].run(tensors, device)
     torch.cuda.synchronize()
     return 0
 

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.audit.calls import Launch
-from bench.audit.passes import PASSES
 from bench.audit.targets import TARGETS
 
 Norm = Callable[[Tensor], Tensor]
@@ -76,7 +75,7 @@ def pairs(target: str, launches: Iterable[Launch]) -> Iterator[Pair]:
         if launch.op not in UNFUSED or launch.without:
             continue
         plain, unit = replace(launch, op=UNFUSED[launch.op][0]), launch.activation_bytes
-        sides = [(PASSES[side.op].modes, side.tensors("meta")) for side in (launch, plain)]
+        sides = [(side.passes.modes, side.tensors("meta")) for side in (launch, plain)]
         for mode in sides[0][0]:
             moved = [
                 sum(each.moved_bytes for each in modes[mode].declare(tensors, device).launches)

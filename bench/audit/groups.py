@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.case import named
 from bench.report.formatting import DASH
 
 Row = Mapping[str, Any]
@@ -54,7 +55,12 @@ def label(row: Row) -> str:
     """The call of a record in words."""
     if row["record"] == "count":
         return f"{row['call']} {row['mode']}"
-    return f"{row['op']} {shape(row)} {row['dtype']} {row['layout']} {row['mode']}"
+    return f"{row['op']} {problem(row)} {row['mode']}"
+
+
+def problem(row: Row) -> str:
+    """32x64x56x56 fp16 nhwc; options of the operator behind the shape."""
+    return " ".join((shape(row), *named(row.get("options", ())), row["dtype"], row["layout"]))
 
 
 def shape(row: Row) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
@@ -14,12 +13,13 @@ from bench.audit.cache import Programs, expected_units
 from bench.audit.calls import Launch
 from bench.audit.compiling import compiling
 from bench.audit.machine_code import MachineCode, inspect
-from bench.audit.passes import PASSES, Declared
+from bench.audit.passes import Declared
 from bench.audit.targets import LIMITS, TARGETS, resident_programs
 from bench.operators import operators
-from normlib.kernels.plan import BatchNormPlan
+from normlib.kernels.plan import BatchNormPlan, GroupNormPlan
 from normlib.kernels.traffic import ACTIVATIONS, Traffic
 
+SWEPT = (BatchNormPlan, GroupNormPlan)  # plans whose launches declare their sweeps
 WIDE = 128  # bits: the widest load and store that every target has
 
 
@@ -76,6 +76,7 @@ class Record:
     dtype: str
     layout: str
     shape: tuple[int, ...]
+    options: tuple[tuple[str, int | str], ...]
     plan: str  # its kind
     choices: dict[str, Any]  # the plan itself
     units: float  # of activations, loaded and stored
@@ -116,7 +117,6 @@ class _Kernel:
     name: str
     kernel: Any
     needed_by: Launch
-    code: Future[MachineCode]
     wide: bool = True
     activations: set[str] = field(default_factory=set)  # of "loads", "stores"
 
@@ -126,22 +126,25 @@ def collect(target: str, launches: Iterable[Launch]) -> list[Record]:
     _, device = TARGETS[target]
     kernels: dict[int, _Kernel] = {}
     passes: list[tuple[Launch, str, Declared, list[tuple[str, Any]]]] = []
-    # Disassembling is other programs' work, and goes on while the next kernel is compiled.
-    with ThreadPoolExecutor(2) as pool, compiling(target) as found:
+    with compiling(target) as found:
         for launch in launches:
             tensors = launch.tensors("meta")
-            for mode, each in PASSES[launch.op].modes.items():
+            for mode, each in launch.passes.modes.items():
                 found.clear()
                 each.run(tensors, device)
                 declared = each.declare(tensors, device)
                 passes.append((launch, mode, declared, list(found)))
                 for name, kernel in found:
                     if id(kernel) not in kernels:
-                        kernels[id(kernel)] = _Kernel(name, kernel, launch, pool.submit(inspect, kernel))
+                        kernels[id(kernel)] = _Kernel(name, kernel, launch)
                     kernels[id(kernel)].wide &= launch.run_bytes % (WIDE // 8) == 0
                 for (_, kernel), moved in zip(found, declared.launches, strict=False):
                     kernels[id(kernel)].activations |= _accessed(moved)
-    compiled = {key: _compiled(target, number, kernel) for number, (key, kernel) in enumerate(kernels.items())}
+    codes = inspect([kernel.kernel for kernel in kernels.values()])
+    compiled = {
+        key: _compiled(target, number, kernel, code)
+        for number, ((key, kernel), code) in enumerate(zip(kernels.items(), codes, strict=True))
+    }
     return [
         _record(target, launch, mode, declared, [(name, compiled[id(kernel)]) for name, kernel in made])
         for launch, mode, declared, made in passes
@@ -158,8 +161,8 @@ def _accessed(moved: Traffic) -> set[str]:
     return {kind for kind in ("loads", "stores") if any(getattr(access, kind) for access in activations)}
 
 
-def _compiled(target: str, number: int, found: _Kernel) -> Compiled:
-    code, metadata, limits = found.code.result(), found.kernel.metadata, LIMITS[target]
+def _compiled(target: str, number: int, found: _Kernel, code: MachineCode) -> Compiled:
+    metadata, limits = found.kernel.metadata, LIMITS[target]
     resident = resident_programs(
         limits, metadata.num_warps, TARGETS[target][1].warp_size, code.registers, metadata.shared
     )
@@ -199,6 +202,7 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
         dtype=launch.dtype,
         layout=launch.layout,
         shape=launch.shape,
+        options=launch.options,
         plan=declared.kind,
         choices=asdict(declared.plan) | ({"once": asdict(declared.once)} if declared.once else {}),
         units=activations / unit,
@@ -219,7 +223,7 @@ def _floor(launch: Launch, mode: str) -> int | None:
     operator = operators()[launch.op]
     if mode not in operator.modes or launch.dtype not in case.DTYPES:
         return None
-    return operator.bytes_moved(case.Case(launch.op, launch.shape, (), launch.dtype, launch.layout, mode))
+    return operator.bytes_moved(case.Case(launch.op, launch.shape, launch.options, launch.dtype, launch.layout, mode))
 
 
 def _behind_cache(
@@ -227,7 +231,7 @@ def _behind_cache(
 ) -> tuple[float, float, float, str]:
     """(device_units, once_units, least_units, why) of a pass."""
     units, plan = _device_units(target, launch, declared, kernels), declared.plan
-    if not isinstance(plan, BatchNormPlan):
+    if not isinstance(plan, SWEPT):
         # Rows need not wait for each other: few enough at a time would always fit.
         distinct = {name: access.distinct for moved in declared.launches for name, access in moved.accesses.items()}
         once = sum(distinct[name] for name in ACTIVATIONS if name in distinct) / launch.activation_bytes
@@ -246,7 +250,7 @@ def _itemsize(launch: Launch) -> int:
 
 def _device_units(target: str, launch: Launch, declared: Declared, kernels: list[Compiled]) -> float:
     multiprocessors, swept = TARGETS[target][1].multiprocessors, []
-    if not isinstance(declared.plan, BatchNormPlan):
+    if not isinstance(declared.plan, SWEPT):
         asked = sum(moved.activation_bytes for moved in declared.launches)
         found = 0
         for moved, kernel in zip(declared.launches, kernels, strict=False):

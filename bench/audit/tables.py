@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench.audit.groups import Line, Row, by, counts, kernels, label, passes, shape, span
+from bench.audit.groups import Line, Row, by, counts, kernels, label, passes, problem, span
 from bench.report.formatting import DASH, percent, size
 
 
@@ -34,7 +34,7 @@ def calls(rows: Iterable[Row]) -> list[Line]:
     return [
         Line(
             {
-                "call": f"{shape(row)} {row['dtype']} {row['layout']}",
+                "call": problem(row),
                 **_moved([row]),
                 "moved": size(row["moved_bytes"]),
                 "floor": size(row["floor_bytes"]),
@@ -55,7 +55,7 @@ def above(rows: Iterable[Row]) -> list[Line]:
                 "GPU": row["target"],
                 "operator": row["op"],
                 "pass": row["mode"],
-                "call": f"{shape(row)} {row['dtype']} {row['layout']}",
+                "call": problem(row),
                 "plan": row["plan"],
                 "once": span([row["once_units"]]),
                 "least": span([row["least_units"]]),

@@ -84,13 +84,41 @@ _BATCH_FUSED = (
     ("batch_norm_add_relu", (7, 37, "7x7"), "bf16", "nchw"),
 )
 
-_OF_ROWS = {"rows": _ROWS, "wide": _WIDE, "fused": _FUSED, "wide fused": _WIDE_FUSED}
+_WEIGHTS = (
+    ("weight_norm", (40, 99), "fp32"),
+    ("weight_norm", (40, 99), "bf16"),
+    ("weight_norm", (5, 1601), "fp32"),
+)
+_WIDE_WEIGHTS = (("weight_norm", (9, 2100), "fp32"),)
+
+# The statistic of 7 columns of 99.
+_PARTIAL = (("partial_rms_norm", (40, 99), "fp32"), ("partial_rms_norm", (40, 99), "bf16"))
+# Several splits of several tiles, ragged; and values that few elements have, of which some tie for the maximum.
+_NORMS = (
+    ((7, 37, "7x7", "1"), "fp32", "nchw"),
+    ((7, 37, "7x7", "2"), "fp32", "nhwc"),
+    ((7, 37, "7x7", "inf"), "fp32", "nchw"),
+    ((4, 3, "16x16", "inf"), "bf16", "nchw"),
+)
+
+_OF_ROWS = {
+    "rows": _ROWS,
+    "wide": _WIDE,
+    "fused": _FUSED,
+    "wide fused": _WIDE_FUSED,
+    "partial": _PARTIAL,
+    "weights": _WEIGHTS,
+    "wide weights": _WIDE_WEIGHTS,
+}
 CELLS = {
     **{
         group: tuple(_case(op, sizes, dtype, "rows", "fwd_bwd", *offset) for op, sizes, dtype, *offset in cases)
         for group, cases in _OF_ROWS.items()
     },
     "batch": tuple(_case("batch_norm", *case) for case in _BATCH),
+    "norms": tuple(_case("lp_norm", *case) for case in _NORMS),
+    "renorm": (_case("batch_renorm", (7, 37, "7x7"), "fp32", "nchw"),),
+    "noisy": (_case("noisy_batch_norm", (7, 37, "7x7"), "fp32", "nchw"),),
     "batch fused": tuple(_case(*case) for case in _BATCH_FUSED),
 }
 # What all kernels share is seen in any of them.
@@ -99,6 +127,7 @@ _OF_FILE = {
     "row_norm_values": ("rows",),
     "batch_norm": ("batch",),
     "batch_norm_sweeps": ("batch",),
+    "lp_norm": ("norms",),
 }
 
 

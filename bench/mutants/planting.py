@@ -16,10 +16,27 @@ SOURCES = Path(__file__).resolve().parents[2] / "kernels"
 # Each after those that it imports.
 _FILES = (
     *("plan", "numerics", "device", "reduction", "barrier"),
-    *("row_norm_values", "row_norm_wide", "row_norm", "batch_norm_sweeps", "batch_norm"),
+    *(
+        "row_norm_values",
+        "row_norm_wide",
+        "row_norm",
+        "noise",
+        "batch_norm_sweeps",
+        "batch_norm",
+        "lp_norm",
+        "weight_norm",
+    ),
+    *("batch_renorm", "noisy_batch_norm"),
 )
 # The modules whose name `kernels` the operators call through, and the file behind it.
-_CALLERS = {"normlib.row_norm": "row_norm", "normlib.batch_norm": "batch_norm"}
+_CALLERS = {
+    "normlib.row_norm": "row_norm",
+    "normlib.batch_norm": "batch_norm",
+    "normlib.batch_renorm": "batch_renorm",
+    "normlib.noisy_batch_norm": "noisy_batch_norm",
+    "normlib.lp_norm": "lp_norm",
+    "normlib.weight_norm": "weight_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +57,9 @@ class Mutant:
 # wide row loops from 2049 columns on, 1024 at a time, four partial results take two steps to merge, and a GPU counts as
 # one multiprocessor, as the interpreter does, so that every machine runs the same tiles and splits.
 SMALL_PLANS = (
-    Mutant("loop", "plan", "", "", "FORWARD_REGISTER_COLUMNS = 16384", "FORWARD_REGISTER_COLUMNS = 2048"),
+    Mutant("loop", "plan", "", "", "{2: 32768, 4: 16384, 8: 8192}", "{2: 2048, 4: 2048, 8: 2048}"),
     Mutant("loop back", "plan", "", "", "BACKWARD_REGISTER_COLUMNS = 8192", "BACKWARD_REGISTER_COLUMNS = 2048"),
-    Mutant("step", "plan", "row_forward", "", "block_n=8192 // itemsize", "block_n=1024"),
+    Mutant("step", "plan", "_forward_loop", "", 'block_n=LOOP_ELEMENTS[itemsize] * chosen["threads"]', "block_n=1024"),
     Mutant("step back", "plan", "row_backward", "", "block_n=2048", "block_n=1024"),
     Mutant("merge", "plan", "merge", "", "16 if programs <= 16 else 64", "2"),
     Mutant("device", "device", "_properties", "", "properties.multi_processor_count, ", "1, "),

@@ -22,17 +22,22 @@ _EDITS = {
         (
             "variance-over-n-plus-1",
             "N + 1 divides the squares",
-            "zeros_like(squares) + N)",
-            "zeros_like(squares) + N + 1)",
+            "zeros_like(squares) + PARTIAL_N)",
+            "zeros_like(squares) + PARTIAL_N + 1)",
         ),
-        ("variance-unbiased", "N - 1 divides the squares", "zeros_like(squares) + N)", "zeros_like(squares) + N - 1)"),
+        (
+            "variance-unbiased",
+            "N - 1 divides the squares",
+            "zeros_like(squares) + PARTIAL_N)",
+            "zeros_like(squares) + PARTIAL_N - 1)",
+        ),
         ("eps-left-out", "eps is not added", "eps, eps_low, ACC)", "0.0, 0.0, ACC)"),
         ("eps-1e-3", "1e-3 in place of the eps given", "eps, eps_low, ACC)", "1e-3, 0.0, ACC)"),
         (
             "eps-outside-the-root",
             "1 / (sqrt(var) + eps)",
-            "rstd_of(divide(squares, tl.zeros_like(squares) + N), eps, eps_low, ACC)",
-            "1.0 / (tl.sqrt(divide(squares, tl.zeros_like(squares) + N)) + eps)",
+            "rstd_of(divide(squares, tl.zeros_like(squares) + PARTIAL_N), eps, eps_low, ACC)",
+            "1.0 / (tl.sqrt(divide(squares, tl.zeros_like(squares) + PARTIAL_N)) + eps)",
         ),
         (
             "rstd-in-bf16",
@@ -49,14 +54,14 @@ _EDITS = {
         (
             "one-pass-variance",
             "E[x^2] - mean^2",
-            "tl.sum(d * d, 1, keep_dims=True)\n    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + N)",
+            "tl.sum(d * d, 1, keep_dims=True)\n    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + PARTIAL_N)",
             "tl.sum(xs[i] * xs[i], 1, keep_dims=True)\n"
-            "    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + N) - mean * mean",
+            "    rstd = rstd_of(divide(squares, tl.zeros_like(squares) + PARTIAL_N) - mean * mean",
         ),
         (
             "squares-of-masked-lanes",
             "lanes past the row's end count mean^2 each",
-            "d = tl.where(n < N, (xs[i] - mean) - low, 0.0)",
+            "d = tl.where(n < PARTIAL_N, (xs[i] - mean) - low, 0.0)",
             "d = (xs[i] - mean) - low",
         ),
         ("squares-of-the-last-chunk", "earlier chunks' squares forgotten", "squares += ", "squares = "),
@@ -83,10 +88,10 @@ _EDITS = {
         ),
     ),
     ("row_norm", "_row_norm_backward_kernel"): (
-        ("c1-sign", "+ x_hat c1", "- x_hats[i] * c1", "+ x_hats[i] * c1"),
+        ("c1-sign", "+ x_hat c1", "- of_part(", "+ of_part("),
         ("c2-sign", "+ c2", "(wdys[i] - c2)", "(wdys[i] + c2)"),
-        ("c1-not-divided", "c1 is the sum, not the mean", "c1 = c1 / N", "c1 = c1 * 1.0"),
-        ("c1-over-n-plus-1", "N + 1 divides c1", "c1 = c1 / N", "c1 = c1 / (N + 1)"),
+        ("c1-not-divided", "c1 is the sum, not the mean", "c1 = c1 / PARTIAL_N", "c1 = c1 * 1.0"),
+        ("c1-over-n-plus-1", "N + 1 divides c1", "c1 = c1 / PARTIAL_N", "c1 = c1 / (PARTIAL_N + 1)"),
         ("c1-of-the-last-chunk", "earlier chunks' share of c1 forgotten", "c1 += ", "c1 = "),
         ("c2-left-out", "layer norm's dx without c2", "c2 = c2 / N", "c2 = c2 * 0.0"),
         ("c2-of-dy", "c2 without the weight", "c2 += tl.sum(wdy,", "c2 += tl.sum(dy,"),
@@ -96,7 +101,7 @@ _EDITS = {
             "wdy = affine(dy, weight_ptr, None, n, n < N, ZERO_CENTRED, ACC)",
             "wdy = dy",
         ),
-        ("dx-without-rstd", "dx is not scaled", "- x_hats[i] * c1) * rstd", "- x_hats[i] * c1)"),
+        ("dx-without-rstd", "dx is not scaled", "n, N, PARTIAL_N)) * rstd", "n, N, PARTIAL_N))"),
         ("dw-without-rstd", "x - mean in place of x_hat", "dy * x_hat,", "dy * ((x - mean) - low),"),
         ("dw-without-low", "x_hat of dw without the mean's low part", "dy * x_hat,", "dy * ((x - mean) * rstd),"),
         (
@@ -183,9 +188,39 @@ _FUSED_EDITS = {
     ),
 }
 
+# What differs where the statistic is of a part of the row.
+_PARTIAL_EDITS = {
+    ("row_norm_values", "of_part"): (
+        ("partial-c1-everywhere", "c1 in dx of every column", "value, 0.0)", "value, value)"),
+        (
+            "partial-c1-a-column-short",
+            "c1 is not in dx of the last column of the part",
+            "n < PARTIAL_N,",
+            "n < PARTIAL_N - 1,",
+        ),
+    ),
+    ("row_norm", "_row_norm_forward_kernel"): (
+        (
+            "partial-squares-of-a-column-too-many",
+            "the column behind the part counts",
+            "tl.where(n < PARTIAL_N, (xs",
+            "tl.where(n < PARTIAL_N + 1, (xs",
+        ),
+        (
+            "partial-squares-over-n",
+            "N divides the part's squares",
+            "zeros_like(squares) + PARTIAL_N)",
+            "zeros_like(squares) + N)",
+        ),
+    ),
+    ("row_norm", "_row_norm_backward_kernel"): (
+        ("partial-c1-over-n", "N divides c1", "c1 = c1 / PARTIAL_N", "c1 = c1 / N"),
+    ),
+}
+
 MUTANTS = tuple(
     Mutant(name, file, within, about, old, new, cells)
-    for all_edits, cells in ((_EDITS, ()), (_FUSED_EDITS, ("fused",)))
+    for all_edits, cells in ((_EDITS, ()), (_FUSED_EDITS, ("fused",)), (_PARTIAL_EDITS, ("partial",)))
     for (file, within), edits in all_edits.items()
     for name, about, old, new in edits
 )

@@ -10,8 +10,8 @@ _EDITS = {
         (
             "loop-tail-dropped",
             "the ragged last step has no share in the statistics",
-            "range(0, N, BLOCK_N)",
-            "range(0, N // BLOCK_N * BLOCK_N, BLOCK_N)",
+            "range(0, PARTIAL_N, BLOCK_N)",
+            "range(0, PARTIAL_N // BLOCK_N * BLOCK_N, BLOCK_N)",
         ),
         (
             "loop-tail-counts-full",
@@ -24,10 +24,15 @@ _EDITS = {
             "the merged mean is the last step's",
             "count, mean, low, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)",
             "count, _, _, m2 = merge_moments(count, mean, low, m2, here, block_mean, block_low, block_m2)\n"
-            "            mean, low = block_mean, block_low",
+            "                mean, low = block_mean, block_low",
         ),
         ("loop-rms-of-the-last-step", "RMS norm's squares of the last step alone", "lanes += x * x", "lanes = x * x"),
-        ("loop-variance-unbiased", "N - 1 divides the squares", "zeros_like(m2) + N)", "zeros_like(m2) + N - 1)"),
+        (
+            "loop-variance-unbiased",
+            "N - 1 divides the squares",
+            "zeros_like(m2) + PARTIAL_N)",
+            "zeros_like(m2) + PARTIAL_N - 1)",
+        ),
         ("loop-low-dropped-in-y", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
         (
             "loop-step-off-by-one",
@@ -37,7 +42,7 @@ _EDITS = {
         ),
     ),
     "_row_norm_input_gradient_loop_kernel": (
-        ("loop-c1-sign", "+ x_hat c1", "- x_hat * c1", "+ x_hat * c1"),
+        ("loop-c1-sign", "+ x_hat c1", "- of_part(", "+ of_part("),
         (
             "loop-sums-tail-dropped",
             "the ragged last step has no share in c1 and c2",

@@ -46,7 +46,8 @@ class Operator(ABC):
 
     name: str  # batch_norm
     short: str  # bn, on the command line
-    axes: tuple[str, ...]  # ("batch", "channels", "spatial"), in the order of x's shape
+    axes: tuple[str, ...]  # ("batch", "channels", "spatial"), in the order of x's shape, then options
+    choices: Mapping[str, tuple[int | str, ...]] = {}  # what an option may be, where it is one of a few
     layouts: tuple[str, ...]
     modes: tuple[str, ...]  # those it has, measured unless the preset or --mode says otherwise
     eps: float  # where a preset's grid has none

@@ -23,10 +23,7 @@ def render(run_dir: Path, figures: bool = False) -> Path:
     from bench.report.figures import svg
 
     run = load(run_dir)
-    folder = run_dir / FIGURES if figures else None
-    if folder:
-        folder.mkdir(exist_ok=True)
-    with svg.files_in(folder):
+    with svg.files_in(run_dir / FIGURES if figures else None):
         html = page.html(run)
     path = run_dir / REPORT
     path.write_text(html, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`python -m bench.report RUN_DIR...`: makes reports again from their records; without RUN_DIR the list of all runs."""
+"""`python -m bench.report RUN_DIR...`: makes pages again from their records; without RUN_DIR the list of all runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bench.report import UnreadableRun, render
+from bench.study.study import holds_study
 
 REPORTS = Path("reports")
 
@@ -22,9 +23,7 @@ class OneLineParser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Renders; 0 when all is written, 2 when a folder holds no readable run (those before it are written)."""
     parser = OneLineParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument(
-        "run_dirs", type=Path, nargs="*", metavar="RUN_DIR", help="folder with records.jsonl and environment.json"
-    )
+    parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR", help="folder of a run or of a study")
     parser.add_argument("--figures", action="store_true", help="also leave every figure in figures/, as SVG and PNG")
     parser.add_argument(
         "--index", type=Path, metavar="DIR", help=f"list the runs in DIR in index.html (default {REPORTS}, no RUN_DIR)"
@@ -34,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--figures: needs a RUN_DIR whose figures are meant")
     try:
         for run_dir in given.run_dirs:
-            print(render(run_dir, given.figures))
+            print(_page(run_dir, given.figures))
     except UnreadableRun as error:
         print(f"{parser.prog}: RUN_DIR: {error}", file=sys.stderr)
         return 2
@@ -46,6 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(index.write(folder))
     return 0
+
+
+def _page(folder: Path, figures: bool) -> Path:
+    if not holds_study(folder):
+        return render(folder, figures)
+    from bench.study.page import render as render_study  # here, for what draws takes a second to import
+
+    return render_study(folder, figures)
 
 
 if __name__ == "__main__":

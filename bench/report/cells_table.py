@@ -123,6 +123,7 @@ def payload(run: Run, legend: Mapping[str, Key]) -> dict[str, Any]:
     numbers = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
     dots = _dots(run, {run.records[place].key: run.records[place].latency_us for place in chosen})
     return {
+        "noun": "cell",
         "columns": [
             {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}
             for column, _ in shown

@@ -81,7 +81,7 @@ def load(run_dir: Path) -> Run:
     """Reads records.jsonl and environment.json; raises UnreadableRun where one is missing or broken."""
     if not run_dir.is_dir():
         raise UnreadableRun(f"{run_dir}: no such folder; give the folder of a run, which holds records.jsonl")
-    environment = _environment(run_dir / "environment.json")
+    environment = read_environment(run_dir)
     records = _records(run_dir / "records.jsonl")
     cells = _cells(records, bool(environment["interpreted"]))
     timed = cells[cells["timed"]]
@@ -98,11 +98,13 @@ def load(run_dir: Path) -> Run:
     )
 
 
-def _environment(path: Path) -> dict[str, Any]:
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """What stands in environment.json, None for what is not there; raises UnreadableRun where it cannot be read."""
+    path = run_dir / "environment.json"
     try:
         environment = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UnreadableRun(f"{path}: no such file; a run writes it beside records.jsonl") from None
+        raise UnreadableRun(f"{path}: no such file; a run writes it beside its records") from None
     except (OSError, ValueError) as error:
         raise UnreadableRun(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(environment, dict):

@@ -1,4 +1,4 @@
-"""A folder of runs -> index.html: every run with its headline, and every audit, the newest first."""
+"""A folder of runs -> index.html: every run and study with its headline, and every audit, the newest first."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bench.report.templating import scripts, style, templates
 from bench.report.thresholds import SUBJECT
 from bench.report.trust import completeness
 from bench.report.verdict import Verdict
+from bench.study import study, words
 
 INDEX = "index.html"
 AUDIT = "audit.html"  # beside the records of an audit, which are no run's
@@ -44,12 +45,15 @@ def write(folder: Path) -> Path:
 
 
 def _runs(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("*/records.jsonl"))
+    files = ("records.jsonl", study.FILE)
+    return sorted({path.parent for file in files for path in folder.glob(f"*/{file}")})
 
 
 def _entry(run_dir: Path) -> Entry:
     if (run_dir / AUDIT).exists():
         return _audit(run_dir)
+    if study.holds_study(run_dir):
+        return _study(run_dir)
     page = REPORT if (run_dir / REPORT).exists() else ""
     try:
         run = load(run_dir)
@@ -78,6 +82,25 @@ def _audit(folder: Path) -> Entry:
     except (OSError, ValueError, KeyError, TypeError):
         return Entry(folder.name, AUDIT, problem="environment.json cannot be read")
     return Entry(folder.name, AUDIT, started, measured=f"an audit of the kernels: {command}")
+
+
+def _study(folder: Path) -> Entry:
+    page = REPORT if (folder / REPORT).exists() else ""
+    try:
+        found = study.load(folder)
+    except UnreadableRun as error:
+        return Entry(folder.name, page, problem=str(error).removeprefix(f"{folder}/"))
+    reproduced, *others = words.cards(found)
+    return Entry(
+        name=folder.name,
+        page=page,
+        started=day(found.environment["started"]) or "",
+        device=str(found.environment["device_name"] or found.environment["device"] or ""),
+        measured=words.asked(found),
+        right=f"{reproduced.value} claims reproduced",
+        tone=reproduced.tone,
+        sentences=tuple(f"{card.title}: {card.detail}" for card in others if card.tone in ("bad", "caution")),
+    )
 
 
 def _measured(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.case import MODES
-from bench.report import cells_table, facts, formatting, losses, palette, sections, thresholds, trust
+from bench.report import cells_table, facts, formatting, losses, machine, palette, sections, thresholds, trust
 from bench.report.data import Run, ordered
 from bench.report.definitions import DEFINITIONS, STATUS_WORDS
 from bench.report.figures import Gallery
@@ -47,7 +47,7 @@ def _context(run: Run) -> dict[str, Any]:
         "complete": complete,
         "completeness": completeness,
         "facts_line": _measured(run),
-        "machine": _machine(run.environment),
+        "machine": machine.facts(run.environment),
         "verdict": Verdict(run),
         "models": [headline.sentence(run.baseline, thresholds.SUBJECT) for headline in models],
         "model_panels": sections.of_models(models, legend),
@@ -64,7 +64,7 @@ def _context(run: Run) -> dict[str, Any]:
         "providers": facts.providers(run),
         "modes": MODES,
         "heat_ends": palette.HEAT_ENDS,
-        "environment": _flat(run.environment),
+        "environment": machine.flat(run.environment),
         "table": table,
         "packed_table": packed(table),
         "gallery": Gallery(),
@@ -86,43 +86,3 @@ def _measured(run: Run) -> str:
         f"{', '.join(ordered(cells['mode']))}; {formatting.plural(cells['provider'].nunique(), 'provider')} "
         f"({', '.join(run.providers)})."
     )
-
-
-def _machine(env: dict[str, Any]) -> list[tuple[str, str]]:
-    """The head's facts; what was not recorded is left out."""
-    gpu = env["gpu"] if isinstance(env["gpu"], dict) else {}
-    commit = str(env["git_commit"] or "")[:12]
-    state = "" if env["git_dirty"] is None else "with uncommitted changes" if env["git_dirty"] else "clean"
-    rows = [
-        ("Device", env["device_name"] or env["device"]),
-        ("GPU driver", gpu.get("driver")),
-        ("PyTorch", env["torch"]),
-        ("Triton", env["triton"]),
-        ("CUDA", env["cuda"]),
-        ("cuDNN", env["cudnn"]),
-        ("Commit", f"{commit} {state}" if commit else None),
-        ("Copy bandwidth", f"{formatting.number(env['copy_gbps'])} GB/s" if env["copy_gbps"] else None),
-        ("Started", formatting.day(env["started"])),
-        ("Finished", formatting.day(env["finished"])),
-    ]
-    return [(name, str(value)) for name, value in rows if value]
-
-
-def _flat(described: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """Nested keys joined by blanks, in order, without what is empty or shown elsewhere."""
-    rows = []
-    for key, value in described.items():
-        name = f"{before}{key}".replace("_", " ")
-        if not before and key in ("providers", "notes", "conditions"):
-            continue
-        if isinstance(value, dict):
-            rows += _flat(value, f"{name} ")
-        elif isinstance(value, bool):
-            rows.append((name, "yes" if value else "no"))
-        elif key.endswith("_bytes") and formatting.present(value):
-            rows.append((name.removesuffix(" bytes"), formatting.size(value)))
-        elif isinstance(value, float):
-            rows.append((name, formatting.number(value, 4)))
-        elif value not in (None, ""):
-            rows.append((name, str(value)))
-    return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import seaborn as sns
@@ -54,12 +54,12 @@ PLACES = {
 }
 
 
-def keys(providers: Sequence[str]) -> dict[str, Key]:
+def keys(providers: Sequence[str], places: Mapping[str, int] = PLACES) -> dict[str, Key]:
     """The key of each; who has no place of his own, or finds it taken, gets the first free one."""
     taken: dict[str, int] = {}
-    for name in sorted(providers, key=lambda name: list(PLACES).index(name) if name in PLACES else len(PLACES)):
+    for name in sorted(providers, key=lambda name: list(places).index(name) if name in places else len(places)):
         free = [place for place in range(len(COLOURS)) if place not in taken.values()]
-        wanted = PLACES.get(name)
+        wanted = places.get(name)
         taken[name] = wanted if wanted in free and wanted is not None else free[0] if free else len(taken)
     return {
         name: Key(name, COLOURS[taken[name] % len(COLOURS)], *SHAPES[taken[name] % len(SHAPES)]) for name in providers

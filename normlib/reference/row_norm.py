@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import ceil, prod
 
+import torch
 from torch import Tensor
 
 
@@ -35,13 +36,14 @@ def rms_norm(
     dy: Tensor | None = None,
     dz: Tensor | None = None,
     zero_centred: bool = False,
+    partial: float = 1.0,
 ) -> dict[str, Tensor]:
     """Root mean square normalization (Zhang and Sennrich 2019, equation 4) over the last dimensions.
 
     Returns float64 `y`, `rstd` (one a row), and with dy `dx`, `dw`, `db` (of normalized_shape); dz and `zero_centred`
-    as in `layer_norm`.
+    as in `layer_norm`. With `partial` below 1 the mean square is of a row's first ceil(partial N) elements (section 4).
     """
-    return _rows(x, normalized_shape, weight, bias, eps, dy, dz, zero_centred, centred=False)
+    return _rows(x, normalized_shape, weight, bias, eps, dy, dz, zero_centred, centred=False, partial=partial)
 
 
 def _rows(
@@ -54,11 +56,13 @@ def _rows(
     dz: Tensor | None,
     zero_centred: bool,
     centred: bool,
+    partial: float = 1.0,
 ) -> dict[str, Tensor]:
     rows = x.double().reshape(-1, prod(normalized_shape))
     mean = rows.mean(1, keepdim=True)
     d = rows - mean if centred else rows
-    rstd = ((d * d).mean(1, keepdim=True) + eps).rsqrt()
+    of = ceil(partial * rows.shape[1])  # the statistic is of so many columns
+    rstd = ((d * d)[:, :of].mean(1, keepdim=True) + eps).rsqrt()
     x_hat = d * rstd
     w = 1.0 if weight is None else weight.double().flatten() + float(zero_centred)
     b = 0.0 if bias is None else bias.double().flatten()
@@ -68,9 +72,10 @@ def _rows(
     if dy is not None:
         dy64 = dy.double().reshape(rows.shape)
         wdy = w * dy64
-        c1 = (x_hat * wdy).mean(1, keepdim=True)
+        c1 = (x_hat * wdy).sum(1, keepdim=True) / of
         c2 = wdy.mean(1, keepdim=True) if centred else 0.0
-        out["dx"] = (rstd * (wdy - x_hat * c1 - c2)).reshape(x.shape) + (0.0 if dz is None else dz.double())
+        through_rstd = torch.nn.functional.pad((x_hat * c1)[:, :of], (0, rows.shape[1] - of))
+        out["dx"] = (rstd * (wdy - through_rstd - c2)).reshape(x.shape) + (0.0 if dz is None else dz.double())
         out["dw"] = (dy64 * x_hat).sum(0).reshape(tuple(normalized_shape))
         out["db"] = dy64.sum(0).reshape(tuple(normalized_shape))
     return out

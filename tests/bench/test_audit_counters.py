@@ -53,7 +53,7 @@ def test_a_table_is_read_behind_what_ncu_and_the_program_say():
 
 
 def test_what_was_counted_stands_beside_what_is_expected():
-    row = {"op": "rms_norm", "mode": "fwd", "dtype": "bf16", "layout": "rows", "shape": [4096, 4096]}
+    row = {"op": "rms_norm", "mode": "fwd", "dtype": "bf16", "layout": "rows", "options": (), "shape": [4096, 4096]}
     forward, backward = records(*LAUNCHES, expected=[{"record": "pass", **row, "device_units": 2.0}])
     assert (forward["mode"], forward["plan"], forward["expected_units"]) == ("fwd", "rows in registers", 2.0)
     assert (backward["mode"], backward["expected_units"]) == ("bwd", None)

@@ -13,11 +13,25 @@ from bench.audit import counting
 from bench.audit.calls import Launch
 from bench.audit.passes import PASSES
 from bench.operators import operators
-from normlib.kernels import batch_norm, batch_norm_traffic, reduction, row_norm, row_norm_traffic, traffic
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_traffic,
+    lp_norm,
+    reduction,
+    row_norm,
+    row_norm_traffic,
+    traffic,
+    weight_norm,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the interpreter, which a GPU rules out")
 
-KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {
+    name
+    for m in (batch_norm, lp_norm, row_norm, reduction, weight_norm)
+    for name in vars(m)
+    if name.endswith("_kernel")
+}
 
 
 def test_every_byte_that_a_kernel_moves_is_declared(record_property):
@@ -28,10 +42,14 @@ def test_every_byte_that_a_kernel_moves_is_declared(record_property):
             kernels.add(count.counted.kernel)
             plans[count.op].add((count.mode, count.plan))
     assert kernels == KERNELS
+    one_sweep = {("eval", "one sweep"), ("eval_bwd", "one sweep")}
+    for op in ("lp_norm", "sequence_batch_norm"):
+        assert plans.pop(op) == {("fwd", "streaming"), ("bwd", "streaming"), *one_sweep}
     training = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("streaming", "one launch", "one launch, barrier")}
     for op in [op for op in plans if op.startswith("batch_norm")]:
-        assert plans.pop(op) == {*training, ("eval", "one sweep"), ("eval_bwd", "one sweep")}
+        assert plans.pop(op) == {*training, *one_sweep}
     rows = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("rows in registers", "loop over a row")}
+    assert plans.pop("weight_norm") == rows  # no row needs another's results, and so no barrier
     rows.add(("bwd", "slices, barrier"))
     assert all(found == rows for found in plans.values())
 
@@ -71,7 +89,7 @@ def test_declaring_needs_neither_torch_nor_triton():
         "import importlib, sys, types\n"
         "for name in ('normlib', 'normlib.kernels'):\n"
         f"    sys.modules[name] = types.ModuleType(name)\n    sys.modules[name].__path__ = [{folder!r}]\n"
-        "for name in ('row_norm_traffic', 'batch_norm_traffic'):\n"
+        "for name in ('row_norm_traffic', 'batch_norm_traffic', 'weight_norm_traffic'):\n"
         "    importlib.import_module(f'normlib.kernels.{name}')\n"
         "print({'torch', 'triton'} & set(sys.modules))"
     )

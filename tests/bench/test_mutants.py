@@ -62,7 +62,7 @@ def test_no_two_mutants_are_the_same_edit():
     assert [edit for edit, times in edits.items() if times > 1] == []
 
 
-@pytest.mark.parametrize("file", ["row_norm", "batch_norm", "reduction", "numerics"])
+@pytest.mark.parametrize("file", ["row_norm", "batch_norm", "reduction", "numerics", "lp_norm", "weight_norm"])
 def test_every_file_with_kernels_has_mutants(file):
     assert any(mutant.file == file for mutant in catalogue.MUTANTS)
 

@@ -14,8 +14,12 @@ from bench.report import UnreadableRun, render
 
 BLOCKED = """
 import sys
-for name in ("torch", "triton", "normlib", "numba", "requests"):
-    sys.modules[name] = None
+class Absent:
+    # Not None in sys.modules, where SciPy takes any entry of that name for PyTorch.
+    def find_spec(name, *_):
+        if name.partition(".")[0] in ("torch", "triton", "normlib", "numba", "requests"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
 from bench.report.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 import axe
 import pytest
+import study_runs
 from pages import DESKTOP, PHONE, Browser
 from report_runs import record, resnet50, sweep, write
 
@@ -16,6 +17,7 @@ from bench.audit import markdown
 from bench.audit.page import html
 from bench.compare.__main__ import main as compare
 from bench.report import index, render
+from bench.study import page as study_page
 
 GRID: dict[str, list[dict[str, int | str]]] = {"layer_norm": [{"tokens": m, "hidden": 768} for m in (16, 1024)]}
 
@@ -36,7 +38,12 @@ def interpreted(folder: Path) -> Path:
     return render(write(folder / "axe-cpu", records, clock="interpreter"))
 
 
-@pytest.mark.parametrize("make", [timed, interpreted])
+def studied(folder: Path) -> Path:
+    """The page of a study with every verdict and kind of figure."""
+    return study_page.render(study_runs.write(folder / "study", study_runs.runs()))
+
+
+@pytest.mark.parametrize("make", [timed, interpreted, studied])
 def test_axe_finds_nothing_serious_in_a_report(
     make: Callable[[Path], Path], browser: Browser, script: str, folder: Path
 ) -> None:
@@ -65,6 +72,7 @@ def listed(folder: Path) -> Path:
     """The list of runs, one of which cannot be read."""
     runs = folder / "runs"
     render(write(runs / "good", resnet50()[:4]))
+    study_page.render(study_runs.write(runs / "study", study_runs.runs()[:4]))
     (runs / "broken").mkdir()
     (runs / "broken" / "records.jsonl").write_text("not json\n{}\n")
     return index.write(runs)
@@ -81,7 +89,7 @@ def audited(folder: Path) -> Path:
     return page
 
 
-@pytest.mark.parametrize("make", [compared, listed, audited])
+@pytest.mark.parametrize("make", [compared, listed, audited, studied])
 def test_the_pages_beside_the_report_ask_for_nothing_fit_a_telephone_and_axe_finds_nothing_serious(
     make: Callable[[Path], Path], browser: Browser, script: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,21 @@ import pytest
 import triton
 import triton.language as tl
 
-from normlib.kernels import batch_norm, batch_norm_sweeps, plan, reduction, row_norm, row_norm_values, row_norm_wide
+from normlib.kernels import (
+    batch_norm,
+    batch_norm_sweeps,
+    batch_renorm,
+    group_norm,
+    group_norm_rows,
+    lp_norm,
+    noisy_batch_norm,
+    plan,
+    reduction,
+    row_norm,
+    row_norm_values,
+    row_norm_wide,
+    weight_norm,
+)
 
 
 @triton.jit
@@ -26,7 +40,20 @@ UNMASKED = {"load": _load_without_mask, "store": _store_without_mask}
 
 def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of every load, or of every store, of every kernel."""
-    for module in (batch_norm, batch_norm_sweeps, reduction, row_norm, row_norm_values, row_norm_wide):
+    for module in (
+        batch_norm,
+        batch_norm_sweeps,
+        batch_renorm,
+        noisy_batch_norm,
+        group_norm,
+        group_norm_rows,
+        lp_norm,
+        reduction,
+        row_norm,
+        row_norm_values,
+        row_norm_wide,
+        weight_norm,
+    ):
         monkeypatch.setattr(module, access, UNMASKED[access], raising=False)
 
 

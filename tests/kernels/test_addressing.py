@@ -23,12 +23,12 @@ import triton.language as tl
 from errors import assert_right
 
 from normlib import functional, reference
-from normlib.kernels import batch_norm, plan, reduction, row_norm
+from normlib.kernels import batch_norm, lp_norm, plan, reduction, row_norm, weight_norm
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
+KERNELS = {name for m in (batch_norm, lp_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
 BEYOND = 2**31
 DTYPE = torch.bfloat16
 # So many programs that each has one tile.
@@ -67,7 +67,7 @@ def corner_programs():
 
 
 @pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("n", [24, 1600, 20000])  # many rows a program, chunks, and the loops
+@pytest.mark.parametrize("n", [24, 1600, 32776])  # many rows a program, chunks, and the loops
 def test_rows_may_be_any_distance_apart(n, centred, device):
     # Row 2 of x, and of dy behind it, begins beyond 2^31 elements.
     stride = BEYOND // 2 + 16
@@ -84,15 +84,47 @@ def test_rows_may_be_any_distance_apart(n, centred, device):
         assert_right(out, truth[name], name)
 
 
+@pytest.mark.parametrize("n", [24, 20000])  # in registers, and the loops
+def test_rows_of_weights_may_be_any_distance_apart(n, device):
+    stride = BEYOND // 2 + 16
+    memory = torch.empty(2 * stride + 2 * n, dtype=DTYPE, device=device)
+    x, dy = (memory.as_strided((3, n), (stride, 1), offset) for offset in (0, n))
+    for t in (x, dy):
+        t.copy_(torch.randn(3, n))
+    weight = torch.rand(3, device=device) + 0.5
+    y, norm = weight_norm.forward(x, weight)
+    dx, dw = weight_norm.backward(dy, x, norm, weight, True, True)
+    truth = reference.weight_norm(x, weight, dy)
+    for name, out in {"y": y, "dx": dx, "dw": dw}.items():
+        assert_right(out, truth[name], name)
+
+
+@interpreted
+@pytest.mark.parametrize("n", [1600, 20000])
+def test_weights_are_written_beyond_2_31_elements(n):
+    row, row_dy = torch.randn(2, 1, n).to(DTYPE)
+    rows = BEYOND // n + 3
+    x, dy = row.expand(rows, n), row_dy.expand(rows, n)
+    weight = torch.full((rows,), 1.5)
+    with corner_programs():
+        y, norm = weight_norm.forward(x, weight, WIDE)
+        dx, _ = weight_norm.backward(dy, x, norm, weight, True, False, WIDE)
+    truth = reference.weight_norm(row, weight[:1], row_dy)
+    for name, out in {"y": y, "dx": dx}.items():
+        assert out.numel() > BEYOND
+        for i in (0, rows - 1):
+            assert_right(out[i : i + 1], truth[name], f"{name}, row {i}")
+
+
 @interpreted
 @pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("n", [1600, 20000])
+@pytest.mark.parametrize("n", [1600, 32776])
 def test_results_are_written_beyond_2_31_elements(n, centred):
     row, row_dy = torch.randn(2, 1, n).to(DTYPE)
     rows = BEYOND // n + 3
     x, dy = row.expand(rows, n), row_dy.expand(rows, n)
     with corner_programs():
-        y, mean, rstd = row_norm.forward(x, None, None, 1e-5, centred, n)
+        y, mean, rstd = row_norm.forward(x, None, None, 1e-5, centred, n, WIDE)
         dx, *_ = row_norm.backward(dy, x, mean, rstd, None, centred, n, None, None, True, WIDE)
     formula = reference.layer_norm if centred else reference.rms_norm
     truth = formula(row, (n,), None, None, 1e-5, row_dy)
@@ -232,6 +264,8 @@ LAUNCHES = {
         ("batch_norm", (4, 65, 7, 7), "nhwc"),
         ("batch_norm", (32, 128, 28, 28), "nchw"),
         ("batch_norm", (32, 128, 28, 28), "nhwc"),
+        ("lp_norm", (4, 65, 7, 7), "nchw", ("p", "1")),
+        ("lp_norm", (4, 65, 7, 7), "nhwc", ("p", "inf")),
         *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm") for n in (1000, 100000)),
     ],
     "2^31 rows": [(op, (BEYOND + 4096, 1000), "rows") for op in ("layer_norm", "rms_norm")],
@@ -299,8 +333,10 @@ def print_compiled():
     # With the plans of a device that has barriers and a cache to count on, and of one that has not.
     for name, launches in LAUNCHES.items():
         with compiling("sm_90") as found:
-            for (op, shape, layout), here in product(launches, (device, replace(device, l2=0, cooperative=False))):
-                call(Launch(op, shape, "bf16", layout), here)
+            for (op, shape, layout, *options), here in product(
+                launches, (device, replace(device, l2=0, cooperative=False))
+            ):
+                call(Launch(op, shape, "bf16", layout, (), tuple(options)), here)
         texts |= {(name, kernel, compiled.asm["ttir"]) for kernel, compiled in found}
     signature = {"y_ptr": "*bf16", "x_ptr": "*bf16", "stride": "i32", "N": "constexpr", "BLOCK": "constexpr"}
     for name in (*PLANTED, "_right_kernel"):

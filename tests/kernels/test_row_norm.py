@@ -44,8 +44,8 @@ def test_forward_and_backward_match_float64(shape, dtype, centred, device):
             torch.testing.assert_close(out.double(), truth[name], rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# Rows of 20000 columns, in the same loops, have every pair of these.
+@pytest.mark.parametrize(("dtype", "centred"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_rows_of_131072_columns_match_float64(dtype, centred, device):
     inputs = draw((2, 131072), dtype, device)
     assert not plan.row_forward(131072, dtype.itemsize, Device(2)).chunks
@@ -71,7 +71,7 @@ def test_the_split_of_rows_over_programs_changes_no_row(centred, device):
         assert torch.equal(few[name], many[name])
 
 
-@pytest.mark.parametrize("n", [64, 1000, 20000])
+@pytest.mark.parametrize("n", [64, 1000, 32776])
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_row_does_not_depend_on_its_neighbours(centred, n, device):
     x, _, weight, bias = draw((9, n), torch.bfloat16, device)

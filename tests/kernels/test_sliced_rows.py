@@ -73,6 +73,19 @@ def test_slices_match_float64_in_any_order(case, centred):
             assert_right(out, truth, name)
 
 
+@pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
+def test_slices_of_rows_whose_statistic_is_of_a_part_match_float64():
+    shape, dtype, device = CASES["groups of uneven rows"]
+    x, dy, _, weight = draw(shape, dtype, "cpu")
+    n, of = shape[1], {"partial_n": 5000}  # in the second of three slices
+    _, mean, rstd = row_norm.forward(x, weight, None, 1e-5, False, n, device, **of)
+    with interleaved(0):
+        found = row_norm.backward(dy, x, mean, rstd, weight, False, n, dtype, None, True, device, **of)
+    truth = reference.partial_rms_norm(x, (n,), weight, None, 1e-5, dy, 5000 / n)
+    for name, out in zip(("dx", "dw"), found, strict=False):
+        assert_right(out, truth[name], name)
+
+
 def test_what_is_not_whole_needs_no_slices():
     shape, dtype, device = CASES["one group"]
     assert plan.row_backward(*shape, dtype.itemsize, device, whole=False).slices == 0

@@ -2,7 +2,9 @@
 
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature
+from math import inf
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import triton
 import triton.language as tl
 
 from normlib import functional as N
-from normlib.kernels import batch_norm, plan, row_norm
+from normlib.kernels import batch_norm, lp_norm, plan, row_norm, weight_norm
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import INTERPRETER, Device
 
@@ -66,14 +68,36 @@ def batch_norm_case(training):
     return run
 
 
+def lp_norm_case(p):
+    def run(x, dy, weight, bias):
+        mean, norm = torch.zeros_like(weight), torch.ones_like(weight)
+        y, *saved = lp_norm.lp_norm_forward(x, weight, bias, mean, norm, p, 0.3, 1e-5)
+        gradients = lp_norm.lp_norm_backward(dy, x, *saved, weight, p, 1e-5, False, True, True)
+        found = {"y": y, "running_mean": mean, "running_norm": norm, "mean": saved[0], "rstd": saved[1]}
+        return found | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+    return run
+
+
+def weight_norm_case(x, dy, weight, bias):
+    y, norm = weight_norm.forward(x, x[:, 0])
+    gradients = weight_norm.backward(dy, x, norm, x[:, 0], True, True)
+    return {"y": y, "norm": norm} | dict(zip(("dx", "dw"), gradients, strict=True))
+
+
+# The interpreter's orders are drawn: of two programs, all of these are the same once in 2^20 times.
+TIMES = 20 if INTERPRETED.value else 100
 # How it runs, the shape (several programs to nearly every launch, in the interpreter too), and how often: long rows
 # take the interpreter a second.
 CASES = {
-    "layer_norm": (row_norm_case(True), (40, 100), 100),
-    "rms_norm": (row_norm_case(False), (40, 100), 100),
-    "layer_norm, long rows": (row_norm_case(True), (2, 16400), 2 if INTERPRETED.value else 100),
-    "batch_norm, training": (batch_norm_case(True), (2, 6, 5, 5), 100),
-    "batch_norm, evaluation": (batch_norm_case(False), (2, 6, 5, 5), 100),
+    "layer_norm": (row_norm_case(True), (40, 100), TIMES),
+    "rms_norm": (row_norm_case(False), (40, 100), TIMES),
+    "layer_norm, long rows": (row_norm_case(True), (2, 16400), 2 if INTERPRETED.value else TIMES),
+    "weight_norm": (weight_norm_case, (40, 100), TIMES),
+    "batch_norm, training": (batch_norm_case(True), (2, 6, 5, 5), TIMES),
+    "batch_norm, evaluation": (batch_norm_case(False), (2, 6, 5, 5), TIMES),
+    "lp_norm, p = 1": (lp_norm_case(1.0), (2, 6, 5, 5), TIMES),
+    "lp_norm, p = inf": (lp_norm_case(inf), (2, 6, 5, 5), TIMES),
 }
 
 
@@ -162,8 +186,10 @@ def test_the_widths_are_one_for_each_variant_of_the_plan():
 @pytest.mark.parametrize("device", [H200, INTERPRETER], ids=["H200", "interpreter"])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_no_plan_of_a_row_looks_at_how_many_there_are(itemsize, device):
-    assert list(signature(plan.row_forward).parameters) == ["n", "itemsize", "device"]
+    assert list(signature(plan.row_forward).parameters) == ["n", "itemsize", "device", "tensors"]
     for width in (1, 3, 24, 100, 511, 512, 600, 1000, 1600, 4096, 7168, 8192, 12288, 16384, 20000, 131072):
+        alone, beside = (plan.row_forward(width, itemsize, device, tensors) for tensors in (2, 4))
+        assert replace(alone, programs=0) == replace(beside, programs=0)
         plans = [plan.row_backward(m, width, itemsize, device) for m in (*ROWS, 132, 528, 10**6, 2**31 - 1)]
         # `programs` may differ: it is how rows are dealt out, and a row's dx is one program's work.
         assert len({(str(p.rows), p.block_rows, p.block_columns) for p in plans}) == 1

@@ -4,6 +4,7 @@ Where the kernels have no rule PyTorch's own formula serves, and the bare operat
 """
 
 from functools import partial
+from math import inf
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import normlib
+from normlib import composed
 from normlib import functional as N
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -21,12 +23,23 @@ OPS = torch.ops.normlib
 X, W, B = torch.randn(4, 6, dtype=torch.float64), torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
 V = torch.randn(4, 6, dtype=torch.float64)
 BUFFERS = torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+
+
+def partial_rms_norm_of(lib):
+    """normlib's; of PyTorch, which has none, the composition."""
+    return getattr(lib, "partial_rms_norm", composed.partial_rms_norm)
+
+
 # Each as a function of (x, weight, bias), by the library that has it.
 FUNCTIONS = {
     "layer_norm": lambda lib: lambda x, w, b: lib.layer_norm(x, (6,), w, b),
     "rms_norm": lambda lib: lambda x, w, b: lib.rms_norm(x, (6,), w, 1e-6) * b,
+    "partial_rms_norm": lambda lib: lambda x, w, b: partial_rms_norm_of(lib)(x, (6,), w, 1e-6, b, 0.5),
     "batch_norm, training": lambda lib: lambda x, w, b: lib.batch_norm(x, None, None, w, b, True),
     "batch_norm, evaluation": lambda lib: lambda x, w, b: lib.batch_norm(x, *(t.to(x) for t in BUFFERS), w, b),
+    "lp_norm, training": lambda lib: (
+        lambda x, w, b: (composed if lib is F else lib).lp_norm(x, None, None, w, b, True, p=1)
+    ),
 }
 TRANSFORMS = {
     "vmap of x": lambda f: vmap(lambda x: f(x, W, B))(torch.stack([X, V, X * V])),
@@ -84,6 +97,9 @@ OPERATORS = {
     "rms_norm": lambda x: OPS.rms_norm(x, [6], W, None, 1e-5)[0],
     "rms_norm_add": lambda x: OPS.rms_norm_add(x, V, [6], W, None, 1e-5)[0],
     "rms_norm_backward": lambda x: OPS.rms_norm_backward(V, x, X[:0, 0], rows(X)[1], [6], W, B, 1e-5, [True] * 3)[0],
+    "group_norm": lambda x: OPS.group_norm(x, 2, W, B, 1e-5)[0],
+    "group_norm_backward": lambda x: OPS.group_norm_backward(V, x, 1, *rows(X), W, B, 1e-5, [True] * 3)[0],
+    "instance_norm": lambda x: OPS.instance_norm(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_train": lambda x: OPS.batch_norm_train(x, W, B, None, None, 0.1, 1e-5)[0],
     "batch_norm_eval": lambda x: OPS.batch_norm_eval(x, W, B, *BUFFERS, 1e-5),
     "batch_norm_backward": lambda x: OPS.batch_norm_backward(V, x, *BUFFERS, W, B, 1e-5, True, [True] * 3)[0],
@@ -93,6 +109,24 @@ OPERATORS = {
     "batch_norm_add_relu_eval": lambda x: OPS.batch_norm_add_relu_eval(x, V, W, B, *BUFFERS, 1e-5, True, False)[0],
     "batch_norm_add_relu_backward": lambda x: OPS.batch_norm_add_relu_backward(
         V, x, SIGNS, *BUFFERS, W, B, 1e-5, True, [True] * 4, False
+    )[0],
+    "batch_renorm_train": lambda x: OPS.batch_renorm_train(
+        x, W, B, *(t.clone() for t in BUFFERS), 0.1, 1e-5, 3.0, 5.0, None
+    )[0],
+    "batch_renorm_eval": lambda x: OPS.batch_renorm_eval(x, W, B, *BUFFERS),
+    "batch_renorm_backward": lambda x: OPS.batch_renorm_backward(V, x, *BUFFERS, None, W, B, 0.0, [True] * 3)[0],
+    "noisy_batch_norm_train": lambda x: OPS.noisy_batch_norm_train(
+        x, W, B, None, None, 0.1, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1]
+    )[0],
+    "noisy_batch_norm_backward": lambda x: OPS.noisy_batch_norm_backward(
+        V, x, *BUFFERS, X, W, B, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1], [True] * 3
+    )[0],
+    "lp_norm_train": lambda x: OPS.lp_norm_train(x, W, B, None, None, inf, 0.1, 1e-5)[0],
+    "lp_norm_eval": lambda x: OPS.lp_norm_eval(x, W, B, *BUFFERS, 1.0, 1e-5),
+    "lp_norm_backward": lambda x: OPS.lp_norm_backward(V, x, *BUFFERS, None, W, B, 1.0, 1e-5, True, [True] * 3)[0],
+    "weight_norm": lambda x: OPS.weight_norm(x, W[:4])[0],
+    "weight_norm_backward": lambda x: OPS.weight_norm_backward(
+        V, x, torch.ones(2, 4, dtype=V.dtype), W[:4], [True] * 2
     )[0],
     "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
     "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(

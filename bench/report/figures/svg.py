@@ -62,6 +62,8 @@ FILE_DPI = 200  # of PNG files and of maps too large to be drawn square by squar
 @contextmanager
 def files_in(folder: Path | None) -> Iterator[None]:
     """Every figure that is put into a page meanwhile is also left in this folder, as NAME.svg and NAME.png."""
+    if folder:
+        folder.mkdir(exist_ok=True)
     token = _FOLDER.set(folder)
     try:
         yield

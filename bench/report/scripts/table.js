@@ -1,5 +1,5 @@
 "use strict";
-// The table of all cells: sorts, filters, hides columns, follows links to a cell, copies as CSV.
+// The table of all cells (or what else data.noun says): sorts, filters, hides columns, follows links to a row, copies as CSV.
 const cellsTable = (data) => {
   const CHUNK = 150;
   const CHOICES = 12; // a column with no more different texts is filtered by a list, one with more by typing
@@ -89,7 +89,8 @@ const cellsTable = (data) => {
     drawn = 0;
     more();
     const all = data.rows.length.toLocaleString("en");
-    shown.textContent = order.length === data.rows.length ? all + " cells" : order.length.toLocaleString("en") + " of " + all + " cells";
+    const part = order.length === data.rows.length ? "" : order.length.toLocaleString("en") + " of ";
+    shown.textContent = part + all + " " + data.noun + "s";
   }
 
   // Every figure of a cell, and its samples beside those of the others of its case.
@@ -152,9 +153,11 @@ const cellsTable = (data) => {
   function csv() {
     const quoted = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
     const columns = visible();
-    const value = (of) => (of === null ? "" : Array.isArray(of) ? String(of[0]) : of);
+    // JSON has no infinity: what stands for it is too large to be a number, and its text is.
+    const number = ([is, written]) => (Math.abs(is) < 1e300 ? String(is) : written);
+    const value = (of) => (of === null ? "" : Array.isArray(of) ? number(of) : of);
     const lines = order.map((row) => [row.id, ...columns.map((column) => value(row.is[column]))]);
-    return [["cell", ...columns.map((column) => data.columns[column].title)], ...lines]
+    return [[data.noun, ...columns.map((column) => data.columns[column].title)], ...lines]
       .map((line) => line.map(quoted).join(","))
       .join("\n") + "\n";
   }

@@ -1,0 +1,200 @@
+"""The figures of a study, drawn as the literature draws them: a condition a line, a band or a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from bench.report.figures import Panel, svg
+from bench.report.figures import axes as common
+from bench.report.figures.axes import WIDTH, log_limits, slug
+from bench.report.formatting import number, plural, short
+from bench.report.palette import Key
+from bench.study.experiment import Experiment, Figure
+from bench.study.points import last_finite, over_seeds, points
+from bench.study.records import Run
+
+HEIGHT = 2.9  # inches
+MARKS = 7  # markers of a curve, by which conditions are told apart without their colours
+TICKS = 9  # settings of a sweep that each have a tick of their own
+# How far above all others a run is followed that blows up: it may reach 1e30 before it ends, and they would lie on the
+# axis.
+FOLLOWED = 3.0
+
+Legend = dict[str, Key]
+
+
+def panels(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> list[Panel]:
+    """An experiment's figures, each over all of its runs; those that have something to draw."""
+    first, *others = (experiment.figure, *experiment.also)
+    names = [slug("study", experiment.name), *(slug("study", experiment.name, how.series) for how in others)]
+    images = [_image(how, runs, legend, name) for how, name in zip((first, *others), names, strict=True)]
+    return [Panel(how.y, image) for how, image in zip((first, *others), images, strict=True) if image]
+
+
+def _image(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
+    if how.kind == "bars":
+        return _bars(how, runs, legend, name)
+    frame = points(runs, how.series)
+    if frame["y"].isna().all():
+        return None
+    with svg.style():
+        drawing = svg.new(WIDTH, HEIGHT)
+        axes = drawing.subplots()
+        said = {"curves": _curves, "bands": _bands, "lines": _lines}[how.kind](axes, frame, legend)
+        _scales(axes, how, frame)
+        axes.set_xlabel(how.x)
+        drawing.subplots_adjust(left=0.13, right=0.97, bottom=0.17, top=0.96)
+        return svg.inline(drawing, name, f"{how.y} against {how.x}: {'; '.join(said)}")
+
+
+def _curves(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
+    """A line through the median of the seeds, a band over their range, a cross where a run diverged."""
+    said = []
+    for key, part in _by_condition(frame, legend):
+        drawn = over_seeds(part)
+        axes.fill_between(drawn["x"], drawn["low"], drawn["high"], color=key.colour, alpha=0.2, linewidth=0, zorder=2)
+        axes.plot(
+            drawn["x"], drawn["y"], color=key.colour, linewidth=1.6, marker=key.marker, markersize=5,
+            markeredgecolor=svg.PAPER, markeredgewidth=0.6, markevery=max(1, len(drawn) // MARKS), zorder=3,
+            gid=slug("line", key.provider),
+        )  # fmt: skip
+        said.append(f"{key.provider} ends at {number(drawn['y'].iloc[-1])}{_diverged(part)}")
+    _crosses(axes, frame, legend)
+    return said
+
+
+def _bands(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
+    """A band from the lowest to the highest, each end the median of the seeds; the widest lies behind the others."""
+    said = []
+    parts = [(key, part, over_seeds(part, band=True)) for key, part in _by_condition(frame, legend)]
+    for key, part, drawn in sorted(parts, key=lambda one: -float((one[2]["high"] - one[2]["low"]).median())):
+        axes.fill_between(
+            drawn["x"], drawn["low"], drawn["high"], facecolor=key.colour, alpha=0.45, linewidth=0,
+            gid=slug("band", key.provider),
+        )  # fmt: skip
+        for end in ("low", "high"):
+            axes.plot(drawn["x"], drawn[end], color=key.colour, linewidth=0.9)
+        low, high = (number(drawn[end].median()) for end in ("low", "high"))
+        said.append(f"{key.provider} lies between {low} and {high} (medians over the steps){_diverged(part)}")
+    _crosses(axes, frame, legend)
+    return said
+
+
+def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
+    """A line over what is swept; a cross at the top where a setting's runs diverged."""
+    common.lines(axes, frame.rename(columns={"condition": "provider"}), legend, "x", "y")
+    said = []
+    for place, (key, part) in enumerate(_by_condition(frame, legend)):
+        lost = sorted(set(part.loc[part["y"].isna(), "x"]))
+        axes.plot(
+            lost, np.full(len(lost), 0.97 - 0.06 * place), "x", color=key.colour, markersize=6, markeredgewidth=1.8,
+            transform=axes.get_xaxis_transform(), gid=slug("diverged", key.provider),
+        )  # fmt: skip
+        middle = part.groupby("x")["y"].median()
+        values = [f"{number(y) if np.isfinite(y) else 'diverged'} at {short(x)}" for x, y in middle.items()]
+        said.append(f"{key.provider} {', '.join(values)}")
+    return said
+
+
+def _bars(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
+    """A bar to the median of the seeds, a line over their range; what did not stay finite is written."""
+    values = {condition: _values(runs, condition, how.series) for condition in legend}
+    shown = [condition for condition in legend if len(values[condition])]
+    if not any(np.isfinite(values[condition]).any() for condition in shown):
+        return None
+    height = 0.75 + 0.42 * len(shown)
+    with svg.style():
+        drawing = svg.new(WIDTH, height)
+        axes = drawing.subplots()
+        said = []
+        for row, condition in enumerate(shown):
+            finite = values[condition][np.isfinite(values[condition])]
+            middle = float(np.median(finite)) if len(finite) else 0.0
+            lost = len(values[condition]) - len(finite)
+            words = " ".join([number(middle)] * bool(len(finite)) + [f"({lost} diverged)"] * bool(lost))
+            axes.barh(row, middle, height=0.6, color=legend[condition].colour, gid=slug("bar", condition))
+            if len(finite):
+                axes.hlines(row, finite.min(), finite.max(), color=svg.INK, linewidth=1.4)
+            axes.annotate(
+                words, (max([middle, *finite]), row), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
+                color=svg.INK,
+            )  # fmt: skip
+            said.append(f"{condition} {words}")
+        axes.set_yticks(range(len(shown)), shown)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.margins(x=0.16)
+        axes.set_xlim(left=0)
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(how.y)
+        drawing.subplots_adjust(left=0.27, right=0.98, bottom=0.5 / height, top=1 - 0.06 / height)
+        return svg.inline(drawing, name, f"{how.y}: {'; '.join(said)}")
+
+
+def _values(runs: Sequence[Run], condition: str, name: str) -> np.ndarray:
+    return np.array([run.values[name] for run in runs if run.condition == condition and name in run.values], float)
+
+
+def _by_condition(frame: pd.DataFrame, legend: Legend) -> list[tuple[Key, pd.DataFrame]]:
+    """In the order of the experiment, those with a finite point."""
+    parts = {str(name): part for name, part in frame.groupby("condition") if part["y"].notna().any()}
+    return [(key, parts[name]) for name, key in legend.items() if name in parts]
+
+
+def _crosses(axes: Axes, frame: pd.DataFrame, legend: Legend) -> None:
+    """Where runs that diverged were last seen; of one that had left the figure, at its edge."""
+    for name, ends in last_finite(frame).groupby("condition"):
+        axes.plot(
+            ends["x"], ends["high"].clip(upper=_top(frame)), "x", color=legend[str(name)].colour, markersize=7,
+            markeredgewidth=2, clip_on=False, zorder=5, gid=slug("diverged", str(name)),
+        )  # fmt: skip
+
+
+def _diverged(part: pd.DataFrame) -> str:
+    runs = part.groupby("seed")["diverged"].any()
+    return f", and {runs.sum()} of {plural(len(runs), 'run')} diverged" if runs.any() else ""
+
+
+def _top(frame: pd.DataFrame) -> float:
+    """The highest value that is drawn of curves and bands."""
+    whole = frame.loc[~frame["diverged"], "high"]
+    first = frame.loc[frame["x"] == frame["x"].min(), "high"]
+    return min(float(frame["high"].max()), FOLLOWED * float((whole if whole.notna().any() else first).max()))
+
+
+def _scales(axes: Axes, how: Figure, frame: pd.DataFrame) -> None:
+    # Of a sweep each setting stands for itself, whatever became of the others.
+    top = float(frame["high"].max()) if how.kind == "lines" else _top(frame)
+    values = pd.concat([frame["low"], frame["high"]]).dropna().clip(upper=top)
+    if "y" in how.log:
+        axes.set_yscale("log")
+        low, high = log_limits(values[values > 0])
+        axes.set_ylim(low, high)
+        _log_ticks(axes.yaxis, high / low)
+    else:
+        spare = 0.05 * (top - float(values.min())) or 0.05 * abs(top) or 1.0
+        axes.set_ylim(float(values.min()) - spare, top + spare)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    settings = sorted(set(frame["x"]))
+    if "x" in how.log:
+        axes.set_xscale("log")
+        _log_ticks(axes.xaxis, settings[-1] / settings[0])
+    if how.kind == "lines" and len(settings) <= TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(settings))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def _log_ticks(axis: Axis, span: float) -> None:
+    """Round values, some five in all; matplotlib's own has 10 to some power, or none at all in less than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0), numticks=6))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

@@ -1,0 +1,82 @@
+"""What the runs of a study gave, one JSON line a run, append-only. Imports no torch.
+
+JSON has no inf and no NaN: a figure is a number, "inf", "-inf" or null, in values as in series.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+FILE = "study.jsonl"
+
+# Points of one series: "x" with "y", or with "low" and "high" where it is a band.
+Points = Mapping[str, Sequence[float]]
+State = Literal["ok", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One condition of one experiment with one seed.
+
+    `diverged` is a loss that was no longer finite: an answer as good as any other. `failed` is none; `reason` says why.
+    """
+
+    experiment: str
+    condition: str
+    seed: int
+    values: Mapping[str, float] = field(default_factory=dict)
+    series: Mapping[str, Points] = field(default_factory=dict)
+    state: State = "ok"
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """By this a run is told from every other one of a study."""
+        return self.experiment, self.condition, self.seed
+
+
+def append(folder: Path, run: Run) -> None:
+    """Adds one line and hands it to the operating system before returning."""
+    with (folder / FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_strict(asdict(run)), allow_nan=False) + "\n")
+
+
+def read(folder: Path) -> Iterator[Run]:
+    """The runs of a folder, in order, where the later of two counts; a last line that was cut short is dropped."""
+    with (folder / FILE).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                if line.endswith("\n"):
+                    raise
+                return
+            row["values"] = {name: _figure(value) for name, value in row["values"].items()}
+            row["series"] = {
+                name: {axis: [_figure(value) for value in points] for axis, points in series.items()}
+                for name, series in row["series"].items()
+            }
+            yield Run(**row)
+
+
+def _strict(value: Any) -> Any:
+    """The same with every figure as strict JSON has it, to seven digits: more than float32 holds."""
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    if not isinstance(value, float):
+        return value
+    if math.isfinite(value):
+        return float(f"{value:.7g}")
+    return None if math.isnan(value) else str(value)
+
+
+def _figure(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,275 @@
+"""Group norm and instance norm against float64's formula, PyTorch's layers and their own identities."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from errors import assert_right
+from layers import pair
+from samples import DTYPES, Operators, complaint
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+import normlib
+import normlib.functional as N
+from normlib import reference
+from normlib.kernels import group_norm as kernels
+from normlib.kernels import plan as plans
+from normlib.kernels.plan import Device
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels-last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1),
+    "neither": lambda t: torch.stack([t, t], -1)[..., 0],
+}
+# Shape and groups: several groups a tile; rows that a group does not fill; a group of all channels; a channel a group.
+SHAPES = {"pairs": ((2, 6, 3, 5), 3), "fives": ((2, 10, 7), 2), "all": ((2, 6, 4), 1), "own": ((2, 5, 9), 5)}
+
+
+def draw(shape, dtype, device, offset=3.0):
+    x, dy = torch.randn(shape, device=device) + offset, torch.randn(shape, device=device)
+    weight, bias = (torch.randn(shape[1], device=device) for _ in range(2))
+    return [t.to(dtype) for t in (x, dy, weight, bias)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_group_norm_matches_float64(name, dtype, layout, device):
+    shape, groups = SHAPES[name]
+    x, dy, weight, bias = draw(shape, dtype, device)
+    x, dy = (LAYOUTS[layout](t) for t in (x, dy))
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    y = N.group_norm(x, groups, weight, bias)
+    found = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, dy), strict=True), y=y)
+    truth = reference.group_norm(x, groups, weight, bias, 1e-5, dy)
+    for key, value in found.items():
+        assert_right(value.detach(), truth[key].detach(), key)
+    if layout != "neither":
+        assert y.stride() == found["dx"].stride() == x.stride()
+
+
+# A group of several splits, each with the last of its tiles partial; splits of one channel; channels of several groups.
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize(("shape", "groups"), [((1, 6, 70, 70), 2), ((1, 3, 17000), 3), ((1, 20, 2100), 4)])
+def test_a_split_group_matches_float64(shape, groups, last, device):
+    x, dy, weight, bias = draw(shape, torch.float32, device, offset=1e3)
+    x, dy = (LAYOUTS["channels-last" if last else "contiguous"](t) for t in (x, dy))
+    wide = Device(16)
+    assert not plans.group_norm(shape, groups, last, 4, wide).rows
+    y, mean, rstd = kernels.group_norm_forward(x, groups, weight, bias, 1e-5, wide)
+    dtype = weight.dtype
+    gradients = kernels.group_norm_backward(dy, x, groups, mean, rstd, weight, dtype, dtype, True, wide)
+    truth = reference.group_norm(x, groups, weight, bias, 1e-5, dy)
+    found = {"y": y, "rstd": rstd, "mean": mean[0], **dict(zip(("dx", "dw", "db"), gradients, strict=True))}
+    for key, value in found.items():
+        assert_right(value, truth[key], key)
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)], ids=["dw", "db", "both"])
+@pytest.mark.parametrize("need_dx", [True, False])
+def test_only_the_gradients_that_are_asked_for_come_back(need_dx, needs, device):
+    x, dy, weight, _ = draw((2, 6, 9), torch.float32, device)
+    _, mean, rstd = kernels.group_norm_forward(x, 3, weight, None, 1e-5)
+    dtypes = [torch.float32 if need else None for need in needs]
+    found = kernels.group_norm_backward(dy, x, 3, mean, rstd, weight, *dtypes, need_dx)
+    truth = reference.group_norm(x, 3, weight, None, 1e-5, dy)
+    for key, value, wanted in zip(("dx", "dw", "db"), found, (need_dx, *needs), strict=True):
+        assert (value is not None) == wanted
+        if value is not None:
+            assert_right(value, truth[key], key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_and_its_running_statistics_match_float64(affine, dtype, device):
+    x, dy, weight, bias = draw((3, 5, 4, 6), dtype, device)
+    running_mean, running_var = torch.randn(5, device=device), torch.rand(5, device=device) + 0.5
+    expected = [t.double() for t in (running_mean, running_var)]
+    parameters = (weight.requires_grad_(), bias.requires_grad_()) if affine else (None, None)
+    y = N.instance_norm(x.requires_grad_(), running_mean, running_var, *parameters, momentum=0.3)
+    truth = reference.instance_norm(x, *parameters, 1e-5, dy)
+    leaves = {"dx": x, **({"dw": weight, "db": bias} if affine else {})}
+    found = {"y": y, **dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy), strict=True))}
+    for key, value in found.items():
+        assert_right(value.detach(), truth[key].detach(), key)
+    moved = (truth["mean_of_images"], truth["var_unbiased_of_images"])
+    for buffer, before, towards in zip((running_mean, running_var), expected, moved, strict=True):
+        assert_right(buffer, (0.7 * before + 0.3 * towards).detach())
+
+
+def test_running_statistics_of_many_images_move_by_their_mean(device):
+    x, *_ = draw((19, 3, 2), torch.float32, device)
+    ours, theirs = ([torch.zeros(3, device=device), torch.ones(3, device=device)] for _ in range(2))
+    N.instance_norm(x, *ours)
+    F.instance_norm(x, *theirs)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_evaluation_with_running_statistics_is_batch_norms(device):
+    x, _, weight, bias = draw((2, 5, 7), torch.float32, device)
+    running = torch.randn(5, device=device), torch.rand(5, device=device) + 0.5
+    y = N.instance_norm(x, *running, weight, bias, use_input_stats=False)
+    assert torch.equal(y, N.batch_norm(x, *running, weight, bias))
+
+
+def test_a_group_of_all_channels_is_layer_norm_and_a_channel_a_group_is_instance_norm(device):
+    x, _, weight, bias = draw((3, 6, 5), torch.float32, device)
+    torch.testing.assert_close(N.group_norm(x, 1), N.layer_norm(x, (6, 5)))
+    torch.testing.assert_close(N.group_norm(x, 6, weight, bias), N.instance_norm(x, None, None, weight, bias))
+
+
+@pytest.mark.parametrize("function", [N.group_norm, N.instance_norm], ids=["group_norm", "instance_norm"])
+def test_float32_errors_do_not_grow_with_the_mean(function, device):
+    x, *_ = draw((2, 4, 200), torch.float32, device, offset=1e6)
+    groups = 2 if function is N.group_norm else 4
+    y = function(x, groups) if function is N.group_norm else function(x)
+    assert_right(y, reference.group_norm(x, groups)["y"])
+
+
+def test_a_nan_stays_in_its_group(device):
+    x, *_ = draw((2, 6, 5), torch.float32, device)
+    x[1, 3, 2] = torch.nan
+    nan = N.group_norm(x, 3).isnan()
+    assert nan[1, 2:4].all() and nan.sum() == 10
+
+
+def test_an_infinity_is_the_running_mean_it_moves_towards(device):
+    x, *_ = draw((1, 2, 5), torch.float32, device)
+    x[0, 0, 1] = torch.inf
+    mean, var = torch.zeros(2, device=device), torch.ones(2, device=device)
+    N.instance_norm(x, mean, var)
+    assert mean[0] == torch.inf and var[0].isnan() and mean[1].isfinite()
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 4), (2, 6, 0), (0, 6)])
+def test_without_elements_there_are_gradients_of_zero(shape, device):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    weight, bias = (torch.randn(6, device=device, requires_grad=True) for _ in range(2))
+    y = N.group_norm(x, 2, weight, bias)
+    dx, dw, db = torch.autograd.grad(y.sum(), (x, weight, bias))
+    assert y.shape == dx.shape == x.shape and not dw.any() and not db.any()
+
+
+def test_instance_norms_derivatives_are_right_to_second_order(device):
+    x = torch.randn(2, 2, 2, dtype=torch.float64, device=device, requires_grad=True)
+    weight = torch.randn(2, dtype=torch.float64, device=device, requires_grad=True)
+    function = lambda x, w: N.instance_norm(x, None, None, w)
+    assert gradcheck(function, (x, weight), fast_mode=True)
+    assert gradgradcheck(function, (x, weight), fast_mode=True)
+
+
+# ------------------------------------------------------------------------------------------------------- as PyTorch's
+
+LAYERS = [
+    ("GroupNorm", (3, 6), {}, (2, 6, 5)),
+    ("GroupNorm", (2, 6), {"affine": False, "eps": 1e-3}, (4, 6)),
+    ("GroupNorm", (6, 6), {"bias": False}, (2, 6, 3, 4)),
+    ("InstanceNorm1d", (5,), {}, (2, 5, 7)),
+    ("InstanceNorm1d", (5,), {"affine": True}, (5, 7)),  # an image without a batch
+    ("InstanceNorm2d", (5,), {"affine": True, "track_running_stats": True}, (2, 5, 3, 4)),
+    ("InstanceNorm2d", (5,), {"track_running_stats": True, "momentum": None}, (2, 5, 3, 4)),
+    ("InstanceNorm3d", (3,), {"track_running_stats": True, "momentum": 0.5}, (2, 3, 2, 3, 4)),
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("name", "args", "options", "shape"), LAYERS)
+def test_the_layers_give_what_torchs_give(name, args, options, shape, training, device):
+    theirs, ours = (layer.to(device).train(training) for layer in pair(name, args, options))
+    assert repr(ours) == repr(theirs) and isinstance(ours, type(theirs))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(shape, device=device)
+    results = []
+    for layer in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        with Operators() as operators:
+            y = layer(leaf)
+        gradients = torch.autograd.grad(y.pow(3).sum(), (leaf, *layer.parameters()))
+        results.append((y.detach(), *gradients, *layer.buffers()))
+    assert operators.seen
+    for a, b in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+X, W = torch.randn(2, 6, 4), torch.ones(6)
+MISTAKES = {
+    "groups that do not divide": lambda lib: lib.group_norm(X, 4),
+    "no groups": lambda lib: lib.group_norm(X, 0),
+    "fewer groups than none": lambda lib: lib.group_norm(X, -2),
+    "a weight of another size": lambda lib: lib.group_norm(X, 3, torch.ones(5)),
+    "one dimension": lambda lib: lib.group_norm(X[0, 0], 1),
+    "one element a group": lambda lib: lib.group_norm(torch.randn(1, 6), 6),
+    "whole numbers": lambda lib: lib.group_norm(X.long(), 3),
+    "one position": lambda lib: lib.instance_norm(torch.randn(2, 6, 1)),
+    "no positions": lambda lib: lib.instance_norm(torch.randn(2, 6)),
+    "buffers of another size": lambda lib: lib.instance_norm(X, torch.zeros(5), torch.ones(5)),
+    "one buffer": lambda lib: lib.instance_norm(X, torch.zeros(6)),
+    "statistics of nothing": lambda lib: lib.instance_norm(X, use_input_stats=False),
+    "an instance's weight of another size": lambda lib: lib.instance_norm(X, weight=torch.ones(5)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_raises_what_torch_raises(mistake):
+    theirs = complaint(lambda: MISTAKES[mistake](F))
+    assert theirs is not None and complaint(lambda: MISTAKES[mistake](N)) == theirs
+
+
+def test_a_layers_mistakes_raise_what_torchs_do():
+    for make in (
+        lambda lib: lib.GroupNorm(4, 6),
+        lambda lib: lib.InstanceNorm2d(6)(X[0]),
+        lambda lib: lib.InstanceNorm1d(5, affine=True)(X),
+    ):
+        assert complaint(lambda make=make: make(normlib)) == complaint(lambda make=make: make(nn)) is not None
+
+
+def test_running_buffers_count_as_written_once(device):
+    running = torch.zeros(6, device=device), torch.ones(6, device=device)
+    N.instance_norm(X.to(device).requires_grad_(), *running)
+    assert [t._version for t in running] == [1, 1]
+
+
+def test_a_model_compiles_without_graph_breaks_for_every_batch_size(device):
+    torch._dynamo.reset()
+    net = nn.Sequential(normlib.GroupNorm(2, 6), normlib.InstanceNorm1d(6, track_running_stats=True)).to(device)
+    run = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for i, batch in enumerate((2, 3, 5, 8)):
+        x = torch.randn(batch, 6, 4, device=device)
+        with torch._dynamo.config.patch(error_on_recompile=i >= 2):
+            y = run(x)
+        y.sum().backward()
+        torch.testing.assert_close(y, F.instance_norm(F.group_norm(x, 2)))
+
+
+# ------------------------------------------------------------------------------------------------------------- plans
+
+H200 = Device(132, l2=50 << 20, cooperative=True)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_a_plans_tiles_hold_whole_groups_or_none(itemsize, last):
+    for channels, positions, batch in product((1, 6, 40, 64, 320, 2048), (1, 49, 3136, 1 << 18), (1, 32)):
+        for groups in {g for g in (1, 2, 8, 32, channels) if channels % g == 0}:
+            plan = plans.group_norm((batch, channels, positions), groups, last, itemsize, H200)
+            assert plan.block_c * plan.block_s <= plans.TILE[itemsize]
+            assert 1 <= plan.splits <= plan.tiles
+            if plan.rows:
+                assert plan.block_c % plan.rows == 0 and plan.rows >= plan.per_group
+                # Where rows have gaps, a tile is one group's.
+                assert plan.rows == plan.per_group or plan.block_c == plan.rows
+
+
+def test_no_tile_follows_the_batch_size():
+    for groups, last in product((1, 8, 32, 64), (False, True)):
+        found = [plans.group_norm((n, 64, 56, 56), groups, last, 2, H200) for n in (1, 3, 32, 1000)]
+        for whole in (True, False):
+            assert len({(p.block_c, p.block_s) for p in found if bool(p.rows) == whole}) <= 1
+
+
+def test_one_image_of_few_groups_is_split_over_more_programs_than_it_has_groups():
+    plan = plans.group_norm((1, 256, 1024, 1024), 32, False, 2, H200)
+    assert plan.groups * plan.splits >= 4 * H200.multiprocessors

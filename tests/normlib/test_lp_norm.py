@@ -1,0 +1,247 @@
+"""l_p normalization: the truth over p, dtypes and layouts; its layers; and what the literature says of it."""
+
+from itertools import product
+from math import inf, sqrt
+
+import pytest
+import torch
+import torch.nn.functional as F
+from errors import assert_right
+
+import normlib
+from normlib import composed, reference
+from normlib import functional as N
+
+ORDERS = (1, 2, inf)
+every_order = pytest.mark.parametrize("p", ORDERS)
+VALUES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def draw(shape, dtype=torch.float32, device="cpu", offset=0.0):
+    """x and dy of the shape; weight, bias, running mean and norm of its channels."""
+    c, wide = shape[1], torch.promote_types(dtype, torch.float32)
+    vectors = (torch.rand(c) + 0.5, torch.randn(c), torch.randn(c), torch.rand(c) + 0.5)
+    x, dy = torch.randn(shape) + offset, torch.randn(shape)
+    return *(t.to(device, dtype) for t in (x, dy)), *(v.to(device, wide) for v in vectors)
+
+
+def channels_last(t):
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def gradients(function, dy, *inputs):
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    y = function(*leaves)
+    return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+
+@pytest.mark.parametrize(("dtype", "last"), [*product(VALUES, (False,)), (torch.float32, True), (torch.float16, True)])
+@every_order
+def test_training_and_evaluation_are_right(p, dtype, last, device):
+    x, dy, w, b, mean, norm = draw((3, 5, 4, 7), dtype, device, offset=2.0)
+    x, dy = (channels_last(t) if last else t for t in (x, dy))
+    running = mean.clone(), norm.clone()
+    truth = reference.lp_norm(x, w, b, p, 1e-5, dy)
+    found = gradients(lambda x, w, b: N.lp_norm(x, *running, w, b, True, 0.3, p=p), dy, x, w, b)
+    assert found[0].stride() == x.stride() == found[1].stride()
+    for name, out in zip(("y", "dx", "dw", "db"), found, strict=True):
+        assert_right(out, truth[name], name)
+    for name, before, after in zip(("mean", "norm"), (mean, norm), running, strict=True):
+        assert_right(after, 0.7 * before.double() + 0.3 * truth[name], f"running_{name}")
+
+    given = reference.lp_norm_eval(x, mean, norm, w, b, p, 1e-5, dy)
+    found = gradients(lambda x, w, b: N.lp_norm(x, mean, norm, w, b, p=p), dy, x, w, b)
+    for name, out in zip(("y", "dx", "dw", "db"), found, strict=True):
+        assert_right(out, given[name], f"{name} in evaluation")
+
+
+@every_order
+def test_the_truth_is_the_formula_with_autograds_derivatives(p):
+    x, dy, w, b, mean, norm = draw((4, 3, 5), torch.float64)
+    x = x.round(decimals=1 if p != inf else 0)  # so that the maximum has ties
+    truth = reference.lp_norm(x, w, b, p, 1e-5, dy)
+    found = gradients(lambda x, w, b: composed.lp_norm(x, None, None, w, b, True, p=p), dy, x, w, b)
+    for name, out in zip(("y", "dx", "dw", "db"), found, strict=True):
+        torch.testing.assert_close(out, truth[name], msg=name)
+    y = composed.lp_norm(x, mean, norm, w, b, p=p)
+    torch.testing.assert_close(y, reference.lp_norm_eval(x, mean, norm, w, b, p)["y"])
+
+
+@every_order
+def test_the_composition_moves_its_buffers_as_the_kernels_do(p, device):
+    x, _, w, b, *running = draw((3, 5, 4), device=device)
+    ours, theirs = ([t.clone() for t in running] for _ in range(2))
+    y = N.lp_norm(x, *ours, w, b, True, 0.3, p=p)
+    torch.testing.assert_close(y, composed.lp_norm(x, *theirs, w, b, True, 0.3, p=p))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@every_order
+def test_derivatives_are_right_to_second_order(p, training, device):
+    x, _, w, b, *running = draw((3, 2), torch.float64, device)
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    buffers = (None, None) if training else running
+    function = lambda x, w, b: N.lp_norm(x, *buffers, w, b, training, p=p)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("tied", [1, 2, 4])
+def test_elements_that_tie_for_the_maximum_share_its_derivative_as_in_amax(tied, device):
+    x = torch.tensor([3.0, -3.0, 3.0, -3.0, 1.0, 0.5], dtype=torch.float64, device=device)[:, None]
+    x[tied:4] /= 2
+    dy = torch.randn_like(x)
+    y, dx = gradients(lambda x: N.lp_norm(x, None, None, training=True, p=inf), dy, x)
+    theirs = gradients(lambda x: (x - x.mean(0)) / x.abs().amax(0), dy, x)
+    torch.testing.assert_close((y, dx), theirs)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_ties_are_counted_over_all_splits(splits, device):
+    from normlib.kernels import lp_norm as kernels
+    from normlib.kernels.plan import Device
+
+    x = torch.full((6, 2, 5), -2.0, device=device)
+    x[:, 1, :3] = 1.0
+    *_, peak = kernels.lp_norm_forward(x, None, None, None, None, inf, 0.1, 1e-5, Device(splits))
+    assert peak.tolist() == [[2.0, 2.0], [30.0, 12.0]]
+
+
+def test_p_2_is_batch_norm_where_the_mean_is_zero(device):
+    x, dy, w, b, *_ = draw((4, 3, 5), torch.float64, device)
+    x = torch.cat([x, -x])
+    dy = torch.cat([dy, dy + 1])
+    ours = gradients(lambda x, w, b: N.lp_norm(x, None, None, w, b, True), dy, x, w, b)
+    theirs = gradients(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), dy, x, w, b)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@every_order
+def test_the_scale_before_it_does_not_matter(p, device):
+    x, *_ = draw((8, 3), torch.float64, device)
+    y, scaled = (N.lp_norm(t, None, None, training=True, eps=1e-12, p=p) for t in (x, 1e3 * x))
+    torch.testing.assert_close(scaled, y, rtol=1e-5, atol=1e-5)
+
+
+def test_norms_of_a_higher_order_are_larger(device):
+    x, *_ = draw((8, 3), torch.float64, device)
+    sizes = [N.lp_norm(x, None, None, training=True, p=p).abs() for p in ORDERS]
+    assert (sizes[0] > sizes[1]).all() and (sizes[1] > sizes[2]).all()
+
+
+@every_order
+def test_a_channel_of_zeros_is_divided_by_the_root_of_eps(p, device):
+    x, dy = torch.zeros(4, 2, device=device), torch.randn(4, 2, device=device)
+    y, dx = gradients(lambda x: N.lp_norm(x, None, None, training=True, p=p), dy, x)
+    assert not y.any()
+    torch.testing.assert_close(dx, (dy - dy.mean(0)) / sqrt(1e-5))
+
+
+@every_order
+def test_errors_do_not_grow_with_the_mean(p, device):
+    x, dy, w, *_ = draw((16, 3, 40), device=device, offset=1e4)
+    truth = reference.lp_norm(x, w, None, p, 1e-5, dy)
+    found = gradients(lambda x, w: N.lp_norm(x, None, None, w, None, True, p=p), dy, x, w)
+    for name, out in zip(("y", "dx", "dw"), found, strict=True):
+        assert_right(out, truth[name], name)
+
+
+@every_order
+def test_a_nan_stays_in_its_channel_and_an_infinity_too(p, device):
+    x, dy, *_, mean, norm = draw((4, 4, 3), device=device)
+    x[1, 0, 1], x[2, 1, 0], x[0, 2, 0], x[3, 2, 2] = torch.nan, torch.inf, torch.inf, -torch.inf
+    y, dx = gradients(lambda x: N.lp_norm(x, mean, norm, training=True, p=p), dy, x)
+    for t in (y, dx):
+        assert t[:, :3].isnan().all() and t[:, 3].isfinite().all()
+    assert norm.isnan().tolist() == [True, False, False, False]
+    assert norm.isinf().tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("needs", list(product((False, True), repeat=3))[1:])
+def test_each_input_has_a_gradient_where_it_wants_one(needs, device):
+    x, dy, w, b, *_ = draw((4, 3, 5), device=device)
+    truth = reference.lp_norm(x, w, b, 1, 1e-5, dy)
+    leaves = [t.requires_grad_(wanted) for t, wanted in zip((x, w, b), needs, strict=True)]
+    N.lp_norm(x, None, None, w, b, True, p=1).backward(dy)
+    for name, leaf, wanted in zip(("dx", "dw", "db"), leaves, needs, strict=True):
+        assert (leaf.grad is not None) == wanted
+        if wanted:
+            assert_right(leaf.grad, truth[name], name)
+
+
+@every_order
+def test_an_empty_batch_leaves_the_buffers_and_gives_zeros(p, device):
+    *_, w, b, mean, norm = draw((2, 3), device=device)
+    before = mean.clone(), norm.clone()
+    x = torch.empty(0, 3, 4, device=device)
+    y, dx, dw, db = gradients(lambda x, w, b: N.lp_norm(x, mean, norm, w, b, True, p=p), x, x, w, b)
+    assert y.shape == dx.shape == x.shape
+    assert not dw.any() and not db.any()
+    assert torch.equal(mean, before[0]) and torch.equal(norm, before[1])
+
+
+def test_it_compiles_as_one_graph(device):
+    x, dy, w, b, *running = draw((3, 5, 4), device=device)
+    function = lambda x, w, b: N.lp_norm(x, *running, w, b, True, 0.0, p=inf)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled, dy, x, w, b), gradients(function, dy, x, w, b))
+
+
+# --------------------------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(normlib.LpNorm1d, (4, 3)), (normlib.LpNorm2d, (4, 3, 5, 2)), (normlib.LpNorm3d, (2, 3, 2, 2, 2))],
+)
+def test_a_layer_normalizes_by_the_batch_and_then_by_what_it_has_seen(layer, shape, device):
+    x = torch.randn(shape, device=device)
+    norm = layer(3, p=1, momentum=None).to(device)
+    first, second = norm(x), norm(2 * x)
+    torch.testing.assert_close(first, N.lp_norm(x, None, None, training=True, p=1))
+    truth = reference.lp_norm(x, p=1)
+    torch.testing.assert_close(norm.running_norm, 1.5 * truth["norm"].float())
+    torch.testing.assert_close(second, first, rtol=1e-2, atol=1e-2)
+    assert norm.num_batches_tracked == 2
+    torch.testing.assert_close(norm.eval()(x), N.lp_norm(x, norm.running_mean, norm.running_norm, p=1))
+
+
+def test_a_layers_state_goes_to_another_and_its_options_are_told():
+    norm, other = normlib.LpNorm2d(3, p=inf), normlib.LpNorm2d(3, p=inf)
+    norm(torch.randn(2, 3, 4, 4))
+    other.load_state_dict(norm.state_dict())
+    assert list(norm.state_dict()) == ["weight", "bias", "running_mean", "running_norm", "num_batches_tracked"]
+    assert torch.equal(other.running_norm, norm.running_norm)
+    assert repr(norm) == "LpNorm2d(3, p=inf, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"
+    bare = normlib.LpNorm2d(3, affine=False, track_running_stats=False)
+    assert not bare.state_dict() and bare.eval()(torch.randn(2, 3, 4, 4)).std() > 0.5
+
+
+X = torch.randn(2, 3)
+MISTAKES = {
+    "another p": (lambda: N.lp_norm(X, None, None, training=True, p=3), "p must be 1, 2 or inf, not 3"),
+    "another p of a layer": (lambda: normlib.LpNorm1d(3, p=0.5), "p must be 1, 2 or inf, not 0.5"),
+    "no buffers in evaluation": (lambda: N.lp_norm(X, None, None), "must be defined in evaluation mode"),
+    "one buffer": (lambda: N.lp_norm(X, X[0], None, training=True), "must either both be None or neither"),
+    "a long weight": (
+        lambda: N.lp_norm(X, None, None, torch.ones(4), training=True),
+        r"weight must have shape \(3,\), not \(4,\)",
+    ),
+    "eps of zero": (lambda: N.lp_norm(X, None, None, training=True, eps=0.0), "eps must be positive in training"),
+    "one value a channel": (lambda: N.lp_norm(X[:1], None, None, training=True), "more than 1 value per channel"),
+    "one dimension": (lambda: N.lp_norm(X[0], None, None, training=True), r"input must be \(N, C, \*\)"),
+    "images to a 1D layer": (lambda: normlib.LpNorm1d(3)(torch.randn(2, 3, 4, 4)), "expected 2D or 3D input"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_that_says_what_is_allowed(mistake):
+    call, words = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_integers_are_refused():
+    with pytest.raises(NotImplementedError, match="lp_norm is not implemented for"):
+        N.lp_norm(X.long(), None, None, training=True)

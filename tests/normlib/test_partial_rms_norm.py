@@ -1,0 +1,125 @@
+"""Partial RMS norm: the statistic of a row's first elements, from the kernels and from PyTorch's operators."""
+
+from itertools import product
+
+import pytest
+import torch
+from errors import assert_right
+
+import normlib
+from normlib import composed, reference
+from normlib import functional as N
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+# One chunk, three of which the first has the whole statistic; and, in float64, the loops.
+SHAPES = [((9, 99), dtype) for dtype in DTYPES] + [((3, 1603), torch.bfloat16), ((2, 8205), torch.float64)]
+
+
+def draw(shape, dtype, device):
+    x, dy = (torch.randn(shape, dtype=torch.float64) + offset for offset in (1.0, 0.0))
+    weight, bias = (torch.rand(shape[1], dtype=torch.float64) + 0.5 for _ in range(2))
+    return tuple(t.to(device, dtype) for t in (x, dy, weight, bias))
+
+
+@pytest.mark.parametrize("function", [N.partial_rms_norm, composed.partial_rms_norm], ids=["kernels", "composed"])
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES, ids=str)
+@pytest.mark.parametrize("partial", [0.0625, 0.7])
+def test_forward_and_backward_match_float64(partial, shape, dtype, function, device):
+    x, dy, weight, bias = draw(shape, dtype, device)
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    y = function(leaves[0], shape[1:], leaves[1], 1e-6, leaves[2], partial)
+    gradients = torch.autograd.grad(y, leaves, dy)
+    truth = reference.partial_rms_norm(x, shape[1:], weight, bias, 1e-6, dy, partial)
+    for name, out in zip(("y", "dx", "dw", "db"), (y.detach(), *gradients), strict=True):
+        assert_right(out, truth[name], name)
+
+
+@pytest.mark.parametrize("shape", [(9, 99), (3, 1603)])
+def test_the_whole_row_is_rms_norm_to_the_bit(shape, device):
+    x, dy, weight, bias = draw(shape, torch.float32, device)
+    found = []
+    for norm, more in ((N.partial_rms_norm, {"partial": 1.0}), (N.rms_norm, {})):
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        y = norm(leaves[0], shape[1:], leaves[1], 1e-6, leaves[2], **more)
+        found.append((y, *torch.autograd.grad(y, leaves, dy)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_rest_of_a_row_changes_nothing_but_itself(device):
+    x, _, weight, _ = draw((4, 64), torch.float32, device)
+    other = torch.cat([x[:, :4], 100 * x[:, 4:] + 7], 1)
+    y, changed = (N.partial_rms_norm(t, (64,), weight, 1e-6) for t in (x, other))
+    assert torch.equal(y[:, :4], changed[:, :4]) and not torch.equal(y[:, 4:], changed[:, 4:])
+
+
+@pytest.mark.parametrize("place", [1, 50])
+def test_an_infinite_value_spoils_what_the_formula_has_it_spoil(place, device):
+    x, dy, weight, _ = draw((3, 99), torch.float32, device)
+    x[1, place] = float("inf")
+    leaf = x.requires_grad_()
+    y = N.partial_rms_norm(leaf, (99,), weight, 1e-6)
+    (dx,) = torch.autograd.grad(y, leaf, dy)
+    truth = reference.partial_rms_norm(x.detach(), (99,), weight, None, 1e-6, dy)
+    assert torch.equal(y.isnan(), truth["y"].isnan()) and torch.equal(dx.isnan(), truth["dx"].isnan())
+
+
+def test_several_dimensions_strides_and_no_rows_are_understood(device):
+    x = torch.randn(4, 3, 5, device=device).transpose(0, 1)
+    weight = torch.rand(4, 5, device=device)
+    truth = reference.partial_rms_norm(x, (4, 5), weight, None, 1e-6, partial=0.3)["y"]
+    assert_right(N.partial_rms_norm(x, (4, 5), weight, 1e-6, partial=0.3), truth, "y")
+    assert N.partial_rms_norm(x[:0], (4, 5), weight).shape == (0, 4, 5)
+
+
+def test_the_module_has_rms_norms_state(device):
+    layer = normlib.PartialRMSNorm(32, eps=1e-6, bias=True, partial=0.25).to(device)
+    plain = normlib.RMSNorm(32, eps=1e-6, bias=True).to(device)
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 32, device=device)
+    assert torch.equal(layer(x), N.partial_rms_norm(x, (32,), layer.weight, 1e-6, layer.bias, 0.25))
+    assert "partial=0.25" in repr(layer)
+    assert normlib.PartialRMSNorm(32).partial == 0.0625 and normlib.PartialRMSNorm(32).bias is None
+
+
+@pytest.mark.parametrize("partial", [0.0, -0.5, 1.5, float("nan")])
+def test_what_is_no_part_of_a_row_is_refused(partial, device):
+    for refuse in (lambda: N.partial_rms_norm(torch.ones(2, 4), (4,), partial=partial), lambda: _layer(partial)):
+        with pytest.raises(ValueError, match="partial must be above 0 and at most 1"):
+            refuse()
+
+
+def _layer(partial):
+    return normlib.PartialRMSNorm(4, partial=partial)
+
+
+BAD = {
+    "input of another shape": lambda f, x: f(x, (5,)),
+    "weight of another shape": lambda f, x: f(x, (4,), torch.ones(3)),
+    "no dimension": lambda f, x: f(x, ()),
+    "integers": lambda f, x: f(x.long(), (4,)),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_raise_what_rms_norm_raises(name):
+    x, raised = torch.ones(2, 4), []
+    for norm in (N.rms_norm, N.partial_rms_norm):
+        with pytest.raises((RuntimeError, NotImplementedError)) as caught:
+            BAD[name](norm, x)
+        raised.append(caught)
+    assert raised[0].type is raised[1].type and "\n" not in str(raised[1].value)
+
+
+@pytest.mark.parametrize(("x", "parameters"), list(product([torch.float16, torch.bfloat16], [None, torch.float32])))
+def test_narrow_inputs_take_wide_parameters(x, parameters, device):
+    value, _, weight, _ = draw((4, 40), x, device)
+    weight = weight.to(parameters or x)
+    y = N.partial_rms_norm(value, (40,), weight, 1e-6)
+    assert y.dtype == x
+    assert_right(y, reference.partial_rms_norm(value, (40,), weight, None, 1e-6)["y"], "y")
+
+
+def test_it_compiles_as_one_graph(device):
+    x, _, weight, _ = draw((4, 40), torch.float32, device)
+    compiled = torch.compile(lambda t, w: N.partial_rms_norm(t, (40,), w, 1e-6), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x, weight), N.partial_rms_norm(x, (40,), weight, 1e-6))
