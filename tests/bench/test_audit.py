@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import triton
+from every_kernel import KERNELS, SYNCHRONIZED
 from triton.backends.compiler import GPUTarget
 
 from bench import environment
@@ -17,15 +18,8 @@ from bench.audit.__main__ import main
 from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
 from bench.audit.targets import LIMITS, resident_programs
-from normlib.kernels import batch_norm, group_norm, lp_norm, reduction, row_norm, weight_norm
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {
-    name
-    for m in (batch_norm, group_norm, lp_norm, row_norm, reduction, weight_norm)
-    for name in vars(m)
-    if name.endswith("_kernel")
-}
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # Devices of one vendor differ little, and fused forms have the plans of the plain ones: every shape on one device; on
@@ -35,6 +29,7 @@ import json, sys
 from bench.audit import TARGETS, launches
 from bench.audit.calls import Launch, one_of_each_plan
 from bench.audit.records import collect
+from bench.models import FUSED
 from bench.operators import operators
 target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm")
 calls = []
@@ -42,7 +37,7 @@ if target == "sm_90":
     calls += launches(plain, ("resnet50", "llama3-8b", "extra"))
     others = launches([name for name in operators() if name not in plain], ("extra",))
 else:
-    others = launches((*plain, "group_norm", "instance_norm", "weight_norm"))
+    others = launches([name for name in operators() if name not in FUSED])
 calls += one_of_each_plan(others, TARGETS[target][1])
 # Kernels of its own in plans that others have: a shape for each.
 calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
@@ -65,8 +60,8 @@ def test_every_kernel_compiles_without_spills_and_moves_128_bits_at_a_time(targe
     done = run("-c", COLLECT, target)
     records = rows(done.stdout)
     assert records, done.stderr
-    assert {launch["kernel"] for record in records for launch in record["launches"]} == KERNELS - BARRIERS.get(
-        target, set()
+    assert {launch["kernel"] for record in records for launch in record["launches"]} == (
+        KERNELS - SYNCHRONIZED - BARRIERS.get(target, set())
     )
     assert {problem for record in records for problem in record["problems"]} == set()
     widest = max(record["shape"][1] for record in records if record["op"] == "layer_norm")

@@ -6,6 +6,7 @@ from itertools import product
 from math import inf
 
 import torch
+from every_kernel import KERNELS as EVERY_KERNEL
 from torch import Tensor
 
 from normlib.kernels import (
@@ -14,28 +15,16 @@ from normlib.kernels import (
     group_norm,
     lp_norm,
     noisy_batch_norm,
-    reduction,
     row_norm,
     sync_batch_norm,
     weight_norm,
 )
 from normlib.kernels.plan import Device
 
-MODULES = (
-    batch_norm,
-    batch_renorm,
-    group_norm,
-    lp_norm,
-    noisy_batch_norm,
-    row_norm,
-    reduction,
-    sync_batch_norm,
-    weight_norm,
-)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
-KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")} - WAITING
+KERNELS = EVERY_KERNEL - WAITING
 EVERYTHING = ("dx", "dw", "db")
 FULL, BARE = True, False
 

@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 import triton_viz
 import z3
-from launches import CALLS, MODULES, RAGGED
+from every_kernel import MODULES
+from launches import CALLS, RAGGED
 from planting import drop_masks
 from triton.runtime.interpreter import interpreter_builder
 from triton_viz.clients.sanitizer import sanitizer

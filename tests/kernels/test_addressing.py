@@ -21,14 +21,14 @@ import torch
 import triton
 import triton.language as tl
 from errors import assert_right
+from every_kernel import KERNELS, SYNCHRONIZED
 
 from normlib import functional, reference
-from normlib.kernels import batch_norm, lp_norm, plan, reduction, row_norm, weight_norm
+from normlib.kernels import batch_norm, plan, row_norm, weight_norm
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {name for m in (batch_norm, lp_norm, row_norm, reduction) for name in vars(m) if name.endswith("_kernel")}
 BEYOND = 2**31
 DTYPE = torch.bfloat16
 # So many programs that each has one tile.
@@ -266,7 +266,11 @@ LAUNCHES = {
         ("batch_norm", (32, 128, 28, 28), "nhwc"),
         ("lp_norm", (4, 65, 7, 7), "nchw", ("p", "1")),
         ("lp_norm", (4, 65, 7, 7), "nhwc", ("p", "inf")),
-        *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm") for n in (1000, 100000)),
+        *((op, (4, 65, 7, 7), "nchw") for op in ("batch_renorm", "noisy_batch_norm")),
+        *(("group_norm", (4, 65, 7, 7), layout, ("groups", 5)) for layout in ("nchw", "nhwc")),
+        *(("group_norm", (1, 64, 112, 112), layout, ("groups", 4)) for layout in ("nchw", "nhwc")),
+        *(("instance_norm", (4, 65, 7, 7), layout) for layout in ("nchw", "nhwc")),
+        *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm", "weight_norm") for n in (1000, 100000)),
     ],
     "2^31 rows": [(op, (BEYOND + 4096, 1000), "rows") for op in ("layer_norm", "rms_norm")],
 }
@@ -522,7 +526,7 @@ class Program:
 
 def test_every_kernel_computes_its_offsets_in_64_bits(compiled):
     programs = compiled["as usual"]
-    assert {name for name, _ in programs} == KERNELS
+    assert {name for name, _ in programs} == KERNELS - SYNCHRONIZED
     assert {name: program.narrow() for name, program in programs if program.narrow()} == {}
     # It looked at something: each has an offset that needs 64 bits, and has them.
     assert [name for name, program in programs if not program.wide_products()] == []

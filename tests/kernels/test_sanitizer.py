@@ -114,7 +114,7 @@ ONE_LAUNCH = {"_batch_norm_forward_kernel", "_batch_norm_backward_kernel"}
 def symbolic_bounds(*planted: str) -> dict:
     run = subprocess.run(
         [sys.executable, HERE / "symbolic_bounds.py", *planted],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2]))},
         capture_output=True,
         text=True,
     )
