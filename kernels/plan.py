@@ -87,7 +87,7 @@ def launch_options(threads: int, device: Device, programs: int = 1) -> dict[str,
 
 # A row is held in registers up to this many columns (forward by itemsize), and in a loop beyond. Ahead-of-time
 # compilation shows no spills below these for any target (`python -m bench.audit`).
-FORWARD_REGISTER_COLUMNS = {2: 32768, 4: 16384, 8: 8192}
+FORWARD_REGISTER_COLUMNS = {2: 16384, 4: 16384, 8: 8192}
 BACKWARD_REGISTER_COLUMNS = 8192
 # Padding a row to one power of two wastes lanes; splitting it costs a reduction a chunk. Below this, pad.
 CHUNK_FROM = 512
@@ -132,11 +132,11 @@ def row_plans(direction: str, n: int, itemsize: int) -> str:
     return f"row_{direction}{loop} {next_power_of_2(n)} {itemsize}"
 
 
-# Threads of a multiprocessor that loop over rows: all that can have the 64 registers without which the loops spill.
-LOOP_THREADS = 1024
-# Elements of a row that each of them has in flight by itemsize: 32 KB a multiprocessor in 16 bits, else 64. Memory of
-# 4.8 TB/s at a latency of 0.7 us wants 26 KB of each of an H200's 132 (Little's law).
-LOOP_ELEMENTS = {2: 16, 4: 16, 8: 8}
+# Threads of a multiprocessor that loop over rows: those that can have 128 registers, for with 64 the loops spill.
+LOOP_THREADS = 512
+# Elements of a row that each of them has in flight by itemsize: 32 KB a multiprocessor, 16 in float64. Memory of 4.8 TB/s at a latency
+# of 0.7 us wants 26 KB of each of an H200's 132 (Little's law).
+LOOP_ELEMENTS = {2: 32, 4: 16, 8: 4}
 
 
 @cache
