@@ -49,6 +49,7 @@ from normlib.kernels.batch_norm_sweeps import (
     elements_before,
     finish_statistics,
     input_gradient_of_tiles,
+    load_noise,
     merge_splits,
     moments_of_tiles,
     normalize_tiles,
@@ -159,16 +160,19 @@ def _batch_norm_normalize_kernel(
     BLOCK_S: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
     P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
+    STD: tl.constexpr = False,  # whether evaluation's is running_std
+    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    seed_ptr=None,  # (), with noise
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
     first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P, STD)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     normalize_tiles(
         y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
-        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
+        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT, noise_ptr, seed_ptr
     )  # fmt: skip
 
 
@@ -198,18 +202,22 @@ def _batch_norm_reduce_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
+    STD: tl.constexpr = False,  # whether evaluation's is running_std
+    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    seed_ptr=None,  # (), with noise
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     SUMS: tl.constexpr = partials_ptr is not None
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
     first, last = even_share(split, splits, tiles)
-    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P, STD)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
+    noise = None if noise_ptr is None else load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
     dw, db = sums_of_tiles(
         dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, first, last, c0, C, S,
-        SUMS, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        SUMS, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, noise
     )  # fmt: skip
     if SUMS:
         store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
@@ -240,6 +248,8 @@ def _batch_norm_input_gradient_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
+    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    seed_ptr=None,  # (), with noise
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
@@ -250,9 +260,10 @@ def _batch_norm_input_gradient_kernel(
     dw = channel_values(dw_ptr, c0, C, BLOCK_C, ACC)
     db = channel_values(db_ptr, c0, C, BLOCK_C, ACC)
     n = elements_before(tiles, S, BLOCK_S).to(ACC) if count_ptr is None else tl.load(count_ptr).to(ACC)
+    noise = None if noise_ptr is None else load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
     input_gradient_of_tiles(
         dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
-        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
+        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT, noise
     )  # fmt: skip
 
 
@@ -579,8 +590,12 @@ def batch_norm_eval_forward(
     signs: Tensor | None = None,
     relu: bool = False,
     pre_relu: bool = False,
+    std: bool = False,
 ) -> Tensor:
-    """y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`."""
+    """y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`.
+
+    With `std` running_var is a standard deviation instead, and eps unused.
+    """
     x, last = dense(x)
     residual = None if residual is None else _like(x, residual)
     y = torch.empty_like(x)
@@ -588,7 +603,8 @@ def batch_norm_eval_forward(
         plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
         with on(x):
             tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
-            _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=True, RELU=relu, PRE_RELU=pre_relu)
+            constants = {"EVAL": True, "RELU": relu, "PRE_RELU": pre_relu, "STD": std}
+            _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, **constants)
     return y
 
 
@@ -608,11 +624,15 @@ def batch_norm_backward(
     dz: Tensor | None = None,
     relu: bool = False,
     pre_relu: bool = False,
+    std: bool = False,
+    noise: Tensor | None = None,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
 
-    mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var. The gradient of a
-    residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward, or without them the bias.
+    mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var, or with `std` a standard
+    deviation. The gradient of a residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward,
+    or without them the bias. With noise and its seed, see noisy_batch_norm.py, dy is what came back through it.
     """
     x, last = dense(x)
     dy = _like(x, dy)
@@ -627,7 +647,7 @@ def batch_norm_backward(
         return dx, *(None if t is None else t.zero_() for t in (dw, db))
     relus = {"RELU": relu, "PRE_RELU": pre_relu}
     tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
-    if need_dx and not evaluating:
+    if need_dx and not evaluating and noise is None:
         once = plans.batch_norm_once(plan, x.element_size(), 2, device, relu)
         if once is not None:
             with on(x):
@@ -635,14 +655,19 @@ def batch_norm_backward(
             return dx, dw, db
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
+    drawn = {"noise_ptr": noise, "seed_ptr": seed}
     with on(x):
         # In training dx wants a second sweep, which then writes dz too.
         dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
         outputs = (partials, dx_here, dz_here)
         if any(t is not None for t in outputs):
-            _launch(_batch_norm_reduce_kernel, plan, *outputs, *tensors, eps=eps, EVAL=evaluating, **relus)
+            _launch(
+                _batch_norm_reduce_kernel, plan, *outputs, *tensors, eps=eps, EVAL=evaluating, STD=std, **drawn, **relus
+            )
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
-            _launch(_batch_norm_input_gradient_kernel, plan, dx, dz, *tensors, dw, db, None, EVICT=plan.evict, **relus)
+            outputs, sums = (dx, dz), (dw, db, None)
+            constants = {"EVICT": plan.evict, **drawn, **relus}
+            _launch(_batch_norm_input_gradient_kernel, plan, *outputs, *tensors, *sums, **constants)
     return dx, dw, db

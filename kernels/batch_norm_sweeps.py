@@ -9,9 +9,11 @@ The symbols are those of batch_norm.py.
 import triton
 import triton.language as tl
 
+from normlib.kernels.noise import ELEMENTS, standard_normal, uniform, words
 from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, store
 from normlib.kernels.reduction import (
     accurate_sum,
+    is_finite,
     merge_all_moments,
     merge_moments,
     rstd_of,
@@ -141,7 +143,8 @@ def moments_of_tiles(
         tile_count = elements.to(ACC)
         tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1, NARROW)
         count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
-    return mean, low, m2
+    # Beside an infinite mean low is NaN; what adds the two must find that infinity.
+    return mean, tl.where(is_finite(low), low, 0.0), m2
 
 
 @triton.jit
@@ -256,15 +259,22 @@ def statistics(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
     P: tl.constexpr = None,
+    STD: tl.constexpr = False,
 ):
     """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var.
 
-    With P, the order of a norm (lp_norm.py), from running_mean and running_norm.
+    With P, the order of a norm (lp_norm.py), from running_mean and running_norm; with STD from running_mean and a
+    running standard deviation, to which no eps is to be added.
     """
     mean = channel_values(mean_ptr, c0, C, BLOCK_C, ACC)
     if EVAL and P is not None:
         norm = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
         return mean, tl.zeros_like(mean), rstd_of_norm(norm, eps, eps_low, P, ACC)
+    elif EVAL and STD:
+        std = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
+        c = c0 + tl.arange(0, BLOCK_C)[:, None]
+        std = tl.where(c < C, std, 1.0)
+        return mean, tl.zeros_like(mean), divide(tl.full([BLOCK_C, 1], 1.0, ACC), std)
     elif EVAL:
         variance = channel_values(rstd_ptr, c0, C, BLOCK_C, ACC)
         return mean, tl.zeros_like(mean), rstd_of(variance, eps, eps_low, ACC)
@@ -315,8 +325,14 @@ def normalize_tiles(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
     EVICT: tl.constexpr,
+    noise_ptr=None,  # (4, C), see load_noise; or None: no noise
+    seed_ptr=None,  # (), the noise's
 ):
     """y of tiles [first, last), the last one first."""
+    if noise_ptr is not None:
+        scale_noise = load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
+        least = channel_values(noise_ptr + 2 * C, c0, C, BLOCK_C, ACC)
+        width = channel_values(noise_ptr + 3 * C, c0, C, BLOCK_C, ACC)
     for i in range(first, last):
         tile = first + last - 1 - i
         base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
@@ -328,7 +344,33 @@ def normalize_tiles(
             store_signs(signs_ptr, y <= 0.0, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
         if RELU:
             y = relu(y)
+        if noise_ptr is not None:
+            factor, word = noise_of_tile(scale_noise, tile, c0, S, BLOCK_C, BLOCK_S, ACC)
+            y = tl.fma(factor, y, least + width * uniform(word, ACC))
         store(y_ptr + base + offsets, y, mask, EVICT)
+
+
+# ------------------------------------------------------------------------------------------------------- the noise
+
+
+@triton.jit
+def load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    """What an element's factor is drawn by: (seed, mean, deviation), of a channel each.
+
+    They lie as (4, C): mean and deviation of the factors, and least value and width of what is added.
+    """
+    mean = channel_values(noise_ptr, c0, C, BLOCK_C, ACC)
+    return tl.load(seed_ptr), mean, channel_values(noise_ptr + C, c0, C, BLOCK_C, ACC)
+
+
+@triton.jit
+def noise_of_tile(noise, tile, c0, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
+    """(each element's factor, a word that is left for what is added to it)."""
+    seed, mean, deviation = noise
+    position = elements_before(tile, S, BLOCK_S) + tl.arange(0, BLOCK_S)[None, :]
+    channel = c0 + tl.arange(0, BLOCK_C)[:, None]
+    radius, angle, rest, _ = words(seed, position, channel, ELEMENTS)
+    return mean + deviation * standard_normal(radius, angle, ACC), rest
 
 
 # ---------------------------------------------------------------------------------------------------- the gradients
@@ -354,9 +396,14 @@ def load_gradient(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
     EVICT: tl.constexpr = "",
+    S=None,
+    noise=None,  # of load_noise, where there was noise behind the activation
 ):
-    """dz: what the activation lets through of dy."""
+    """dz: what noise and activation let through of dy."""
     dy = load(dy_ptr + at, mask, ACC, EVICT)
+    if noise is not None:
+        factor, _ = noise_of_tile(noise, tile, c0, S, BLOCK_C, BLOCK_S, ACC)
+        dy *= factor
     if RELU:
         if signs_ptr is not None:
             blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
@@ -402,6 +449,7 @@ def sums_of_tiles(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
+    noise=None,
 ):
     """(sum(dz x_hat), sum(dz)) over tiles [first, last), a column each; zeros without SUMS."""
     dw = tl.zeros([BLOCK_C, BLOCK_S], ACC)
@@ -414,8 +462,9 @@ def sums_of_tiles(
         else:
             x = None
         dz = load_gradient(
-            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C, RELU, LAST, BLOCK_C, BLOCK_S, ACC
-        )
+            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
+            RELU, LAST, BLOCK_C, BLOCK_S, ACC, "", S, noise
+        )  # fmt: skip
         if SUMS:
             db += dz
             dw += tl.where(mask, dz * ((x - mean) - low), 0.0)
@@ -463,6 +512,7 @@ def input_gradient_of_tiles(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
     EVICT: tl.constexpr,
+    noise=None,
 ):
     """dx of tiles [first, last) in training, the last one first."""
     c1 = divide(dw * rstd, n)
@@ -474,7 +524,7 @@ def input_gradient_of_tiles(
         x = load_input(x_ptr + at, mask, PRE_RELU, ACC, EVICT)
         dz = load_gradient(
             dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
-            RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT
+            RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT, S, noise
         )  # fmt: skip
         dx = scale * ((dz - c2) - ((x - mean) - low) * c1)
         store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU, EVICT)

@@ -48,6 +48,7 @@ from normlib.kernels.group_norm_rows import (
     merge_parts,
     merge_rows,
     over_rows,
+    part_offset,
     place,
     sum_rows,
     weight_of,
@@ -197,12 +198,12 @@ def _group_norm_merge_kernel(
     eps,
     eps_low,
     BLOCK_S,
+    BLOCK_G: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
-    group = tl.program_id(0)
-    mean, low, m2 = merge_parts(partials_ptr, group, N, C, S, per_group, splits, BLOCK_S, BLOCK_P, ACC)
-    group += tl.zeros([1, 1], tl.int32)
+    group = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    mean, low, m2 = merge_parts(partials_ptr, group, M, N, C, S, per_group, splits, BLOCK_S, BLOCK_P, ACC)
     finish_group_statistics(
         mean_ptr, rstd_ptr, var_ptr, mean, low, m2, group, group < M, M, S, per_group, eps, eps_low, ACC
     )
@@ -282,29 +283,26 @@ def _group_norm_coefficients_kernel(
     S,
     per_group,
     splits,
+    BLOCK_G: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
-    group = tl.program_id(0)
-    image, c0 = group // (C // per_group), group % (C // per_group) * per_group
-    p = tl.arange(0, BLOCK_P)[None, :]
+    group = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
     plane = tl.cast(N, tl.int64) * splits * C
-    c1 = tl.zeros([1, BLOCK_P], ACC)
-    c2 = tl.zeros([1, BLOCK_P], ACC)
+    c1 = tl.zeros([BLOCK_G, BLOCK_P], ACC)
+    c2 = tl.zeros([BLOCK_G, BLOCK_P], ACC)
     for start in range(0, splits * per_group, BLOCK_P):
-        part = start + p
-        mask = part < splits * per_group
-        c = c0 + part % per_group
-        source = partials_ptr + (image * splits + part // per_group).to(tl.int64) * C + c
+        part = start + tl.arange(0, BLOCK_P)[None, :]
+        mask = (part < splits * per_group) & (group < M)
+        source = partials_ptr + part_offset(part, group, C, per_group, splits)
         dw, db = load(source, mask, ACC), load(source + plane, mask, ACC)
         if weight_ptr is not None:
-            weight = load(weight_ptr + c, mask, ACC)
+            weight = load(weight_ptr + group % (C // per_group) * per_group + part % per_group, mask, ACC)
             dw *= weight
             db *= weight
         c1 += dw
         c2 += db
     n = (tl.cast(S, tl.int64) * per_group).to(ACC)
-    group += tl.zeros([1, 1], tl.int32)
     store(coefficients_ptr + group, divide(accurate_sum(c1, 1), n), group < M)
     store(coefficients_ptr + tl.cast(M, tl.int64) + group, divide(accurate_sum(c2, 1), n), group < M)
 
@@ -410,9 +408,10 @@ def group_norm_forward(
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     saved, sizes = (mean, rstd, var), (plan.channels, plan.positions, plan.per_group)
+    grid = (plan.groups, plan.splits)
     with on(x):
         if plan.rows:
-            _group_norm_forward_kernel[(plan.groups,)](
+            _group_norm_forward_kernel[grid](
                 *(y, *saved, x, weight, bias, plan.statistics, *sizes, *float_pair(eps)),
                 ROWS=plan.rows,
                 EVICT=plan.evict,
@@ -420,11 +419,11 @@ def group_norm_forward(
             )
             return y, mean, rstd
         partials = torch.empty((3, plan.parts, plan.channels), dtype=mean.dtype, device=x.device)
-        grid = (plan.groups, plan.splits)
         _group_norm_stats_kernel[grid](partials, x, plan.batch, *sizes[:2], plan.splits, **_tiling(plan))
-        _group_norm_merge_kernel[(plan.statistics,)](
+        _group_norm_merge_kernel[(plan.merges,)](
             *(*saved, partials, plan.statistics, plan.batch, *sizes, plan.splits, *float_pair(eps), plan.block_s),
-            BLOCK_P=plans.GROUP_PARTS,
+            BLOCK_G=plans.MERGED_GROUPS,
+            BLOCK_P=plans.MERGED_PARTS,
             **plan.options,
         )
         _group_norm_normalize_kernel[grid](
@@ -462,13 +461,12 @@ def group_norm_backward(
     wanted = dw is not None or db is not None
     alone = bool(plan.rows) and need_dx
     partials = None
-    parts = plan.batch if alone else plan.parts
     if wanted or not alone:
-        partials = torch.empty((2, parts, plan.channels), dtype=rstd.dtype, device=x.device)
+        partials = torch.empty((2, plan.parts, plan.channels), dtype=rstd.dtype, device=x.device)
     sizes, grid = (plan.channels, plan.positions, plan.per_group), (plan.groups, plan.splits)
     with on(x):
         if alone:
-            _group_norm_backward_kernel[(plan.groups,)](
+            _group_norm_backward_kernel[grid](
                 *(dx, partials, dy, x, mean, rstd, weight, plan.statistics, plan.batch, *sizes),
                 ROWS=plan.rows,
                 EVICT=plan.evict,
@@ -481,12 +479,13 @@ def group_norm_backward(
         if wanted:
             kept = [(t, i) for i, t in enumerate((dw, db)) if t is not None]
             sums = partials[kept[0][1] : kept[-1][1] + 1]
-            sum_partials(sums, tuple(t for t, _ in kept), plans.merge(parts, plan.channels, device))
+            sum_partials(sums, tuple(t for t, _ in kept), plans.merge(plan.parts, plan.channels, device))
         if need_dx and not alone:
             coefficients = torch.empty((2, plan.statistics), dtype=rstd.dtype, device=x.device)
-            _group_norm_coefficients_kernel[(plan.statistics,)](
+            _group_norm_coefficients_kernel[(plan.merges,)](
                 *(coefficients, partials, weight, plan.statistics, plan.batch, *sizes, plan.splits),
-                BLOCK_P=plans.GROUP_PARTS,
+                BLOCK_G=plans.MERGED_GROUPS,
+                BLOCK_P=plans.MERGED_PARTS,
                 **plan.options,
             )
             _group_norm_input_gradient_kernel[grid](
@@ -497,23 +496,29 @@ def group_norm_backward(
     return dx, dw, db
 
 
-def instance_norm_running(
-    running_mean: Tensor,
-    running_var: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    positions: int,
+def instance_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     momentum: float,
+    eps: float,
     device: Device | None = None,
-) -> None:
-    """Moves both (C,) towards the images' mean (2, N * C) and var (N * C,), biased, of so many positions each."""
-    channels = running_mean.shape[0]
-    images = var.shape[0] // channels
-    plan = plans.merge(images, channels, device or device_of(mean))
-    with on(mean):
-        _instance_norm_running_kernel[(plans.cdiv(channels, plan.block_n),)](
-            *(running_mean, running_var, mean, var, images, channels, positions, *float_pair(momentum)),
-            BLOCK_N=plan.block_p,
-            BLOCK_C=plan.block_n,
-            **plan.options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group norm of x (N, C, *) with a channel a group; running buffers (C,), if given, are updated in place."""
+    images, channels = x.shape[:2]
+    device = device or device_of(x)
+    if running_mean is None or running_var is None or x.numel() == 0:
+        return group_norm_forward(x, channels, weight, bias, eps, device)
+    var = torch.empty(images * channels, dtype=_statistics_dtype(x), device=x.device)
+    y, mean, rstd = group_norm_forward(x, channels, weight, bias, eps, device, var)
+    merge = plans.merge(images, channels, device)
+    with on(x):
+        _instance_norm_running_kernel[(plans.cdiv(channels, merge.block_n),)](
+            *(running_mean, running_var, mean, var, images, channels, x[0, 0].numel(), *float_pair(momentum)),
+            BLOCK_N=merge.block_p,
+            BLOCK_C=merge.block_n,
+            **merge.options,
         )
+    return y, mean, rstd

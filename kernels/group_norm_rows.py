@@ -72,30 +72,40 @@ def merge_rows(mean, low, m2, c0, end, S, per_group, ROWS: tl.constexpr, BLOCK_C
 
 
 @triton.jit
-def merge_parts(partials_ptr, group, N, C, S, per_group, splits, BLOCK_S, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
-    """(mean, low, M2) of a group, from the partials (3, N * splits, C) of its channels, in a fixed order."""
-    image, c0 = group // (C // per_group), group % (C // per_group) * per_group
+def merge_parts(
+    partials_ptr,  # (3, N * splits, C)
+    group,
+    M,
+    N,
+    C,
+    S,
+    per_group,
+    splits,
+    BLOCK_S,
+    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """(mean, low, M2) of each group of a column of them, from the partials of its channels, in a fixed order."""
     p = tl.arange(0, BLOCK_P)[None, :]
     parts, tiles = splits * per_group, blocks(S, BLOCK_S)
     plane = tl.cast(N, tl.int64) * splits * C
     # Lane p takes parts p, p + BLOCK_P, ...; then the lanes are merged at once.
     count = tl.zeros([1, BLOCK_P], ACC)
-    mean = tl.zeros([1, BLOCK_P], ACC)
-    low = tl.zeros([1, BLOCK_P], ACC)
-    m2 = tl.zeros([1, BLOCK_P], ACC)
+    mean = tl.zeros([group.shape[0], BLOCK_P], ACC)
+    low = tl.zeros([group.shape[0], BLOCK_P], ACC)
+    m2 = tl.zeros([group.shape[0], BLOCK_P], ACC)
     for start in range(0, parts, BLOCK_P):
         part = start + p
-        mask = part < parts
-        split = part // per_group
-        first, last = even_share(split, splits, tiles)
+        mask = (part < parts) & (group < M)
+        first, last = even_share(part // per_group, splits, tiles)
         elements = elements_before(last, S, BLOCK_S) - elements_before(first, S, BLOCK_S)
-        source = partials_ptr + (image * splits + split).to(tl.int64) * C + c0 + part % per_group
+        source = partials_ptr + part_offset(part, group, C, per_group, splits)
         count, mean, low, m2 = merge_moments(
             count,
             mean,
             low,
             m2,
-            tl.where(mask, elements, 0).to(ACC),
+            tl.where(part < parts, elements, 0).to(ACC),
             load(source, mask, ACC),
             load(source + plane, mask, ACC),
             load(source + 2 * plane, mask, ACC),
@@ -103,6 +113,14 @@ def merge_parts(partials_ptr, group, N, C, S, per_group, splits, BLOCK_S, BLOCK_
     n = (tl.cast(S, tl.int64) * per_group).to(ACC)
     first_mean = tl.sum(tl.where(p == 0, mean, 0.0), 1, keep_dims=True)
     return merge_all_moments(count, mean, low, m2, p < parts, n, first_mean, 1)
+
+
+@triton.jit
+def part_offset(part, group, C, per_group, splits):
+    """Where a group's part, of one of its channels in one split, lies in a plane (N * splits, C) of partials."""
+    groups = C // per_group
+    channel = group % groups * per_group + part % per_group
+    return (group // groups * splits + part // per_group).to(tl.int64) * C + channel
 
 
 # -------------------------------------------------------------------------------------------------------- statistics

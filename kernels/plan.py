@@ -438,6 +438,8 @@ def batch_norm_once(
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
     block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
+    if plan.channels_last and plan.block_c == 16 and tensors == 2:
+        block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     if not device.cooperative or programs < least or group > (room if plan.groups == 1 else 2 * room):
@@ -459,8 +461,8 @@ def batch_norm_once(
 
 # ------------------------------------------------------------------------------------------------------ group norm
 
-# Parts of a group's channels that their merge takes at a time: one a thread.
-GROUP_PARTS = 128
+# Groups whose channels' parts a program merges, and parts of each at a time: one a thread.
+MERGED_GROUPS, MERGED_PARTS = 4, 32
 # The least a tile of whole groups has of a row: contiguous, positions that make a load worth its address; less
 # channels-last, where a load is of neighbouring channels.
 GROUP_RUN = {False: 32, True: 4}
@@ -505,6 +507,11 @@ class GroupNormPlan:
     def statistics(self) -> int:
         """Groups that are normalized, in all images."""
         return self.batch * (self.channels // self.per_group)
+
+    @property
+    def merges(self) -> int:
+        """Programs that merge them."""
+        return cdiv(self.statistics, MERGED_GROUPS)
 
     @property
     def parts(self) -> int:

@@ -3,11 +3,13 @@
 from normlib import functional
 from normlib.backend import backend_for
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normlib.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normlib.convert import convert, convert_sync_batchnorm, revert
 from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.lp_norm import LpNorm1d, LpNorm2d, LpNorm3d
+from normlib.noisy_batch_norm import NoisyBatchNorm1d, NoisyBatchNorm2d, NoisyBatchNorm3d
 from normlib.partial_rms_norm import PartialRMSNorm
 from normlib.rms_norm import RMSNorm
 from normlib.sequence_batch_norm import SequenceBatchNorm
@@ -21,6 +23,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -29,6 +34,9 @@ __all__ = [
     "LpNorm1d",
     "LpNorm2d",
     "LpNorm3d",
+    "NoisyBatchNorm1d",
+    "NoisyBatchNorm2d",
+    "NoisyBatchNorm3d",
     "PartialRMSNorm",
     "RMSNorm",
     "SequenceBatchNorm",

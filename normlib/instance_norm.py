@@ -11,7 +11,7 @@ from normlib.backend import serves
 from normlib.batch_norm import batch_norm
 from normlib.group_norm import Triple, contiguous, fake_forward, gradients
 from normlib.kernels import group_norm as kernels
-from normlib.registration import differentiate, register, statistics_dtype
+from normlib.registration import differentiate, register
 
 
 def _forward(
@@ -23,14 +23,9 @@ def _forward(
     momentum: float,
     eps: float,
 ) -> Triple:
-    """Group norm with a channel a group."""
-    images, channels = x.shape[:2]
-    buffers = running_mean is not None and running_var is not None and x.numel()
-    var = torch.empty(images * channels, dtype=statistics_dtype(x), device=x.device) if buffers else None
-    y, mean, rstd = kernels.group_norm_forward(x, channels, contiguous(weight), contiguous(bias), eps, var=var)
-    if var is not None and running_mean is not None and running_var is not None:
-        kernels.instance_norm_running(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
-    return y, mean, rstd
+    return kernels.instance_norm_forward(
+        x, contiguous(weight), contiguous(bias), running_mean, running_var, momentum, eps
+    )
 
 
 def _fake(x: Tensor, *_: Any) -> Triple:

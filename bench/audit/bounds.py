@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normlib.kernels.plan import BatchNormPlan, Device, OncePlan
+from normlib.kernels.plan import BatchNormPlan, Device, GroupNormPlan, OncePlan
 from normlib.kernels.traffic import Sweep
 
 LINE = 128  # bytes of a cache line, on NVIDIA (CUDA C++ Programming Guide) and in AMD's L2 (CDNA 3 white paper)
@@ -17,23 +17,28 @@ def once_units(sweeps: Sequence[Sweep]) -> int:
     return len({name for sweep in sweeps for name in sweep.loads}) + sum(len(sweep.stores) for sweep in sweeps)
 
 
-def least_units(plan: BatchNormPlan, sweeps: Sequence[Sweep], itemsize: int, cache_bytes: int) -> float:
+def least_units(plan: BatchNormPlan | GroupNormPlan, sweeps: Sequence[Sweep], itemsize: int, cache_bytes: int) -> float:
     """Units that no plan gets below which keeps activations in this cache alone, whatever its order.
 
-    A channel's statistics want all of its cache lines before any of them may be swept again. So what both sweeps load
-    of a line's channels waits at once, and what of it outgrows the cache comes twice.
+    A channel's (or group's) statistics want all of its cache lines before any of them may be swept again. So what both
+    sweeps load of a line's channels waits at once, and what of it outgrows the cache comes twice.
     """
     once = once_units(sweeps)
     again = sum(len(sweep.loads) + len(sweep.stores) for sweep in sweeps) - once
-    channels = min(max(LINE // itemsize, 1), plan.channels) if plan.channels_last else 1
-    waiting = again * channels * plan.count * itemsize
+    together, count = (plan.per_group, plan.positions) if isinstance(plan, GroupNormPlan) else (1, plan.count)
+    line = max(LINE // itemsize, 1) if plan.channels_last else 1
+    waiting = again * min(max(line, together), plan.channels) * count * itemsize
     return once + again * max(1 - cache_bytes / waiting, 0.0) if waiting else once
 
 
-def reason(plan: BatchNormPlan, once: OncePlan | None, device: Device, units: float, least: float) -> str:
+def reason(
+    plan: BatchNormPlan | GroupNormPlan, once: OncePlan | None, device: Device, units: float, least: float
+) -> str:
     """Why such a plan moves `units` where every activation once would be fewer."""
     if units <= 1.01 * least:
         return "no plan does better with this cache: whole lines of a channel outgrow it"
+    if isinstance(plan, GroupNormPlan):
+        return "the groups that are swept at a time outgrow the cache together"
     if once is not None:
         return "what waits in cache is pushed out"
     if not device.cooperative:

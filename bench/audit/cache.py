@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from normlib.kernels.plan import BatchNormPlan, cdiv
+from normlib.kernels.plan import BatchNormPlan, GroupNormPlan, cdiv
 from normlib.kernels.traffic import Sweep
 
 Tile = int
@@ -32,7 +32,9 @@ class Programs:
     resident: int  # programs that run at a time
 
 
-def expected_units(plan: BatchNormPlan, launches: Sequence[Programs], itemsize: int, cache_bytes: int) -> float:
+def expected_units(
+    plan: BatchNormPlan | GroupNormPlan, launches: Sequence[Programs], itemsize: int, cache_bytes: int
+) -> float:
     """Units of device memory that a plan's launches with sweeps move; `itemsize` of x."""
     # Several tiles of one program in a row are taken as one where there are many: finer turns change the third digit.
     most = max(launch.splits for launch in launches) * MOST_STEPS

@@ -46,6 +46,11 @@ LOOP_WITHOUT = (("dx",), ("dw",))
 # A device on which the same rows go in slices: three of them, two groups of rows, two rounds.
 SLICED = replace(DEVICE, multiprocessors=3, cooperative=True)
 SLICED_ROWS = {"bf16": (4, 8202), "fp64": (3, 4102)}
+# Groups: of rows that they do not fill; two a tile; several splits of a channel, with few groups; (N, C).
+GROUPED = {
+    "group_norm": (((3, 10, 11), 2), ((2, 8, 7, 7), 4), ((1, 6, 4100), 2), ((5, 12), 4)),
+    "instance_norm": (((3, 5, 11), 5), ((1, 3, 9000), 3)),
+}
 # What may be left out.
 WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     "layer_norm": (("weight", "bias"), ("bias",), ("dx",), ("dw",), ("db",), ("dw", "db"), ("dx", "dw", "db")),
@@ -64,6 +69,10 @@ WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "batch_norm_relu": (("weight", "bias"), ("dx",), ("dw", "db")),
     "batch_norm_add_relu": (("dz",), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
+    "batch_renorm": (("weight", "bias"), ("dx",), ("dw", "db")),
+    "noisy_batch_norm": (("running_mean", "running_var"), ("dx",), ("dw", "db")),
+    "group_norm": (("weight", "bias"), ("dx",), ("dw",), ("db",), ("dw", "db"), ("dx", "dw", "db")),
+    "instance_norm": (("running_mean", "running_var"), ("dx",)),
     "lp_norm": (("weight", "bias"), ("running_mean", "running_norm"), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
 }
 
@@ -209,10 +218,12 @@ def calls(ops: Iterable[str]) -> Iterator[tuple[Launch, Device]]:
     for op in ops:
         if op == "batch_norm":
             yield from _batch_norm_calls()
-        elif op.startswith("batch_norm"):
-            yield from _fused_calls(op)
+        elif op in GROUPED:
+            yield from _group_norm_calls(op)
         elif op == "lp_norm":
             yield from _lp_norm_calls()
+        elif "nchw" in operators()[op].layouts:
+            yield from _fused_calls(op)
         elif op == "sequence_batch_norm":  # whose launches are batch norm's
             yield Launch(op, SEQUENCES, "bf16", "tnh"), DEVICE
         else:
@@ -239,6 +250,20 @@ def _batch_norm_calls() -> Iterator[tuple[Launch, Device]]:
         yield Launch("batch_norm", BATCH_SHAPES[0], dtype, "nchw"), roomy
     for names, device in product(WITHOUT["batch_norm"], (DEVICE, roomy)):
         yield Launch("batch_norm", BATCH_SHAPES[0], "fp64", "nchw", names), device
+
+
+def _group_norm_calls(op: str) -> Iterator[tuple[Launch, Device]]:
+    """One launch and streaming, in both layouts; everything optional left out of each."""
+
+    def call(shape: tuple[int, ...], groups: int, dtype: str, layout: str, without: tuple[str, ...] = ()) -> Launch:
+        return Launch(op, shape, dtype, layout, without, (("groups", groups),) if op == "group_norm" else ())
+
+    shapes = GROUPED[op]
+    for (shape, groups), dtype, layout in product(shapes, ("fp32", "bf16"), ("nchw", "nhwc")):
+        yield call(shape, groups, dtype, layout), replace(DEVICE, multiprocessors=2)
+    for names, layout in product(WITHOUT[op], ("nchw", "nhwc")):
+        shape, groups = shapes[0]
+        yield call(shape, groups, "fp64", layout, names), DEVICE
 
 
 def _fused_calls(op: str) -> Iterator[tuple[Launch, Device]]:

@@ -9,24 +9,39 @@ from math import ceil, inf, prod
 import torch
 from torch import Tensor
 
+from bench.operators.group_norm import usual_groups
 from normlib.kernels import (
     batch_norm,
     batch_norm_traffic,
+    batch_renorm,
+    batch_renorm_traffic,
+    group_norm,
+    group_norm_traffic,
     lp_norm,
     lp_norm_traffic,
+    noisy_batch_norm,
+    noisy_batch_norm_traffic,
     row_norm,
     row_norm_traffic,
     weight_norm,
     weight_norm_traffic,
 )
 from normlib.kernels import plan as plans
-from normlib.kernels.plan import BatchNormPlan, Device, MergePlan, OncePlan, RowBackwardPlan, RowPlan
+from normlib.kernels.plan import (
+    BatchNormPlan,
+    Device,
+    GroupNormPlan,
+    MergePlan,
+    OncePlan,
+    RowBackwardPlan,
+    RowPlan,
+)
 from normlib.kernels.traffic import Traffic
 from normlib.partial_rms_norm import PARTIAL
 
 # By name; what is not in it is not there, or not wanted. Outputs stand for their dtype.
 Tensors = dict[str, Tensor]
-Plan = RowPlan | RowBackwardPlan | BatchNormPlan
+Plan = RowPlan | RowBackwardPlan | BatchNormPlan | GroupNormPlan
 Shaped = tuple[tuple[int, ...], torch.dtype]
 PLAIN = ("x", "y", "dy", "dx")
 EPS, MOMENTUM = 1e-5, 0.1  # no plan depends on them
@@ -123,6 +138,15 @@ def _row_norm(centred: bool, add: bool = False, partial: float = 1.0) -> Passes:
     )
 
 
+def _batch_plan(t: Tensors, device: Device) -> BatchNormPlan:
+    x = t["x"]
+    return plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+
+
+def _once_kind(once: OncePlan) -> str:
+    return "one launch, barrier" if once.splits > 1 else "one launch"
+
+
 def _weight_norm() -> Passes:
     def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
         m = shape[0]
@@ -162,25 +186,18 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
     def sizes(t: Tensors) -> dict[str, int]:
         return {**_sizes(t), **({"signs": 1} if add else {})}
 
-    def plan_of(t: Tensors, device: Device) -> BatchNormPlan:
-        x = t["x"]
-        return plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
-
     def forward(t: Tensors, device: Device) -> object:
         mean, var = (t.get(name) for name in running)
         given = (t["x"], t.get("weight"), t.get("bias"), mean, var, MOMENTUM, EPS, device)
         return batch_norm.batch_norm_forward(*given, t.get("residual"), signs(t, device), relu=relu)
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
-        plan = plan_of(t, device)
+        plan = _batch_plan(t, device)
         once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device, relu)
         if once is not None:
-            return Declared(kind(once), plan, batch_norm_traffic.forward_once(plan, once, sizes(t)), once)
+            return Declared(_once_kind(once), plan, batch_norm_traffic.forward_once(plan, once, sizes(t)), once)
         merge = plans.merge(plan.splits, plan.channels, device)
         return Declared("streaming", plan, batch_norm_traffic.forward(plan, merge, sizes(t)))
-
-    def kind(once: OncePlan) -> str:
-        return "one launch, barrier" if once.splits > 1 else "one launch"
 
     def evaluate(t: Tensors, device: Device) -> object:
         mean, var = (t[name] for name in running)
@@ -189,7 +206,7 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
         return batch_norm.batch_norm_eval_forward(*given, t.get("residual"), signs(t, device), relu=relu)
 
     def declare_evaluate(t: Tensors, device: Device) -> Declared:
-        plan = plan_of(t, device)
+        plan = _batch_plan(t, device)
         return Declared("one sweep", plan, batch_norm_traffic.eval_forward(plan, sizes(t)))
 
     def backward(evaluating: bool) -> Pass:
@@ -202,12 +219,12 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
             return batch_norm.batch_norm_backward(*given, signs(t, device), t.get("dz"), relu=relu)
 
         def declare(t: Tensors, device: Device) -> Declared:
-            plan = plan_of(t, device)
+            plan = _batch_plan(t, device)
             if "dx" in t and not evaluating:
                 once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device, relu)
                 if once is not None:
                     launches = batch_norm_traffic.backward_once(plan, once, sizes(t), relu)
-                    return Declared(kind(once), plan, launches, once)
+                    return Declared(_once_kind(once), plan, launches, once)
             merge = plans.merge(plan.splits, plan.channels, device)
             launches = batch_norm_traffic.backward(plan, merge, sizes(t), evaluating, relu)
             return Declared("one sweep" if evaluating else "streaming", plan, launches)
@@ -224,6 +241,157 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
             "eval_bwd": backward(evaluating=True),
         },
     )
+
+
+def _batch_renorm() -> Passes:
+    running = ("running_mean", "running_std")
+    per_channel = ("weight", "bias", *running, "rstd", "dw", "db")
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        c, statistics = shape[1], _statistics(dtype)
+        wide: dict[str, Shaped] = {"mean": ((2, c), statistics), "renorm": ((4, c), statistics)}
+        return {**wide, **dict.fromkeys(per_channel, ((c,), statistics))}
+
+    def forward(t: Tensors, device: Device) -> object:
+        buffers = (t["running_mean"], t["running_std"])
+        given = (t["x"], t.get("weight"), t.get("bias"), *buffers, MOMENTUM, EPS)
+        return batch_renorm.batch_renorm_forward(*given, rmax=3.0, dmax=5.0, device=device)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        plan = _batch_plan(t, device)
+        merge = plans.merge(plan.splits, plan.channels, device)
+        return Declared("streaming", plan, batch_renorm_traffic.forward(plan, merge, _sizes(t)))
+
+    def backward(t: Tensors, device: Device) -> object:
+        given = (t["dy"], t["x"], t["mean"], t["rstd"], t["renorm"], "dx" in t, "dw" in t)
+        return batch_renorm.batch_renorm_backward(*given, device)
+
+    def declare_backward(t: Tensors, device: Device) -> Declared:
+        plan = _batch_plan(t, device)
+        once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device) if "dx" in t else None
+        merge, columns = (plans.merge(parts, plan.channels, device) for parts in (plan.splits, 1))
+        launches = batch_renorm_traffic.backward(plan, once, merge, columns, _sizes(t))
+        return Declared("streaming" if once is None else _once_kind(once), plan, launches, once)
+
+    def evaluate(t: Tensors, device: Device) -> object:
+        buffers = (t["running_mean"], t["running_std"])
+        given = (t["x"], t.get("weight"), t.get("bias"), *buffers, EPS, device)
+        return batch_norm.batch_norm_eval_forward(*given, std=True)
+
+    def evaluate_backward(t: Tensors, device: Device) -> object:
+        buffers = (t["running_mean"], t["running_std"])
+        given = (t["dy"], t["x"], *buffers, t.get("weight"), EPS, True, "dx" in t, "dw" in t, device)
+        return batch_norm.batch_norm_backward(*given, std=True)
+
+    def declare_evaluation(backward: bool) -> Callable[[Tensors, Device], Declared]:
+        def declare(t: Tensors, device: Device) -> Declared:
+            plan = _batch_plan(t, device)
+            merge = plans.merge(plan.splits, plan.channels, device)
+            return Declared("one sweep", plan, batch_renorm_traffic.evaluation(plan, merge, _sizes(t), backward))
+
+        return declare
+
+    return Passes(
+        PLAIN,
+        vectors,
+        {
+            "fwd": Pass(forward, declare_forward, frozenset(running)),
+            "bwd": Pass(backward, declare_backward),
+            "eval": Pass(evaluate, declare_evaluation(backward=False), frozenset(running)),
+            "eval_bwd": Pass(evaluate_backward, declare_evaluation(backward=True), frozenset(running)),
+        },
+    )
+
+
+def _noisy_batch_norm() -> Passes:
+    plain = _batch_norm()
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        noise = {"noise": ((4, shape[1]), _statistics(dtype)), "seed": ((), torch.int64)}
+        return {**plain.vectors(shape, dtype), **noise}
+
+    def forward(t: Tensors, device: Device) -> object:
+        vectors = (t.get("weight"), t.get("bias"), t.get("running_mean"), t.get("running_var"))
+        drawn = (t["seed"], True, [0.5, 1.25, 0.1, 0.1], device)
+        return noisy_batch_norm.noisy_batch_norm_forward(t["x"], *vectors, MOMENTUM, EPS, *drawn)
+
+    def backward(t: Tensors, device: Device) -> object:
+        given = (t["dy"], t["x"], t["mean"], t["rstd"], t.get("weight"), EPS, False, "dx" in t, "dw" in t, device)
+        return batch_norm.batch_norm_backward(*given, noise=t["noise"], seed=t["seed"])
+
+    def declare(traffic: Callable[..., tuple[Traffic, ...]]) -> Callable[[Tensors, Device], Declared]:
+        def declared(t: Tensors, device: Device) -> Declared:
+            plan = _batch_plan(t, device)
+            merge = plans.merge(plan.splits, plan.channels, device)
+            return Declared("streaming", plan, traffic(plan, merge, _sizes(t)))
+
+        return declared
+
+    return Passes(
+        PLAIN,
+        vectors,
+        {
+            **plain.modes,
+            "fwd": Pass(forward, declare(noisy_batch_norm_traffic.forward)),
+            "bwd": Pass(backward, declare(noisy_batch_norm_traffic.backward)),
+        },
+    )
+
+
+def _group_norm(groups: int | str | None = None, instances: bool = False) -> Passes:
+    """`instances`: with a channel a group, float32 parameters and running statistics; groups None: the usual."""
+    running = ("running_mean", "running_var")
+
+    def groups_of(x: Tensor) -> int:
+        return x.shape[1] if instances else int(groups or usual_groups(x.shape[1]))
+
+    def vectors(shape: tuple[int, ...], dtype: torch.dtype) -> Mapping[str, Shaped]:
+        (n, c), statistics = shape[:2], _statistics(dtype)
+        each = n * (c if instances else int(groups or usual_groups(c)))
+        parameters = dict.fromkeys(("weight", "bias", "dw", "db"), ((c,), statistics if instances else dtype))
+        saved: dict[str, Shaped] = {"mean": ((2, each), statistics), "rstd": ((each,), statistics)}
+        return {**parameters, **saved, **(dict.fromkeys(running, ((c,), statistics)) if instances else {})}
+
+    def plan_of(t: Tensors, device: Device) -> GroupNormPlan:
+        x = t["x"]
+        last = batch_norm.is_channels_last(x)
+        return plans.group_norm(tuple(x.shape), groups_of(x), last, x.element_size(), device)
+
+    def kind(plan: GroupNormPlan) -> str:
+        return "one launch" if plan.rows else "streaming"
+
+    def forward(t: Tensors, device: Device) -> object:
+        x, parameters = t["x"], (t.get("weight"), t.get("bias"))
+        if instances:
+            mean, var = (t.get(name) for name in running)
+            return group_norm.instance_norm_forward(x, *parameters, mean, var, MOMENTUM, EPS, device)
+        return group_norm.group_norm_forward(x, groups_of(x), *parameters, EPS, device)
+
+    def declare_forward(t: Tensors, device: Device) -> Declared:
+        plan, sizes = plan_of(t, device), _sizes(t)
+        if running[0] not in t:
+            return Declared(kind(plan), plan, group_norm_traffic.forward(plan, sizes))
+        sizes["var"] = sizes["rstd"]
+        moved = group_norm_traffic.running(
+            plans.merge(plan.batch, plan.channels, device), plan.batch, plan.channels, sizes
+        )
+        return Declared(kind(plan), plan, (*group_norm_traffic.forward(plan, sizes), moved))
+
+    def backward(t: Tensors, device: Device) -> object:
+        x, (dw, db) = t["x"], (t[name].dtype if name in t else None for name in ("dw", "db"))
+        given = (t["dy"], x, groups_of(x), t["mean"], t["rstd"], t.get("weight"))
+        return group_norm.group_norm_backward(*given, dw, db, "dx" in t, device)
+
+    def declare_backward(t: Tensors, device: Device) -> Declared:
+        plan = plan_of(t, device)
+        merge = plans.merge(plan.parts, plan.channels, device)
+        return Declared(kind(plan), plan, group_norm_traffic.backward(plan, merge, _sizes(t)))
+
+    modes = {"fwd": Pass(forward, declare_forward), "bwd": Pass(backward, declare_backward)}
+    if instances:  # evaluation is batch norm's
+        evaluation = _batch_norm().modes
+        return Passes(PLAIN, vectors, {**modes, "eval": evaluation["eval"], "eval_bwd": evaluation["eval_bwd"]})
+    return Passes(PLAIN, vectors, modes, _group_norm)
 
 
 def _lp_norm(p: str = "2") -> Passes:
@@ -305,8 +473,12 @@ PASSES: Mapping[str, Passes] = {
     "batch_norm": _batch_norm(),
     "batch_norm_add_relu": _batch_norm(relu=True, add=True),
     "batch_norm_relu": _batch_norm(relu=True),
+    "batch_renorm": _batch_renorm(),
+    "group_norm": _group_norm(),
+    "instance_norm": _group_norm(instances=True),
     "layer_norm": _row_norm(centred=True),
     "layer_norm_add": _row_norm(centred=True, add=True),
+    "noisy_batch_norm": _noisy_batch_norm(),
     "lp_norm": _lp_norm(),
     "partial_rms_norm": _row_norm(centred=False, partial=PARTIAL),
     "rms_norm": _row_norm(centred=False),

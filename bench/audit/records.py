@@ -16,9 +16,10 @@ from bench.audit.machine_code import MachineCode, inspect
 from bench.audit.passes import Declared
 from bench.audit.targets import LIMITS, TARGETS, resident_programs
 from bench.operators import operators
-from normlib.kernels.plan import BatchNormPlan
+from normlib.kernels.plan import BatchNormPlan, GroupNormPlan
 from normlib.kernels.traffic import ACTIVATIONS, Traffic
 
+SWEPT = (BatchNormPlan, GroupNormPlan)  # plans whose launches declare their sweeps
 WIDE = 128  # bits: the widest load and store that every target has
 
 
@@ -230,7 +231,7 @@ def _behind_cache(
 ) -> tuple[float, float, float, str]:
     """(device_units, once_units, least_units, why) of a pass."""
     units, plan = _device_units(target, launch, declared, kernels), declared.plan
-    if not isinstance(plan, BatchNormPlan):
+    if not isinstance(plan, SWEPT):
         # Rows need not wait for each other: few enough at a time would always fit.
         distinct = {name: access.distinct for moved in declared.launches for name, access in moved.accesses.items()}
         once = sum(distinct[name] for name in ACTIVATIONS if name in distinct) / launch.activation_bytes
@@ -249,7 +250,7 @@ def _itemsize(launch: Launch) -> int:
 
 def _device_units(target: str, launch: Launch, declared: Declared, kernels: list[Compiled]) -> float:
     multiprocessors, swept = TARGETS[target][1].multiprocessors, []
-    if not isinstance(declared.plan, BatchNormPlan):
+    if not isinstance(declared.plan, SWEPT):
         asked = sum(moved.activation_bytes for moved in declared.launches)
         found = 0
         for moved, kernel in zip(declared.launches, kernels, strict=False):

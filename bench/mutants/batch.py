@@ -70,7 +70,7 @@ _EDITS = {
         (
             "batch-partial-low-left-out",
             "a split's mean without its low part",
-            "return mean, low, m2",
+            "return mean, tl.where(is_finite(low), low, 0.0), m2",
             "return mean, low * 0.0, m2",
         ),
     ),

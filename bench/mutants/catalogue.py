@@ -1,12 +1,13 @@
 """All mutants, in the order in which they are run."""
 
-from bench.mutants import batch, batch_gradients, norms, rows, shared, weights, wide_rows
+from bench.mutants import batch, batch_family, batch_gradients, norms, rows, shared, weights, wide_rows
 
 MUTANTS = (
     *rows.MUTANTS,
     *wide_rows.MUTANTS,
     *batch.MUTANTS,
     *batch_gradients.MUTANTS,
+    *batch_family.MUTANTS,
     *norms.MUTANTS,
     *weights.MUTANTS,
     *shared.MUTANTS,

@@ -117,6 +117,8 @@ CELLS = {
     },
     "batch": tuple(_case("batch_norm", *case) for case in _BATCH),
     "norms": tuple(_case("lp_norm", *case) for case in _NORMS),
+    "renorm": (_case("batch_renorm", (7, 37, "7x7"), "fp32", "nchw"),),
+    "noisy": (_case("noisy_batch_norm", (7, 37, "7x7"), "fp32", "nchw"),),
     "batch fused": tuple(_case(*case) for case in _BATCH_FUSED),
 }
 # What all kernels share is seen in any of them.

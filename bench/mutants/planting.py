@@ -16,12 +16,24 @@ SOURCES = Path(__file__).resolve().parents[2] / "kernels"
 # Each after those that it imports.
 _FILES = (
     *("plan", "numerics", "device", "reduction", "barrier"),
-    *("row_norm_values", "row_norm_wide", "row_norm", "batch_norm_sweeps", "batch_norm", "lp_norm", "weight_norm"),
+    *(
+        "row_norm_values",
+        "row_norm_wide",
+        "row_norm",
+        "noise",
+        "batch_norm_sweeps",
+        "batch_norm",
+        "lp_norm",
+        "weight_norm",
+    ),
+    *("batch_renorm", "noisy_batch_norm"),
 )
 # The modules whose name `kernels` the operators call through, and the file behind it.
 _CALLERS = {
     "normlib.row_norm": "row_norm",
     "normlib.batch_norm": "batch_norm",
+    "normlib.batch_renorm": "batch_renorm",
+    "normlib.noisy_batch_norm": "noisy_batch_norm",
     "normlib.lp_norm": "lp_norm",
     "normlib.weight_norm": "weight_norm",
 }

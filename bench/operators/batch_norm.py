@@ -79,16 +79,10 @@ class BatchNorm(Operator):
 
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
         """(batch, channels, *spatial); raises ValueError for a spatial that is none, or one value a channel."""
-        spatial = str(axes["spatial"])
-        if not _SPATIAL.fullmatch(spatial):
-            raise ValueError(
-                f"spatial must look like 7, 56x56 or 4x8x8 (1 for a (batch, channels) input), not {spatial!r}"
-            )
-        sizes = () if spatial == "1" else tuple(map(int, spatial.split("x")))
-        batch = int(axes["batch"])
-        if batch * prod(sizes) == 1:
+        shape = image_shape(axes)
+        if shape[0] * prod(shape[2:]) == 1:
             raise ValueError("training needs more than one value a channel: raise batch or spatial")
-        return batch, int(axes["channels"]), *sizes
+        return shape
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         """x and dy of the case's shape, dtype and layout; the rest float32 of (channels,), running_var positive."""
@@ -142,6 +136,15 @@ class BatchNorm(Operator):
         # weight, bias, both running statistics.
         evaluation = 2 * activation + 4 * vector
         return {"fwd": forward, "bwd": backward, "fwd_bwd": forward + backward, "eval": evaluation}[case.mode]
+
+
+def image_shape(axes: Mapping[str, int | str]) -> tuple[int, ...]:
+    """(batch, channels, *spatial); raises ValueError for a spatial that is none."""
+    spatial = str(axes["spatial"])
+    if not _SPATIAL.fullmatch(spatial):
+        raise ValueError(f"spatial must look like 7, 56x56 or 4x8x8 (1 for a (batch, channels) input), not {spatial!r}")
+    sizes = () if spatial == "1" else tuple(map(int, spatial.split("x")))
+    return int(axes["batch"]), int(axes["channels"]), *sizes
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:

@@ -75,5 +75,6 @@ def _tensors(inputs: Inputs, mode: str) -> Inputs:
     buffers = {name: tensor.clone() for name, tensor in inputs.items() if name.startswith(_BUFFER)}
     tensors = {name: tensor.data for name, tensor in inputs.items() if name not in (*buffers, "dy")}
     if mode != "eval":
-        tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+        # All but integers, such as a seed.
+        tensors = {name: t.requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
     return tensors | buffers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import metadata
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor
 import normlib
 import normlib.functional
 from bench.case import Case
-from bench.operators import Inputs
+from bench.operators import Inputs, batch_renorm, noisy_batch_norm
+from bench.operators.group_norm import groups_of
 from bench.providers import Outputs, Provider, Runnable, _activations
 from bench.providers._pairs import NORM_OF, Forward, bound, runnable
 from normlib.kernels.device import device_of
 
 # Of these families' operators PyTorch gives the statistics away too, to compare with.
-_SAVING = ("batch_norm", "layer_norm", "rms_norm")
+_SAVING = ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
 # The modes that are two passes.
 _PASSES = {"fwd_bwd": ("fwd", "bwd")}
 
@@ -52,13 +54,21 @@ class Normlib(Provider):
         def saved(inputs: Inputs) -> Outputs:
             operators, weight = torch.ops.normlib, inputs["weight"]
             streams = [inputs[name] for name in ("x", "residual") if name in inputs]
-            if self.backend(case, inputs) == "torch" or not case.op.startswith(_SAVING):
+            if self.backend(case, inputs) == "torch":
+                return {}
+            if case.op in _STATISTICS:
+                return _STATISTICS[case.op](case, inputs)
+            if not case.op.startswith(_SAVING):
                 return {}
             statistics = (weight, None, None, None, 0.0, case.eps)
             if case.op == "batch_norm_add_relu":
                 *_, mean, rstd = operators.batch_norm_add_relu_train(*streams, *statistics, False, False)
             elif case.op.startswith("batch_norm"):
                 _, mean, rstd = operators.batch_norm_train(*streams, *statistics, case.op == "batch_norm_relu")
+            elif case.op == "instance_norm":
+                _, mean, rstd = operators.instance_norm(*streams, *statistics)
+            elif case.op == "group_norm":
+                _, mean, rstd = operators.group_norm(*streams, groups_of(case), weight, None, case.eps)
             else:
                 *_, mean, rstd = getattr(operators, case.op)(*streams, list(case.shape[1:]), weight, None, case.eps)
             # A mean is a pair of floats, whose first is the mean in its dtype.
@@ -82,6 +92,27 @@ def _fused(case: Case) -> Forward:
         return pair
 
     return forward
+
+
+def _renorm_statistics(case: Case, inputs: Inputs) -> Outputs:
+    vectors = (inputs[name] for name in ("weight", "bias", "running_mean", "running_std"))
+    scalars = (batch_renorm.MOMENTUM, case.eps, batch_renorm.RMAX, batch_renorm.DMAX, None)
+    copies = [t.detach().clone() for t in vectors]  # running statistics move
+    _, mean, rstd, renorm = torch.ops.normlib.batch_renorm_train(inputs["x"], *copies, *scalars)
+    return {"mean": mean[0], "rstd": rstd, "r": renorm[0], "d": renorm[1]}
+
+
+def _noisy_statistics(case: Case, inputs: Inputs) -> Outputs:
+    scalars = (None, None, None, None, 0.0, case.eps, inputs["seed"], False, list(noisy_batch_norm.RANGES))
+    _, mean, rstd, _ = torch.ops.normlib.noisy_batch_norm_train(inputs["x"], *scalars)
+    return {"mean": mean[0], "rstd": rstd}
+
+
+# What forward saves, of operators that save more, or by another signature.
+_STATISTICS: Mapping[str, Callable[[Case, Inputs], Outputs]] = {
+    "batch_renorm": _renorm_statistics,
+    "noisy_batch_norm": _noisy_statistics,
+}
 
 
 PROVIDER = Normlib()

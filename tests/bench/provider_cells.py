@@ -12,6 +12,8 @@ from bench.operators import Inputs, operators
 CPU = torch.device("cpu")
 SHAPES = {
     **dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu", "lp_norm"), (3, 6, 4, 4)),
+    **dict.fromkeys(("batch_renorm", "noisy_batch_norm"), (3, 6, 4, 4)),
+    **dict.fromkeys(("group_norm", "instance_norm"), (3, 6, 4, 4)),
     **dict.fromkeys(("layer_norm", "layer_norm_add", "partial_rms_norm", "rms_norm", "rms_norm_add"), (6, 40)),
     "sequence_batch_norm": (4, 3, 10),
     "weight_norm": (6, 40),

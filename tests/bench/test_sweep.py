@@ -95,7 +95,10 @@ def test_a_mode_that_an_operator_lacks_leaves_that_operator_out():
         "batch_norm",
         "batch_norm_add_relu",
         "batch_norm_relu",
+        "batch_renorm",
+        "instance_norm",
         "lp_norm",
+        "noisy_batch_norm",
         "sequence_batch_norm",
     }
 
@@ -131,7 +134,11 @@ def test_values_given_twice_count_once():
 @pytest.mark.parametrize(
     ("given", "argument", "says"),
     [
-        ({"op": "bm"}, "--op", "bn, bn_add_relu, bn_relu, ln, ln_add, lp, prms, rms, rms_add, seq_bn, wn"),
+        (
+            {"op": "bm"},
+            "--op",
+            "bn, bn_add_relu, bn_relu, brn, gn, in, ln, ln_add, lp, nbn, prms, rms, rms_add, seq_bn, wn",
+        ),
         ({"op": ""}, "--op", "empty"),
         ({"dtype": "fp8"}, "--dtype", "fp32, fp16, bf16"),
         ({"dtype": "fp16,"}, "--dtype", "empty"),

@@ -8,10 +8,30 @@ from math import inf
 import torch
 from torch import Tensor
 
-from normlib.kernels import batch_norm, lp_norm, reduction, row_norm, sync_batch_norm, weight_norm
+from normlib.kernels import (
+    batch_norm,
+    batch_renorm,
+    group_norm,
+    lp_norm,
+    noisy_batch_norm,
+    reduction,
+    row_norm,
+    sync_batch_norm,
+    weight_norm,
+)
 from normlib.kernels.plan import Device
 
-MODULES = (batch_norm, lp_norm, row_norm, reduction, sync_batch_norm, weight_norm)
+MODULES = (
+    batch_norm,
+    batch_renorm,
+    group_norm,
+    lp_norm,
+    noisy_batch_norm,
+    row_norm,
+    reduction,
+    sync_batch_norm,
+    weight_norm,
+)
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
@@ -124,6 +144,62 @@ def _batch(evaluating: bool, **relus: bool) -> Callable[[Call, torch.device], di
     return run
 
 
+def _batch_renorm(call: Call, device: torch.device) -> dict[str, Tensor]:
+    """Training, and evaluation, whose sweeps are batch norm's."""
+    channels, plan = call.shape[1], call.device
+    x, dy = _draw(call, device)
+    wide = torch.promote_types(call.dtype, torch.float32)
+    mean, std, *given = _vectors(channels, wide, device, 4)
+    weight, bias = given if call.affine else (None, None)
+    scalars = (0.1, 1e-5, 3.0, 5.0, None if call.affine else torch.tensor([2.0, 1.0], device=device), plan)
+    y, *saved = batch_renorm.batch_renorm_forward(x, weight, bias, mean, std, *scalars)
+    needs = ("dx" in call.needs, "dw" in call.needs)
+    dx, dw, db = batch_renorm.batch_renorm_backward(dy, x, *saved, *needs, plan)
+    evaluated = batch_norm.batch_norm_eval_forward(x, weight, bias, mean, std, 0.0, plan, std=True)
+    gradients = batch_norm.batch_norm_backward(dy, x, mean, std, weight, 0.0, True, *needs, plan, std=True)
+    results = dict(zip(("eval_dx", "eval_dw", "eval_db"), gradients, strict=True))
+    found = {"y": y, **dict(zip(("mean", "rstd", "renorm"), saved, strict=True)), "dx": dx, "dw": dw, "db": db}
+    return _present(**found, **results, y_eval=evaluated, running_mean=mean, running_std=std)
+
+
+def _noisy_batch(call: Call, device: torch.device) -> dict[str, Tensor]:
+    x, dy = _draw(call, device)
+    wide, seed = torch.promote_types(call.dtype, torch.float32), torch.tensor(7, device=device)
+    vectors = _vectors(x.shape[1], wide, device, 4) if call.affine else (None,) * 4
+    drawn = (0.1, 1e-5, seed, call.affine, [0.5, 1.25, 0.1, 0.1], call.device)
+    y, mean, rstd, noise = noisy_batch_norm.noisy_batch_norm_forward(x, *vectors, *drawn)
+    needs = ("dx" in call.needs, "dw" in call.needs, call.device)
+    gradients = batch_norm.batch_norm_backward(
+        dy, x, mean, rstd, vectors[0], 0.0, False, *needs, noise=noise, seed=seed
+    )
+    named = dict(zip(EVERYTHING, gradients, strict=True))
+    return _present(y=y, mean=mean, rstd=rstd, noise=noise, running_mean=vectors[2], running_var=vectors[3], **named)
+
+
+def _grouped(per_group: int) -> Callable[[Call, torch.device], dict[str, Tensor]]:
+    """Groups of so many channels; of one, with running statistics unless the call is bare."""
+
+    def run(call: Call, device: torch.device) -> dict[str, Tensor]:
+        channels, plan = call.shape[1], call.device
+        groups = channels // per_group
+        x, dy = _draw(call, device)
+        wide = torch.promote_types(call.dtype, torch.float32)
+        weight, bias, running_mean, running_var = _vectors(channels, wide, device, 4) if call.affine else (None,) * 4
+        if per_group == 1:
+            given = (weight, bias, running_mean, running_var, 0.1, 1e-5, plan)
+            y, mean, rstd = group_norm.instance_norm_forward(x, *given)
+            results = _present(running_mean=running_mean, running_var=running_var)
+        else:
+            y, mean, rstd = group_norm.group_norm_forward(x, groups, weight, bias, 1e-5, plan)
+            results = {}
+        dw_dtype, db_dtype = (wide if name in call.needs else None for name in ("dw", "db"))
+        given = (groups, mean, rstd, weight, dw_dtype, db_dtype, "dx" in call.needs, plan)
+        dx, dw, db = group_norm.group_norm_backward(dy, x, *given)
+        return {**results, **_present(y=y, mean=mean, rstd=rstd, dx=dx, dw=dw, db=db)}
+
+    return run
+
+
 def _lp(p: float, evaluating: bool = False) -> Callable[[Call, torch.device], dict[str, Tensor]]:
     def run(call: Call, device: torch.device) -> dict[str, Tensor]:
         channels, plan = call.shape[1], call.device
@@ -179,6 +255,11 @@ _OPERATORS = {
     "rms_norm_add": _rows(centred=False, add=True),
     "batch_norm": _batch(evaluating=False),
     "batch_norm_eval": _batch(evaluating=True),
+    "batch_renorm": _batch_renorm,
+    "noisy_batch_norm": _noisy_batch,
+    "group_norm_of_5": _grouped(5),
+    "group_norm_of_2": _grouped(2),
+    "instance_norm": _grouped(1),
     "sync_batch_norm": _sync_batch,
     "lp_norm_1": _lp(1.0),
     "lp_norm_2": _lp(2.0),
@@ -233,6 +314,21 @@ _RELU_BATCHES = [
     ((4, 3, 7, 7), torch.float32, 2, "contiguous", FULL, ("dw", "db")),
 ]
 
+# One launch: of rows that groups do not fill, of several groups, of channels. Streaming: a channel in several splits.
+_GROUPS = [
+    ("group_norm_of_5", (3, 10, 7), torch.float16),
+    ("group_norm_of_2", (2, 6, 5, 5), torch.bfloat16),
+    ("group_norm_of_2", (2, 6, 5, 5), torch.bfloat16, 1, "channels-last"),
+    ("group_norm_of_2", (3, 6), torch.float64),
+    ("instance_norm", (3, 5, 11)),
+    ("instance_norm", (2, 65, 7, 7), torch.float32, 1, "channels-last"),
+    ("instance_norm", (2, 5, 11), torch.float32, 1, "contiguous", BARE),
+    *(("instance_norm", (3, 5, 11), torch.float32, 1, "contiguous", FULL, needs) for needs in [("dx",), ("db",)]),
+    ("group_norm_of_5", (2, 10, 700), torch.float32, 9, "channels-last"),
+    ("group_norm_of_2", (1, 6, 5000), torch.float32, 3),
+    ("group_norm_of_2", (1, 6, 5000), torch.float32, 3, "contiguous", BARE, ("dx",)),
+]
+
 _ROW_CALLS = [Call(operator, *row) for operator, row in product(("layer_norm", "rms_norm"), _ROWS)]
 _BATCH_CALLS = [Call(operator, *row) for operator, row in product(("batch_norm", "batch_norm_eval"), _BATCHES)]
 
@@ -257,6 +353,13 @@ CALLS = [
     *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),
     *(Call(op, *row) for op, row in product(("batch_norm_relu", "batch_norm_relu_eval"), _RELU_BATCHES)),
     Call("batch_norm_relu", (2, 65, 7, 7), layout="channels-last"),
+    Call("batch_renorm", (3, 5, 11), torch.bfloat16, 2),
+    Call("batch_renorm", (2, 65, 7, 7), torch.float32, 3, "channels-last"),
+    Call("batch_renorm", (5, 7), torch.float64, affine=BARE),
+    Call("noisy_batch_norm", (3, 5, 11), torch.bfloat16, 2),
+    Call("noisy_batch_norm", (2, 65, 7, 7), torch.float32, 1, "channels-last"),
+    Call("noisy_batch_norm", (5, 7), torch.float64, affine=BARE),
+    *(Call(*group) for group in _GROUPS),
     Call("sync_batch_norm", (3, 5, 11), torch.bfloat16, 2),
     Call("sync_batch_norm", (3, 65, 7, 7), torch.float64, layout="channels-last"),
     Call("sync_batch_norm", (5, 7), affine=BARE),
@@ -286,6 +389,10 @@ RAGGED = [
     Call("layer_norm", (3, 8205), torch.float64),
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
+    Call("batch_renorm", (3, 5, 11), multiprocessors=2),
+    Call("noisy_batch_norm", (3, 5, 11), multiprocessors=2),
+    Call("instance_norm", (3, 5, 11)),
+    Call("group_norm_of_2", (1, 6, 5000), multiprocessors=3),
     Call("sync_batch_norm", (3, 5, 11), multiprocessors=2),
     Call("lp_norm_inf", (3, 5, 11), multiprocessors=2),
     Call("weight_norm", (33, 100)),

@@ -11,7 +11,11 @@ import triton.language as tl
 from normlib.kernels import (
     batch_norm,
     batch_norm_sweeps,
+    batch_renorm,
+    group_norm,
+    group_norm_rows,
     lp_norm,
+    noisy_batch_norm,
     plan,
     reduction,
     row_norm,
@@ -39,6 +43,10 @@ def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         batch_norm,
         batch_norm_sweeps,
+        batch_renorm,
+        noisy_batch_norm,
+        group_norm,
+        group_norm_rows,
         lp_norm,
         reduction,
         row_norm,

@@ -5,9 +5,10 @@ was checked, and what is reported; with `load` and `store` as arguments, for a f
 
 Its solver knows program ids and lanes as variables, so it needs no input to go wrong. What it does not see, and
 shadow_memory.py does: 32-bit wraparound, an access that leaves one argument for another, and lanes of two ranges of the
-same length apart from each other. It is told five things here that its release 3.0 does not know: that a
+same length apart from each other. It is told six things here that its release 3.0 does not know: that a
 `tl.static_range` counts with Python's integers, what a loop's bounds are that follow from the program id, loops in
-functions that a kernel calls, `tl.fma`, of which no address is made, and where signs are, without what they are.
+functions that a kernel calls, `tl.fma`, of which no address is made, where signs are, without what they are, and that
+groups' rows, which it cannot reshape, are of some shape.
 """
 
 import builtins
@@ -27,7 +28,7 @@ from triton_viz.clients.sanitizer import sanitizer
 from triton_viz.core import patch
 from triton_viz.core.config import config
 
-from normlib.kernels import batch_norm_sweeps
+from normlib.kernels import batch_norm_sweeps, group_norm
 from normlib.kernels.batch_norm_sweeps import sign_addresses
 from normlib.kernels.numerics import INTERPRETED
 
@@ -84,6 +85,22 @@ def load_signs(signs_ptr, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr
     return tl.zeros([BLOCK_C, BLOCK_S], tl.int1)
 
 
+@triton.jit
+def merge_rows(mean, low, m2, c0, end, S, per_group, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    groups = tl.zeros([BLOCK_C // ROWS, 1], ACC)
+    return groups, groups, groups
+
+
+@triton.jit
+def sum_rows(value, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    return tl.zeros([BLOCK_C, 1], value.dtype)
+
+
+@triton.jit
+def over_rows(value, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    return tl.zeros([BLOCK_C, 1], value.dtype)
+
+
 class Traced:
     """A kernel whose launches are checked and not run; each with a sanitizer of its own, which remembers no other."""
 
@@ -115,6 +132,8 @@ def main() -> None:
         monkeypatch.setattr(interpreter_builder, "create_fma", lambda x, y, z: x)
         for function in (store_signs, load_signs):
             monkeypatch.setattr(batch_norm_sweeps, function.__name__, function)
+        for function in (merge_rows, sum_rows, over_rows):
+            monkeypatch.setattr(group_norm, function.__name__, function)
         for access in sys.argv[1:]:
             drop_masks(access, monkeypatch)
         for module in MODULES:

@@ -135,6 +135,14 @@ def test_a_nan_stays_in_its_group(device):
     assert nan[1, 2:4].all() and nan.sum() == 10
 
 
+def test_an_infinity_is_the_running_mean_it_moves_towards(device):
+    x, *_ = draw((1, 2, 5), torch.float32, device)
+    x[0, 0, 1] = torch.inf
+    mean, var = torch.zeros(2, device=device), torch.ones(2, device=device)
+    N.instance_norm(x, mean, var)
+    assert mean[0] == torch.inf and var[0].isnan() and mean[1].isfinite()
+
+
 @pytest.mark.parametrize("shape", [(0, 6, 4), (2, 6, 0), (0, 6)])
 def test_without_elements_there_are_gradients_of_zero(shape, device):
     x = torch.randn(shape, device=device, requires_grad=True)

@@ -110,6 +110,17 @@ OPERATORS = {
     "batch_norm_add_relu_backward": lambda x: OPS.batch_norm_add_relu_backward(
         V, x, SIGNS, *BUFFERS, W, B, 1e-5, True, [True] * 4, False
     )[0],
+    "batch_renorm_train": lambda x: OPS.batch_renorm_train(
+        x, W, B, *(t.clone() for t in BUFFERS), 0.1, 1e-5, 3.0, 5.0, None
+    )[0],
+    "batch_renorm_eval": lambda x: OPS.batch_renorm_eval(x, W, B, *BUFFERS),
+    "batch_renorm_backward": lambda x: OPS.batch_renorm_backward(V, x, *BUFFERS, None, W, B, 0.0, [True] * 3)[0],
+    "noisy_batch_norm_train": lambda x: OPS.noisy_batch_norm_train(
+        x, W, B, None, None, 0.1, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1]
+    )[0],
+    "noisy_batch_norm_backward": lambda x: OPS.noisy_batch_norm_backward(
+        V, x, *BUFFERS, X, W, B, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1], [True] * 3
+    )[0],
     "lp_norm_train": lambda x: OPS.lp_norm_train(x, W, B, None, None, inf, 0.1, 1e-5)[0],
     "lp_norm_eval": lambda x: OPS.lp_norm_eval(x, W, B, *BUFFERS, 1.0, 1e-5),
     "lp_norm_backward": lambda x: OPS.lp_norm_backward(V, x, *BUFFERS, None, W, B, 1.0, 1e-5, True, [True] * 3)[0],

@@ -1,0 +1,161 @@
+"""Batch norm with noise behind it (Santurkar et al. 2018, section 2.2), by the sweeps of batch_norm.py.
+
+In training, of element i of channel c, after weight and bias,
+
+    y_i = s_i (x_hat_i weight + bias) + m_i
+    s_i ~ N(sigma_c, std_spread)                        sigma_c ~ U(1, std_limit)
+    m_i ~ U(mu_c - mean_spread, mu_c + mean_spread)     mu_c ~ U(-mean_limit, mean_limit)
+
+where mu and sigma are one for all channels, or one a channel, and all is drawn anew in every step. So the moments of
+what a layer gets change at random from step to step. Backward is batch norm's with s dy in dy's place:
+
+    dx = weight rstd (s dy - db / n - x_hat dw / n)      db = sum(s dy)      dw = sum(s dy x_hat)
+
+s is not kept: noise.py draws it from the seed again. Its float32 errors are an ulp of z, and so less than one of s, of
+which z is a tenth. The streaming plan moves what it does for batch norm, forward 3 units and backward 5. Evaluation has
+no noise, and is batch norm's.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from normlib.kernels import plan as plans
+from normlib.kernels.batch_norm import (
+    BATCH,
+    _batch_norm_normalize_kernel,
+    _batch_norm_stats_kernel,
+    _launch,
+    _statistics_dtype,
+    dense,
+)
+from normlib.kernels.batch_norm_sweeps import elements_before, finish_statistics, merge_splits
+from normlib.kernels.device import device_of, on
+from normlib.kernels.noise import UNITS, uniform, words
+from normlib.kernels.numerics import accumulator, float_pair, from_pair, store
+from normlib.kernels.plan import Device
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _noisy_batch_norm_merge_kernel(
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,  # (C,)
+    noise_ptr,  # (4, C): sigma, std_spread, mu - mean_spread, 2 mean_spread
+    running_mean_ptr,  # (C,), updated in place, or None
+    running_var_ptr,  # (C,), updated in place, or None
+    partials_ptr,  # (3, splits, C)
+    seed_ptr,  # ()
+    C,
+    S,
+    tiles,
+    splits,
+    eps,
+    eps_low,
+    momentum,
+    momentum_low,
+    mean_limit,
+    mean_limit_low,
+    std_limit,
+    std_limit_low,
+    mean_spread,
+    mean_spread_low,
+    std_spread,
+    std_spread_low,
+    BLOCK_S,
+    PER_UNIT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    ACC: tl.constexpr = accumulator(partials_ptr.dtype)
+    c0 = tl.program_id(0) * BLOCK_N
+    c = c0 + tl.arange(0, BLOCK_N)[:, None]
+    mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_N, BLOCK_S, BLOCK_P, ACC)
+    finish_statistics(
+        mean_ptr,
+        rstd_ptr,
+        running_mean_ptr,
+        running_var_ptr,
+        mean,
+        low,
+        m2,
+        elements_before(tiles, S, BLOCK_S).to(ACC),
+        True,
+        c0,
+        C,
+        eps,
+        eps_low,
+        momentum,
+        momentum_low,
+        BLOCK_N,
+        ACC,
+    )
+    unit = c if PER_UNIT else c * 0
+    of_mean, of_std, _, _ = words(tl.load(seed_ptr), unit.to(tl.int64) * 0, unit, UNITS)
+    limit = from_pair(mean_limit, mean_limit_low, tl.float64)
+    mu = (2.0 * uniform(of_mean, tl.float64) - 1.0) * limit
+    sigma = 1.0 + uniform(of_std, tl.float64) * (from_pair(std_limit, std_limit_low, tl.float64) - 1.0)
+    spread = from_pair(mean_spread, mean_spread_low, tl.float64)
+    store(noise_ptr + c, sigma.to(ACC), c < C)
+    store(noise_ptr + C + c, (sigma * 0.0 + from_pair(std_spread, std_spread_low, tl.float64)).to(ACC), c < C)
+    store(noise_ptr + 2 * C + c, (mu - spread).to(ACC), c < C)
+    store(noise_ptr + 3 * C + c, (mu * 0.0 + 2.0 * spread).to(ACC), c < C)
+
+
+def noisy_batch_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    seed: Tensor,
+    per_unit: bool,
+    ranges: list[float],
+    device: Device | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, mean (2, C), rstd (C,), noise (4, C)) of x (N, C, *); running buffers, if given, are updated in place.
+
+    seed: an int64. ranges: mean_limit, std_limit, mean_spread, std_spread. noise and seed are what backward takes.
+    """
+    x, last = dense(x)
+    device = device or device_of(x)
+    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
+    y, stats = torch.empty_like(x), _statistics_dtype(x)
+    mean, noise, rstd = (
+        torch.empty(shape, dtype=stats, device=x.device)
+        for shape in ((2, plan.channels), (4, plan.channels), (plan.channels,))
+    )
+    if x.numel() == 0:
+        return y, mean.zero_(), rstd.zero_(), noise.zero_()
+    partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
+    merge = plans.merge(plan.splits, plan.channels, device)
+    constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
+    with on(x):
+        _launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
+        _noisy_batch_norm_merge_kernel[(plans.cdiv(plan.channels, merge.block_n),)](
+            mean,
+            rstd,
+            noise,
+            running_mean,
+            running_var,
+            partials,
+            seed,
+            plan.channels,
+            plan.positions,
+            plan.tiles,
+            plan.splits,
+            *float_pair(eps),
+            *float_pair(momentum),
+            *(part for value in ranges for part in float_pair(value)),
+            plan.block_s,
+            PER_UNIT=per_unit,
+            BLOCK_P=merge.block_p,
+            BLOCK_N=merge.block_n,
+            **merge.options,
+        )
+        tensors = (y, None, x, None, mean, rstd, weight, bias)
+        drawn = {"noise_ptr": noise, "seed_ptr": seed}
+        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=0.0, **constants, **drawn)
+    return y, mean, rstd, noise

@@ -1,0 +1,336 @@
+"""Batch renormalization: batch norm that training and evaluation have in common (Ioffe 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from normlib import composed, reference
+from normlib.batch_norm import _contiguous, _fake_backward, _fake_eval, _fake_train, _fits
+from normlib.kernels import batch_renorm as kernels
+from normlib.kernels.batch_norm import batch_norm_backward, batch_norm_eval_forward
+from normlib.registration import differentiate, gradient_of, register, statistics_dtype
+
+Triple = tuple[Tensor, Tensor, Tensor]
+Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
+
+# ------------------------------------------------------------------------------------------------ the operators
+
+
+def _train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_std: Tensor,
+    momentum: float,
+    eps: float,
+    rmax: float,
+    dmax: float,
+    limits: Tensor | None,
+) -> Quadruple:
+    vectors = (_contiguous(weight), _contiguous(bias), running_mean, running_std)
+    return kernels.batch_renorm_forward(x, *vectors, momentum, eps, rmax, dmax, _contiguous(limits))
+
+
+def _fake_renorm_train(x: Tensor, *_: Any) -> Quadruple:
+    y, mean, rstd = _fake_train(x)
+    return y, mean, rstd, mean.new_empty((4, x.shape[1]))
+
+
+def _eval(x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_std: Tensor) -> Tensor:
+    vectors = (_contiguous(weight), _contiguous(bias), running_mean.contiguous(), running_std.contiguous())
+    return batch_norm_eval_forward(x, *vectors, 0.0, std=True)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    renorm: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    output_mask: list[bool],
+) -> Triple:
+    saved, needs = (mean.contiguous(), rstd.contiguous()), (output_mask[0], any(output_mask[1:]))
+    if renorm is None:
+        found = batch_norm_backward(dy, x, *saved, _contiguous(weight), 0.0, True, *needs, std=True)
+    else:
+        found = kernels.batch_renorm_backward(dy, x, *saved, renorm.contiguous(), *needs)
+    dx, dw, db = (
+        t.to(like.dtype) if m and t is not None and like is not None else x.new_empty(0)
+        for t, like, m in zip(found, (x, weight, bias), output_mask, strict=True)
+    )
+    return dx, dw, db
+
+
+def _fake_renorm_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    renorm: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    output_mask: list[bool],
+) -> Triple:
+    return _fake_backward(dy, x, mean, rstd, weight, bias, eps, renorm is None, output_mask)
+
+
+_PARAMETERS = "Tensor? weight, Tensor? bias"
+
+_batch_renorm_train = register(
+    f"batch_renorm_train(Tensor x, {_PARAMETERS}, Tensor(a!) running_mean, Tensor(b!) running_std, float momentum,"
+    " float eps, float rmax, float dmax, Tensor? limits) -> (Tensor y, Tensor mean, Tensor rstd, Tensor renorm)",
+    _train,
+    _fake_renorm_train,
+)
+_batch_renorm_eval = register(
+    f"batch_renorm_eval(Tensor x, {_PARAMETERS}, Tensor running_mean, Tensor running_std) -> Tensor",
+    _eval,
+    _fake_eval,
+)
+# Without renorm that of evaluation, where mean and rstd are running_mean and running_std.
+_batch_renorm_backward = register(
+    f"batch_renorm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? renorm, {_PARAMETERS}, float eps,"
+    " bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
+    _backward,
+    _fake_renorm_backward,
+)
+
+# ----------------------------------------------------------------------------------------------- their derivatives
+
+
+def _derive(ctx: Any, dy: Tensor) -> list[Tensor | None]:
+    """(dx, dw, db) by what each input needs."""
+    x, weight, bias, mean, rstd, renorm = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    mask = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
+    found = _batch_renorm_backward(dy, x, mean, rstd, renorm, weight, bias, ctx.eps, mask)
+    return [t if m else None for t, m in zip(found, mask, strict=True)]
+
+
+def _save_train(ctx: Any, inputs: tuple[Any, ...], output: Quadruple) -> None:
+    x, weight, bias, _, _, _, ctx.eps, *_ = inputs
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _derive_train(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *_derive(ctx, dy), *[None] * 7
+
+
+def _save_eval(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.eps = 0.0
+    ctx.save_for_backward(*inputs, None)
+
+
+def _derive_eval(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return *_derive(ctx, dy), None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
+    dy, x, mean, rstd, renorm, weight, _, ctx.eps, ctx.mask = inputs
+    ctx.save_for_backward(dy, x, mean, rstd, renorm, weight)
+
+
+def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+    dy, x, mean, rstd, renorm, weight = ctx.saved_tensors
+
+    def gradients(dy: Tensor, x: Tensor, weight: Tensor | None) -> list[Tensor | None]:
+        if renorm is None:
+            truth = reference.batch_renorm_eval(x, mean, rstd, weight, None, dy)
+        else:
+            # Batch norm's, of weight r; r and d are constants here too.
+            r, d = renorm[:2].double()
+            truth = reference.batch_norm(x, r if weight is None else weight * r, None, ctx.eps, dy)
+            truth["dw"] = r * truth["dw"] + d * truth["db"]
+        return [truth[k] if m else None for k, m in zip(("dx", "dw", "db"), ctx.mask, strict=True)]
+
+    ddy, dx, dw = gradient_of(gradients, (dy, x, weight), upstream)
+    return ddy, dx, None, None, None, dw, None, None, None
+
+
+differentiate(_batch_renorm_train, _derive_train, _save_train)
+differentiate(_batch_renorm_eval, _derive_eval, _save_eval)
+differentiate(_batch_renorm_backward, _derive_backward, _save_backward)
+
+# -------------------------------------------------------------------------------------------------- for models
+
+
+def batch_renorm(
+    input: Tensor,
+    running_mean: Tensor,
+    running_std: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.01,
+    eps: float = 1e-3,
+    rmax: float | Tensor = 3.0,
+    dmax: float | Tensor = 5.0,
+) -> Tensor:
+    """Normalizes each channel by the batch's statistics, corrected towards the running ones.
+
+    input: (N, C, *) in the dtypes and layouts of `batch_norm`; weight, bias, running_mean, running_std: (C,) in input's
+    dtype, or float32 beside a 16-bit input. In training y = (x_hat r + d) weight + bias, where
+
+        r = std / running_std, within [1 / rmax, rmax]       d = (mean - running_mean) / running_std, within dmax of 0
+
+    are constants to the gradient and std = sqrt(var + eps); then the running statistics move by `momentum` towards the
+    batch's. Otherwise y = (x - running_mean) / running_std weight + bias. rmax and dmax are numbers, or tensors of one
+    element, whose values the host never asks for: so a schedule neither compiles again nor waits for the GPU. Returns
+    input's shape and dtype. An rmax below 1, a dmax below 0 and vectors of another length raise ValueError, what batch
+    norm refuses as batch norm does, before any buffer changes.
+
+    Ioffe, "Batch renormalization" (2017), algorithm 1; momentum (its alpha) is the paper's.
+    """
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_std": running_std}
+    _check(input, vectors, rmax, dmax)
+    arguments = (weight, bias, running_mean, running_std)
+    if not _fits(input, arguments, training, momentum, eps):
+        buffers = (running_mean, running_std)
+        return composed.batch_renorm(input, *buffers, weight, bias, training, momentum, eps, rmax, dmax)
+    if not training:
+        return cast(Tensor, _batch_renorm_eval(input, *arguments))
+    return cast(Tensor, _batch_renorm_train(input, *arguments, momentum, eps, *_limits(rmax, dmax, input))[0])
+
+
+def _check(input: Tensor, vectors: dict[str, Tensor | None], rmax: float | Tensor, dmax: float | Tensor) -> None:
+    if input.dim() < 2:
+        raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+    for name, vector in vectors.items():
+        if vector is None and name.startswith("running"):
+            raise ValueError(f"batch_renorm needs {name}, in training too: it corrects the batch's statistics by it")
+        if vector is not None and vector.shape != input.shape[1:2]:
+            raise ValueError(f"{name} should have shape ({input.shape[1]},), not {tuple(vector.shape)}")
+    for name, value, least in (("rmax", rmax, 1.0), ("dmax", dmax, 0.0)):
+        if not isinstance(value, Tensor) and not value >= least:
+            raise ValueError(f"{name} must be at least {least:g}, not {value}")
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a tensor of one element, not of shape {tuple(value.shape)}")
+
+
+def _limits(rmax: float | Tensor, dmax: float | Tensor, x: Tensor) -> tuple[float, float, Tensor | None]:
+    """As the operator takes them: two numbers, or in their place a tensor (2,) on x's device."""
+    if not (isinstance(rmax, Tensor) or isinstance(dmax, Tensor)):
+        return float(rmax), float(dmax), None
+    dtype = statistics_dtype(x)
+    both = (
+        v.detach().to(x.device, dtype).reshape(()) if isinstance(v, Tensor) else x.new_full((), v, dtype=dtype)
+        for v in (rmax, dmax)
+    )
+    return 1.0, 0.0, torch.stack(list(both))
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A schedule: `start` until step `begin`, then linear, and `end` from step `finish` on."""
+
+    start: float
+    end: float
+    begin: int
+    finish: int
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """Of a step as a tensor of one integer, on its device."""
+        slope = (self.end - self.start) / (self.finish - self.begin)
+        return (step * slope + (self.start - slope * self.begin)).clamp(*sorted((self.start, self.end)))
+
+
+Schedule = float | Callable[[Tensor], float | Tensor]
+# The paper's, section 4.2: batch norm for 5000 steps, then ever more freedom.
+PAPER_RMAX = Ramp(1.0, 3.0, 5000, 40000)
+PAPER_DMAX = Ramp(0.0, 5.0, 5000, 25000)
+
+
+class _BatchRenorm(torch.nn.Module):
+    """What the three have in common: they differ in the inputs that they take."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_std: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-3,
+        momentum: float = 0.01,
+        affine: bool = True,
+        rmax: Schedule = PAPER_RMAX,
+        dmax: Schedule = PAPER_DMAX,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
+        self.rmax, self.dmax = rmax, dmax
+        where: Any = {"device": device, "dtype": dtype}
+        for name in ("weight", "bias"):
+            empty = torch.nn.Parameter(torch.empty(num_features, **where)) if affine else None
+            self.register_parameter(name, empty)
+        self.register_buffer("running_mean", torch.empty(num_features, **where))
+        self.register_buffer("running_std", torch.empty(num_features, **where))
+        self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.long, device=device))
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Mean 0, deviation 1, no batch seen."""
+        self.running_mean.zero_()
+        self.running_std.fill_(1)
+        self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0, and running statistics as `reset_running_stats` leaves them."""
+        self.reset_running_stats()
+        if self.weight is not None and self.bias is not None:
+            torch.nn.init.ones_(self.weight)
+            torch.nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        names = ("eps", "momentum", "affine", "rmax", "dmax")
+        return ", ".join([str(self.num_features), *(f"{name}={getattr(self, name)}" for name in names)])
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (N, C, *); returns the same shape, dtype and layout."""
+        self._check_input_dim(input)
+        limits: list[float | Tensor] = [1.0, 0.0]
+        if self.training:
+            self.num_batches_tracked.add_(1)
+            limits = [v(self.num_batches_tracked) if callable(v) else v for v in (self.rmax, self.dmax)]
+        buffers, parameters = (self.running_mean, self.running_std), (self.weight, self.bias)
+        return batch_renorm(input, *buffers, *parameters, self.training, self.momentum, self.eps, *limits)
+
+
+class BatchRenorm1d(_BatchRenorm):
+    """Batch renormalization of (N, C) or (N, C, L): `functional.batch_renorm` in torch.nn.BatchNorm1d's manner.
+
+    `rmax` and `dmax` are numbers or functions of num_batches_tracked, a tensor of one integer that counts the training
+    steps; by default the paper's schedules. Buffers: running_mean, running_std (both (C,)) and num_batches_tracked.
+    """
+
+    _check_input_dim = torch.nn.BatchNorm1d._check_input_dim
+
+
+class BatchRenorm2d(_BatchRenorm):
+    """Batch renormalization of (N, C, H, W); else as `BatchRenorm1d`."""
+
+    _check_input_dim = torch.nn.BatchNorm2d._check_input_dim
+
+
+class BatchRenorm3d(_BatchRenorm):
+    """Batch renormalization of (N, C, D, H, W); else as `BatchRenorm1d`."""
+
+    _check_input_dim = torch.nn.BatchNorm3d._check_input_dim

@@ -1,0 +1,248 @@
+"""Batch norm with noise behind it, which moves the moments that batch norm has just fixed (Santurkar et al. 2018)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from normlib import composed, reference
+from normlib.batch_norm import _BUFFERS, _PARAMETERS, _contiguous, _fake_backward, _fake_train, _fits, batch_norm, step
+from normlib.kernels import noisy_batch_norm as kernels
+from normlib.kernels.batch_norm import batch_norm_backward
+from normlib.philox import noise_of
+from normlib.registration import differentiate, gradient_of, register
+
+Triple = tuple[Tensor, Tensor, Tensor]
+Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
+# What mu and sigma are drawn for.
+PER = ("layer", "unit")
+
+# ------------------------------------------------------------------------------------------------ the operators
+
+
+def _train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    seed: Tensor,
+    per_unit: bool,
+    ranges: list[float],
+) -> Quadruple:
+    vectors = (_contiguous(weight), _contiguous(bias), running_mean, running_var)
+    return kernels.noisy_batch_norm_forward(x, *vectors, momentum, eps, seed, per_unit, ranges)
+
+
+def _fake_noisy_train(x: Tensor, *_: Any) -> Quadruple:
+    y, mean, rstd = _fake_train(x)
+    return y, mean, rstd, mean.new_empty((4, x.shape[1]))
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    noise: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    seed: Tensor,
+    per_unit: bool,
+    ranges: list[float],
+    output_mask: list[bool],
+) -> Triple:
+    found = batch_norm_backward(
+        *(dy, x, mean.contiguous(), rstd.contiguous(), _contiguous(weight), 0.0, False),
+        need_dx=output_mask[0],
+        need_sums=any(output_mask[1:]),
+        noise=noise.contiguous(),
+        seed=seed,
+    )
+    dx, dw, db = (
+        t.to(like.dtype) if m and t is not None and like is not None else x.new_empty(0)
+        for t, like, m in zip(found, (x, weight, bias), output_mask, strict=True)
+    )
+    return dx, dw, db
+
+
+def _fake_noisy_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    noise: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *rest: Any,
+) -> Triple:
+    return _fake_backward(dy, x, mean, rstd, weight, bias, 0.0, False, rest[-1])
+
+
+_NOISE = "Tensor seed, bool per_unit, float[4] ranges"  # mean_limit, std_limit, mean_spread, std_spread
+
+_noisy_train = register(
+    f"noisy_batch_norm_train(Tensor x, {_PARAMETERS}, {_BUFFERS}, float eps, {_NOISE})"
+    " -> (Tensor y, Tensor mean, Tensor rstd, Tensor noise)",
+    _train,
+    _fake_noisy_train,
+)
+_noisy_backward = register(
+    f"noisy_batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor noise, {_PARAMETERS}, float eps,"
+    f" {_NOISE}, bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
+    _backward,
+    _fake_noisy_backward,
+)
+
+# ----------------------------------------------------------------------------------------------- their derivatives
+
+
+def _save_train(ctx: Any, inputs: tuple[Any, ...], output: Quadruple) -> None:
+    x, weight, bias, _, _, _, ctx.eps, seed, *ctx.drawn = inputs
+    ctx.save_for_backward(x, weight, bias, seed, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _derive_train(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, seed, *saved = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    mask = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
+    found = _noisy_backward(dy, x, *saved, weight, bias, ctx.eps, seed, *ctx.drawn, mask)
+    return *(t if m else None for t, m in zip(found, mask, strict=True)), *[None] * 7
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
+    dy, x, _, _, _, weight, _, ctx.eps, seed, *ctx.drawn, ctx.mask = inputs
+    ctx.save_for_backward(dy, x, weight, seed)
+
+
+def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+    dy, x, weight, seed = ctx.saved_tensors
+    per_unit, ranges = ctx.drawn
+    s, _ = noise_of(x, seed, per_unit, ranges, torch.float64)
+
+    def gradients(dy: Tensor, x: Tensor, weight: Tensor | None) -> list[Tensor | None]:
+        truth = reference.batch_norm(x, weight, None, ctx.eps, s * dy)
+        return [truth[k] if m else None for k, m in zip(("dx", "dw", "db"), ctx.mask, strict=True)]
+
+    ddy, dx, dw = gradient_of(gradients, (dy, x, weight), upstream)
+    return ddy, dx, None, None, None, dw, *[None] * 6
+
+
+differentiate(_noisy_train, _derive_train, _save_train)
+differentiate(_noisy_backward, _derive_backward, _save_backward)
+
+# -------------------------------------------------------------------------------------------------- for models
+
+
+def noisy_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    seed: int | Tensor | None = None,
+    per: str = "layer",
+    mean_limit: float = 0.5,
+    std_limit: float = 1.25,
+    mean_spread: float = 0.1,
+    std_spread: float = 0.1,
+) -> Tensor:
+    """`batch_norm`, and in training noise behind it whose own moments are drawn anew in every step.
+
+    What batch norm gives becomes s y + m, where for every element m is uniform within mean_spread of mu and s is normal
+    about sigma with deviation std_spread; mu is uniform within mean_limit of 0 and sigma between 1 and std_limit, one
+    of each for the whole layer (`per="layer"`) or for each channel ("unit"). In evaluation there is none.
+
+    Other arguments, result and errors are batch norm's. All that is drawn follows from `seed`, a number or a tensor of
+    one int64, and an element's index: the same in every layout and on every device, to rounding. Without one a seed is
+    taken from PyTorch's default generator of input's device, so that torch.manual_seed repeats it; as a tensor it is
+    never asked for by the host. Ranges that are negative, a std_limit below 1 and another `per` raise ValueError.
+
+    Santurkar, Tsipras, Ilyas and Madry, "How does batch normalization help optimization?" (2018), section 2.2 and
+    appendix A.
+    """
+    ranges: dict[str, Any] = _named(mean_limit, std_limit, mean_spread, std_spread)
+    _check(seed, per, ranges)
+    vectors = (weight, bias, running_mean, running_var)
+    if not training:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if not _fits(input, vectors, training, momentum, eps):
+        buffers = (running_mean, running_var)
+        arguments = (*buffers, weight, bias, training, momentum, eps)
+        return composed.noisy_batch_norm(input, *arguments, seed=seed, per=per, **ranges)
+    seed = composed.seed_on(input.device, seed)
+    drawn = (seed, per == "unit", [float(v) for v in ranges.values()])
+    return cast(Tensor, _noisy_train(input, *vectors, momentum, eps, *drawn)[0])
+
+
+def _named(mean_limit: float, std_limit: float, mean_spread: float, std_spread: float) -> dict[str, float]:
+    """The ranges by name, in the operators' order."""
+    return {"mean_limit": mean_limit, "std_limit": std_limit, "mean_spread": mean_spread, "std_spread": std_spread}
+
+
+def _check(seed: int | Tensor | None, per: str, ranges: dict[str, float]) -> None:
+    if per not in PER:
+        raise ValueError(f"per must be 'layer' or 'unit', not {per!r}")
+    if isinstance(seed, Tensor) and (seed.numel() != 1 or seed.dtype.is_floating_point):
+        raise ValueError(f"seed must be a number or a tensor of one integer, not {tuple(seed.shape)} {seed.dtype}")
+    for name, value in ranges.items():
+        least = 1.0 if name == "std_limit" else 0.0
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least:g}, not {value}")
+
+
+class _NoisyBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    per: str
+    ranges: dict[str, Any]
+
+    def __init__(
+        self,
+        *args: Any,
+        per: str = "layer",
+        mean_limit: float = 0.5,
+        std_limit: float = 1.25,
+        mean_spread: float = 0.1,
+        std_spread: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.per = per
+        self.ranges = _named(mean_limit, std_limit, mean_spread, std_spread)
+        _check(None, per, self.ranges)
+
+    def extra_repr(self) -> str:
+        said: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return said + "".join(f", {k}={v!r}" for k, v in {"per": self.per, **self.ranges}.items())
+
+    def forward(self, input: Tensor, seed: int | Tensor | None = None) -> Tensor:
+        """input: (N, C, *); returns the same shape, dtype and layout. A seed repeats a step's noise."""
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        buffers, _, momentum = step(self)
+        # Without running statistics evaluation takes the batch's, which are no reason for noise.
+        if not self.training:
+            training = buffers[0] is None and buffers[1] is None
+            return batch_norm(input, *buffers, self.weight, self.bias, training, momentum, self.eps)
+        arguments = (*buffers, self.weight, self.bias, True, momentum, self.eps)
+        return noisy_batch_norm(input, *arguments, seed=seed, per=self.per, **self.ranges)
+
+
+class NoisyBatchNorm1d(_NoisyBatchNorm, torch.nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` with noise in training: its arguments, and those of `functional.noisy_batch_norm`."""
+
+
+class NoisyBatchNorm2d(_NoisyBatchNorm, torch.nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` with noise in training: its arguments, and those of `functional.noisy_batch_norm`."""
+
+
+class NoisyBatchNorm3d(_NoisyBatchNorm, torch.nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` with noise in training: its arguments, and those of `functional.noisy_batch_norm`."""
