@@ -331,8 +331,8 @@ def normalize_tiles(
     """y of tiles [first, last), the last one first."""
     if noise_ptr is not None:
         scale_noise = load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
-        least = channel_values(noise_ptr + 2 * C, c0, C, BLOCK_C, ACC)
-        width = channel_values(noise_ptr + 3 * C, c0, C, BLOCK_C, ACC)
+        least = channel_values(noise_ptr + 2 * tl.cast(C, tl.int64), c0, C, BLOCK_C, ACC)
+        width = channel_values(noise_ptr + 3 * tl.cast(C, tl.int64), c0, C, BLOCK_C, ACC)
     for i in range(first, last):
         tile = first + last - 1 - i
         base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)

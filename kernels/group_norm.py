@@ -142,7 +142,7 @@ def _group_norm_backward_kernel(
     )  # fmt: skip
     if partials_ptr is not None:
         c = c0 + tl.arange(0, BLOCK_C)[:, None]
-        out = partials_ptr + image.to(tl.int64) * C + c
+        out = partials_ptr + image * C + c
         store(out, dw, c < end)
         store(out + tl.cast(N, tl.int64) * C, db, c < end)
     weight = weight_of(weight_ptr, rstd, c0, end, BLOCK_C, ACC)
@@ -180,7 +180,7 @@ def _group_norm_stats_kernel(
     first, last = even_share(split, splits, tl.cdiv(S, BLOCK_S))
     offset = image_offset(image, C, S, LAST, ALIGN)
     mean, low, m2 = moments_of_tiles(x_ptr + offset, first, last, c0, C, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
-    store_planes(partials_ptr, image * splits + split, N * splits, c0, C, mean, low, m2, BLOCK_C)
+    store_planes(partials_ptr, image * splits + split, tl.cast(N, tl.int64) * splits, c0, C, mean, low, m2, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -202,7 +202,7 @@ def _group_norm_merge_kernel(
     BLOCK_P: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
-    group = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    group = tl.program_id(0).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
     mean, low, m2 = merge_parts(partials_ptr, group, M, N, C, S, per_group, splits, BLOCK_S, BLOCK_P, ACC)
     finish_group_statistics(
         mean_ptr, rstd_ptr, var_ptr, mean, low, m2, group, group < M, M, S, per_group, eps, eps_low, ACC
@@ -269,7 +269,7 @@ def _group_norm_reduce_kernel(
         None, None, dy_ptr + offset, None, x_ptr + offset, mean, low, rstd, rstd, rstd, first, last, c0, C, S,
         True, False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
     )  # fmt: skip
-    store_planes(partials_ptr, image * splits + split, N * splits, c0, C, dw, db, None, BLOCK_C)
+    store_planes(partials_ptr, image * splits + split, tl.cast(N, tl.int64) * splits, c0, C, dw, db, None, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -287,7 +287,7 @@ def _group_norm_coefficients_kernel(
     BLOCK_P: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
-    group = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
+    group = tl.program_id(0).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
     plane = tl.cast(N, tl.int64) * splits * C
     c1 = tl.zeros([BLOCK_G, BLOCK_P], ACC)
     c2 = tl.zeros([BLOCK_G, BLOCK_P], ACC)

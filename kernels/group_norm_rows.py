@@ -15,11 +15,11 @@ from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_mom
 
 @triton.jit
 def place(C, per_group, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(image, first channel, end of the channels) of this program."""
+    """(image, first channel, end of the channels) of this program, in 64 bits."""
     step = BLOCK_C // ROWS * per_group
     count = blocks(C, step)
-    c0 = tl.program_id(0) % count * step
-    return tl.program_id(0) // count, c0, tl.minimum(c0 + step, C)
+    c0 = (tl.program_id(0) % count).to(tl.int64) * step
+    return (tl.program_id(0) // count).to(tl.int64), c0, tl.minimum(c0 + step, C)
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def image_offset(image, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr):
         C = C // ALIGN * ALIGN
     else:
         S = S // ALIGN * ALIGN
-    return image.to(tl.int64) * C * S
+    return image * C * S
 
 
 # ------------------------------------------------------------------------------------------------------ rows, groups
@@ -120,7 +120,7 @@ def part_offset(part, group, C, per_group, splits):
     """Where a group's part, of one of its channels in one split, lies in a plane (N * splits, C) of partials."""
     groups = C // per_group
     channel = group % groups * per_group + part % per_group
-    return (group // groups * splits + part // per_group).to(tl.int64) * C + channel
+    return (group // groups * splits + part // per_group) * C + channel
 
 
 # -------------------------------------------------------------------------------------------------------- statistics

@@ -98,8 +98,8 @@ def _noisy_batch_norm_merge_kernel(
     spread = from_pair(mean_spread, mean_spread_low, tl.float64)
     store(noise_ptr + c, sigma.to(ACC), c < C)
     store(noise_ptr + C + c, (sigma * 0.0 + from_pair(std_spread, std_spread_low, tl.float64)).to(ACC), c < C)
-    store(noise_ptr + 2 * C + c, (mu - spread).to(ACC), c < C)
-    store(noise_ptr + 3 * C + c, (mu * 0.0 + 2.0 * spread).to(ACC), c < C)
+    store(noise_ptr + 2 * tl.cast(C, tl.int64) + c, (mu - spread).to(ACC), c < C)
+    store(noise_ptr + 3 * tl.cast(C, tl.int64) + c, (mu * 0.0 + 2.0 * spread).to(ACC), c < C)
 
 
 def noisy_batch_norm_forward(

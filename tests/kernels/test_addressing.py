@@ -528,8 +528,9 @@ def test_every_kernel_computes_its_offsets_in_64_bits(compiled):
     programs = compiled["as usual"]
     assert {name for name, _ in programs} == KERNELS - SYNCHRONIZED
     assert {name: program.narrow() for name, program in programs if program.narrow()} == {}
-    # It looked at something: each has an offset that needs 64 bits, and has them.
-    assert [name for name, program in programs if not program.wide_products()] == []
+    # It looked at something: each has an offset that needs 64 bits, and has them; but for one that has channels alone.
+    without = {name for name, program in programs if not program.wide_products()}
+    assert without == {"_batch_renorm_weight_gradient_kernel"}
 
 
 @pytest.mark.parametrize("name", PLANTED)
