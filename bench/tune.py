@@ -35,7 +35,7 @@ from normlib.kernels.plan import Tuning
 # at most.
 CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "row_forward": {"threads": (64, 128, 256, 512, 1024), "elements": (1024, 2048, 4096, 8192)},
-    "row_forward_loop": {"threads": (256, 512, 1024), "l2_percent": (0, 40, 80, 160)},  # 0: a row a multiprocessor
+    "row_forward_loop": {"threads": (128, 256, 512), "l2_percent": (0, 40, 80, 160)},  # 0: a row a multiprocessor
     "row_backward": {"programs": (1, 2, 4, 8, 16), "threads": (64, 128, 256, 512), "elements": (1024, 2048, 4096)},
     "batch_norm": {
         "tile": (1024, 2048, 4096, 8192),

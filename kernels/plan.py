@@ -87,7 +87,7 @@ def launch_options(threads: int, device: Device, programs: int = 1) -> dict[str,
 
 # A row is held in registers up to this many columns (forward by itemsize), and in a loop beyond. Ahead-of-time
 # compilation shows no spills below these for any target (`python -m bench.audit`).
-FORWARD_REGISTER_COLUMNS = {2: 32768, 4: 16384, 8: 8192}
+FORWARD_REGISTER_COLUMNS = {2: 16384, 4: 16384, 8: 8192}
 BACKWARD_REGISTER_COLUMNS = 8192
 # Padding a row to one power of two wastes lanes; splitting it costs a reduction a chunk. Below this, pad.
 CHUNK_FROM = 512
@@ -132,21 +132,21 @@ def row_plans(direction: str, n: int, itemsize: int) -> str:
     return f"row_{direction}{loop} {next_power_of_2(n)} {itemsize}"
 
 
-# Threads of a multiprocessor that loop over rows: all that can have the 64 registers without which the loops spill.
-LOOP_THREADS = 1024
-# Elements of a row that each of them has in flight by itemsize: 32 KB a multiprocessor in 16 bits, else 64. Memory of
+# Threads of a multiprocessor that loop over rows: those that can have 128 registers, for with 64 the loops spill.
+LOOP_THREADS = 512
+# Elements of a row that each of them has in flight by itemsize: 32 KB a multiprocessor, 16 in float64. Memory of
 # 4.8 TB/s at a latency of 0.7 us wants 26 KB of each of an H200's 132 (Little's law).
-LOOP_ELEMENTS = {2: 16, 4: 16, 8: 8}
+LOOP_ELEMENTS = {2: 32, 4: 16, 8: 4}
 
 
 @cache
 def _forward_loop(n: int, itemsize: int, device: Device, tensors: int) -> RowPlan:
     """As many rows at a time as the cache holds: their second sweep meets what the first one read, 2 units and not 3.
 
-    Where rows are so long that it holds fewer than there are multiprocessors, some are idle. As long as half of them
-    are not, those still have in flight what memory wants. A quarter of them would read at half its rate, but the second
-    sweep at the cache's, which is not slower than 3 units at the full rate; fewer would be. Then every multiprocessor
-    takes a row, and meets what is left of it. No GPU has been asked yet: `l2_percent` is there to be tuned.
+    Where rows are so long that it holds fewer than there are multiprocessors, some are idle, and the others draw less
+    from memory than all would; their second sweep, from the cache, is the faster for it. Below a quarter of them every
+    multiprocessor takes a row instead, and meets what is left of it. Where that pays is an estimate: no GPU has been
+    asked yet, and `l2_percent` is there to be tuned.
     """
     chosen = device.tuning.of(
         row_plans("forward", n, itemsize),
@@ -449,6 +449,8 @@ def batch_norm_once(
     options = launch_options(threads, device, programs)
     # By the channels alone: a new batch size compiles nothing.
     block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
+    if plan.channels_last and plan.block_c == 16 and tensors == 2:
+        block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     if not device.cooperative or programs < least or group > (room if plan.groups == 1 else 2 * room):

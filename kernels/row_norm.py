@@ -236,7 +236,7 @@ def forward(
             )
         else:
             _row_norm_forward_loop_kernel[(min(m, plan.programs),)](
-                *arguments, **constants, BLOCK_N=plan.block_n, **plan.options
+                *(*arguments, n), **constants, BLOCK_N=plan.block_n, **plan.options
             )
     return y, mean, rstd
 

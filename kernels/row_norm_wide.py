@@ -33,6 +33,7 @@ def _row_norm_forward_loop_kernel(
     residual_stride,
     eps,
     eps_low,
+    columns,  # N once more, unknown to the compiler: loops that it unrolls spill
     ALIGN: tl.constexpr,
     N: tl.constexpr,
     PARTIAL_N: tl.constexpr,
@@ -58,7 +59,7 @@ def _row_norm_forward_loop_kernel(
         low = tl.zeros([1, 1], ACC)
         m2 = tl.zeros([1, 1], ACC)
         lanes = tl.zeros([1, BLOCK_N], ACC)
-        for start in range(0, PARTIAL_N, BLOCK_N):
+        for start in range(0, tl.minimum(PARTIAL_N, columns), BLOCK_N):
             n = start + block
             x = load_stream(x_row + n, residual_ptr, residual_row, z_ptr, z_row, n, n < PARTIAL_N, ACC)
             if CENTRED:
@@ -75,7 +76,7 @@ def _row_norm_forward_loop_kernel(
         if residual_ptr is not None:
             tl.debug_barrier()  # z may be read by another thread than wrote it
         stream = x_row if residual_ptr is None else z_ptr + z_row
-        for i in range(tl.cdiv(N, BLOCK_N)):
+        for i in range(blocks(columns, BLOCK_N)):
             n = (tl.cdiv(N, BLOCK_N) - 1 - i) * BLOCK_N + block
             x = load(stream + n, n < N, ACC)
             y = affine(((x - mean) - low) * rstd, weight_ptr, bias_ptr, n, n < N, ZERO_CENTRED, ACC)

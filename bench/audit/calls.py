@@ -14,7 +14,7 @@ from bench import models as shapes
 from bench.audit.passes import PASSES, Passes, Tensors
 from bench.case import OPTIONS, named
 from bench.operators import Operator, operators
-from normlib.kernels.plan import Device
+from normlib.kernels.plan import Device, RowBackwardPlan
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 # Beside the presets' shapes, as `extra`: ragged, tiny and very wide rows, and channels that are a multiple of nothing.
@@ -110,6 +110,22 @@ def _of(operator: Operator, preset: str) -> Iterator[Launch]:
                 options = tuple((axis, value) for axis, value in axes.items() if axis in OPTIONS)
                 shape = operator.shape(axes)
                 yield Launch(operator.name, shape, str(found["dtype"]), str(found["layout"]), (), options)
+
+
+def one_of_each_plan(calls: Iterable[Launch], device: Device) -> Iterator[Launch]:
+    """The first call with each kind of plan, its kernels, warps and registers, in every layout, with every option."""
+    seen: set[tuple[object, ...]] = set()
+    for launch in calls:
+        tensors, found = launch.tensors("meta"), set()
+        for mode, each in launch.passes.modes.items():
+            declared = each.declare(tensors, device)
+            plan = declared.once or declared.plan
+            options = plan.rows.options if isinstance(plan, RowBackwardPlan) else plan.options
+            kernels = tuple(moved.kernel for moved in declared.launches)
+            found.add((launch.op, launch.layout, launch.options, mode, declared.kind, kernels, *options.items()))
+        if not found <= seen:
+            seen |= found
+            yield launch
 
 
 def call(launch: Launch, device: Device) -> None:

@@ -30,7 +30,7 @@ DEVICE = Device(multiprocessors=1)
 # A plan knows a dtype by its size, so float16 goes as bfloat16 does.
 DTYPES = ("fp32", "bf16", "fp64")
 # Both loops, the last step partial.
-LOOP = {"bf16": (1, 32774), "fp64": (2, 8205)}
+LOOP = {"bf16": (1, 16390), "fp64": (2, 8205)}
 # One chunk and a tile of rows that is not full; three chunks, the last one partial.
 ROW_SHAPES = ((100, 100), (5, 1603))
 # Three runs of 11; more channels than a tile; (N, C), with two channels in the last group; runs longer than a tile.

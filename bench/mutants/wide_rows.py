@@ -10,8 +10,8 @@ _EDITS = {
         (
             "loop-tail-dropped",
             "the ragged last step has no share in the statistics",
-            "range(0, PARTIAL_N, BLOCK_N)",
-            "range(0, PARTIAL_N // BLOCK_N * BLOCK_N, BLOCK_N)",
+            "tl.minimum(PARTIAL_N, columns)",
+            "PARTIAL_N // BLOCK_N * BLOCK_N",
         ),
         (
             "loop-tail-counts-full",

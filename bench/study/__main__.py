@@ -147,7 +147,7 @@ def _continuation(changed: Sequence[str]) -> str:
 def _kept(folder: Path) -> list[records.Run]:
     """What an earlier sitting left; what failed is to be run again."""
     try:
-        return [kept for kept in records.read(folder) if kept.state != "failed"]
+        return list({kept.key: kept for kept in records.read(folder) if kept.state != "failed"}.values())
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:

@@ -91,8 +91,11 @@ def _ended(plan: Plan, waiting: Sequence[Planned]) -> Iterator[Run]:
         while going:
             over, going = wait(going, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in over)
+    except BaseException:  # Ctrl-C above all, which need not wait for runs that nobody will write down
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
-        # After Ctrl-C the runs in flight end first, which takes seconds.
         pool.shutdown(cancel_futures=True)
 
 

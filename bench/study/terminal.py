@@ -76,4 +76,4 @@ def _figure(spread: Spread) -> str:
 
 
 def _number(value: float) -> str:
-    return "diverged" if value == float("inf") else number(value)
+    return "∞" if value == float("inf") else number(value)

@@ -8,6 +8,7 @@ from math import inf, isnan, nan
 
 import pytest
 
+from bench.operators import operators
 from bench.study import records
 from bench.study.claims import BY_NAME, EXPERIMENTS
 from bench.study.experiments import experiments
@@ -85,6 +86,10 @@ def test_every_claim_has_its_experiment_and_every_experiment_its_claim():
     assert set(experiments()) == set(BY_NAME)
     for experiment in EXPERIMENTS:
         assert {condition for gate in experiment.gates for condition, _ in gate.shows} <= set(experiment.conditions)
+
+
+def test_every_operator_that_a_claim_names_is_measured_too():
+    assert {name for experiment in EXPERIMENTS for name in experiment.operators} <= set(operators())
 
 
 def test_claims_records_and_verdicts_are_read_where_there_is_no_torch():

@@ -44,8 +44,8 @@ def test_forward_and_backward_match_float64(shape, dtype, centred, device):
             torch.testing.assert_close(out.double(), truth[name], rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# Rows of 20000 columns, in the same loops, have every pair of these.
+@pytest.mark.parametrize(("dtype", "centred"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_rows_of_131072_columns_match_float64(dtype, centred, device):
     inputs = draw((2, 131072), dtype, device)
     assert not plan.row_forward(131072, dtype.itemsize, Device(2)).chunks

@@ -40,8 +40,10 @@ def test_derivatives_are_right_to_second_order(name, needs, device):
         for s, r in zip(((4, 3), 3, 3), needs, strict=True)
     ]
     function = functions(device)[name]
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    # Every entry of the Jacobians where all inputs want gradients; of the others a random combination of the entries.
+    fast = not all(needs)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=fast)
 
 
 def samples(device):
