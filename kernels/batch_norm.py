@@ -656,18 +656,27 @@ def batch_norm_backward(
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
     drawn = {"noise_ptr": noise, "seed_ptr": seed}
+    sweep = plan if noise is None else plans.batch_norm_drawing(plan, device)
     with on(x):
         # In training dx wants a second sweep, which then writes dz too.
         dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
         outputs = (partials, dx_here, dz_here)
         if any(t is not None for t in outputs):
             _launch(
-                _batch_norm_reduce_kernel, plan, *outputs, *tensors, eps=eps, EVAL=evaluating, STD=std, **drawn, **relus
+                _batch_norm_reduce_kernel,
+                sweep,
+                *outputs,
+                *tensors,
+                eps=eps,
+                EVAL=evaluating,
+                STD=std,
+                **drawn,
+                **relus,
             )
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
             outputs, sums = (dx, dz), (dw, db, None)
             constants = {"EVICT": plan.evict, **drawn, **relus}
-            _launch(_batch_norm_input_gradient_kernel, plan, *outputs, *tensors, *sums, **constants)
+            _launch(_batch_norm_input_gradient_kernel, sweep, *outputs, *tensors, *sums, **constants)
     return dx, dw, db

@@ -157,5 +157,6 @@ def noisy_batch_norm_forward(
         )
         tensors = (y, None, x, None, mean, rstd, weight, bias)
         drawn = {"noise_ptr": noise, "seed_ptr": seed}
-        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=0.0, **constants, **drawn)
+        drawing = plans.batch_norm_drawing(plan, device)
+        _launch(_batch_norm_normalize_kernel, drawing, *tensors, eps=0.0, **constants, **drawn)
     return y, mean, rstd, noise

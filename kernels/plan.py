@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import gcd, prod
 from pathlib import Path
@@ -366,6 +366,17 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         evict="evict_first" if outgrows else "",
         options=launch_options(threads, device),
     )
+
+
+@cache
+def batch_norm_drawing(plan: BatchNormPlan, device: Device) -> BatchNormPlan:
+    """The same for sweeps that draw noise, whose words take registers beside every value: 16 values a thread.
+
+    With 32, as without noise, channels-last tiles spill (compiled for sm_90); with fewer than 8, loads are narrow.
+    """
+    threads = plan.options["num_warps"] * device.warp_size
+    wanted = min(plan.block_c * plan.block_s // 16, 2 * threads)
+    return replace(plan, options=launch_options(max(wanted, threads), device))
 
 
 def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> int:

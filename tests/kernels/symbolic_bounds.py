@@ -5,15 +5,16 @@ was checked, and what is reported; with `load` and `store` as arguments, for a f
 
 Its solver knows program ids and lanes as variables, so it needs no input to go wrong. What it does not see, and
 shadow_memory.py does: 32-bit wraparound, an access that leaves one argument for another, and lanes of two ranges of the
-same length apart from each other. It is told six things here that its release 3.0 does not know: that a
+same length apart from each other. It is told seven things here that its release 3.0 does not know: that a
 `tl.static_range` counts with Python's integers, what a loop's bounds are that follow from the program id, loops in
-functions that a kernel calls, `tl.fma`, of which no address is made, where signs are, without what they are, and that
-groups' rows, which it cannot reshape, are of some shape.
+functions that a kernel calls, `tl.fma`, of which no address is made, where signs are, without what they are, that
+groups' rows, which it cannot reshape, are of some shape, and nothing of random words.
 """
 
 import builtins
 import json
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from triton_viz.clients.sanitizer import sanitizer
 from triton_viz.core import patch
 from triton_viz.core.config import config
 
-from normlib.kernels import batch_norm_sweeps, group_norm
+from normlib.kernels import batch_norm_sweeps, group_norm, noisy_batch_norm
 from normlib.kernels.batch_norm_sweeps import sign_addresses
 from normlib.kernels.numerics import INTERPRETED
 
@@ -102,6 +103,22 @@ def over_rows(value, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
     return tl.zeros([BLOCK_C, 1], value.dtype)
 
 
+@triton.jit
+def words(seed, position, channel, STREAM: tl.constexpr):
+    word = position + channel
+    return word, word, word, word
+
+
+@triton.jit
+def standard_normal(radius_word, angle_word, ACC: tl.constexpr):
+    return radius_word.to(ACC)
+
+
+@triton.jit
+def uniform(word, ACC: tl.constexpr):
+    return word.to(ACC)
+
+
 class Traced:
     """A kernel whose launches are checked and not run; each with a sanitizer of its own, which remembers no other."""
 
@@ -133,6 +150,8 @@ def main() -> None:
         monkeypatch.setattr(interpreter_builder, "create_fma", lambda x, y, z: x)
         for function in (store_signs, load_signs):
             monkeypatch.setattr(batch_norm_sweeps, function.__name__, function)
+        for module, function in product((batch_norm_sweeps, noisy_batch_norm), (words, standard_normal, uniform)):
+            monkeypatch.setattr(module, function.__name__, function, raising=False)
         for function in (merge_rows, sum_rows, over_rows):
             monkeypatch.setattr(group_norm, function.__name__, function)
         for access in sys.argv[1:]:
