@@ -53,7 +53,7 @@ from normlib.kernels.group_norm_rows import (
     sum_rows,
     weight_of,
 )
-from normlib.kernels.numerics import accumulator, divide, even_share, float_pair, load, store
+from normlib.kernels.numerics import accumulator, blocks, divide, even_share, float_pair, load, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import accurate_sum, sum_partials
 
@@ -88,7 +88,7 @@ def _group_norm_forward_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, end = place(C, per_group, ROWS, BLOCK_C)
     offset = image_offset(image, C, S, LAST, ALIGN)
-    tiles = tl.cdiv(S, BLOCK_S)
+    tiles = blocks(S, BLOCK_S)
     channels = C if LAST else end  # channels-last it is a stride, and ends the last group too
     mean, low, m2 = moments_of_tiles(
         x_ptr + offset, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
@@ -133,7 +133,7 @@ def _group_norm_backward_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, end = place(C, per_group, ROWS, BLOCK_C)
     offset = image_offset(image, C, S, LAST, ALIGN)
-    tiles = tl.cdiv(S, BLOCK_S)
+    tiles = blocks(S, BLOCK_S)
     channels = C if LAST else end
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     dw, db = sums_of_tiles(
@@ -177,7 +177,7 @@ def _group_norm_stats_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, _ = place(C, 1, 1, BLOCK_C)
     split = tl.program_id(1)
-    first, last = even_share(split, splits, tl.cdiv(S, BLOCK_S))
+    first, last = even_share(split, splits, blocks(S, BLOCK_S))
     offset = image_offset(image, C, S, LAST, ALIGN)
     mean, low, m2 = moments_of_tiles(x_ptr + offset, first, last, c0, C, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
     store_planes(partials_ptr, image * splits + split, tl.cast(N, tl.int64) * splits, c0, C, mean, low, m2, BLOCK_C)
@@ -230,7 +230,7 @@ def _group_norm_normalize_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, end = place(C, 1, 1, BLOCK_C)
-    first, last = even_share(splits - 1 - tl.program_id(1), splits, tl.cdiv(S, BLOCK_S))
+    first, last = even_share(splits - 1 - tl.program_id(1), splits, blocks(S, BLOCK_S))
     offset = image_offset(image, C, S, LAST, ALIGN)
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
@@ -262,7 +262,7 @@ def _group_norm_reduce_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, end = place(C, 1, 1, BLOCK_C)
     split = tl.program_id(1)
-    first, last = even_share(split, splits, tl.cdiv(S, BLOCK_S))
+    first, last = even_share(split, splits, blocks(S, BLOCK_S))
     offset = image_offset(image, C, S, LAST, ALIGN)
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     dw, db = sums_of_tiles(
@@ -329,7 +329,7 @@ def _group_norm_input_gradient_kernel(
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, end = place(C, 1, 1, BLOCK_C)
-    first, last = even_share(splits - 1 - tl.program_id(1), splits, tl.cdiv(S, BLOCK_S))
+    first, last = even_share(splits - 1 - tl.program_id(1), splits, blocks(S, BLOCK_S))
     offset = image_offset(image, C, S, LAST, ALIGN)
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     c1, c2, _ = group_statistics(coefficients_ptr, None, image, c0, end, C, M, per_group, BLOCK_C, ACC)
