@@ -202,7 +202,8 @@ def _problems(operator: Operator, sweep: Sweep) -> Iterator[Case]:
     for grid in _grids(operator, sweep.preset, given):
         for chosen in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout", "eps"))):
             *axes, dtype, layout, eps = chosen
-            named = tuple(zip(operator.axes, (v if isinstance(v, str) else int(v) for v in axes), strict=True))
+            values = (v if isinstance(v, str) else int(v) for v in axes)
+            named = tuple(operator.fitted(dict(zip(operator.axes, values, strict=True)), given).items())
             shape = _shape(operator, named)
             for family in sweep.families:
                 yield Case(operator.name, shape, named, str(dtype), str(layout), "", float(eps), *family)

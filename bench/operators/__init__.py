@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import log2, sqrt
@@ -58,6 +58,10 @@ class Operator(ABC):
     @abstractmethod
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
         """The shape of x for one value of each axis."""
+
+    def fitted(self, axes: dict[str, int | str], typed: Collection[str]) -> dict[str, int | str]:
+        """The axes, of which some were typed and the others are a preset's, which may go with other ones only."""
+        return axes
 
     @abstractmethod
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:

@@ -6,7 +6,7 @@ Weight and bias have x's dtype: PyTorch's kernel takes no other on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import gcd, prod
 
 import torch
@@ -79,6 +79,10 @@ class GroupNorm(Operator):
         if prod(shape) == groups:
             raise ValueError("a group needs more than one value: raise batch or spatial, or lower groups")
         return shape
+
+    def fitted(self, axes: dict[str, int | str], typed: Collection[str]) -> dict[str, int | str]:
+        """A preset's groups as far as they divide other channels."""
+        return axes if "groups" in typed else {**axes, "groups": gcd(int(axes["groups"]), int(axes["channels"]))}
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         """x and dy of the case's shape and layout, weight and bias of (channels,); all in the case's dtype."""
