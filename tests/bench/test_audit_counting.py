@@ -19,6 +19,34 @@ from normlib.kernels import batch_norm_traffic, row_norm_traffic, traffic
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the interpreter, which a GPU rules out")
 
 
+def each(*modes, plans):
+    return {(mode, plan) for mode in modes for plan in plans}
+
+
+EVALUATION = each("eval", "eval_bwd", plans=("one sweep",))
+STREAMING = each("fwd", "bwd", plans=("streaming",))
+ALONE = each("fwd", "bwd", plans=("one launch",))
+BARRIER = "one launch, barrier"
+ROWS = each("fwd", "bwd", plans=("rows in registers", "loop over a row"))
+# The plans that every operator has, and so those that must be counted.
+PLANS = {
+    **dict.fromkeys(
+        ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"),
+        STREAMING | ALONE | each("fwd", "bwd", plans=(BARRIER,)) | EVALUATION,
+    ),
+    # Backward is batch norm's.
+    "batch_renorm": STREAMING | each("bwd", plans=("one launch", BARRIER)) | EVALUATION,
+    **dict.fromkeys(("lp_norm", "noisy_batch_norm", "sequence_batch_norm"), STREAMING | EVALUATION),
+    "group_norm": STREAMING | ALONE,
+    "instance_norm": STREAMING | ALONE | EVALUATION,
+    "weight_norm": ROWS,  # no row needs another's results, and so no barrier
+    **dict.fromkeys(
+        ("layer_norm", "layer_norm_add", "partial_rms_norm", "rms_norm", "rms_norm_add"),
+        ROWS | {("bwd", "slices, barrier")},
+    ),
+}
+
+
 def test_every_byte_that_a_kernel_moves_is_declared(record_property):
     kernels, plans = set(), defaultdict(set)
     for call, device in counting.calls(PASSES):
@@ -27,16 +55,7 @@ def test_every_byte_that_a_kernel_moves_is_declared(record_property):
             kernels.add(count.counted.kernel)
             plans[count.op].add((count.mode, count.plan))
     assert kernels == KERNELS - SYNCHRONIZED
-    one_sweep = {("eval", "one sweep"), ("eval_bwd", "one sweep")}
-    for op in ("lp_norm", "sequence_batch_norm"):
-        assert plans.pop(op) == {("fwd", "streaming"), ("bwd", "streaming"), *one_sweep}
-    training = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("streaming", "one launch", "one launch, barrier")}
-    for op in [op for op in plans if op.startswith("batch_norm")]:
-        assert plans.pop(op) == {*training, *one_sweep}
-    rows = {(mode, plan) for mode in ("fwd", "bwd") for plan in ("rows in registers", "loop over a row")}
-    assert plans.pop("weight_norm") == rows  # no row needs another's results, and so no barrier
-    rows.add(("bwd", "slices, barrier"))
-    assert all(found == rows for found in plans.values())
+    assert plans == PLANS
 
 
 def test_every_operator_is_audited():

@@ -56,7 +56,10 @@ class Sanitizer(sanitizer.SymbolicSanitizer):
 
         def wrap_range(iterable, line, kind, args, kwargs, make):
             bounds = tuple(self._now(bound) for bound in args)
-            return range(*bounds) if kind == "tl_static_range" else wrap(iterable, line, kind, bounds, kwargs, make)
+            # In a loop within a loop it knows the inner one's bounds alone: one that begins at the program's own number
+            # goes through its few values one by one.
+            whole = kind == "tl_static_range" or (len(args) == 3 and not isinstance(args[0], (int, tl.constexpr)))
+            return range(*bounds) if whole else wrap(iterable, line, kind, bounds, kwargs, make)
 
         callbacks.range_wrapper_factory = wrap_range
         return callbacks
