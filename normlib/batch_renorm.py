@@ -246,7 +246,7 @@ class Ramp:
 
 
 Schedule = float | Callable[[Tensor], float | Tensor]
-# The paper's, section 4.2: batch norm for 5000 steps, then ever more freedom.
+# The paper's, section 4: batch norm for 5000 steps, then ever more freedom.
 PAPER_RMAX = Ramp(1.0, 3.0, 5000, 40000)
 PAPER_DMAX = Ramp(0.0, 5.0, 5000, 25000)
 

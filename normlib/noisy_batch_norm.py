@@ -168,7 +168,7 @@ def noisy_batch_norm(
     taken from PyTorch's default generator of input's device, so that torch.manual_seed repeats it; as a tensor it is
     never asked for by the host. Ranges that are negative, a std_limit below 1 and another `per` raise ValueError.
 
-    Santurkar, Tsipras, Ilyas and Madry, "How does batch normalization help optimization?" (2018), section 2.2 and
+    Santurkar, Tsipras, Ilyas and Madry, "How does batch normalization help optimization?" (2018), section 2.1 and
     appendix A.
     """
     ranges: dict[str, Any] = _named(mean_limit, std_limit, mean_spread, std_spread)

@@ -19,7 +19,7 @@ class Noise(nn.Module):
     """The noise of noisy batch norm without the norm: y = s x + m in training, x in evaluation.
 
     Every step draws mu ~ U(-.5, .5) and sigma ~ U(1, 1.25), then for each element m ~ U(mu - .1, mu + .1) and
-    s ~ N(sigma, .1). Santurkar et al. (2018), section 2.2 and appendix.
+    s ~ N(sigma, .1). Santurkar et al. (2018), section 2.1 and appendix.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def noisy_batch_norm(
     ranges: tuple[float, float, float, float] = (0.5, 1.25, 0.1, 0.1),
     dy: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Noisy batch norm in training (Santurkar et al. 2018, section 2.2 and appendix A): y <- s y + m.
+    """Noisy batch norm in training (Santurkar et al. 2018, section 2.1 and appendix A): y <- s y + m.
 
     seed: one int64; ranges: mean_limit, std_limit, mean_spread, std_spread. Returns what `batch_norm` does.
     """

@@ -12,7 +12,7 @@ from bench.study.layers import norm
 from bench.study.setting import Setting
 from bench.study.training import Outcome, curve
 
-# Regression on a random linear map by full-batch gradient descent, as in Santurkar et al. (2018), section 2.3. The loss
+# Regression on a random linear map by full-batch gradient descent, as in Santurkar et al. (2018), section 2.2. The loss
 # is a sum over all images and components, which is why their learning rates are as small as 1e-7.
 _DEPTH, _FEATURES, _IMAGES, _STEPS = 25, 10, 10000, 20
 
