@@ -22,8 +22,8 @@ from bench.audit.targets import LIMITS, resident_programs
 ROOT = Path(__file__).parents[2]
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
-# Devices of one vendor differ little, and fused forms have the plans of the plain ones: every shape on one device; on
-# the others, and of the fused forms, a call for every plan. `python -m bench.audit` takes every model on every device.
+# A call for every plan; on one device the extra shapes whole, which are the ragged and the widest ones, and fused forms.
+# `python -m bench.audit` takes every shape of every model on every device.
 COLLECT = """
 import json, sys
 from bench.audit import TARGETS, launches
@@ -32,12 +32,8 @@ from bench.audit.records import collect
 from bench.models import FUSED
 from bench.operators import operators
 target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm")
-calls = []
-if target == "sm_90":
-    calls += launches(plain, ("resnet50", "llama3-8b", "extra"))
-    others = launches([name for name in operators() if name not in plain], ("extra",))
-else:
-    others = launches([name for name in operators() if name not in FUSED])
+calls = list(launches(plain, ("extra",))) if target == "sm_90" else []
+others = launches([name for name in operators() if target == "sm_90" or name not in FUSED])
 calls += one_of_each_plan(others, TARGETS[target][1])
 # Kernels of its own in plans that others have: a shape for each.
 calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
@@ -99,7 +95,7 @@ def test_the_command_writes_records_and_a_page_that_opens_offline(tmp_path):
     ("arguments", "message"),
     [
         (("--arch", "sm_12"), "--arch: 'sm_12' is not one of sm_80, sm_90, sm_100, gfx942"),
-        (("--op", "gn"), "--op: 'gn' is not one of "),
+        (("--op", "grn"), "--op: 'grn' is not one of "),
         (("--op", "rms", "--preset", "resnet50"), "--preset: 'resnet50' is not one of "),
         (("--arch", ""), "--arch: '' has an empty value"),
     ],

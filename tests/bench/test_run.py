@@ -84,7 +84,7 @@ def refused(capsys, argv):
 
 
 BAD = [
-    (["--op", "bm"], "--op", "is not one of bn, bn_add_relu, bn_relu, gn, in, ln, ln_add, lp, "),
+    (["--op", "bm"], "--op", "is not one of bn, bn_add_relu, bn_relu, brn, gn, in, ln, ln_add, lp, "),
     (["--op", ""], "--op", "empty"),
     (["--op"], "--op", "expected one argument"),
     (["--preset", "smok"], "--preset", "did you mean smoke?"),
