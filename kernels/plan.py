@@ -372,7 +372,7 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
 def batch_norm_drawing(plan: BatchNormPlan, device: Device) -> BatchNormPlan:
     """The same for sweeps that draw noise, whose words take registers beside every value: 16 values a thread.
 
-    With 32, as without noise, channels-last tiles spill (compiled for sm_90); with fewer than 8, loads are narrow. Where
+    With 32, as without noise, channels-last tiles spill (compiled for sm_90); with fewer than 8 loads are narrow. Where
     they are narrow anyhow and each has an address of its own, 8 values in tiles half as long: 16 spill on sm_100.
     """
     if plan.align == 1 and not plan.channels_last and plan.block_s > 1:

@@ -22,7 +22,7 @@ from bench.audit.targets import LIMITS, resident_programs
 ROOT = Path(__file__).parents[2]
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
-# A call for every plan; on one device the extra shapes whole, which are the ragged and the widest ones, and fused forms.
+# A call for every plan; on one device all extra shapes, which are the ragged and the widest ones, and fused forms.
 # `python -m bench.audit` takes every shape of every model on every device.
 COLLECT = """
 import json, sys

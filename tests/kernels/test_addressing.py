@@ -509,6 +509,8 @@ class Program:
         for dividend in [operands[0] for operation, operands, _ in self.values.values() if operation == "arith.divsi"]:
             for name, (operation, operands, _) in self.behind(dividend, ENDS).items():
                 added = operation == "arith.addi" and self.kinds(name) == {"size"} and self.bits(name) == 32
+                if added and self.values[operands[0]][0] == "arith.divsi":
+                    continue  # a quotient, and so a number of blocks: one more of them does not wrap
                 if added and (self.constant(operands[1]) or 1) > 0:
                     found.add(name)
         return found
