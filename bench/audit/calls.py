@@ -14,6 +14,7 @@ from bench import models as shapes
 from bench.audit.passes import PASSES, Passes, Tensors
 from bench.case import OPTIONS, named
 from bench.operators import Operator, operators
+from bench.operators.group_norm import usual_groups
 from normlib.kernels.plan import Device, RowBackwardPlan
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -56,6 +57,9 @@ class Launch:
         innermost = {"nchw": self.shape[2:] or self.shape[1:], "nhwc": self.shape[1:2]}.get(
             self.layout, self.shape[-1:]
         )
+        if self.op == "group_norm" and innermost == self.shape[1:2]:  # programs begin at a group's first channel
+            (channels,) = innermost
+            innermost = (channels // int(dict(self.options).get("groups", usual_groups(channels))),)
         return prod(innermost) * DTYPES[self.dtype].itemsize
 
     def tensors(self, device: str) -> Tensors:
