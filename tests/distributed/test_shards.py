@@ -227,7 +227,8 @@ def test_a_killed_rank_costs_its_cells_and_resume_measures_them(tmp_path):
     output = sweeping.communicate(timeout=LIMIT_S)[0]
     assert sweeping.returncode != 0
     described = environment.read(folder)
-    assert not described["complete"] and described["stopped_by"] == "SIGTERM"
+    # Told to stop by torchrun, unless by then rank 0 had ended its own share.
+    assert not described["complete"] and described["stopped_by"] in ("SIGTERM", "")
     have = list(results.read(folder / gathering.RECORDS))
     missing = {case.label for case in cases(tokens=(4, 256), hidden=(16, 8192)) if case.mode == "fwd"} - {
         r.case.label for r in have
