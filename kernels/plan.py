@@ -340,7 +340,7 @@ def _channel_block(c: int, itemsize: int, run: int = 0) -> int:
 def _run(c: int, count: int, itemsize: int, most: int, least: int) -> int:
     """Bytes of a tile's run, channels-last, of what does not stay in cache as a whole but a few channels at a time.
 
-    A whole line; or a part of one, of `least` bytes or more, where x of so few channels stays, and dy as well if it can.
+    A whole line; or a part of one, `least` bytes or more, where x of so few channels stays, and dy as well if it can.
     """
     run = LINE
     while run > least and 2 * min(run, c * itemsize) * count > most:
@@ -478,11 +478,8 @@ def batch_norm_once(
         block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
-    if (
-        not device.cooperative
-        or programs < least
-        or group > (room if plan.groups == 1 else tensors * _most_room(chosen, device))
-    ):
+    most_waiting = room if plan.groups == 1 else tensors * _most_room(chosen, device)
+    if not device.cooperative or programs < least or group > most_waiting:
         return None
     resident = programs * device.multiprocessors
     most = min(plan.groups, max(room // group, 1), resident)
