@@ -27,6 +27,7 @@ from normlib.kernels import (
     weight_norm_traffic,
 )
 from normlib.kernels import plan as plans
+from normlib.kernels.layouts import is_channels_last
 from normlib.kernels.plan import (
     BatchNormPlan,
     Device,
@@ -140,7 +141,7 @@ def _row_norm(centred: bool, add: bool = False, partial: float = 1.0) -> Passes:
 
 def _batch_plan(t: Tensors, device: Device) -> BatchNormPlan:
     x = t["x"]
-    return plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+    return plans.batch_norm(tuple(x.shape), is_channels_last(x), x.element_size(), device)
 
 
 def _once_kind(once: OncePlan) -> str:
@@ -354,7 +355,7 @@ def _group_norm(groups: int | str | None = None, instances: bool = False) -> Pas
 
     def plan_of(t: Tensors, device: Device) -> GroupNormPlan:
         x = t["x"]
-        last = batch_norm.is_channels_last(x)
+        last = is_channels_last(x)
         return plans.group_norm(tuple(x.shape), groups_of(x), last, x.element_size(), device)
 
     def kind(plan: GroupNormPlan) -> str:
@@ -405,7 +406,7 @@ def _lp_norm(p: str = "2") -> Passes:
 
     def plan_of(t: Tensors, device: Device) -> tuple[BatchNormPlan, MergePlan]:
         x = t["x"]
-        plan = plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+        plan = plans.batch_norm(tuple(x.shape), is_channels_last(x), x.element_size(), device)
         return plan, plans.merge(plan.splits, plan.channels, device)
 
     def forward(t: Tensors, device: Device) -> object:
