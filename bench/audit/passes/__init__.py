@@ -33,6 +33,7 @@ class Declared:
     plan: Plan
     launches: tuple[Traffic, ...]
     once: OncePlan | None = None  # batch norm's plan for one launch
+    apart: str = ""  # why no plan has its sweeps side by side, where that is so
 
 
 @dataclass(frozen=True)
