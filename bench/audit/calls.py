@@ -13,7 +13,7 @@ import torch
 
 from bench import models as shapes
 from bench.audit import synchronized
-from bench.audit.passes import Passes, Tensors, passes
+from bench.audit.passes import PASSES, Passes, Tensors
 from bench.case import OPTIONS, named
 from bench.operators import Operator, operators
 from bench.operators.group_norm import usual_groups
@@ -45,7 +45,7 @@ class Launch:
     @property
     def passes(self) -> Passes:
         """The operator's, with these options."""
-        found = passes()[self.op]
+        found = PASSES[self.op]
         return found.of(**dict(self.options)) if found.of else found
 
     @property

@@ -12,7 +12,7 @@ from every_kernel import KERNELS
 
 from bench.audit import counting
 from bench.audit.calls import Launch, audited
-from bench.audit.passes import passes
+from bench.audit.passes import PASSES
 from bench.audit.small_calls import DEVICE, small_calls
 from normlib.kernels import batch_norm_traffic, row_norm_traffic, traffic
 
@@ -50,7 +50,7 @@ PLANS = {
 
 def test_every_byte_that_a_kernel_moves_is_declared(record_property):
     kernels, plans = set(), defaultdict(set)
-    for call, device in small_calls(passes()):
+    for call, device in small_calls(PASSES):
         for count in counting.counts(call, device):
             assert count.problems == [], f"{count.call} {count.mode}"
             kernels.add(count.counted.kernel)
@@ -60,7 +60,7 @@ def test_every_byte_that_a_kernel_moves_is_declared(record_property):
 
 
 def test_every_operator_is_audited():
-    assert passes().keys() == audited().keys()
+    assert PASSES.keys() == audited().keys()
 
 
 @pytest.mark.parametrize(("op", "declaring"), [("layer_norm", row_norm_traffic), ("batch_norm", batch_norm_traffic)])
