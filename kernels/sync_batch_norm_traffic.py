@@ -31,7 +31,7 @@ def forward(
     c, stats, programs = plan.channels, statistics_bytes(sizes), cdiv(plan.channels, merge_ranks.block_n)
     message = launch(
         "_sync_batch_norm_message_kernel",
-        (cdiv(c, merge.block_n), 1),
+        (cdiv(c, merge.block_n),),
         {"message": stats, "partials": stats},
         {"message": written(3 * c + 2), "partials": read(3 * plan.splits * c)},
         partials=("message", "partials"),
