@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from normlib.kernels.noise import ELEMENTS, standard_normal, uniform, words
-from normlib.kernels.numerics import blocks, divide, even_share, from_pair, load, store
+from normlib.kernels.numerics import STAYS, blocks, divide, even_share, from_pair, load, store
 from normlib.kernels.reduction import (
     accurate_sum,
     is_finite,
@@ -69,7 +69,7 @@ def relu(x):
 
 
 @triton.jit
-def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
+def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr, EVICT: tl.constexpr = STAYS):
     x = load(pointer, mask, ACC, EVICT)
     if PRE_RELU:
         x = relu(x)
@@ -395,7 +395,7 @@ def load_gradient(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
-    EVICT: tl.constexpr = "",
+    EVICT: tl.constexpr = STAYS,
     S=None,
     noise=None,  # of load_noise, where there was noise behind the activation
 ):
@@ -414,7 +414,7 @@ def load_gradient(
 
 
 @triton.jit
-def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr, EVICT: tl.constexpr = ""):
+def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr, EVICT: tl.constexpr = STAYS):
     """The gradients of x and of a residual, where there is a place for them."""
     if dz_ptr is not None:
         store(dz_ptr + at, dz, mask, EVICT)
