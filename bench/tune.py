@@ -33,16 +33,18 @@ from normlib.kernels.plan import Tuning
 
 # What is tried, by kind of plan and value. Tiles are powers of two; a program has whole warps, and a thousand threads
 # at most.
+_BATCH_NORM = {
+    "tile": (1024, 2048, 4096, 8192),
+    "programs": (2, 4, 8, 16),
+    "l2_percent": (0, 20, 40, 60),  # 0: three launches always
+    "alone_tiles": (0, 1, 4, 16),
+}
 CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "row_forward": {"threads": (64, 128, 256, 512, 1024), "elements": (1024, 2048, 4096, 8192)},
     "row_forward_loop": {"threads": (128, 256, 512), "l2_percent": (0, 40, 80, 160)},  # 0: a row a multiprocessor
     "row_backward": {"programs": (1, 2, 4, 8, 16), "threads": (64, 128, 256, 512), "elements": (1024, 2048, 4096)},
-    "batch_norm": {
-        "tile": (1024, 2048, 4096, 8192),
-        "programs": (2, 4, 8, 16),
-        "l2_percent": (0, 20, 40, 60),  # 0: three launches always
-        "alone_tiles": (0, 1, 4, 16),
-    },
+    "batch_norm_nchw": _BATCH_NORM,
+    "batch_norm_nhwc": {**_BATCH_NORM, "run": (32, 64, 128)},
 }
 # Medians of do_bench on a quiet GPU differ by less from one time to the next.
 NOISE = 0.01

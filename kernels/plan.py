@@ -289,7 +289,7 @@ TILE = {2: 4096, 4: 4096, 8: 1024}
 
 def batch_norm_plans(channels_last: bool, itemsize: int) -> str:
     """What batch norm is tuned with: one layout, elements of one size."""
-    return f"batch_norm {'nhwc' if channels_last else 'nchw'} {itemsize}"
+    return f"batch_norm_{'nhwc' if channels_last else 'nchw'} {itemsize}"
 
 
 @cache
@@ -302,12 +302,19 @@ def _batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> di
         l2_percent=40,
         # A second sweep over so few tiles costs one program less than a barrier costs many.
         alone_tiles=4,
+        # Bytes side by side, channels-last, that tiles of what outgrows the cache have at least.
+        run=64,
     )
 
 
 def _room(plan_values: Mapping[str, int], device: Device) -> int:
     """Bytes that may wait in cache for a second sweep."""
     return plan_values["l2_percent"] * device.l2 // 100
+
+
+def _most_room(plan_values: Mapping[str, int], device: Device) -> int:
+    """The same where nothing else is swept meanwhile and results leave first: all of the cache, by default."""
+    return 5 * _room(plan_values, device) // 2
 
 
 def _spatial_block(s: int) -> int:
@@ -318,13 +325,27 @@ def _spatial_block(s: int) -> int:
     return next_power_of_2(s)
 
 
-def _channel_block(c: int, itemsize: int, narrow: bool) -> int:
-    """Of 128, 64 and 32 channels (64 bytes at least in 16 bits), the one that pads c least.
+LINE = 128  # bytes of a cache line
 
-    The widest of such, or the narrowest that is no less than a cache line of 128 bytes.
+
+def _channel_block(c: int, itemsize: int, run: int = 0) -> int:
+    """Of 128, 64, 32 and 16 channels, the one that pads c least.
+
+    The widest of such, of 32 at least; or the narrowest with a run of so many bytes.
     """
-    blocks = [block for block in (32, 64, 128) if block * itemsize >= 128] if narrow else [128, 64, 32]
-    return min(blocks, key=lambda block: cdiv(c, block) * block) if c > 32 else next_power_of_2(c)
+    blocks = [block for block in (16, 32, 64, 128) if block * itemsize >= run] if run else [128, 64, 32]
+    return min(min(blocks, key=lambda block: cdiv(c, block) * block), next_power_of_2(c))
+
+
+def _run(c: int, count: int, itemsize: int, most: int, least: int) -> int:
+    """Bytes of a tile's run, channels-last, of what does not stay in cache as a whole but a few channels at a time.
+
+    A whole line; or a part of one, `least` bytes or more, where x of so few channels stays, and dy as well if it can.
+    """
+    run = LINE
+    while run > least and 2 * min(run, c * itemsize) * count > most:
+        run //= 2
+    return run if min(run, c * itemsize) * count <= most else LINE
 
 
 @cache
@@ -336,8 +357,8 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     tile = chosen["tile"]
     outgrows = device.cooperative and prod(shape) * itemsize > _room(chosen, device)
     if channels_last:
-        # What does not stay in cache as a whole may do so a few channels at a time.
-        block_c = _channel_block(c, itemsize, narrow=outgrows)
+        most = _most_room(chosen, device)
+        block_c = _channel_block(c, itemsize, _run(c, n * s, itemsize, most, chosen["run"]) if outgrows else 0)
         # Positions follow the batch: no less for a few of them, or each would be a compilation of its own.
         block_s = tile // block_c
         while block_s > 1 and (block_s - 1) * c + block_c > 2**31:  # offsets inside a tile have 32 bits
@@ -392,8 +413,9 @@ def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize:
     if not channels_last:
         plan = batch_norm((1, c, s), False, itemsize, device)
         return n * plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
-    blocks = [_channel_block(c, itemsize, narrow) for narrow in (False, True)]
-    most = _batch_norm_values(True, itemsize, device)["tile"] // min(blocks)
+    chosen = _batch_norm_values(True, itemsize, device)
+    blocks = [_channel_block(c, itemsize, run) for run in (0, LINE, chosen["run"])]
+    most = chosen["tile"] // min(blocks)
     return cdiv(n * s, most) * most * max(cdiv(c, block) * block for block in blocks) // 8
 
 
@@ -431,11 +453,11 @@ def batch_norm_once(
     What is between its two sweeps, windows * (1 + ahead) channel groups, is to stay in a share of the cache, so that
     the second sweep does not read device memory again. Of a single group that is up to twice as large half is left.
 
-    What no plan avoids: a channel's statistics want all of its cache lines, and channels-last one line of 128 bytes is
-    64 channels in 16 bits. ResNet-50's first norm, 32 x 64 x 112 x 112, so waits as a whole: 49 MiB forward, which an
-    L2 of 50 can just hold while y leaves first, and 98 backward, of which 48 come twice: 3.98 units, and not 3. Tiles
-    kept in registers from one sweep to the other would save little of that: two programs of 128 threads, with 100
-    registers each to spare, keep 13 MiB on 132 multiprocessors (0.26 units), and have a third fewer loads in flight.
+    Channels-last, a line of 128 bytes has 64 channels in 16 bits. Of ResNet-50's first norm, 32 x 64 x 112 x 112, that
+    is everything: 98 MiB backward beside an L2 of 50. So its groups are half a line, two sectors of every position: 49
+    MiB wait, and 3 units are expected. That counts sectors one by one. An L2 in which half a line takes up a whole one
+    keeps half as much, and 3.98 units are left, as with whole lines; and one told to fetch more than 64 bytes at once
+    (cudaLimitMaxL2FetchGranularity) reads both halves each time. No GPU has been asked yet which it is: `run` decides.
     """
     group = min(plan.block_c, plan.channels) * plan.count * itemsize * tensors
     chosen = _batch_norm_values(plan.channels_last, itemsize, device)
@@ -456,7 +478,8 @@ def batch_norm_once(
         block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
     if plan.tiles <= chosen["alone_tiles"] and group <= room:
         return OncePlan(windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
-    if not device.cooperative or programs < least or group > (room if plan.groups == 1 else 2 * room):
+    most_waiting = room if plan.groups == 1 else tensors * _most_room(chosen, device)
+    if not device.cooperative or programs < least or group > most_waiting:
         return None
     resident = programs * device.multiprocessors
     most = min(plan.groups, max(room // group, 1), resident)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from normlib.kernels.plan import BatchNormPlan, Device, GroupNormPlan, OncePlan
 from normlib.kernels.traffic import Sweep
 
-LINE = 128  # bytes of a cache line, on NVIDIA (CUDA C++ Programming Guide) and in AMD's L2 (CDNA 3 white paper)
+# Bytes that a cache loads at least: on NVIDIA a quarter of a line of 128 (Nsight Compute, Memory Tables), on AMD more.
+SECTOR = 32
 # Above what everything takes once, a plan owes a reason: 2.2 units in place of 2, 3.3 in place of 3.
 CLOSE = 1.1
 
@@ -20,14 +21,14 @@ def once_units(sweeps: Sequence[Sweep]) -> int:
 def least_units(plan: BatchNormPlan | GroupNormPlan, sweeps: Sequence[Sweep], itemsize: int, cache_bytes: int) -> float:
     """Units that no plan gets below which keeps activations in this cache alone, whatever its order.
 
-    A channel's (or group's) statistics want all of its cache lines before any of them may be swept again. So what both
-    sweeps load of a line's channels waits at once, and what of it outgrows the cache comes twice.
+    A channel's (or group's) statistics want all of its sectors before any of them may be swept again. So what both
+    sweeps load of a sector's channels waits at once, and what of it outgrows the cache comes twice.
     """
     once = once_units(sweeps)
     again = sum(len(sweep.loads) + len(sweep.stores) for sweep in sweeps) - once
     together, count = (plan.per_group, plan.positions) if isinstance(plan, GroupNormPlan) else (1, plan.count)
-    line = max(LINE // itemsize, 1) if plan.channels_last else 1
-    waiting = again * min(max(line, together), plan.channels) * count * itemsize
+    sector = max(SECTOR // itemsize, 1) if plan.channels_last else 1
+    waiting = again * min(max(sector, together), plan.channels) * count * itemsize
     return once + again * max(1 - cache_bytes / waiting, 0.0) if waiting else once
 
 
@@ -36,7 +37,7 @@ def reason(
 ) -> str:
     """Why such a plan moves `units` where every activation once would be fewer."""
     if units <= 1.01 * least:
-        return "no plan does better with this cache: whole lines of a channel outgrow it"
+        return "no plan does better with this cache: whole sectors of a channel outgrow it"
     if isinstance(plan, GroupNormPlan):
         return "the groups that are swept at a time outgrow the cache together"
     if once is not None:

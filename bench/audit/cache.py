@@ -1,8 +1,9 @@
 """Device memory under a batch-norm plan, with an ideal cache: how much of its second sweep finds what the first read.
 
 The cache holds whole tiles of a few KB and drops the one used longest ago, but before any of those what a sweep
-declares to leave first. Programs start in launch order, as many at a time as fit, and take turns, a tile each. A bound
-and no measurement: a real cache is set-associative, in parts, and its programs do not keep step.
+declares to leave first. Where tiles are parts of a line, it holds each sector by itself. Programs start in launch
+order, as many at a time as fit, and take turns, a tile each. A bound and no measurement: a real cache is
+set-associative, in parts, and its programs do not keep step.
 """
 
 from __future__ import annotations

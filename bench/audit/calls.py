@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from bench import models as shapes
-from bench.audit.passes import PASSES, Passes, Tensors
+from bench.audit.passes import Passes, Tensors, passes
 from bench.case import OPTIONS, named
 from bench.operators import Operator, operators
 from bench.operators.group_norm import usual_groups
@@ -43,8 +43,8 @@ class Launch:
     @property
     def passes(self) -> Passes:
         """The operator's, with these options."""
-        passes = PASSES[self.op]
-        return passes.of(**dict(self.options)) if passes.of else passes
+        found = passes()[self.op]
+        return found.of(**dict(self.options)) if found.of else found
 
     @property
     def activation_bytes(self) -> int:

@@ -27,13 +27,14 @@ COLUMNS = (
     (
         "behind a cache",
         "Units expected of device memory where an ideal cache of this GPU's size (its last before the memory) "
-        "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. A bound,"
-        " not a measurement.",
+        "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. Half a line of"
+        " 128 bytes takes up half of it; where it takes up all, more is left (batch_norm_once in kernels/plan.py). A"
+        " bound, not a measurement.",
     ),
     (
         "once, least",
         "Units with every activation moved once, as with an endless cache; and those that no plan gets below with this "
-        "cache alone: a channel's statistics want all of its lines of 128 bytes, which channels-last are those of 64 "
+        "cache alone: a channel's statistics want all of its sectors of 32 bytes, which channels-last are those of 16 "
         "channels in 16 bits, and what of them outgrows the cache comes twice.",
     ),
     ("partials", "Bytes of partial results between two launches, written and read once, in units."),

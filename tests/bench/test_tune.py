@@ -83,8 +83,7 @@ def test_every_value_that_is_tried_changes_a_plan():
 
 
 def _plans(kind, name=None, value=0):
-    layouts = [plan.batch_norm_plans(last, 2) for last in (False, True)]
-    keys = layouts if kind == "batch_norm" else [f"{kind} {width} 2" for width in (64, 512, 1024, 65536)]
+    keys = [f"{kind} 2", *(f"{kind} {width} 2" for width in (64, 512, 1024, 65536))]
     tuned = replace(H200, tuning=Tuning({} if name is None else {key: {name: value} for key in keys}))
     if kind == "row_forward":
         return [plan.row_forward(n, 2, tuned) for n in (64, 1000)]
@@ -93,8 +92,8 @@ def _plans(kind, name=None, value=0):
     if kind == "row_backward":
         return [plan.row_backward(4096, n, 2, tuned) for n in (64, 512, 1000)]
     found = []
-    for shape, last in [((32, 64, 56, 56), False), ((32, 256, 14, 14), True), ((4, 64, 8, 8), False)]:
-        p = plan.batch_norm(shape, last, 2, tuned)
+    for shape in [(32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 14, 14), (4, 64, 8, 8)]:
+        p = plan.batch_norm(shape, kind == "batch_norm_nhwc", 2, tuned)
         once = plan.batch_norm_once(p, 2, 1, tuned)
         found.append((p.block_c, p.block_s, p.splits, once and (once.windows, once.splits)))
     return found

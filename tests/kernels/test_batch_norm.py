@@ -244,7 +244,7 @@ def test_signs_of_tiles_that_are_smaller_than_a_byte_are_kept(shape, device):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_there_is_room_for_the_signs_of_every_plan(channels_last):
-    devices = (Device(1), Device(132, l2=50 << 20, cooperative=True))
+    devices = (Device(1), *(Device(132, l2=l2, cooperative=True) for l2 in (1 << 20, 50 << 20)))
     sizes = (1, 2, 7, 33, 300), (1, 3, 32, 33, 65, 96, 1000, 2048), (1, 5, 49, 196, 3136), (2, 4, 8)
     for n, c, s, itemsize in product(*sizes):
         for device in devices:

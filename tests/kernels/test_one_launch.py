@@ -24,6 +24,7 @@ CASES = {
     "alone, channels-last": ((3, 70, 5, 5), True, torch.bfloat16, Device(1, l2=1 << 30)),
     "all groups at once": ((5, 20, 16, 16), False, torch.float32, Device(2, l2=1 << 30, cooperative=True)),
     "one group at a time": ((9, 70, 10, 10), False, torch.float16, Device(1, l2=300_000, cooperative=True)),
+    "half a line at a time": ((6, 40, 8, 8), True, torch.bfloat16, Device(2, l2=50_000, cooperative=True)),
     "groups ahead": ((5, 200, 6, 6), False, torch.float32, Device(3, l2=1_200_000, cooperative=True)),
     "groups ahead, channels-last": ((33, 136, 5, 5), True, torch.bfloat16, Device(3, l2=1_000_000, cooperative=True)),
     "uneven rounds": ((6, 80, 8, 8), False, torch.float64, Device(2, l2=500_000, cooperative=True)),

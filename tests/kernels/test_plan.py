@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -85,6 +86,27 @@ def test_what_waits_for_its_second_sweep_fits_in_cache(channels, side, tensors):
     once = plan.batch_norm_once(p, 2, tensors, H200)
     groups = p.groups if once is None else once.windows * (1 + once.ahead)  # without a window, all of it
     assert groups * p.block_c * p.count * 2 * tensors <= 0.4 * H200.l2
+
+
+# A line of ResNet-50's first norm is all of its channels: 49 MiB of x, and of dy, for 32 images.
+@pytest.mark.parametrize(
+    ("batch", "c", "itemsize", "channels"),
+    [
+        (8, 64, 2, 64),  # fits in a cache's share as a whole
+        (16, 64, 2, 64),  # dy and x of a line fit
+        (32, 64, 2, 32),  # of half a line
+        (64, 64, 2, 32),  # x of half a line
+        (128, 64, 2, 64),  # not even that
+        (32, 64, 4, 16),
+        (32, 256, 2, 32),
+        (32, 24, 2, 32),  # 48 bytes
+    ],
+)
+def test_half_a_line_is_swept_at_a_time_where_a_whole_one_outgrows_the_cache(batch, c, itemsize, channels):
+    assert plan.batch_norm((batch, c, 112, 112), True, itemsize, H200).block_c == channels
+    # Without a barrier nothing waits a few channels at a time, and tiles are as wide as they are anywhere.
+    streaming = plan.batch_norm((batch, c, 112, 112), True, itemsize, replace(H200, cooperative=False))
+    assert streaming.block_c == plan.batch_norm((1, c, 7, 7), True, itemsize, H200).block_c
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

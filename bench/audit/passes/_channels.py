@@ -1,0 +1,20 @@
+"""What the passes of norms of channels share: batch norm's plan, and the merge of its splits."""
+
+from __future__ import annotations
+
+from bench.audit.passes import Tensors
+from normlib.kernels import batch_norm
+from normlib.kernels import plan as plans
+from normlib.kernels.plan import BatchNormPlan, Device, MergePlan, OncePlan
+
+
+def planned(t: Tensors, device: Device) -> tuple[BatchNormPlan, MergePlan]:
+    """Of x (N, C, *)."""
+    x = t["x"]
+    plan = plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+    return plan, plans.merge(plan.splits, plan.channels, device)
+
+
+def once_kind(once: OncePlan) -> str:
+    """Of a plan that is one launch."""
+    return "one launch, barrier" if once.splits > 1 else "one launch"
