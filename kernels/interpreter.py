@@ -1,7 +1,7 @@
 """Triton's interpreter, mended where NumPy has left it behind.
 
-A scalar is an array of one element there. Up to Triton 3.6 it becomes the bound of a `range` by `int(array)`, which NumPy
-takes since 2.4 of arrays without dimensions alone; Triton 3.7 squeezes the array first, and so does this.
+A scalar is an array of one element there. Up to Triton 3.6 it becomes the bound of a `range` by `int(array)`, which
+NumPy takes since 2.4 of arrays without dimensions alone; Triton 3.7 squeezes the array first, and so does this.
 """
 
 from typing import Any

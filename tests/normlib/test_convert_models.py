@@ -5,11 +5,12 @@ import itertools
 
 import pytest
 import torch
-import transformers
 from errors import relative_error
 from torch import nn
 
 from normlib.convert import convert, revert
+
+transformers = pytest.importorskip("transformers")
 
 DECODER = {
     "hidden_size": 24,
