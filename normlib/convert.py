@@ -9,12 +9,16 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normlib.group_norm import GroupNorm
+from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.lookalike import ConvertedRMSNorm, Match, examine, why_no_candidate
+from normlib.noisy_batch_norm import _NoisyBatchNorm
 from normlib.rms_norm import RMSNorm
 from normlib.sync_batch_norm import SyncBatchNorm
 
@@ -22,10 +26,22 @@ SWAPS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
     "batch_norm": {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d},
     "layer_norm": {nn.LayerNorm: LayerNorm},
     "rms_norm": {nn.RMSNorm: RMSNorm},
+    "group_norm": {nn.GroupNorm: GroupNorm},
+    "instance_norm": {
+        nn.InstanceNorm1d: InstanceNorm1d,
+        nn.InstanceNorm2d: InstanceNorm2d,
+        nn.InstanceNorm3d: InstanceNorm3d,
+    },
 }
 # The class that an operator's modules derive from, also those that are not one of the above.
-_FAMILIES: dict[str, type[nn.Module]] = {"batch_norm": _BatchNorm, "layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
-_OURS = (*(ours for swaps in SWAPS.values() for ours in swaps.values()), SyncBatchNorm, ConvertedRMSNorm)
+_FAMILIES: dict[str, type[nn.Module]] = {
+    "batch_norm": _BatchNorm,
+    "layer_norm": nn.LayerNorm,
+    "rms_norm": nn.RMSNorm,
+    "group_norm": nn.GroupNorm,
+    "instance_norm": _InstanceNorm,
+}
+_ALL = "batch norm, layer norm, RMS norm, group norm and instance norm"
 _RECORD = "_normlib_original"  # in a converted module's __dict__, so that copies and pickles of it can be reverted too
 
 
@@ -101,17 +117,18 @@ class _Original:
 def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool = False) -> Summary:
     """Makes a model's norms normlib's, in place, and says which it left alone and why.
 
-    Converted are torch.nn.BatchNorm1d, 2d and 3d, LayerNorm, RMSNorm, and whatever computes exactly RMS norm with one
-    weight (or 1 + weight, as Gemma's), as the classes of Hugging Face transformers do: such a class is tried on the
-    CPU, in values, gradients, eps and result dtypes, and converted if all of them agree with float64. Subclasses of
-    PyTorch's norms, and modules whose `forward` was replaced, are left alone.
+    Converted are torch.nn.BatchNorm1d, 2d and 3d, LayerNorm, RMSNorm, GroupNorm, InstanceNorm1d, 2d and 3d, and
+    whatever computes exactly RMS norm with one weight (or 1 + weight, as Gemma's), as the classes of Hugging Face
+    transformers do: such a class is tried on the CPU, in values, gradients, eps and result dtypes, and converted if all
+    of them agree with float64. Subclasses of PyTorch's norms, and modules whose `forward` was replaced, are left alone.
 
     A module keeps its identity and changes only its class: parameters, buffers, dtype, device, mode, hooks, names,
     ties, optimizers and references from elsewhere stay as they are, and so does the state_dict. The eps of a class that
     is not PyTorch's is read once, here. Everything is examined before anything is changed.
 
     model: any module, also a norm itself; on any device, "meta" included.
-    ops: which of "batch_norm", "layer_norm" and "rms_norm" to convert; what belongs to another is not reported.
+    ops: which of "batch_norm", "layer_norm", "rms_norm", "group_norm" and "instance_norm" to convert; what belongs to
+    another is not reported.
     dry_run: report only, and change nothing.
 
     Returns a `Summary`. Raises TypeError for a model that is no module and for ops that are no collection of names,
@@ -131,7 +148,7 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
     summary = Summary(
         tuple(Converted(names, type(module), v.to) for module, names, v in verdicts if isinstance(v, _Swap)),
         tuple(LeftAlone(names, type(module), v) for module, names, v in verdicts if isinstance(v, str)),
-        tuple(names for module, names, _ in verdicts if isinstance(module, _OURS)),
+        tuple(names for module, names, _ in verdicts if _is_ours(type(module))),
         dry_run,
     )
     for module, _, verdict in verdicts if not dry_run else ():
@@ -146,13 +163,15 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any | None = None) 
     As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, but that a module keeps its identity, with its hooks, ties and
     optimizer, and that `revert` makes it what it was. Statistics are shared in `process_group` (default: all
     processes). Raises TypeError for a model that is no module, and ValueError, before anything is changed, for a batch
-    norm that is lazy and not initialised, or that computes an activation too.
+    norm that is lazy and not initialised, or that computes an activation or noise too.
     """
     _checked(module, ())
     found = [m for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncBatchNorm)]
     for norm in found:
         if isinstance(norm, LazyModuleMixin):
             raise ValueError(f"a {type(norm).__name__} has to see its first batch before it can be converted")
+        if isinstance(norm, _NoisyBatchNorm):
+            raise ValueError(f"a {type(norm).__name__} has no synchronized form, which would be without its noise")
         if getattr(norm, "activation", None) or getattr(norm, "pre_activation", None):
             raise ValueError(f"a {type(norm).__name__} with an activation has no synchronized form: take them apart")
     for norm in found:
@@ -171,7 +190,7 @@ def revert(model: nn.Module) -> tuple[str, ...]:
     converted = {name: module for name, module in model.named_modules() if _RECORD in vars(module)}
     for name, module in converted.items():
         original: _Original = vars(module)[_RECORD]
-        if type(module) not in _OURS:
+        if _package(type(module)) != "normlib":
             raise RuntimeError(f"{name!r} became a {type(module).__name__} after its conversion: undo that first")
         if original.added_bias and module._parameters["bias"] is not None:
             raise RuntimeError(f"{name!r} was given a bias after its conversion: {original.kind.__name__} has none")
@@ -206,14 +225,14 @@ def _named(value: object) -> str:
 def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match | str]) -> _Swap | str | None:
     """How to convert a module, or why it stays as it is, or None where nobody would expect a conversion."""
     kind = type(module)
-    if isinstance(module, _OURS):
+    if _is_ours(kind):
         return None
     called_norm = "norm" in kind.__name__.lower()
     for op, family in _FAMILIES.items():
         if isinstance(module, family):
             return _torch_verdict(module, op) if op in wanted else None
-    if all(_is_torchs(base) for base in kind.__mro__[: kind.__mro__.index(nn.Module)]):
-        return "it is not one of batch norm, layer norm and RMS norm" if called_norm and _holds(module) else None
+    if all(_package(base) == "torch" for base in kind.__mro__[: kind.__mro__.index(nn.Module)]):
+        return f"it is not one of {_ALL}" if called_norm and _holds(module) else None
     if "rms_norm" not in wanted:
         return None
     if called_norm and is_parametrized(module):
@@ -238,7 +257,7 @@ def _torch_verdict(module: nn.Module, op: str) -> _Swap | str:
     if is_parametrized(module):
         return "it is parametrized, which gave it a class of its own"
     if type(module) not in SWAPS[op]:
-        base = next(base for base in type(module).__mro__[1:] if _is_torchs(base))
+        base = next(base for base in type(module).__mro__[1:] if _package(base) == "torch")
         return f"it is a subclass of torch's {base.__name__}, and may compute something else"
     if "forward" in vars(module):
         return "something replaced its forward"
@@ -247,8 +266,13 @@ def _torch_verdict(module: nn.Module, op: str) -> _Swap | str:
     return _Swap(SWAPS[op][type(module)])
 
 
-def _is_torchs(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "torch"
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _is_ours(kind: type) -> bool:
+    """Whether a class is normlib's or derives from one that is."""
+    return any(_package(base) == "normlib" for base in kind.__mro__)
 
 
 def _holds(module: nn.Module) -> bool:

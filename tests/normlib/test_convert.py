@@ -14,7 +14,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 import normlib
 from normlib import row_norm
-from normlib.convert import convert, revert
+from normlib.convert import SWAPS, convert, revert
 from normlib.lookalike import ConvertedRMSNorm
 
 LlamaRMSNorm = pytest.importorskip("transformers.models.llama.modeling_llama").LlamaRMSNorm
@@ -30,6 +30,15 @@ NORMS = {
     "LayerNorm, no bias": (lambda: nn.LayerNorm(6, bias=False), (4, 6), normlib.LayerNorm),
     "RMSNorm": (lambda: nn.RMSNorm(6), (4, 6), normlib.RMSNorm),
     "RMSNorm, no weight": (lambda: nn.RMSNorm(6, 1e-3, elementwise_affine=False), (4, 6), normlib.RMSNorm),
+    "GroupNorm": (lambda: nn.GroupNorm(3, 6, eps=1e-3), (4, 6, 3), normlib.GroupNorm),
+    "GroupNorm, no weight": (lambda: nn.GroupNorm(2, 6, affine=False), (2, 6, 3, 3), normlib.GroupNorm),
+    "InstanceNorm1d": (lambda: nn.InstanceNorm1d(6), (4, 6, 5), normlib.InstanceNorm1d),
+    "InstanceNorm2d": (lambda: nn.InstanceNorm2d(6, affine=True), (2, 6, 3, 3), normlib.InstanceNorm2d),
+    "InstanceNorm3d, tracked": (
+        lambda: nn.InstanceNorm3d(6, track_running_stats=True),
+        (2, 6, 2, 2, 2),
+        normlib.InstanceNorm3d,
+    ),
     "Llama's": (lambda: LlamaRMSNorm(6, 1e-3), (4, 6), ConvertedRMSNorm),
     "T5's": (lambda: T5LayerNorm(6), (4, 6), ConvertedRMSNorm),
 }
@@ -51,17 +60,20 @@ class Net(nn.Module):
         self.first = nn.Conv2d(3, 4, 3)
         self.bn = nn.BatchNorm2d(4)
         self.group = nn.GroupNorm(2, 4)
+        self.instance = nn.InstanceNorm2d(4, affine=True)
+        self.local = nn.LocalResponseNorm(2)
         self.blocks = nn.ModuleList([nn.LayerNorm(6), nn.RMSNorm(6, eps=1e-6)])
         self.llama = LlamaRMSNorm(6)
         self.again = self.llama
 
     def forward(self, x):
-        y = self.group(self.bn(self.first(x)).relu())
+        y = self.local(self.instance(self.group(self.bn(self.first(x)).relu())))
         return self.again(self.blocks[1](self.llama(self.blocks[0](y)).relu()))
 
 
+CONVERTED = ("bn", "group", "instance", "blocks.0", "blocks.1", "llama")
 IMAGES = (2, 3, 8, 8)
-OTHER = "it is not one of batch norm, layer norm and RMS norm"
+OTHER = "it is not one of batch norm, layer norm, RMS norm, group norm and instance norm"
 
 
 def snapshot(module):
@@ -104,17 +116,20 @@ def test_the_summary_names_what_was_converted_and_what_was_not_and_why():
     found = {c.names: (c.before, c.after) for c in summary.converted}
     assert found == {
         ("bn",): (nn.BatchNorm2d, normlib.BatchNorm2d),
+        ("group",): (nn.GroupNorm, normlib.GroupNorm),
+        ("instance",): (nn.InstanceNorm2d, normlib.InstanceNorm2d),
         ("blocks.0",): (nn.LayerNorm, normlib.LayerNorm),
         ("blocks.1",): (nn.RMSNorm, normlib.RMSNorm),
         ("llama", "again"): (LlamaRMSNorm, ConvertedRMSNorm),
     }
-    assert summary.counts == {"BatchNorm2d": 1, "LayerNorm": 1, "RMSNorm": 1, "LlamaRMSNorm": 1}
-    assert [(s.names, s.kind) for s in summary.left_alone] == [(("group",), nn.GroupNorm)]
+    assert summary.counts == {before.__name__: 1 for before, _ in found.values()}
+    assert [(s.names, s.kind) for s in summary.left_alone] == [(("local",), nn.LocalResponseNorm)]
     assert net.again is net.llama is reference
     assert str(summary) == repr(summary)
     lines = str(summary).splitlines()
-    assert {"converted: 4", "  1 x LlamaRMSNorm -> normlib's ConvertedRMSNorm (llama = again)"} <= {*lines}
-    assert {"left alone: 1", f"  1 x GroupNorm: {OTHER} (group)"} <= {*lines}
+    assert f"converted: {len(CONVERTED)}" in lines
+    assert "  1 x LlamaRMSNorm -> normlib's ConvertedRMSNorm (llama = again)" in lines
+    assert {"left alone: 1", f"  1 x LocalResponseNorm: {OTHER} (local)"} <= {*lines}
     with pytest.raises(dataclasses.FrozenInstanceError):
         summary.dry_run = True
 
@@ -128,7 +143,7 @@ def test_a_dry_run_reports_the_same_and_changes_nothing():
     net = Net()
     before = snapshot(net)
     dry = convert(net, dry_run=True)
-    assert snapshot(net) == before and "would convert: 4" in str(dry)
+    assert snapshot(net) == before and f"would convert: {len(CONVERTED)}" in str(dry)
     assert dataclasses.replace(dry, dry_run=False) == convert(net)
 
 
@@ -138,19 +153,32 @@ def test_a_second_conversion_finds_its_work_done():
     before = snapshot(net)
     again = convert(net)
     assert snapshot(net) == before and not again.converted
-    assert {name for names in again.already for name in names} == {"bn", "blocks.0", "blocks.1", "llama", "again"}
-    assert "normlib's already: 4" in str(again)
+    assert {name for names in again.already for name in names} == {*CONVERTED, "again"}
+    assert f"normlib's already: {len(CONVERTED)}" in str(again)
     assert not revert(normlib.LayerNorm(4))  # which never was another
 
 
-@pytest.mark.parametrize("op", ["batch_norm", "layer_norm", "rms_norm"])
+def test_every_norm_of_normlib_is_known_as_its_own():
+    kinds = {kind for kind in vars(normlib).values() if isinstance(kind, type)}
+    made = [normlib.GroupNorm(2, 4), *(kind(4) for kind in kinds - {normlib.GroupNorm})]
+    summary = convert(nn.Sequential(*made, normlib.parametrize_weight_norm(nn.Linear(3, 4))))
+    assert len(summary.already) == len(kinds) + 1 and not summary.converted and not summary.left_alone
+
+
+@pytest.mark.parametrize("op", SWAPS)
 def test_ops_restricts_what_is_converted_and_reported(op):
     class Subclass(nn.LayerNorm):
         pass
 
     net = nn.ModuleDict({"net": Net(), "sub": Subclass(4)})
     summary = convert(net, ops=[op])
-    expected = {"batch_norm": {"BatchNorm2d"}, "layer_norm": {"LayerNorm"}, "rms_norm": {"RMSNorm", "LlamaRMSNorm"}}
+    expected = {
+        "batch_norm": {"BatchNorm2d"},
+        "layer_norm": {"LayerNorm"},
+        "rms_norm": {"RMSNorm", "LlamaRMSNorm"},
+        "group_norm": {"GroupNorm"},
+        "instance_norm": {"InstanceNorm2d"},
+    }
     assert set(summary.counts) == expected[op]
     assert any(s.kind is Subclass for s in summary.left_alone) == (op == "layer_norm")
 
@@ -162,8 +190,8 @@ def test_ops_restricts_what_is_converted_and_reported(op):
         ((nn.LayerNorm,), {}, TypeError, "model must be a torch.nn.Module, not the class LayerNorm"),
         ((nn.LayerNorm(4),), {"ops": "layer_norm"}, TypeError, "ops must be a tuple of names out of"),
         ((nn.LayerNorm(4),), {"ops": None}, TypeError, "ops must be a tuple of names out of"),
-        ((nn.LayerNorm(4),), {"ops": ["group_norm"]}, ValueError, "not 'group_norm'"),
-        ((nn.LayerNorm(4),), {"ops": [nn.LayerNorm]}, ValueError, "'batch_norm', 'layer_norm', 'rms_norm'"),
+        ((nn.LayerNorm(4),), {"ops": ["weight_norm"]}, ValueError, "not 'weight_norm'"),
+        ((nn.LayerNorm(4),), {"ops": [nn.LayerNorm]}, ValueError, "'batch_norm', 'layer_norm', 'rms_norm', "),
     ],
 )
 def test_a_bad_argument_is_refused_in_one_line_that_says_what_is_allowed(args, options, error, words):
@@ -184,6 +212,13 @@ class OwnForward(nn.LayerNorm):
 
 class Renamed(nn.RMSNorm):
     pass
+
+
+class GroupNorm32(nn.GroupNorm):
+    """As of several published models: it computes in float32."""
+
+    def forward(self, x):
+        return super().forward(x.float()).type(x.dtype)
 
 
 def with_forward():
@@ -207,18 +242,19 @@ def with_bias():
     [
         (lambda: OwnForward(4), "it is a subclass of torch's LayerNorm"),
         (lambda: Renamed(4), "it is a subclass of torch's RMSNorm"),
+        (lambda: GroupNorm32(2, 4), "it is a subclass of torch's GroupNorm"),
         (with_forward, "something replaced its forward"),
         (with_bias, "it has an attribute bias"),
         (lambda: parametrized(nn.LayerNorm(4)), "it is parametrized"),
         (lambda: parametrized(LlamaRMSNorm(4)), "it is parametrized"),
+        (lambda: parametrized(nn.GroupNorm(2, 4)), "it is parametrized"),
         (lambda: nn.LazyBatchNorm2d(), "it is lazy"),
+        (lambda: nn.LazyInstanceNorm1d(), "it is lazy"),
         (lambda: nn.SyncBatchNorm(4), "it merges statistics over processes"),
-        (lambda: nn.GroupNorm(2, 4), OTHER),
-        (lambda: nn.InstanceNorm2d(4), OTHER),
         (lambda: nn.LocalResponseNorm(2), OTHER),
     ],
 )
-def test_what_is_not_exactly_one_of_the_three_is_left_alone_with_the_reason(make, reason):
+def test_what_is_not_exactly_one_of_them_is_left_alone_with_the_reason(make, reason):
     module = make()
     before = snapshot(module)
     summary = convert(module)
@@ -232,13 +268,14 @@ def test_what_no_one_would_expect_to_be_converted_is_not_mentioned():
     assert not summary.converted and not summary.left_alone
 
 
-def test_a_lazy_norm_is_converted_once_it_is_initialised():
-    module = nn.LazyBatchNorm2d()
+@pytest.mark.parametrize("kind", ["BatchNorm2d", "InstanceNorm2d"])
+def test_a_lazy_norm_is_converted_once_it_is_initialised(kind):
+    module = getattr(nn, f"Lazy{kind}")()
     module(torch.randn(2, 3, 4, 4))
-    assert convert(module).counts == {"BatchNorm2d": 1}
+    assert convert(module).counts == {kind: 1}
 
 
-@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm", "RMSNorm", "Llama's"])
+@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm2d", "Llama's"])
 def test_every_hook_stays_and_runs_once(name, device):
     make, shape, _ = NORMS[name]
     module = make().to(device)
@@ -297,7 +334,7 @@ def test_a_copy_of_a_converted_model_is_converted_and_reverts(through, device):
     convert(net)
     other = through(net)
     assert torch.equal(other(x), net(x)) and type(other.llama) is ConvertedRMSNorm and other.llama is other.again
-    assert revert(other) == ("bn", "blocks.0", "blocks.1", "llama")
+    assert revert(other) == CONVERTED
     assert {name: type(m) for name, m in other.named_modules()} == classes
     assert torch.equal(other(x), expected)
     assert type(net.llama) is ConvertedRMSNorm  # a copy of its own
@@ -332,7 +369,7 @@ def test_revert_refuses_what_changed_since_and_then_changes_nothing():
         revert(net)
     assert snapshot(net) == before
     parametrize.remove_parametrizations(net.blocks[1], "weight")
-    assert len(revert(net)) == 4
+    assert revert(net) == CONVERTED
 
     norm = nn.RMSNorm(4)
     convert(norm)
@@ -355,12 +392,12 @@ def test_revert_keeps_what_was_learnt_and_a_later_conversion_works(device):
 def test_a_model_on_the_meta_device_is_converted(device):
     with torch.device("meta"):
         net = Net()
-    assert len(convert(net).converted) == 4 and all(p.is_meta for p in net.parameters())
+    assert len(convert(net).converted) == len(CONVERTED) and all(p.is_meta for p in net.parameters())
     original = randomised(Net()).to(device)
     net = net.to_empty(device=device)
     net.load_state_dict(original.state_dict())
     x = torch.randn(IMAGES, device=device)
-    # Four norms in a row, each a few roundings of 6e-8.
+    # Norms in a row, each a few roundings of 6e-8.
     torch.testing.assert_close(net(x), original(x), rtol=1e-5, atol=1e-5)
 
 

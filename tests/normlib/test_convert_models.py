@@ -1,12 +1,14 @@
-"""Models that people train, from Hugging Face transformers, compute and learn the same when they are converted."""
+"""Models that people train, most of them from transformers, compute and learn the same when they are converted."""
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from errors import relative_error
 from torch import nn
+from unet import UNet
 
 from normlib.convert import convert, revert
 
@@ -54,7 +56,7 @@ T5 = {
     "decoder_start_token_id": 0,
 }
 
-# name: (class, configuration, its settings, kind of input, norms by class).
+# name: (class, configuration, its settings, kind of input, norms by class); what is a name is one of transformers.
 MODELS = {
     # Two norms a layer and one at the end; Qwen3 normalizes queries and keys too.
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER, "tokens", {"LlamaRMSNorm": 5}),
@@ -68,6 +70,8 @@ MODELS = {
     "mobilenet": ("MobileNetV2ForImageClassification", "MobileNetV2Config", MOBILENET, "images", {"BatchNorm2d": 52}),
     # Two in an encoder's layer, three in a decoder's, one at the end of each.
     "t5": ("T5ForConditionalGeneration", "T5Config", T5, "tokens", {"T5LayerNorm": 12}),
+    # Two a block, one before the attention, one in the head.
+    "unet": (UNet, SimpleNamespace, {"channels": 8, "labels": 5}, "images", {"GroupNorm": 6}),
 }
 
 
@@ -75,7 +79,8 @@ def build(name, device, dtype=torch.float32):
     """The model with random norm parameters and statistics: ones and zeros would hide what is swapped or dropped."""
     kind, configuration, settings, *_ = MODELS[name]
     torch.manual_seed(1)
-    model = getattr(transformers, kind)(getattr(transformers, configuration)(**settings))
+    kind, configuration = (getattr(transformers, c) if isinstance(c, str) else c for c in (kind, configuration))
+    model = kind(configuration(**settings))
     for module in model.modules():
         if "Norm" in type(module).__name__ and not list(module.children()):
             for key, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
@@ -183,7 +188,7 @@ def test_gemma_keeps_its_weight_around_zero(name, norms, device):
     assert torch.equal(model(**inputs).logits, before)
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "bert", "resnet"])
+@pytest.mark.parametrize("name", ["llama", "t5", "bert", "resnet", "unet"])
 def test_a_bfloat16_model_keeps_its_dtypes_and_its_error(name, device):
     original = build(name, device, torch.bfloat16).eval()
     truth, converted = copy.deepcopy(original).double(), copy.deepcopy(original)
