@@ -6,6 +6,7 @@ Everything is loaded in its own dtype, computed in float32 (float64 for float64)
 import os
 import struct
 
+import torch
 import triton
 import triton.language as tl
 
@@ -18,6 +19,11 @@ if INTERPRETED.value:
 # How long what is moved stays in cache: as long as it would. As the default of a device function a string of Python's
 # own is refused by Triton 3.6.
 STAYS = tl.constexpr("")
+
+
+def statistics_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that x's statistics are kept in: float32, and float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def float_pair(value: float) -> tuple[float, float]:
