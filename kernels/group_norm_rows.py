@@ -12,6 +12,9 @@ from normlib.kernels.batch_norm_tiles import addresses, channel_values, elements
 from normlib.kernels.numerics import blocks, divide, even_share, load, store
 from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_moments, rstd_of
 
+# Arguments that follow the batch size: no compilation of their own for a 1 or a multiple of 16.
+BATCH = ("M", "splits", "N")
+
 
 @triton.jit
 def place(C, per_group, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
