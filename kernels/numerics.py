@@ -6,10 +6,24 @@ Everything is loaded in its own dtype, computed in float32 (float64 for float64)
 import os
 import struct
 
+import torch
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+if INTERPRETED.value:
+    from normlib.kernels import interpreter
+
+    interpreter.mend()
+
+# How long what is moved stays in cache: as long as it would. As the default of a device function a string of Python's
+# own is refused by Triton 3.6.
+STAYS = tl.constexpr("")
+
+
+def statistics_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that x's statistics are kept in: float32, and float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def float_pair(value: float) -> tuple[float, float]:
@@ -34,7 +48,7 @@ def accumulator(pointer_type):
 
 
 @triton.jit
-def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
+def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = STAYS):
     """Values in the accumulation dtype, zero where masked: nothing is ever computed in 16 bits."""
     value = tl.load(pointer, mask=mask, other=0.0, eviction_policy=EVICT)
     # The hardware widens exactly; the interpreter mistakes bfloat16's denormals, so there it is spelled out.
@@ -44,7 +58,7 @@ def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
 
 
 @triton.jit
-def store(pointer, value, mask, EVICT: tl.constexpr = ""):
+def store(pointer, value, mask, EVICT: tl.constexpr = STAYS):
     """Rounds to the pointer's dtype, to nearest even, and stores."""
     element_ty: tl.constexpr = pointer.dtype.scalar.element_ty
     tl.store(pointer, round_to(value, element_ty), mask=mask, eviction_policy=EVICT)

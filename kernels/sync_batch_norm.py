@@ -18,21 +18,19 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import (
-    BATCH,
+from normlib.kernels.batch_norm_launch import launch, launch_merge, planned
+from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits
+from normlib.kernels.batch_norm_streaming import (
     _batch_norm_input_gradient_kernel,
     _batch_norm_normalize_kernel,
     _batch_norm_reduce_kernel,
     _batch_norm_stats_kernel,
-    _launch,
-    _like,
-    _statistics_dtype,
-    dense,
 )
-from normlib.kernels.batch_norm_sweeps import finish_statistics, merge_splits, store_planes
+from normlib.kernels.batch_norm_tiles import BATCH, store_planes
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, float_pair, load
-from normlib.kernels.plan import BatchNormPlan, Device
+from normlib.kernels.layouts import like
+from normlib.kernels.numerics import accumulator, float_pair, load, statistics_dtype
+from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_all_moments, sum_partials
 
 
@@ -55,8 +53,9 @@ def _sync_batch_norm_message_kernel(
     mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_N, BLOCK_S, BLOCK_P, ACC)
     store_planes(message_ptr, tl.program_id(1), 1, c0, C, mean, low, m2, BLOCK_N)
     if c0 == 0:
-        tl.store(message_ptr + 3 * C, count)
-        tl.store(message_ptr + 3 * C + 1, count_low)
+        counts = message_ptr + 3 * tl.cast(C, tl.int64)
+        tl.store(counts, count)
+        tl.store(counts + 1, count_low)
 
 
 @triton.jit(do_not_specialize=("ranks",))
@@ -80,12 +79,13 @@ def _sync_batch_norm_merge_kernel(
     c0 = tl.program_id(0) * BLOCK_N
     c = c0 + tl.arange(0, BLOCK_N)[:, None]
     rank = tl.arange(0, BLOCK_P)[None, :]
-    message = messages_ptr + rank.to(tl.int64) * (3 * C + 2)
-    mask = (rank < ranks) & (c < C)
-    counts = load(message + 3 * C, rank < ranks, tl.float64) + load(message + 3 * C + 1, rank < ranks, tl.float64)
+    plane = tl.cast(C, tl.int64)
+    message = messages_ptr + rank.to(tl.int64) * (3 * plane + 2)
+    mask, last = (rank < ranks) & (c < C), message + 3 * plane
+    counts = load(last, rank < ranks, tl.float64) + load(last + 1, rank < ranks, tl.float64)
     means = load(message + c, mask, ACC)
-    lows = load(message + C + c, mask, ACC)
-    m2s = load(message + 2 * C + c, mask, ACC)
+    lows = load(message + plane + c, mask, ACC)
+    m2s = load(message + 2 * plane + c, mask, ACC)
     n = tl.sum(counts, 1, keep_dims=True)
     # An empty share has a mean of 0, which the others' are not to be taken about.
     first = tl.min(tl.where(counts > 0.0, rank, BLOCK_P), 1, keep_dims=True)
@@ -120,40 +120,26 @@ def _sync_batch_norm_merge_kernel(
 # ---------------------------------------------------------------------------------------------------------- launchers
 
 
-def _plan(x: Tensor, last: bool, device: Device | None) -> BatchNormPlan:
-    return plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
-
-
 def moments(x: Tensor, device: Device | None = None) -> Tensor:
     """The message (3 C + 2,) about this process's x (N, C, *), which may be empty, in the statistics' dtype."""
-    x, last = dense(x)
-    stats = _statistics_dtype(x)
-    message = torch.empty(3 * x.shape[1] + 2, dtype=stats, device=x.device)
+    x, device, plan = planned(x, device)
+    message = x.new_empty(3 * plan.channels + 2, dtype=statistics_dtype(x))
     if x.numel() == 0:
         return message.zero_()
-    plan = _plan(x, last, device)
-    partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
-    merge = plans.merge(plan.splits, plan.channels, device or device_of(x))
+    partials = message.new_empty((3, plan.splits, plan.channels))
     with on(x):
-        _launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
-        _sync_batch_norm_message_kernel[(plans.cdiv(plan.channels, merge.block_n), 1)](
-            message,
-            partials,
-            plan.channels,
-            plan.positions,
-            plan.tiles,
-            plan.splits,
-            *float_pair(float(plan.count)),
-            plan.block_s,
-            BLOCK_P=merge.block_p,
-            BLOCK_N=merge.block_n,
-            **merge.options,
-        )
+        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
+        launch_merge(_sync_batch_norm_message_kernel, plan, device, message, partials, scalars=(float(plan.count),))
     return message
 
 
 def merge_messages(
-    messages: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
+    messages: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    device: Device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mean (2, C), rstd (C,), count (1,)) of all processes' elements, from their messages (ranks, 3 C + 2).
 
@@ -161,7 +147,7 @@ def merge_messages(
     """
     ranks, channels = messages.shape[0], (messages.shape[1] - 2) // 3
     mean, rstd, count = (messages.new_empty(shape) for shape in ((2, channels), (channels,), (1,)))
-    plan = plans.merge_ranks(ranks, channels, device_of(messages))
+    plan = plans.merge_ranks(ranks, channels, device or device_of(messages))
     with on(messages):
         _sync_batch_norm_merge_kernel[(plans.cdiv(channels, plan.block_n),)](
             mean,
@@ -185,39 +171,38 @@ def normalize(
     x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, device: Device | None = None
 ) -> Tensor:
     """y of this process's x (N, C, *)."""
-    x, last = dense(x)
+    x, _, plan = planned(x, device)
     y = torch.empty_like(x)
     if x.numel():
-        constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
+        constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
             tensors = (y, None, x, None, mean, rstd, weight, bias)
-            _launch(_batch_norm_normalize_kernel, _plan(x, last, device), *tensors, eps=0.0, **constants)
+            launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(0.0,), **constants)
     return y
 
 
 def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | None = None) -> Tensor:
     """(2, C), sum(dy x_hat) and sum(dy) of this process's share, in the statistics' dtype."""
-    x, last = dense(x)
-    found = torch.empty((2, x.shape[1]), dtype=_statistics_dtype(x), device=x.device)
+    x, device, plan = planned(x, device)
+    found = x.new_empty((2, plan.channels), dtype=statistics_dtype(x))
     if x.numel() == 0:
         return found.zero_()
-    plan = _plan(x, last, device)
     partials = found.new_empty((2, plan.splits, plan.channels))
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
     with on(x):
-        tensors = (partials, None, None, _like(x, dy), None, x, mean, rstd, None, None)
-        _launch(_batch_norm_reduce_kernel, plan, *tensors, eps=0.0, **constants)
-        sum_partials(partials, tuple(found), plans.merge(plan.splits, plan.channels, device or device_of(x)))
+        tensors = (partials, None, None, like(x, dy), None, x, mean, rstd, None, None)
+        launch(_batch_norm_reduce_kernel, plan, *tensors, scalars=(0.0,), **constants)
+        sum_partials(partials, tuple(found), plans.merge(plan.splits, plan.channels, device))
     return found
 
 
-def add_sums(messages: Tensor) -> Tensor:
+def add_sums(messages: Tensor, device: Device | None = None) -> Tensor:
     """(2, C) of all processes, from their sums (ranks, 2, C), added in rank order."""
     ranks, _, channels = messages.shape
     total = messages.new_empty((2, channels))
     with on(messages):
         partials = messages.view(1, ranks, 2 * channels)
-        sum_partials(partials, (total,), plans.merge(ranks, 2 * channels, device_of(messages)))
+        sum_partials(partials, (total,), plans.merge(ranks, 2 * channels, device or device_of(messages)))
     return total
 
 
@@ -232,10 +217,11 @@ def input_gradient(
     device: Device | None = None,
 ) -> Tensor:
     """dx of this process's x (N, C, *), from the sums (2, C) and the count (1,) of all processes."""
-    x, last = dense(x)
+    x, _, plan = planned(x, device)
     dx = torch.empty_like(x)
     if x.numel():
+        constants = {"RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
-            tensors = (dx, None, _like(x, dy), None, x, mean, rstd, weight, None, total[0], total[1], count)
-            _launch(_batch_norm_input_gradient_kernel, _plan(x, last, device), *tensors, RELU=False, PRE_RELU=False)
+            tensors = (dx, None, like(x, dy), None, x, mean, rstd, weight, None, total[0], total[1], count)
+            launch(_batch_norm_input_gradient_kernel, plan, *tensors, **constants)
     return dx

@@ -1,43 +1,30 @@
-"""Addresses are 64-bit: beyond 2^31 elements without the memory, and in the compiler's own words.
+"""What is read and written beyond 2^31 elements, without the memory; in the compiler's words: test_offset_widths.py.
 
 Memory that nobody touches is not there, so tensors of 2^31 elements cost a test nothing; and of a launch over them only
 the programs at the grid's corners run. The interpreter wraps 32-bit integers as a GPU does: a product of 32 bits would
 read and write 4 GB below the tensor, which usually ends the process.
 """
 
-import json
-import os
-import re
-import subprocess
-import sys
-from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from errors import assert_right
-from every_kernel import KERNELS, SYNCHRONIZED
 
 from normlib import functional, reference
-from normlib.kernels import batch_norm, plan, row_norm, weight_norm
+from normlib.kernels import batch_norm_streaming as streaming
+from normlib.kernels import plan, row_norm, weight_norm
+from normlib.kernels.batch_norm_launch import launch
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
 
-ROOT = Path(__file__).parents[2]
 BEYOND = 2**31
 DTYPE = torch.bfloat16
 # So many programs that each has one tile.
 WIDE = Device(2**20)
 
 interpreted = pytest.mark.skipif(not INTERPRETED.value, reason="picks the programs that the interpreter runs")
-
-
-# ------------------------------------------------------------------------------------------- what is read and written
 
 
 @contextmanager
@@ -162,31 +149,31 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
     partials = torch.zeros(3, p.splits, c)
     corners = [(slice(0, p.block_c), 0), (slice(c - p.block_c, c), p.splits - 1)]
     plain = {"RELU": False, "PRE_RELU": False}
-    launch = {
-        "statistics": lambda: batch_norm._launch(batch_norm._batch_norm_stats_kernel, p, partials, x, PRE_RELU=False),
-        "evaluation": lambda: batch_norm._launch(
-            batch_norm._batch_norm_normalize_kernel,
+    sweeps = {
+        "statistics": lambda: launch(streaming._batch_norm_stats_kernel, p, partials, x, PRE_RELU=False),
+        "evaluation": lambda: launch(
+            streaming._batch_norm_normalize_kernel,
             *(p, out, None, x, None, mean, var, weight, None),
             **plain,
-            eps=1e-5,
+            scalars=(1e-5,),
             EVAL=True,
         ),
-        "sums": lambda: batch_norm._launch(
-            batch_norm._batch_norm_reduce_kernel,
+        "sums": lambda: launch(
+            streaming._batch_norm_reduce_kernel,
             *(p, partials, None, None, dy, None, x, pair, rstd, weight, None),
             **plain,
-            eps=1e-5,
+            scalars=(1e-5,),
             EVAL=False,
         ),
-        "input gradient": lambda: batch_norm._launch(
-            batch_norm._batch_norm_input_gradient_kernel,
+        "input gradient": lambda: launch(
+            streaming._batch_norm_input_gradient_kernel,
             *(p, out, None, dy, None, x, pair, rstd, weight, None, dw, db, None),
             **plain,
         ),
     }
     assert x.numel() > BEYOND
     with corner_programs():
-        launch[kernel]()
+        sweeps[kernel]()
     for x_tile, dy_tile, out_tile, (channels, split) in zip(
         *(corner_tiles(t, p) for t in (x, dy, out)), corners, strict=True
     ):
@@ -213,7 +200,7 @@ def test_a_channel_may_have_more_than_2_31_elements(device):
     mean, rstd = torch.empty(2, 1, device=device), torch.empty(1, device=device)
     channels, positions, tiles, splits = 1, 2**13, 2**20, 2
     scalars = (channels, positions, tiles, splits, *float_pair(1e-5), *float_pair(0.1), positions)
-    batch_norm._batch_norm_merge_kernel[(1,)](mean, rstd, None, None, partials, *scalars, BLOCK_P=2, BLOCK_N=1)
+    streaming._batch_norm_merge_kernel[(1,)](mean, rstd, None, None, partials, *scalars, BLOCK_P=2, BLOCK_N=1)
     assert mean.flatten().tolist() == [2.0, 0.0]
     assert_right(rstd, torch.tensor([0.5 + 1 + 1e-5], dtype=torch.float64, device=device).rsqrt(), "rstd")
 
@@ -252,308 +239,3 @@ def test_a_gpu_goes_over_more_than_2_31_elements(name):
         truth = formula(x.detach()[part], dy[part])
         assert_right(y.detach()[part], truth["y"], "y")
         assert_right(dx[part], truth["dx"], "dx")
-
-
-# ---------------------------------------------------------------------------------------------- what is computed in 64
-
-# Rows of lengths that no tile has, in registers and in a loop; batch norm in both layouts; and more rows than 2^31 - 1,
-# for which Triton makes the argument M 64-bit.
-LAUNCHES = {
-    "as usual": [
-        ("batch_norm", (4, 65, 7, 7), "nchw"),
-        ("batch_norm", (4, 65, 7, 7), "nhwc"),
-        ("batch_norm", (32, 128, 28, 28), "nchw"),
-        ("batch_norm", (32, 128, 28, 28), "nhwc"),
-        ("lp_norm", (4, 65, 7, 7), "nchw", ("p", "1")),
-        ("lp_norm", (4, 65, 7, 7), "nhwc", ("p", "inf")),
-        *((op, (4, 65, 7, 7), "nchw") for op in ("batch_renorm", "noisy_batch_norm")),
-        *(("group_norm", (4, 65, 7, 7), layout, ("groups", 5)) for layout in ("nchw", "nhwc")),
-        *(("group_norm", (1, 64, 112, 112), layout, ("groups", 4)) for layout in ("nchw", "nhwc")),
-        *(("instance_norm", (4, 65, 7, 7), layout) for layout in ("nchw", "nhwc")),
-        *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm", "weight_norm") for n in (1000, 100000)),
-    ],
-    "2^31 rows": [(op, (BEYOND + 4096, 1000), "rows") for op in ("layer_norm", "rms_norm")],
-}
-
-
-@triton.jit
-def _stride_kernel(y_ptr, x_ptr, stride, N: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y_ptr + row, tl.load(x_ptr + row * stride))
-
-
-@triton.jit
-def _late_kernel(y_ptr, x_ptr, stride, N: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y_ptr + row, tl.load(x_ptr + (row * stride).to(tl.int64)))
-
-
-@triton.jit
-def _constant_stride_kernel(y_ptr, x_ptr, stride, N: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    n = tl.arange(0, BLOCK)
-    tl.store(y_ptr + row * N + n, tl.load(x_ptr + row.to(tl.int64) * N + n))
-
-
-@triton.jit
-def _plane_kernel(y_ptr, x_ptr, stride, N: tl.constexpr, BLOCK: tl.constexpr):
-    n = tl.arange(0, BLOCK)
-    tl.store(y_ptr + n, tl.load(x_ptr + stride * tl.num_programs(0) + n))
-
-
-@triton.jit
-def _carried_kernel(y_ptr, x_ptr, stride, N: tl.constexpr, BLOCK: tl.constexpr):
-    n = tl.arange(0, BLOCK)
-    offset = 0
-    for _ in range(tl.program_id(0)):
-        tl.store(y_ptr + n, tl.load(x_ptr + offset + n))
-        offset += stride
-
-
-@triton.jit
-def _right_kernel(y_ptr, x_ptr, stride, N: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    n = tl.arange(0, BLOCK)
-    tl.store(y_ptr + row.to(tl.int64) * N + n, tl.load(x_ptr + row.to(tl.int64) * stride + n * stride))
-
-
-PLANTED = {
-    "_stride_kernel": "a row's number times the stride",
-    "_late_kernel": "the same, made 64-bit when it is too late",
-    "_constant_stride_kernel": "a row's number times a constant that is no tile's length",
-    "_plane_kernel": "a size times a number of programs",
-    "_carried_kernel": "a stride added up in a loop",
-}
-
-
-def print_compiled():
-    """[launch, kernel, its TTIR] of every kernel, one JSON list; run in a process that does not interpret."""
-    from triton.compiler import ASTSource
-
-    from bench.audit import TARGETS, Launch, call, compiling
-
-    target, device = TARGETS["sm_90"]
-    texts = set()
-    # With the plans of a device that has barriers and a cache to count on, and of one that has not.
-    for name, launches in LAUNCHES.items():
-        with compiling("sm_90") as found:
-            for (op, shape, layout, *options), here in product(
-                launches, (device, replace(device, l2=0, cooperative=False))
-            ):
-                call(Launch(op, shape, "bf16", layout, (), tuple(options)), here)
-        texts |= {(name, kernel, compiled.asm["ttir"]) for kernel, compiled in found}
-    signature = {"y_ptr": "*bf16", "x_ptr": "*bf16", "stride": "i32", "N": "constexpr", "BLOCK": "constexpr"}
-    for name in (*PLANTED, "_right_kernel"):
-        source = ASTSource(globals()[name], signature, {"N": 1000, "BLOCK": 64})
-        texts.add(("planted", name, triton.compile(source, target=target).asm["ttir"]))
-    print(json.dumps(sorted(texts)))
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    command = [sys.executable, __file__]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = defaultdict(list)
-    for launch, name, text in json.loads(done.stdout):
-        found[launch].append((name, Program(text)))
-    return found
-
-
-PRODUCTS = ("arith.muli", "arith.shli")
-# A product that is divided is an index again, and no offset; a comparison is neither, and nor is what memory holds.
-ENDS = ("arith.divsi", "arith.remsi", "arith.divui", "arith.remui", "arith.cmpi", "tt.load")
-
-
-class Program:
-    """A kernel's TTIR as definitions: value -> (operation, operands, the rest of the line).
-
-    Of loops and branches it knows three more operations: "from" is a loop's variable, "carried" a value that a loop
-    hands on to its next pass, "to" a result.
-    """
-
-    def __init__(self, text):
-        # A wait at a barrier yields nothing, and computes no offset.
-        text = re.sub(r"scf\.while : \(\) -> \(\) \{.*?\} do \{.*?\n *\}[^\n]*", "", text, flags=re.DOTALL)
-        assert "scf.while" not in text, "not understood here"
-        self.values = {}
-        self.scopes = [{}]  # names, which sibling regions use again, by region: name -> key in values
-        self._loop_results = []
-        yields = [[]]  # of each open region, what the values it yields become
-        for line in text.splitlines():
-            line = re.sub(r" loc\(.*\)$", "", line.strip())
-            if line.startswith("}"):
-                self.scopes.pop()
-                closed = yields.pop()
-            carried = closed if line.startswith("} else") else self._define(line)
-            if line.startswith("scf.yield %"):
-                for value, keys in zip(self._operands(line.split(" : ")[0]), yields[-1], strict=True):
-                    for key in keys:
-                        self.values[key][1].append(value)
-            if line.endswith("{"):
-                self.scopes.append({})
-                yields.append(carried)
-            self._define_arguments(line)
-
-    def _operands(self, text):
-        return [next(s[name] for s in reversed(self.scopes) if name in s) for name in re.findall(r"%[\w#]+", text)]
-
-    def _enter(self, name, operation, operands, kind):
-        key = self.scopes[-1][name] = f"{name} ({len(self.values)})"
-        self.values[key] = (operation, operands, kind)
-        return key
-
-    def _define_arguments(self, line):
-        """Enters what a region begins with: a function's or a reduction's arguments, a loop's variable."""
-        if line.startswith(("tt.func", "^")):
-            for name, kind in re.findall(r"(%\w+): (!tt\.ptr|[if]\d+)", line):
-                self._enter(name, "argument" if line.startswith("tt.func") else "element", [], kind)
-        loop = re.search(r"scf\.for (%\w+) = (%[\w#]+) .*?(i\d+) \{$", line)
-        if loop:
-            self._enter(loop[1], "from", self._operands(loop[2]), loop[3])
-            handed_on = re.findall(r"(%\w+) = (%[\w#]+)", line.partition("iter_args")[2])
-            for (name, initial), becomes in zip(handed_on, self._loop_results, strict=True):
-                _, operands, kind = self.values[becomes[0]]
-                operands += self._operands(initial)
-                becomes.append(self._enter(name, "carried", self._operands(initial), kind))
-
-    def _define(self, line):
-        """Enters a line's results; of a loop or branch returns, for each value that it yields, what that becomes."""
-        self._loop_results = []
-        match = re.match(r"(%\w+)(?::\d+)? = \"?([\w.]+)\"?(.*)", line)
-        if match is None:
-            return []
-        name, operation, rest = match.groups()
-        if operation in ("scf.for", "scf.if"):
-            types = re.findall(r"[^\s,()]+", re.search(r"-> \((.*?)\)", rest)[1])
-            names = [f"{name}#{i}" for i in range(len(types))] if len(types) > 1 else [name]
-            self._loop_results = [[self._enter(n, "to", [], kind)] for n, kind in zip(names, types, strict=True)]
-        else:
-            self._enter(name, operation, self._operands(rest.split(" : ")[0].split("({")[0]), rest)
-        return self._loop_results
-
-    def bits(self, name):
-        """The width of an integer value, by the type that its line ends with."""
-        return int(re.search(r"i(\d+)>?$", self.values[name][2])[1])
-
-    def constant(self, name):
-        """The number that a value is, splat or not; None if it is not known."""
-        operation, operands, rest = self.values[name]
-        if operation == "arith.constant":
-            number = re.match(r" (?:dense<)?(-?\d+)>?(?: |$)", rest)
-            return int(number[1]) if number else None
-        return self.constant(operands[0]) if operation in ("tt.splat", "arith.extsi", "tt.broadcast") else None
-
-    def behind(self, name, ends=()):
-        """The value and all that it is made of, as far as the operations that end the search."""
-        found, waiting = {}, [name]
-        while waiting:
-            here = waiting.pop()
-            if here not in found:
-                found[here] = self.values[here]
-                waiting += [] if found[here][0] in ends else found[here][1]
-        return found
-
-    def kinds(self, name):
-        """What a number is made of: tile lanes, sizes (arguments), positions (programs and loop variables)."""
-        kind = {"tt.make_range": "lane", "argument": "size", "from": "position"}
-        kind |= {"tt.get_program_id": "position", "tt.get_num_programs": "position", "tt.load": "data"}
-        return {kind[operation] for operation, *_ in self.behind(name).values() if operation in kind}
-
-    def lengths(self):
-        """Of the program's tiles."""
-        ranges = [
-            re.search(r"end = (\d+).*start = (\d+)", r) for o, _, r in self.values.values() if o == "tt.make_range"
-        ]
-        return {int(match[1]) - int(match[2]) for match in ranges}
-
-    def is_index(self, product):
-        """Whether a 32-bit product counts something that an argument counts, or stays inside a tile."""
-        operation, (a, b), _ = self.values[product]
-        if operation == "arith.shli":
-            return False  # Triton writes none for an index
-        if self.constant(a) is not None:
-            a, b = b, a
-        factor = self.constant(b)
-        if factor is None:
-            return {frozenset(self.kinds(a)), frozenset(self.kinds(b))} == {frozenset({"lane"}), frozenset({"size"})}
-        if "position" in self.kinds(a):
-            return factor in self.lengths()  # a tile's number times its length: the number of its first element
-        operation, operands, _ = self.values[a]
-        rounded_down = operation == "arith.divsi" and self.constant(operands[1]) == factor
-        return self.kinds(a) <= {"lane"} or rounded_down
-
-    def offsets(self):
-        return [operands[1] for operation, operands, _ in self.values.values() if operation == "tt.addptr"]
-
-    def narrow(self):
-        """The 32-bit values that should be 64-bit: products and running sums that reach an address."""
-        found = set()
-        for offset in self.offsets():
-            for name, (operation, _, _) in self.behind(offset, ENDS).items():
-                product = operation in PRODUCTS and not self.is_index(name)
-                if operation == "arith.trunci" or ((product or operation == "carried") and self.bits(name) == 32):
-                    found.add(name)
-        return found
-
-    def wide_products(self):
-        """The 64-bit products that reach an address."""
-        behind = {k: v for offset in self.offsets() for k, v in self.behind(offset, ENDS).items()}
-        return {name for name, (operation, *_) in behind.items() if operation in PRODUCTS and self.bits(name) == 64}
-
-    def rounded_up(self):
-        """The 32-bit sums of arguments, or of one and a constant, that are divided: of the largest, beyond 2^31."""
-        found = set()
-        for dividend in [operands[0] for operation, operands, _ in self.values.values() if operation == "arith.divsi"]:
-            for name, (operation, operands, _) in self.behind(dividend, ENDS).items():
-                added = operation == "arith.addi" and self.kinds(name) == {"size"} and self.bits(name) == 32
-                if added and self.values[operands[0]][0] == "arith.divsi":
-                    continue  # a quotient, and so a number of blocks: one more of them does not wrap
-                if added and (self.constant(operands[1]) or 1) > 0:
-                    found.add(name)
-        return found
-
-    def narrow_compared_with_wide(self):
-        """The 32-bit products that are compared with a 64-bit argument, and so may be beyond what they can hold."""
-        found = set()
-        for operation, operands, rest in self.values.values():
-            if operation == "arith.cmpi" and "i64" in rest:
-                for name, (inner, *_) in {k: v for o in operands for k, v in self.behind(o, ENDS).items()}.items():
-                    if inner in PRODUCTS and self.bits(name) == 32:
-                        found.add(name)
-        return found
-
-
-def test_every_kernel_computes_its_offsets_in_64_bits(compiled):
-    programs = compiled["as usual"]
-    assert {name for name, _ in programs} == KERNELS - SYNCHRONIZED
-    assert {name: program.narrow() for name, program in programs if program.narrow()} == {}
-    # It looked at something: each has an offset that needs 64 bits, and has them; but for one that has channels alone.
-    without = {name for name, program in programs if not program.wide_products()}
-    assert without == {"_batch_renorm_weight_gradient_kernel"}
-
-
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_32_bit_offset_is_found(name, compiled):
-    assert len(dict(compiled["planted"])[name].narrow()) == 1, PLANTED[name]
-
-
-def test_a_right_kernel_is_no_false_alarm(compiled):
-    program = dict(compiled["planted"])["_right_kernel"]
-    assert program.narrow() == set() and len(program.wide_products()) == 2
-
-
-def test_no_length_is_rounded_up_beyond_32_bits(compiled):
-    found = {name: program.rounded_up() for name, program in compiled["as usual"]}
-    assert {name: values for name, values in found.items() if values} == {}
-
-
-def test_a_row_has_a_64_bit_number_where_there_are_more_than_32_bits_count(compiled):
-    found = {name: program.narrow_compared_with_wide() for name, program in compiled["2^31 rows"]}
-    assert {name: values for name, values in found.items() if values} == {}
-
-
-if __name__ == "__main__":
-    print_compiled()
