@@ -42,7 +42,8 @@ def batch_renorm(
     running = [t.to(wide) for t in (running_mean, running_std)]
     w, b = (None if t is None else t.to(wide) for t in (weight, bias))
     if not training:
-        return F.batch_norm(input, running[0], running[1].square(), w, b, False, 0.0, 0.0)
+        # PyTorch 2.11's F.batch_norm refuses an eps of 0, and its operator takes it.
+        return torch.batch_norm(input, w, b, running[0], running[1].square(), False, 0.0, 0.0, False)
     if input.numel() == 0:
         return F.batch_norm(input, None, None, w, b, True, momentum, eps)
     dims = [d for d in range(input.dim()) if d != 1]
