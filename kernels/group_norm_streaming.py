@@ -15,6 +15,7 @@ from normlib.kernels.group_norm_rows import (
     BATCH,
     finish_group_statistics,
     group_gradient_of_tiles,
+    group_pair,
     group_statistics,
     image_offset,
     merge_parts,
@@ -197,7 +198,7 @@ def _group_norm_input_gradient_kernel(
     first, last = even_share(splits - 1 - tl.program_id(1), splits, blocks(S, BLOCK_S))
     offset = image_offset(image, C, S, LAST, ALIGN)
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
-    c1, c2, _ = group_statistics(coefficients_ptr, None, image, c0, end, C, M, per_group, BLOCK_C, ACC)
+    c1, c2 = group_pair(coefficients_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     weight = weight_of(weight_ptr, rstd, c0, end, BLOCK_C, ACC)
     group_gradient_of_tiles(
         dx_ptr + offset, dy_ptr + offset, x_ptr + offset, mean, low, rstd, weight, c1, c2, first, last, c0, C, S,

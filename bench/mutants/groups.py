@@ -86,7 +86,7 @@ _EDITS = {
         ("group-eps-left-out", "eps is not added", "eps, eps_low, ACC)", "0.0, 0.0, ACC)"),
         ("group-saved-low-left-out", "the saved mean's low part is 0", "group, low, mask)", "group, low * 0.0, mask)"),
     ),
-    ("group_norm_rows", "group_statistics"): (
+    ("group_norm_rows", "groups_of"): (
         (
             "group-boundary-off-by-one",
             "a group's last channel has the next one's statistics",
@@ -159,7 +159,7 @@ _EDITS = {
         ),
     ),
     ("group_norm_streaming", "_group_norm_input_gradient_kernel"): (
-        ("group-coefficients-swapped", "c1 for c2", "c1, c2, _ =", "c2, c1, _ ="),
+        ("group-coefficients-swapped", "c1 for c2", "c1, c2 =", "c2, c1 ="),
         (
             "group-dx-of-the-first-tiles",
             "every split writes the last one's tiles",
