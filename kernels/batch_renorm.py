@@ -26,18 +26,14 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import (
-    BATCH,
-    _batch_norm_normalize_kernel,
-    _batch_norm_stats_kernel,
-    _launch,
-    _statistics_dtype,
-    batch_norm_backward,
-    dense,
-)
-from normlib.kernels.batch_norm_sweeps import channel_values, elements_before, finish_statistics, merge_splits
+from normlib.kernels.batch_norm import batch_norm_backward
+from normlib.kernels.batch_norm_launch import launch, launch_merge
+from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits
+from normlib.kernels.batch_norm_streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
+from normlib.kernels.batch_norm_tiles import BATCH, channel_values, elements_before
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, float_pair, from_pair, load, store
+from normlib.kernels.layouts import dense
+from normlib.kernels.numerics import accumulator, from_pair, load, statistics_dtype, store
 from normlib.kernels.plan import Device
 
 
@@ -151,7 +147,7 @@ def batch_renorm_forward(
     x, last = dense(x)
     device = device or device_of(x)
     plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
-    y, stats = torch.empty_like(x), _statistics_dtype(x)
+    y, stats = torch.empty_like(x), statistics_dtype(x)
     mean, renorm, rstd = (
         torch.empty(shape, dtype=stats, device=x.device)
         for shape in ((2, plan.channels), (4, plan.channels), (plan.channels,))
@@ -159,35 +155,14 @@ def batch_renorm_forward(
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), renorm.zero_()
     partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
-    merge = plans.merge(plan.splits, plan.channels, device)
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
     with on(x):
-        _launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
-        _batch_renorm_merge_kernel[(plans.cdiv(plan.channels, merge.block_n),)](
-            mean,
-            rstd,
-            renorm,
-            running_mean,
-            running_std,
-            partials,
-            weight,
-            bias,
-            limits,
-            plan.channels,
-            plan.positions,
-            plan.tiles,
-            plan.splits,
-            *float_pair(eps),
-            *float_pair(momentum),
-            *float_pair(rmax),
-            *float_pair(dmax),
-            plan.block_s,
-            BLOCK_P=merge.block_p,
-            BLOCK_N=merge.block_n,
-            **merge.options,
-        )
+        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
+        kept = (mean, rstd, renorm, running_mean, running_std)
+        given, scalars = (weight, bias, limits), (eps, momentum, rmax, dmax)
+        launch_merge(_batch_renorm_merge_kernel, plan, device, *kept, partials, *given, scalars=scalars)
         tensors = (y, None, x, None, mean, rstd, renorm[2], renorm[3])
-        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=0.0, **constants)
+        launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(0.0,), **constants)
     return y, mean, rstd, renorm
 
 

@@ -11,7 +11,7 @@ Backward, with a channel's sums over its positions in one image, and c1, c2 over
     dx = rstd (weight dy - x_hat c1 - c2)
     dw = sum over images of sum(dy x_hat)          db = sum over images of sum(dy)
 
-An image is swept as batch norm's channels are (batch_norm_sweeps.py), a row of a tile each, and what is a channel's
+An image is swept as batch norm's channels are (batch_norm_tiles.py), a row of a tile each, and what is a channel's
 becomes a group's by merging rows. Two plans (plan.py):
 
 one launch    a program has all channels of a group, or of several groups, and sweeps them twice, the second time
@@ -30,15 +30,10 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import _like, _statistics_dtype, dense
-from normlib.kernels.batch_norm_sweeps import (
-    moments_of_tiles,
-    normalize_tiles,
-    scale_of,
-    shift_of,
-    store_planes,
-    sums_of_tiles,
-)
+from normlib.kernels.batch_norm_gradients import sums_of_tiles
+from normlib.kernels.batch_norm_output import normalize_tiles, scale_of, shift_of
+from normlib.kernels.batch_norm_statistics import moments_of_tiles
+from normlib.kernels.batch_norm_tiles import store_planes
 from normlib.kernels.device import device_of, on
 from normlib.kernels.group_norm_rows import (
     finish_group_statistics,
@@ -53,7 +48,8 @@ from normlib.kernels.group_norm_rows import (
     sum_rows,
     weight_of,
 )
-from normlib.kernels.numerics import accumulator, blocks, divide, even_share, float_pair, load, store
+from normlib.kernels.layouts import dense, like
+from normlib.kernels.numerics import accumulator, blocks, divide, even_share, float_pair, load, statistics_dtype, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import accurate_sum, sum_partials
 
@@ -403,7 +399,7 @@ def group_norm_forward(
     device = device or device_of(x)
     plan = plans.group_norm(tuple(x.shape), groups, last, x.element_size(), device)
     y = torch.empty_like(x)
-    mean = torch.empty((2, plan.statistics), dtype=_statistics_dtype(x), device=x.device)
+    mean = torch.empty((2, plan.statistics), dtype=statistics_dtype(x), device=x.device)
     rstd = torch.empty(plan.statistics, dtype=mean.dtype, device=x.device)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
@@ -451,7 +447,7 @@ def group_norm_backward(
     mean and rstd are as saved by the forward pass.
     """
     x, last = dense(x)
-    dy = _like(x, dy)
+    dy = like(x, dy)
     device = device or device_of(x)
     plan = plans.group_norm(tuple(x.shape), groups, last, x.element_size(), device)
     dx = torch.empty_like(x) if need_dx else None
@@ -511,7 +507,7 @@ def instance_norm_forward(
     device = device or device_of(x)
     if running_mean is None or running_var is None or x.numel() == 0:
         return group_norm_forward(x, channels, weight, bias, eps, device)
-    var = torch.empty(images * channels, dtype=_statistics_dtype(x), device=x.device)
+    var = torch.empty(images * channels, dtype=statistics_dtype(x), device=x.device)
     y, mean, rstd = group_norm_forward(x, channels, weight, bias, eps, device, var)
     merge = plans.merge(images, channels, device)
     with on(x):

@@ -8,7 +8,7 @@ The symbols are those of group_norm.py.
 import triton
 import triton.language as tl
 
-from normlib.kernels.batch_norm_sweeps import addresses, channel_values, elements_before
+from normlib.kernels.batch_norm_tiles import addresses, channel_values, elements_before
 from normlib.kernels.numerics import blocks, divide, even_share, load, store
 from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_moments, rstd_of
 

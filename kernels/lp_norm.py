@@ -33,26 +33,23 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import (
-    BATCH,
-    _batch_norm_normalize_kernel,
-    _batch_norm_reduce_kernel,
-    _launch,
-    _like,
-    _statistics_dtype,
-    dense,
-)
-from normlib.kernels.batch_norm_sweeps import (
-    add_splits,
-    addresses,
-    channel_values,
-    elements_before,
-    merge_splits,
-    scale_of,
-    store_planes,
-)
+from normlib.kernels.batch_norm_gradients import add_splits
+from normlib.kernels.batch_norm_launch import launch, launch_merge
+from normlib.kernels.batch_norm_output import scale_of
+from normlib.kernels.batch_norm_statistics import merge_splits
+from normlib.kernels.batch_norm_streaming import _batch_norm_normalize_kernel, _batch_norm_reduce_kernel
+from normlib.kernels.batch_norm_tiles import BATCH, addresses, channel_values, elements_before, store_planes
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, divide, even_share, float_pair, from_pair, load, store
+from normlib.kernels.layouts import dense, like
+from normlib.kernels.numerics import (
+    accumulator,
+    divide,
+    even_share,
+    from_pair,
+    load,
+    statistics_dtype,
+    store,
+)
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rstd_of_norm, sum_partials, tile_moments
 
@@ -270,7 +267,7 @@ def order(p: float) -> str:
 
 def empty_peak(x: Tensor, p: float) -> Tensor:
     """Where forward leaves the maximum and the ties of each channel of x (N, C, *), (2, C); empty for other p."""
-    return x.new_empty((2, x.shape[1] if order(p) == "inf" else 0), dtype=_statistics_dtype(x))
+    return x.new_empty((2, x.shape[1] if order(p) == "inf" else 0), dtype=statistics_dtype(x))
 
 
 def lp_norm_forward(
@@ -292,37 +289,19 @@ def lp_norm_forward(
     device = device or device_of(x)
     plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     y = torch.empty_like(x)
-    stats = _statistics_dtype(x)
+    stats = statistics_dtype(x)
     mean = torch.empty((2, plan.channels), dtype=stats, device=x.device)
     rstd = torch.empty(plan.channels, dtype=stats, device=x.device)
     peak = empty_peak(x, p)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), peak.zero_()
     partials = torch.empty((PLANES[order(p)], plan.splits, plan.channels), dtype=stats, device=x.device)
-    merge = plans.merge(plan.splits, plan.channels, device)
     with on(x):
-        _launch(_lp_norm_stats_kernel, plan, partials, x, P=order(p))
-        _lp_norm_merge_kernel[(plans.cdiv(plan.channels, merge.block_n),)](
-            mean,
-            rstd,
-            peak if order(p) == "inf" else None,
-            running_mean,
-            running_norm,
-            partials,
-            plan.channels,
-            plan.positions,
-            plan.tiles,
-            plan.splits,
-            *float_pair(eps),
-            *float_pair(momentum),
-            plan.block_s,
-            P=order(p),
-            BLOCK_P=merge.block_p,
-            BLOCK_N=merge.block_n,
-            **merge.options,
-        )
+        launch(_lp_norm_stats_kernel, plan, partials, x, P=order(p))
+        kept = (mean, rstd, peak if order(p) == "inf" else None, running_mean, running_norm)
+        launch_merge(_lp_norm_merge_kernel, plan, device, *kept, partials, scalars=(eps, momentum), P=order(p))
         tensors = (y, None, x, None, mean, rstd, weight, bias)
-        _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=False, EVICT=plan.evict, **_PLAIN)
+        launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), EVAL=False, EVICT=plan.evict, **_PLAIN)
     return y, mean, rstd, peak
 
 
@@ -343,7 +322,7 @@ def lp_norm_eval_forward(
         plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
         tensors = (y, None, x, None, running_mean, running_norm, weight, bias)
         with on(x):
-            _launch(_batch_norm_normalize_kernel, plan, *tensors, eps=eps, EVAL=True, P=order(p), **_PLAIN)
+            launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), EVAL=True, P=order(p), **_PLAIN)
     return y
 
 
@@ -366,13 +345,13 @@ def lp_norm_backward(
     mean, rstd and peak are as saved by the forward pass; in evaluation running_mean, running_norm and None.
     """
     x, last = dense(x)
-    dy = _like(x, dy)
+    dy = like(x, dy)
     device = device or device_of(x)
     plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     dx = torch.empty_like(x) if need_dx else None
     partials = dw = db = None
     if need_sums or (need_dx and not evaluating):
-        dw, db = (torch.empty(plan.channels, dtype=_statistics_dtype(x), device=x.device) for _ in range(2))
+        dw, db = (torch.empty(plan.channels, dtype=statistics_dtype(x), device=x.device) for _ in range(2))
         partials = dw.new_empty((2, plan.splits, plan.channels))
     if x.numel() == 0:
         return dx, *(None if t is None else t.zero_() for t in (dw, db))
@@ -381,11 +360,11 @@ def lp_norm_backward(
         if partials is not None or dx_here is not None:
             tensors = (partials, dx_here, None, dy, None, x, mean, rstd, weight, None)
             given = {"EVAL": evaluating, "P": order(p) if evaluating else None}
-            _launch(_batch_norm_reduce_kernel, plan, *tensors, eps=eps, **given, **_PLAIN)
+            launch(_batch_norm_reduce_kernel, plan, *tensors, scalars=(eps,), **given, **_PLAIN)
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
             peak = peak if order(p) == "inf" else None
             tensors = (dx, dy, x, rstd, peak, weight, dw, db)
-            _launch(_lp_norm_input_gradient_kernel, plan, *tensors, P=order(p), EVICT=plan.evict)
+            launch(_lp_norm_input_gradient_kernel, plan, *tensors, P=order(p), EVICT=plan.evict)
     return dx, dw, db

@@ -14,6 +14,8 @@ whose code would take a stack, and every device does the same operations. What t
 import triton
 import triton.language as tl
 
+from normlib.kernels.batch_norm_tiles import channel_values, elements_before
+
 # What is drawn: for each element, or for each channel (or all of them). A counter's fourth word.
 ELEMENTS = tl.constexpr(0)
 UNITS = tl.constexpr(1)
@@ -49,3 +51,26 @@ def standard_normal(radius_word, angle_word, ACC: tl.constexpr):
         term = square * series
         series = 1.0 - (term * (1.0 / (2 * k * (2 * k + 1))) if NARROW else term / (2 * k * (2 * k + 1)))
     return radius * (angle * series)
+
+
+# -------------------------------------------------------------------------------------------------- behind batch norm
+
+
+@triton.jit
+def load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    """What an element's factor is drawn by: (seed, mean, deviation), of a channel each.
+
+    They lie as (4, C): mean and deviation of the factors, and least value and width of what is added.
+    """
+    mean = channel_values(noise_ptr, c0, C, BLOCK_C, ACC)
+    return tl.load(seed_ptr), mean, channel_values(noise_ptr + C, c0, C, BLOCK_C, ACC)
+
+
+@triton.jit
+def noise_of_tile(noise, tile, c0, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
+    """(each element's factor, a word that is left for what is added to it)."""
+    seed, mean, deviation = noise
+    position = elements_before(tile, S, BLOCK_S) + tl.arange(0, BLOCK_S)[None, :]
+    channel = c0 + tl.arange(0, BLOCK_C)[:, None]
+    radius, angle, rest, _ = words(seed, position, channel, ELEMENTS)
+    return mean + deviation * standard_normal(radius, angle, ACC), rest

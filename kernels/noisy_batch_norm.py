@@ -22,18 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import (
-    BATCH,
-    _batch_norm_normalize_kernel,
-    _batch_norm_stats_kernel,
-    _launch,
-    _statistics_dtype,
-    dense,
-)
-from normlib.kernels.batch_norm_sweeps import elements_before, finish_statistics, merge_splits
+from normlib.kernels.batch_norm_launch import launch, launch_merge
+from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits
+from normlib.kernels.batch_norm_streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
+from normlib.kernels.batch_norm_tiles import BATCH, elements_before
 from normlib.kernels.device import device_of, on
+from normlib.kernels.layouts import dense
 from normlib.kernels.noise import UNITS, uniform, words
-from normlib.kernels.numerics import accumulator, float_pair, from_pair, store
+from normlib.kernels.numerics import accumulator, from_pair, statistics_dtype, store
 from normlib.kernels.plan import Device
 
 
@@ -122,7 +118,7 @@ def noisy_batch_norm_forward(
     x, last = dense(x)
     device = device or device_of(x)
     plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
-    y, stats = torch.empty_like(x), _statistics_dtype(x)
+    y, stats = torch.empty_like(x), statistics_dtype(x)
     mean, noise, rstd = (
         torch.empty(shape, dtype=stats, device=x.device)
         for shape in ((2, plan.channels), (4, plan.channels), (plan.channels,))
@@ -130,33 +126,16 @@ def noisy_batch_norm_forward(
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), noise.zero_()
     partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
-    merge = plans.merge(plan.splits, plan.channels, device)
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
     with on(x):
-        _launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
-        _noisy_batch_norm_merge_kernel[(plans.cdiv(plan.channels, merge.block_n),)](
-            mean,
-            rstd,
-            noise,
-            running_mean,
-            running_var,
-            partials,
-            seed,
-            plan.channels,
-            plan.positions,
-            plan.tiles,
-            plan.splits,
-            *float_pair(eps),
-            *float_pair(momentum),
-            *(part for value in ranges for part in float_pair(value)),
-            plan.block_s,
-            PER_UNIT=per_unit,
-            BLOCK_P=merge.block_p,
-            BLOCK_N=merge.block_n,
-            **merge.options,
+        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
+        kept = (mean, rstd, noise, running_mean, running_var)
+        scalars = (eps, momentum, *ranges)
+        launch_merge(
+            _noisy_batch_norm_merge_kernel, plan, device, *kept, partials, seed, scalars=scalars, PER_UNIT=per_unit
         )
         tensors = (y, None, x, None, mean, rstd, weight, bias)
         drawn = {"noise_ptr": noise, "seed_ptr": seed}
         drawing = plans.batch_norm_drawing(plan, device)
-        _launch(_batch_norm_normalize_kernel, drawing, *tensors, eps=0.0, **constants, **drawn)
+        launch(_batch_norm_normalize_kernel, drawing, *tensors, scalars=(0.0,), **constants, **drawn)
     return y, mean, rstd, noise

@@ -6,10 +6,16 @@ Everything is loaded in its own dtype, computed in float32 (float64 for float64)
 import os
 import struct
 
+import torch
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+
+def statistics_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that x's statistics are kept in: float32, and float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def float_pair(value: float) -> tuple[float, float]:

@@ -11,8 +11,10 @@ sample variances" (1979), equations 2.1: with delta = mean_b - mean_a and n = n_
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from normlib.kernels.numerics import accumulator, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.plan import MergePlan
 
 
 @triton.jit
@@ -175,7 +177,7 @@ def _sum_partials_kernel(
         store(second_ptr + n, total, n < N)
 
 
-def sum_partials(partials, outputs, plan):
+def sum_partials(partials: Tensor, outputs: tuple[Tensor | None, ...], plan: MergePlan) -> None:
     """Adds partials (len(outputs), P, N) over P in a fixed order into the one or two outputs, each of N elements."""
     _, programs, columns = partials.shape
     grid = (triton.cdiv(columns, plan.block_n), len(outputs))

@@ -18,20 +18,18 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import (
-    BATCH,
+from normlib.kernels.batch_norm_launch import launch, launch_merge
+from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits
+from normlib.kernels.batch_norm_streaming import (
     _batch_norm_input_gradient_kernel,
     _batch_norm_normalize_kernel,
     _batch_norm_reduce_kernel,
     _batch_norm_stats_kernel,
-    _launch,
-    _like,
-    _statistics_dtype,
-    dense,
 )
-from normlib.kernels.batch_norm_sweeps import finish_statistics, merge_splits, store_planes
+from normlib.kernels.batch_norm_tiles import BATCH, store_planes
 from normlib.kernels.device import device_of, on
-from normlib.kernels.numerics import accumulator, float_pair, load
+from normlib.kernels.layouts import dense, like
+from normlib.kernels.numerics import accumulator, float_pair, load, statistics_dtype
 from normlib.kernels.plan import BatchNormPlan, Device
 from normlib.kernels.reduction import merge_all_moments, sum_partials
 
@@ -127,28 +125,16 @@ def _plan(x: Tensor, last: bool, device: Device | None) -> BatchNormPlan:
 def moments(x: Tensor, device: Device | None = None) -> Tensor:
     """The message (3 C + 2,) about this process's x (N, C, *), which may be empty, in the statistics' dtype."""
     x, last = dense(x)
-    stats = _statistics_dtype(x)
+    stats = statistics_dtype(x)
     message = torch.empty(3 * x.shape[1] + 2, dtype=stats, device=x.device)
     if x.numel() == 0:
         return message.zero_()
+    device = device or device_of(x)
     plan = _plan(x, last, device)
     partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
-    merge = plans.merge(plan.splits, plan.channels, device or device_of(x))
     with on(x):
-        _launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
-        _sync_batch_norm_message_kernel[(plans.cdiv(plan.channels, merge.block_n), 1)](
-            message,
-            partials,
-            plan.channels,
-            plan.positions,
-            plan.tiles,
-            plan.splits,
-            *float_pair(float(plan.count)),
-            plan.block_s,
-            BLOCK_P=merge.block_p,
-            BLOCK_N=merge.block_n,
-            **merge.options,
-        )
+        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
+        launch_merge(_sync_batch_norm_message_kernel, plan, device, message, partials, scalars=(float(plan.count),))
     return message
 
 
@@ -191,22 +177,22 @@ def normalize(
         constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
         with on(x):
             tensors = (y, None, x, None, mean, rstd, weight, bias)
-            _launch(_batch_norm_normalize_kernel, _plan(x, last, device), *tensors, eps=0.0, **constants)
+            launch(_batch_norm_normalize_kernel, _plan(x, last, device), *tensors, scalars=(0.0,), **constants)
     return y
 
 
 def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | None = None) -> Tensor:
     """(2, C), sum(dy x_hat) and sum(dy) of this process's share, in the statistics' dtype."""
     x, last = dense(x)
-    found = torch.empty((2, x.shape[1]), dtype=_statistics_dtype(x), device=x.device)
+    found = torch.empty((2, x.shape[1]), dtype=statistics_dtype(x), device=x.device)
     if x.numel() == 0:
         return found.zero_()
     plan = _plan(x, last, device)
     partials = found.new_empty((2, plan.splits, plan.channels))
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
     with on(x):
-        tensors = (partials, None, None, _like(x, dy), None, x, mean, rstd, None, None)
-        _launch(_batch_norm_reduce_kernel, plan, *tensors, eps=0.0, **constants)
+        tensors = (partials, None, None, like(x, dy), None, x, mean, rstd, None, None)
+        launch(_batch_norm_reduce_kernel, plan, *tensors, scalars=(0.0,), **constants)
         sum_partials(partials, tuple(found), plans.merge(plan.splits, plan.channels, device or device_of(x)))
     return found
 
@@ -236,6 +222,6 @@ def input_gradient(
     dx = torch.empty_like(x)
     if x.numel():
         with on(x):
-            tensors = (dx, None, _like(x, dy), None, x, mean, rstd, weight, None, total[0], total[1], count)
-            _launch(_batch_norm_input_gradient_kernel, _plan(x, last, device), *tensors, RELU=False, PRE_RELU=False)
+            tensors = (dx, None, like(x, dy), None, x, mean, rstd, weight, None, total[0], total[1], count)
+            launch(_batch_norm_input_gradient_kernel, _plan(x, last, device), *tensors, RELU=False, PRE_RELU=False)
     return dx

@@ -10,7 +10,9 @@ from torch import Tensor
 from normlib import reference
 from normlib.backend import serves
 from normlib.kernels import batch_norm as kernels
-from normlib.registration import differentiate, gradient_of, register, statistics_dtype
+from normlib.kernels.layouts import dense
+from normlib.kernels.numerics import statistics_dtype
+from normlib.registration import differentiate, gradient_of, register
 
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -25,7 +27,7 @@ def _contiguous(vector: Tensor | None) -> Tensor | None:
 
 def _like_input(x: Tensor) -> Tensor:
     """An empty result in the layout that the kernels give it: x's, where that is one of their two."""
-    return torch.empty_like(kernels.dense(x)[0])
+    return torch.empty_like(dense(x)[0])
 
 
 # ------------------------------------------------------------------------------------------------ the operators

@@ -13,7 +13,8 @@ from normlib import composed, reference
 from normlib.batch_norm import _contiguous, _fake_backward, _fake_eval, _fake_train, _fits
 from normlib.kernels import batch_renorm as kernels
 from normlib.kernels.batch_norm import batch_norm_backward, batch_norm_eval_forward
-from normlib.registration import differentiate, gradient_of, register, statistics_dtype
+from normlib.kernels.numerics import statistics_dtype
+from normlib.registration import differentiate, gradient_of, register
 
 Triple = tuple[Tensor, Tensor, Tensor]
 Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -10,8 +10,9 @@ from torch import Tensor
 from normlib import reference
 from normlib.backend import serves
 from normlib.kernels import group_norm as kernels
-from normlib.kernels.batch_norm import dense
-from normlib.registration import autocast_to_float32, differentiate, gradient_of, register, statistics_dtype
+from normlib.kernels.layouts import dense
+from normlib.kernels.numerics import statistics_dtype
+from normlib.registration import autocast_to_float32, differentiate, gradient_of, register
 
 Triple = tuple[Tensor, Tensor, Tensor]
 

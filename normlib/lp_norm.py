@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from normlib import composed, reference
 from normlib.batch_norm import Triple, _contiguous, _fits, _like_input, step
 from normlib.kernels import lp_norm as kernels
-from normlib.registration import differentiate, gradient_of, register, statistics_dtype
+from normlib.kernels.numerics import statistics_dtype
+from normlib.registration import differentiate, gradient_of, register
 
 Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
 ORDERS = (1, 2, inf)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normlib import composed
-from normlib.registration import statistics_dtype
+from normlib.kernels.numerics import statistics_dtype
 from normlib.rms_norm import RMSNorm, _rms_norm
 from normlib.row_norm import fits
 

@@ -98,8 +98,3 @@ def gradient_of(
             )
         )
     return [None if t is None else next(found) for t in leaves]
-
-
-def statistics_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that x's statistics are kept in: float32, and float64 for float64."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

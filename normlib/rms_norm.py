@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normlib import reference
-from normlib.registration import statistics_dtype
+from normlib.kernels.numerics import statistics_dtype
 from normlib.row_norm import adds, fits, register_row_norm
 
 _rms_norm, _rms_norm_add = register_row_norm("rms_norm", centred=False, reference=reference.rms_norm)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from normlib.backend import serves
 from normlib.kernels import row_norm as kernels
-from normlib.registration import autocast_to_float32, differentiate, gradient_of, register, statistics_dtype
+from normlib.kernels.numerics import statistics_dtype
+from normlib.registration import autocast_to_float32, differentiate, gradient_of, register
 
 Triple = tuple[Tensor, Tensor, Tensor]
 Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]

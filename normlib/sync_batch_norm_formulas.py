@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normlib.kernels.batch_norm import dense
-from normlib.registration import statistics_dtype
+from normlib.kernels.layouts import dense
+from normlib.kernels.numerics import statistics_dtype
 
 
 def _columns(v: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations
 from normlib import composed, reference
 from normlib.backend import serves
 from normlib.kernels import weight_norm as kernels
-from normlib.registration import differentiate, gradient_of, register, statistics_dtype
+from normlib.kernels.numerics import statistics_dtype
+from normlib.registration import differentiate, gradient_of, register
 
 Pair = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=torch.nn.Module)

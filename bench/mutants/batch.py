@@ -1,4 +1,4 @@
-"""Mutants of kernels/batch_norm.py and batch_norm_sweeps.py: tiles, statistics, running buffers, y."""
+"""Mutants of kernels/batch_norm*.py, forward: tiles, statistics, running buffers, y."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.mutants.planting import Mutant
 
 # By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    ("batch_norm_sweeps", "addresses"): (
+    ("batch_norm_tiles", "addresses"): (
         (
             "batch-channels-stride-short",
             "channels-last positions C - 1 apart in place of C",
@@ -38,7 +38,7 @@ _EDITS = {
             "tl.minimum(BLOCK_S, S)",
         ),
     ),
-    ("batch_norm_sweeps", "channel_values"): (
+    ("batch_norm_tiles", "channel_values"): (
         (
             "batch-channels-of-the-first-group",
             "per-channel vectors of the first group for all",
@@ -46,7 +46,7 @@ _EDITS = {
             "c = tl.arange",
         ),
     ),
-    ("batch_norm_sweeps", "moments_of_tiles"): (
+    ("batch_norm_statistics", "moments_of_tiles"): (
         (
             "batch-last-tile-dropped",
             "a split's last tile of several has no share in the statistics",
@@ -74,7 +74,7 @@ _EDITS = {
             "return mean, low * 0.0, m2",
         ),
     ),
-    ("batch_norm_sweeps", "merge_splits"): (
+    ("batch_norm_statistics", "merge_splits"): (
         (
             "batch-last-split-dropped",
             "the last split counts as empty",
@@ -82,7 +82,7 @@ _EDITS = {
             "split_count = tl.where(split < tl.maximum(splits - 1, 1),",
         ),
     ),
-    ("batch_norm_sweeps", "finish_statistics"): (
+    ("batch_norm_statistics", "finish_statistics"): (
         ("batch-variance-unbiased", "y from the unbiased variance", "divide(m2, n)", "divide(m2, n - 1.0)"),
         ("batch-eps-left-out", "eps is not added", "eps, eps_low, ACC)", "0.0, 0.0, ACC)"),
         ("batch-eps-1e-3", "1e-3 in place of the eps given", "eps, eps_low, ACC)", "1e-3, 0.0, ACC)"),
@@ -118,7 +118,7 @@ _EDITS = {
             "old_var * m + unbiased * (1.0 - m)",
         ),
     ),
-    ("batch_norm_sweeps", "statistics"): (
+    ("batch_norm_statistics", "statistics"): (
         (
             "batch-evaluation-forgets-eps",
             "rstd from running_var alone",
@@ -126,7 +126,7 @@ _EDITS = {
             "rstd_of(variance, 0.0, 0.0, ACC)",
         ),
     ),
-    ("batch_norm", "_batch_norm_normalize_kernel"): (
+    ("batch_norm_streaming", "_batch_norm_normalize_kernel"): (
         (
             "batch-weight-left-out",
             "y without the weight",
@@ -134,7 +134,7 @@ _EDITS = {
             "scale = rstd",
         ),
     ),
-    ("batch_norm_sweeps", "normalized"): (
+    ("batch_norm_output", "normalized"): (
         (
             "batch-bias-before-weight",
             "the bias is scaled too",
@@ -157,11 +157,11 @@ _EDITS = {
 
 # In the same form, of what a ReLU and a residual add.
 _FUSED_EDITS = {
-    ("batch_norm_sweeps", "relu"): (
+    ("batch_norm_activation", "relu"): (
         ("batch-relu-leaks", "a hundredth of what is negative", "0.0, x)", "0.01 * x, x)"),
         ("batch-relu-of-one", "nothing below one", "tl.where(x <= 0.0,", "tl.where(x <= 1.0,"),
     ),
-    ("batch_norm_sweeps", "normalize_tiles"): (
+    ("batch_norm_output", "normalize_tiles"): (
         (
             "batch-residual-left-out",
             "the residual is read and not added",
@@ -181,7 +181,7 @@ _FUSED_EDITS = {
             "normalized(x, mean, low, scale, shift) <= 0.0, tile,",
         ),
     ),
-    ("batch_norm_sweeps", "store_signs"): (
+    ("batch_norm_activation", "store_signs"): (
         (
             "batch-signs-in-the-other-order",
             "a byte's first element in its last bit",
@@ -190,7 +190,7 @@ _FUSED_EDITS = {
         ),
         ("batch-signs-not-transposed", "a channels-last tile packed along its positions", "if LAST:", "if not LAST:"),
     ),
-    ("batch_norm_sweeps", "sign_addresses"): (
+    ("batch_norm_activation", "sign_addresses"): (
         ("batch-signs-of-one-group", "every group of channels keeps its signs in one place", " + c0 // BLOCK_C", ""),
     ),
 }

@@ -1,4 +1,4 @@
-"""Mutants of kernels/batch_norm.py and batch_norm_sweeps.py: dx, dw, db."""
+"""Mutants of kernels/batch_norm*.py, backward: dx, dw, db."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.mutants.planting import Mutant
 
 # By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    ("batch_norm_sweeps", "sums_of_tiles"): (
+    ("batch_norm_gradients", "sums_of_tiles"): (
         (
             "batch-dw-without-rstd",
             "x - mean in place of x_hat",
@@ -65,7 +65,7 @@ _EDITS = {
             "accurate_sum(db, 1) * 1.000001",
         ),
     ),
-    ("batch_norm_sweeps", "input_gradient_of_tiles"): (
+    ("batch_norm_gradients", "input_gradient_of_tiles"): (
         (
             "batch-dx-without-low",
             "x - mean without the low part, as PyTorch has it",
@@ -83,7 +83,7 @@ _EDITS = {
         ),
         ("batch-c1-without-rstd", "rstd once in place of twice", "divide(dw * rstd, n)", "divide(dw, n)"),
     ),
-    ("batch_norm", "_batch_norm_input_gradient_kernel"): (
+    ("batch_norm_streaming", "_batch_norm_input_gradient_kernel"): (
         (
             "batch-dx-without-weight",
             "dx without the weight",
@@ -115,7 +115,7 @@ _EDITS = {
 
 # In the same form, of what a ReLU and a residual add.
 _FUSED_EDITS = {
-    ("batch_norm_sweeps", "load_gradient"): (
+    ("batch_norm_gradients", "load_gradient"): (
         ("batch-relu-lets-all-gradients-through", "dz is dy", "tl.where(blocked, 0.0, dy)", "dy"),
         (
             "batch-sign-without-bias",
@@ -130,10 +130,10 @@ _FUSED_EDITS = {
             "normalized(x, mean, low, scale * 0.5, shift)",
         ),
     ),
-    ("batch_norm_sweeps", "store_gradients"): (
+    ("batch_norm_gradients", "store_gradients"): (
         ("batch-dresidual-is-dx", "the residual gets the gradient of x", "dz_ptr + at, dz,", "dz_ptr + at, dx,"),
     ),
-    ("batch_norm_sweeps", "load_signs"): (
+    ("batch_norm_activation", "load_signs"): (
         ("batch-signs-one-bit-on", "the sign of the element after", "[None, :]) & 1", "[None, :] + 1) & 1"),
     ),
     ("batch_norm", "batch_norm_backward"): (

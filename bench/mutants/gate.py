@@ -125,8 +125,18 @@ CELLS = {
 _OF_FILE = {
     "row_norm": ("rows",),
     "row_norm_values": ("rows",),
-    "batch_norm": ("batch",),
-    "batch_norm_sweeps": ("batch",),
+    **dict.fromkeys(
+        (
+            "batch_norm",
+            "batch_norm_activation",
+            "batch_norm_gradients",
+            "batch_norm_output",
+            "batch_norm_statistics",
+            "batch_norm_streaming",
+            "batch_norm_tiles",
+        ),
+        ("batch",),
+    ),
     "lp_norm": ("norms",),
 }
 

@@ -6,28 +6,14 @@ import importlib.util
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 
 SOURCES = Path(__file__).resolve().parents[2] / "kernels"
-# Each after those that it imports.
-_FILES = (
-    *("plan", "numerics", "device", "reduction", "barrier"),
-    *(
-        "row_norm_values",
-        "row_norm_wide",
-        "row_norm",
-        "noise",
-        "batch_norm_sweeps",
-        "batch_norm",
-        "lp_norm",
-        "weight_norm",
-    ),
-    *("batch_renorm", "noisy_batch_norm"),
-)
 # The modules whose name `kernels` the operators call through, and the file behind it.
 _CALLERS = {
     "normlib.row_norm": "row_norm",
@@ -37,6 +23,22 @@ _CALLERS = {
     "normlib.lp_norm": "lp_norm",
     "normlib.weight_norm": "weight_norm",
 }
+
+
+def _with_imports(files: Iterable[str]) -> tuple[str, ...]:
+    """These files of kernels/ and all that they import there, each after those that it imports."""
+    imports, waiting = {}, list(files)
+    while waiting:
+        file = waiting.pop()
+        if file not in imports:
+            source = (SOURCES / f"{file}.py").read_text(encoding="utf-8")
+            found = re.findall(r"^from normlib\.kernels(?:\.(\w+) import| import (\w+))", source, re.MULTILINE)
+            imports[file] = [module or attribute for module, attribute in found]
+            waiting += imports[file]
+    return tuple(TopologicalSorter(imports).static_order())
+
+
+_FILES = _with_imports(_CALLERS.values())
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,9 @@ from typing import Any
 import pytest
 import triton
 import triton.language as tl
+from every_kernel import MODULES
 
-from normlib.kernels import (
-    batch_norm,
-    batch_norm_sweeps,
-    batch_renorm,
-    group_norm,
-    group_norm_rows,
-    lp_norm,
-    noisy_batch_norm,
-    plan,
-    reduction,
-    row_norm,
-    row_norm_values,
-    row_norm_wide,
-    weight_norm,
-)
+from normlib.kernels import plan
 
 
 @triton.jit
@@ -40,21 +27,9 @@ UNMASKED = {"load": _load_without_mask, "store": _store_without_mask}
 
 def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of every load, or of every store, of every kernel."""
-    for module in (
-        batch_norm,
-        batch_norm_sweeps,
-        batch_renorm,
-        noisy_batch_norm,
-        group_norm,
-        group_norm_rows,
-        lp_norm,
-        reduction,
-        row_norm,
-        row_norm_values,
-        row_norm_wide,
-        weight_norm,
-    ):
-        monkeypatch.setattr(module, access, UNMASKED[access], raising=False)
+    for module in MODULES:
+        if hasattr(module, access):
+            monkeypatch.setattr(module, access, UNMASKED[access])
 
 
 def _shorter(p: Any) -> Any:

@@ -30,8 +30,7 @@ from triton_viz.clients.sanitizer import sanitizer
 from triton_viz.core import patch
 from triton_viz.core.config import config
 
-from normlib.kernels import batch_norm_sweeps, group_norm, noisy_batch_norm
-from normlib.kernels.batch_norm_sweeps import sign_addresses
+from normlib.kernels.batch_norm_activation import sign_addresses
 from normlib.kernels.numerics import INTERPRETED
 
 PROGRAM_ID = (sanitizer.SymbolicExpr.PID0, sanitizer.SymbolicExpr.PID1, sanitizer.SymbolicExpr.PID2)
@@ -151,12 +150,10 @@ def main() -> None:
         # Its rewritten loops look for this by name, and it puts it into the kernel's own module alone.
         monkeypatch.setattr(builtins, "_triton_viz_loop_patcher", patch._loop_patcher, raising=False)
         monkeypatch.setattr(interpreter_builder, "create_fma", lambda x, y, z: x)
-        for function in (store_signs, load_signs):
-            monkeypatch.setattr(batch_norm_sweeps, function.__name__, function)
-        for module, function in product((batch_norm_sweeps, noisy_batch_norm), (words, standard_normal, uniform)):
-            monkeypatch.setattr(module, function.__name__, function, raising=False)
-        for function in (merge_rows, sum_rows, over_rows):
-            monkeypatch.setattr(group_norm, function.__name__, function)
+        told = (store_signs, load_signs, merge_rows, sum_rows, over_rows, words, standard_normal, uniform)
+        for module, function in product(MODULES, told):
+            if hasattr(module, function.__name__):
+                monkeypatch.setattr(module, function.__name__, function)
         for access in sys.argv[1:]:
             drop_masks(access, monkeypatch)
         for module in MODULES:

@@ -24,7 +24,9 @@ from errors import assert_right
 from every_kernel import KERNELS, SYNCHRONIZED
 
 from normlib import functional, reference
-from normlib.kernels import batch_norm, plan, row_norm, weight_norm
+from normlib.kernels import batch_norm_streaming as streaming
+from normlib.kernels import plan, row_norm, weight_norm
+from normlib.kernels.batch_norm_launch import launch
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
 
@@ -162,31 +164,31 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
     partials = torch.zeros(3, p.splits, c)
     corners = [(slice(0, p.block_c), 0), (slice(c - p.block_c, c), p.splits - 1)]
     plain = {"RELU": False, "PRE_RELU": False}
-    launch = {
-        "statistics": lambda: batch_norm._launch(batch_norm._batch_norm_stats_kernel, p, partials, x, PRE_RELU=False),
-        "evaluation": lambda: batch_norm._launch(
-            batch_norm._batch_norm_normalize_kernel,
+    sweeps = {
+        "statistics": lambda: launch(streaming._batch_norm_stats_kernel, p, partials, x, PRE_RELU=False),
+        "evaluation": lambda: launch(
+            streaming._batch_norm_normalize_kernel,
             *(p, out, None, x, None, mean, var, weight, None),
             **plain,
-            eps=1e-5,
+            scalars=(1e-5,),
             EVAL=True,
         ),
-        "sums": lambda: batch_norm._launch(
-            batch_norm._batch_norm_reduce_kernel,
+        "sums": lambda: launch(
+            streaming._batch_norm_reduce_kernel,
             *(p, partials, None, None, dy, None, x, pair, rstd, weight, None),
             **plain,
-            eps=1e-5,
+            scalars=(1e-5,),
             EVAL=False,
         ),
-        "input gradient": lambda: batch_norm._launch(
-            batch_norm._batch_norm_input_gradient_kernel,
+        "input gradient": lambda: launch(
+            streaming._batch_norm_input_gradient_kernel,
             *(p, out, None, dy, None, x, pair, rstd, weight, None, dw, db, None),
             **plain,
         ),
     }
     assert x.numel() > BEYOND
     with corner_programs():
-        launch[kernel]()
+        sweeps[kernel]()
     for x_tile, dy_tile, out_tile, (channels, split) in zip(
         *(corner_tiles(t, p) for t in (x, dy, out)), corners, strict=True
     ):
@@ -213,7 +215,7 @@ def test_a_channel_may_have_more_than_2_31_elements(device):
     mean, rstd = torch.empty(2, 1, device=device), torch.empty(1, device=device)
     channels, positions, tiles, splits = 1, 2**13, 2**20, 2
     scalars = (channels, positions, tiles, splits, *float_pair(1e-5), *float_pair(0.1), positions)
-    batch_norm._batch_norm_merge_kernel[(1,)](mean, rstd, None, None, partials, *scalars, BLOCK_P=2, BLOCK_N=1)
+    streaming._batch_norm_merge_kernel[(1,)](mean, rstd, None, None, partials, *scalars, BLOCK_P=2, BLOCK_N=1)
     assert mean.flatten().tolist() == [2.0, 0.0]
     assert_right(rstd, torch.tensor([0.5 + 1 + 1e-5], dtype=torch.float64, device=device).rsqrt(), "rstd")
 
@@ -357,8 +359,8 @@ def compiled():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = defaultdict(list)
-    for launch, name, text in json.loads(done.stdout):
-        found[launch].append((name, Program(text)))
+    for call, name, text in json.loads(done.stdout):
+        found[call].append((name, Program(text)))
     return found
 
 

@@ -11,7 +11,7 @@ from triton.runtime.errors import InterpreterError
 
 from normlib import reference
 from normlib.kernels import batch_norm as kernels
-from normlib.kernels import plan
+from normlib.kernels import batch_norm_once, plan
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 
@@ -112,7 +112,7 @@ def _wait_for_one_more(counter, programs):
 def test_a_barrier_that_opens_early_is_noticed(wait, monkeypatch, poisoned):
     shape, channels_last, dtype, device = CASES["all groups at once"]
     tensors = draw(shape, channels_last, dtype, "cpu")
-    monkeypatch.setattr(kernels, "wait", wait)
+    monkeypatch.setattr(batch_norm_once, "wait", wait)
 
     def notice(seed):
         with interleaved(seed):
@@ -125,7 +125,7 @@ def test_a_barrier_that_opens_early_is_noticed(wait, monkeypatch, poisoned):
 def test_a_barrier_that_never_opens_is_noticed(monkeypatch):
     shape, channels_last, dtype, device = CASES["all groups at once"]
     tensors = draw(shape, channels_last, dtype, "cpu")
-    monkeypatch.setattr(kernels, "wait", _wait_for_one_more)
+    monkeypatch.setattr(batch_norm_once, "wait", _wait_for_one_more)
     monkeypatch.setattr(interleaving, "PATIENCE", 3000)  # an honest launch here takes some 300 turns
     with interleaved(0), pytest.raises(InterpreterError, match=Deadlock.__name__):
         both_ways(*tensors, device)

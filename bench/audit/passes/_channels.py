@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from bench.audit.passes import Tensors
-from normlib.kernels import batch_norm
 from normlib.kernels import plan as plans
+from normlib.kernels.layouts import is_channels_last
 from normlib.kernels.plan import BatchNormPlan, Device, MergePlan, OncePlan
 
 
 def planned(t: Tensors, device: Device) -> tuple[BatchNormPlan, MergePlan]:
     """Of x (N, C, *)."""
     x = t["x"]
-    plan = plans.batch_norm(tuple(x.shape), batch_norm.is_channels_last(x), x.element_size(), device)
+    plan = plans.batch_norm(tuple(x.shape), is_channels_last(x), x.element_size(), device)
     return plan, plans.merge(plan.splits, plan.channels, device)
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes.batch_norm import PASSES as BATCH_NORM
 from bench.operators.group_norm import usual_groups
-from normlib.kernels import batch_norm, group_norm, group_norm_traffic
+from normlib.kernels import group_norm, group_norm_traffic
 from normlib.kernels import plan as plans
+from normlib.kernels.layouts import is_channels_last
 from normlib.kernels.plan import Device, GroupNormPlan
 
 
@@ -31,7 +32,7 @@ def _group_norm(groups: int | str | None = None, instances: bool = False) -> Pas
 
     def plan_of(t: Tensors, device: Device) -> GroupNormPlan:
         x = t["x"]
-        last = batch_norm.is_channels_last(x)
+        last = is_channels_last(x)
         return plans.group_norm(tuple(x.shape), groups_of(x), last, x.element_size(), device)
 
     def kind(plan: GroupNormPlan) -> str:

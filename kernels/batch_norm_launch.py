@@ -1,0 +1,100 @@
+"""How the kernels of batch norm's plans are launched: the arguments that all of one grid take follow from the plan."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlib.kernels import plan as plans
+from normlib.kernels.numerics import float_pair, statistics_dtype
+from normlib.kernels.plan import BatchNormPlan, Device, OncePlan
+
+
+def launch(
+    kernel: Any, plan: BatchNormPlan, *tensors: Tensor | None, scalars: tuple[float, ...] = (), **constants: Any
+) -> None:
+    """A sweep over all tiles: a program for each split of each channel group."""
+    kernel[(plan.groups, plan.splits)](
+        *tensors,
+        plan.channels,
+        plan.positions,
+        plan.tiles,
+        plan.splits,
+        *_pairs(scalars),
+        LAST=plan.channels_last,
+        ALIGN=plan.align,
+        BLOCK_C=plan.block_c,
+        BLOCK_S=plan.block_s,
+        **plan.options,
+        **constants,
+    )
+
+
+def launch_merge(
+    kernel: Any,
+    plan: BatchNormPlan,
+    device: Device,
+    *tensors: Tensor | None,
+    scalars: tuple[float, ...],
+    **constants: Any,
+) -> None:
+    """What comes between two sweeps: the partial results of all splits, merged a few channels a program.
+
+    Each of the scalars reaches the kernel as a pair of floats.
+    """
+    merge = plans.merge(plan.splits, plan.channels, device)
+    kernel[(plans.cdiv(plan.channels, merge.block_n),)](
+        *tensors,
+        plan.channels,
+        plan.positions,
+        plan.tiles,
+        plan.splits,
+        *_pairs(scalars),
+        plan.block_s,
+        BLOCK_P=merge.block_p,
+        BLOCK_N=merge.block_n,
+        **merge.options,
+        **constants,
+    )
+
+
+def _pairs(scalars: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(part for scalar in scalars for part in float_pair(scalar))
+
+
+def launch_once(
+    kernel: Any,
+    plan: BatchNormPlan,
+    once: OncePlan,
+    outputs: tuple[Tensor, *tuple[Tensor | None, ...]],
+    planes: int,
+    inputs: tuple[Tensor | None, ...],
+    scalars: tuple[float, ...] = (),
+    **constants: Any,
+) -> None:
+    """One launch for all of a pass, with the partials and the counters that its barriers need."""
+    partials = arrived = None
+    if once.splits > 1:
+        (like, *_) = outputs
+        partials = torch.empty((planes, once.splits, plan.channels), dtype=statistics_dtype(like), device=like.device)
+        arrived = torch.zeros(plan.groups, dtype=torch.int32, device=like.device)
+    kernel[(once.windows, once.splits)](
+        *outputs,
+        partials,
+        arrived,
+        *inputs,
+        plan.channels,
+        plan.positions,
+        plan.tiles,
+        once.splits,
+        once.ahead * once.windows,
+        *_pairs(scalars),
+        LAST=plan.channels_last,
+        ALIGN=plan.align,
+        BLOCK_C=plan.block_c,
+        BLOCK_S=plan.block_s,
+        BLOCK_P=once.block_p,
+        EVICT=plan.evict,
+        **once.options,
+        **constants,
+    )
