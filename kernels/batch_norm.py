@@ -45,6 +45,10 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm_launch import launch, launch_merge, launch_once
+from normlib.kernels.batch_norm_on_chip import (
+    _batch_norm_backward_on_chip_kernel,
+    _batch_norm_forward_on_chip_kernel,
+)
 from normlib.kernels.batch_norm_once import _batch_norm_backward_kernel, _batch_norm_forward_kernel
 from normlib.kernels.batch_norm_streaming import (
     _batch_norm_input_gradient_kernel,
@@ -106,12 +110,13 @@ def batch_norm_forward(
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
-    once = plans.batch_norm_once(plan, x.element_size(), 1, device, relu)
+    once = plans.batch_norm_once(plan, x.element_size(), 1, device, relu, signs is not None)
     if once is not None:
-        outputs = (y, _kept(signs, plan), mean, rstd, running_mean, running_var)
+        kernel = _batch_norm_forward_on_chip_kernel if once.kept else _batch_norm_forward_kernel
+        outputs = (y, *(() if once.kept else (_kept(signs, plan),)), mean, rstd, running_mean, running_var)
         inputs = (x, residual, weight, bias)
         with on(x):
-            launch_once(_batch_norm_forward_kernel, plan, once, outputs, 3, inputs, scalars=(eps, momentum), **relus)
+            launch_once(kernel, once, outputs, 3, inputs, scalars=(eps, momentum), **relus)
         return y, mean, rstd
     partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
     with on(x):
@@ -193,10 +198,12 @@ def batch_norm_backward(
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
     tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
     if dx is not None and not evaluating and noise is None:
-        once = plans.batch_norm_once(plan, x.element_size(), 2, device, relu)
+        once = plans.batch_norm_once(plan, x.element_size(), 2, device, relu, signs is not None)
         if once is not None:
+            kernel = _batch_norm_backward_on_chip_kernel if once.kept else _batch_norm_backward_kernel
+            inputs = (dy, *tensors[2:]) if once.kept else tensors  # without signs
             with on(x):
-                launch_once(_batch_norm_backward_kernel, plan, once, (dx, dz, dw, db), 2, tensors, **relus)
+                launch_once(kernel, once, (dx, dz, dw, db), 2, inputs, **relus)
             return dx, dw, db
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)

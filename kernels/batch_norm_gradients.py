@@ -67,6 +67,18 @@ def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr,
 
 
 @triton.jit
+def weight_terms(dz, x, mean, low, mask):
+    """What each element adds to dw / rstd."""
+    return tl.where(mask, dz * ((x - mean) - low), 0.0)
+
+
+@triton.jit
+def input_gradient(dz, x, mean, low, scale, c1, c2):
+    """dx, with c1 = dw rstd / n and c2 = db / n."""
+    return scale * ((dz - c2) - ((x - mean) - low) * c1)
+
+
+@triton.jit
 def sums_of_tiles(
     dx_ptr,  # written here in evaluation, where dx needs no sums; or None
     dz_ptr,  # the residual's gradient, written here where no other sweep writes; or None
@@ -109,7 +121,7 @@ def sums_of_tiles(
         )  # fmt: skip
         if SUMS:
             db += dz
-            dw += tl.where(mask, dz * ((x - mean) - low), 0.0)
+            dw += weight_terms(dz, x, mean, low, mask)
         store_gradients(dx_ptr, dz_ptr, dz * scale, dz, x, at, mask, PRE_RELU)
     return accurate_sum(dw, 1) * rstd, accurate_sum(db, 1)
 
@@ -168,5 +180,5 @@ def input_gradient_of_tiles(
             dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
             RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT, S, noise
         )  # fmt: skip
-        dx = scale * ((dz - c2) - ((x - mean) - low) * c1)
+        dx = input_gradient(dz, x, mean, low, scale, c1, c2)
         store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU, EVICT)
