@@ -40,6 +40,7 @@ def load_gradient(
     EVICT: tl.constexpr = "",
     S=None,
     noise=None,  # of load_noise, where there was noise behind the activation
+    present=None,  # whether there is such a tile; or None: there is
 ):
     """dz: what noise and activation let through of dy."""
     dy = load(dy_ptr + at, mask, ACC, EVICT)
@@ -48,7 +49,7 @@ def load_gradient(
         dy *= factor
     if RELU:
         if signs_ptr is not None:
-            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
+            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S, present)
         else:
             blocked = normalized(x, mean, low, scale, shift) <= 0.0
         dy = tl.where(blocked, 0.0, dy)

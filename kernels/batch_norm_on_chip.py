@@ -26,6 +26,7 @@ from normlib.kernels.reduction import accurate_sum, is_finite, merge_moments, ti
 @triton.jit(do_not_specialize=BATCH)
 def _batch_norm_forward_on_chip_kernel(
     y_ptr,
+    signs_ptr,  # one bit an element, for backward, or None
     mean_ptr,  # (2, C): mean, low
     rstd_ptr,  # (C,)
     running_mean_ptr,  # (C,), updated in place, or None
@@ -104,7 +105,7 @@ def _batch_norm_forward_on_chip_kernel(
         if first + i < last:
             base, offsets, mask, elements = addresses(first + i, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
             store_output(
-                y_ptr, None, residual_ptr, xs[i], mean, low, scale, shift, first + i, base + offsets, mask, c0, C,
+                y_ptr, signs_ptr, residual_ptr, xs[i], mean, low, scale, shift, first + i, base + offsets, mask, c0, C,
                 RELU, LAST, BLOCK_C, BLOCK_S, ACC
             )  # fmt: skip
 
@@ -118,6 +119,7 @@ def _batch_norm_backward_on_chip_kernel(
     partials_ptr,  # (2, splits, C), or None where there is one split
     arrived_ptr,  # (groups,) zeros, or None
     dy_ptr,
+    signs_ptr,  # of forward with a residual, or None
     x_ptr,
     mean_ptr,  # (2, C): mean, low
     rstd_ptr,
@@ -152,11 +154,12 @@ def _batch_norm_backward_on_chip_kernel(
     for i in tl.static_range(KEPT):
         tile = tl.minimum(first + i, last - 1)
         base, offsets, mask, _elements = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        mask = mask & (first + i < last)
+        present = first + i < last
+        mask = mask & present
         x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC)
         dz = load_gradient(
-            dy_ptr, None, x, mean, low, scale, shift, base + offsets, mask, tile, c0, C,
-            RELU, LAST, BLOCK_C, BLOCK_S, ACC
+            dy_ptr, signs_ptr, x, mean, low, scale, shift, base + offsets, mask, tile, c0, C,
+            RELU, LAST, BLOCK_C, BLOCK_S, ACC, "", S, None, present
         )  # fmt: skip
         db += dz
         dw += weight_terms(dz, x, mean, low, mask)

@@ -96,7 +96,7 @@ def backward_once(once: OncePlan, sizes: Sizes, relu: bool = False) -> tuple[Tra
         "rstd": read(c, times=2 * once.splits),
         "weight": read(c, times=(2 if relu else 1) * once.splits),
         "dz": written(all_x),
-        "signs": read(_sign_bytes(plan), times=2),
+        "signs": read(_sign_bytes(plan), times=sweeps_of_x),
         **({"bias": read(c, times=sweeps_of_x * once.splits)} if relu and "signs" not in sizes else {}),
     }
     summed = {**sizes, "dw": stats, "db": stats}

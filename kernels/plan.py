@@ -454,9 +454,7 @@ KEPT = {1: 4, 2: 2}
 KEPT_TILE = {2: 2048, 4: 2048, 8: 512}
 
 
-def _on_chip(
-    plan: BatchNormPlan, itemsize: int, tensors: int, device: Device, relu: bool, alone: bool
-) -> OncePlan | None:
+def _on_chip(plan: BatchNormPlan, itemsize: int, tensors: int, device: Device, alone: bool) -> OncePlan | None:
     """A pass whose programs hold all of x (and dy) in registers; None where there is more of it.
 
     `alone`: a group may not be split, since one program that sweeps twice costs less than a barrier does.
@@ -469,13 +467,14 @@ def _on_chip(
             block_c //= 2
     tiled = replace(plan, block_c=block_c, block_s=block_s)
     threads = plan.options["num_warps"] * device.warp_size
-    programs = 2 if relu or threads > 128 else 3
+    programs = 2 if threads > 128 else 3
     kept, block_p = KEPT[tensors], min(max(TILE[itemsize] // 8 // block_c, 1), 256)
     if tiled.tiles <= kept:
         # Nobody waits, so that others may follow: each has all the registers that it can have.
         return OncePlan(tiled, tiled.groups, 1, 0, block_p, launch_options(threads, device), kept)
-    splits = 1 if alone else min(programs * device.multiprocessors // tiled.groups, tiled.tiles)
-    if not device.cooperative or splits < 2 or cdiv(tiled.tiles, splits) > kept:
+    # As few as hold all of it, for each adds to what all have to merge; but a program for every multiprocessor.
+    splits = max(cdiv(tiled.tiles, kept), min(cdiv(device.multiprocessors, tiled.groups), tiled.tiles))
+    if alone or not device.cooperative or splits * tiled.groups > programs * device.multiprocessors:
         return None
     options = {**launch_options(threads, device, programs), "launch_cooperative_grid": True}
     return OncePlan(tiled, tiled.groups, splits, 0, block_p, options, kept)
@@ -487,8 +486,8 @@ def batch_norm_once(
 ) -> OncePlan | None:
     """One launch for a pass that sweeps twice over so many activations; None where three are better.
 
-    A tensor that all multiprocessors' registers can hold is loaded once. (Not where there are signs, whose bits lie by
-    tiles: both passes have to have the same.)
+    A tensor that all multiprocessors' registers can hold is loaded once. `signs`: bits are kept for backward. They lie
+    by tiles, which have to be the same both ways: so forward holds x on chip only where backward holds dy and x.
 
     What is between its two sweeps, windows * (1 + ahead) channel groups, is to stay in a share of the cache, so that
     the second sweep does not read device memory again. Of a single group that is up to twice as large half is left.
@@ -516,10 +515,12 @@ def batch_norm_once(
     block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
     if plan.channels_last and plan.block_c == 16 and tensors == 2:
         block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
-    alone = plan.tiles <= chosen["alone_tiles"] and group <= room
-    if room and not signs and (held := _on_chip(plan, itemsize, tensors, device, relu, alone)):
-        return held
-    if alone:
+    few = plan.tiles <= chosen["alone_tiles"]
+    waiting = group // tensors * 2 if signs else group
+    on_chip = _on_chip(plan, itemsize, 2 if signs else tensors, device, few and waiting <= room) if room else None
+    if on_chip is not None:
+        return on_chip
+    if few and group <= room:
         return OncePlan(plan, windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     most_waiting = room if plan.groups == 1 else tensors * _most_room(chosen, device)
     if not device.cooperative or programs < least or group > most_waiting:
