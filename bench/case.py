@@ -24,7 +24,7 @@ INPUTS = {
     "nonfinite": "a NaN, an Inf and a -Inf, each in a statistic of its own",
 }
 # Axes that x's shape does not show, and that therefore stand beside it in a name.
-OPTIONS = ("p", "groups")
+OPTIONS = ("p", "groups", "ranks")
 OFFSETS = (1e2, 1e4, 1e6)  # where --offset is not given
 
 

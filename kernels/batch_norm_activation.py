@@ -7,7 +7,7 @@ and lets gradients through backward.
 import triton
 import triton.language as tl
 
-from normlib.kernels.numerics import blocks, load
+from normlib.kernels.numerics import STAYS, blocks, load
 
 
 @triton.jit
@@ -16,7 +16,7 @@ def relu(x):
 
 
 @triton.jit
-def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
+def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr, EVICT: tl.constexpr = STAYS):
     x = load(pointer, mask, ACC, EVICT)
     if PRE_RELU:
         x = relu(x)

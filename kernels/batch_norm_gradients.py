@@ -14,7 +14,7 @@ from normlib.kernels.batch_norm_activation import load_input, load_signs
 from normlib.kernels.batch_norm_output import normalized
 from normlib.kernels.batch_norm_tiles import addresses
 from normlib.kernels.noise import noise_of_tile
-from normlib.kernels.numerics import divide, load, store
+from normlib.kernels.numerics import STAYS, divide, load, store
 from normlib.kernels.reduction import accurate_sum
 
 
@@ -37,7 +37,7 @@ def load_gradient(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
-    EVICT: tl.constexpr = "",
+    EVICT: tl.constexpr = STAYS,
     S=None,
     noise=None,  # of load_noise, where there was noise behind the activation
     present=None,  # whether there is such a tile; or None: there is
@@ -57,7 +57,7 @@ def load_gradient(
 
 
 @triton.jit
-def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr, EVICT: tl.constexpr = ""):
+def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr, EVICT: tl.constexpr = STAYS):
     """The gradients of x and of a residual, where there is a place for them."""
     if dz_ptr is not None:
         store(dz_ptr + at, dz, mask, EVICT)

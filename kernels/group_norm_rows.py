@@ -12,6 +12,9 @@ from normlib.kernels.batch_norm_tiles import addresses, channel_values, elements
 from normlib.kernels.numerics import blocks, divide, even_share, load, store
 from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_moments, rstd_of
 
+# Arguments that follow the batch size: no compilation of their own for a 1 or a multiple of 16.
+BATCH = ("M", "splits", "N")
+
 
 @triton.jit
 def place(C, per_group, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
@@ -155,9 +158,33 @@ def finish_group_statistics(
 
 
 @triton.jit
-def group_statistics(
+def groups_of(image, c0, end, C, per_group, BLOCK_C: tl.constexpr):
+    """(each channel's group in all images, whether it is one of ours), as columns."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    return image * (C // per_group) + c // per_group, c < end
+
+
+@triton.jit
+def group_pair(
     pair_ptr,  # (2, M)
-    rstd_ptr,  # (M,), or None
+    image,
+    c0,
+    end,
+    C,
+    M,
+    per_group,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Each channel's group's two values, as columns."""
+    group, mask = groups_of(image, c0, end, C, per_group, BLOCK_C)
+    return load(pair_ptr + group, mask, ACC), load(pair_ptr + tl.cast(M, tl.int64) + group, mask, ACC)
+
+
+@triton.jit
+def group_statistics(
+    mean_ptr,  # (2, M): mean, low
+    rstd_ptr,  # (M,)
     image,
     c0,
     end,
@@ -168,14 +195,9 @@ def group_statistics(
     ACC: tl.constexpr,
 ):
     """Each channel's group's mean, low and rstd, as columns."""
-    c = c0 + tl.arange(0, BLOCK_C)[:, None]
-    group = image * (C // per_group) + c // per_group
-    mask = c < end
-    first, second = load(pair_ptr + group, mask, ACC), load(pair_ptr + tl.cast(M, tl.int64) + group, mask, ACC)
-    if rstd_ptr is not None:
-        return first, second, load(rstd_ptr + group, mask, ACC)
-    else:
-        return first, second, None
+    mean, low = group_pair(mean_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
+    group, mask = groups_of(image, c0, end, C, per_group, BLOCK_C)
+    return mean, low, load(rstd_ptr + group, mask, ACC)
 
 
 @triton.jit

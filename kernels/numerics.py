@@ -11,6 +11,14 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+if INTERPRETED.value:
+    from normlib.kernels import interpreter
+
+    interpreter.mend()
+
+# How long what is moved stays in cache: as long as it would. As the default of a device function a string of Python's
+# own is refused by Triton 3.6.
+STAYS = tl.constexpr("")
 
 
 def statistics_dtype(x: torch.Tensor) -> torch.dtype:
@@ -40,7 +48,7 @@ def accumulator(pointer_type):
 
 
 @triton.jit
-def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
+def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = STAYS):
     """Values in the accumulation dtype, zero where masked: nothing is ever computed in 16 bits."""
     value = tl.load(pointer, mask=mask, other=0.0, eviction_policy=EVICT)
     # The hardware widens exactly; the interpreter mistakes bfloat16's denormals, so there it is spelled out.
@@ -50,7 +58,7 @@ def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
 
 
 @triton.jit
-def store(pointer, value, mask, EVICT: tl.constexpr = ""):
+def store(pointer, value, mask, EVICT: tl.constexpr = STAYS):
     """Rounds to the pointer's dtype, to nearest even, and stores."""
     element_ty: tl.constexpr = pointer.dtype.scalar.element_ty
     tl.store(pointer, round_to(value, element_ty), mask=mask, eviction_policy=EVICT)

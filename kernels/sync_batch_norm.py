@@ -53,8 +53,9 @@ def _sync_batch_norm_message_kernel(
     mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_N, BLOCK_S, BLOCK_P, ACC)
     store_planes(message_ptr, tl.program_id(1), 1, c0, C, mean, low, m2, BLOCK_N)
     if c0 == 0:
-        tl.store(message_ptr + 3 * C, count)
-        tl.store(message_ptr + 3 * C + 1, count_low)
+        counts = message_ptr + 3 * tl.cast(C, tl.int64)
+        tl.store(counts, count)
+        tl.store(counts + 1, count_low)
 
 
 @triton.jit(do_not_specialize=("ranks",))
@@ -78,12 +79,13 @@ def _sync_batch_norm_merge_kernel(
     c0 = tl.program_id(0) * BLOCK_N
     c = c0 + tl.arange(0, BLOCK_N)[:, None]
     rank = tl.arange(0, BLOCK_P)[None, :]
-    message = messages_ptr + rank.to(tl.int64) * (3 * C + 2)
-    mask = (rank < ranks) & (c < C)
-    counts = load(message + 3 * C, rank < ranks, tl.float64) + load(message + 3 * C + 1, rank < ranks, tl.float64)
+    plane = tl.cast(C, tl.int64)
+    message = messages_ptr + rank.to(tl.int64) * (3 * plane + 2)
+    mask, last = (rank < ranks) & (c < C), message + 3 * plane
+    counts = load(last, rank < ranks, tl.float64) + load(last + 1, rank < ranks, tl.float64)
     means = load(message + c, mask, ACC)
-    lows = load(message + C + c, mask, ACC)
-    m2s = load(message + 2 * C + c, mask, ACC)
+    lows = load(message + plane + c, mask, ACC)
+    m2s = load(message + 2 * plane + c, mask, ACC)
     n = tl.sum(counts, 1, keep_dims=True)
     # An empty share has a mean of 0, which the others' are not to be taken about.
     first = tl.min(tl.where(counts > 0.0, rank, BLOCK_P), 1, keep_dims=True)
@@ -139,7 +141,12 @@ def moments(x: Tensor, device: Device | None = None) -> Tensor:
 
 
 def merge_messages(
-    messages: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
+    messages: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    device: Device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mean (2, C), rstd (C,), count (1,)) of all processes' elements, from their messages (ranks, 3 C + 2).
 
@@ -147,7 +154,7 @@ def merge_messages(
     """
     ranks, channels = messages.shape[0], (messages.shape[1] - 2) // 3
     mean, rstd, count = (messages.new_empty(shape) for shape in ((2, channels), (channels,), (1,)))
-    plan = plans.merge_ranks(ranks, channels, device_of(messages))
+    plan = plans.merge_ranks(ranks, channels, device or device_of(messages))
     with on(messages):
         _sync_batch_norm_merge_kernel[(plans.cdiv(channels, plan.block_n),)](
             mean,
@@ -174,10 +181,11 @@ def normalize(
     x, last = dense(x)
     y = torch.empty_like(x)
     if x.numel():
-        constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
+        plan = _plan(x, last, device)
+        constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
             tensors = (y, None, x, None, mean, rstd, weight, bias)
-            launch(_batch_norm_normalize_kernel, _plan(x, last, device), *tensors, scalars=(0.0,), **constants)
+            launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(0.0,), **constants)
     return y
 
 
@@ -197,13 +205,13 @@ def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | Non
     return found
 
 
-def add_sums(messages: Tensor) -> Tensor:
+def add_sums(messages: Tensor, device: Device | None = None) -> Tensor:
     """(2, C) of all processes, from their sums (ranks, 2, C), added in rank order."""
     ranks, _, channels = messages.shape
     total = messages.new_empty((2, channels))
     with on(messages):
         partials = messages.view(1, ranks, 2 * channels)
-        sum_partials(partials, (total,), plans.merge(ranks, 2 * channels, device_of(messages)))
+        sum_partials(partials, (total,), plans.merge(ranks, 2 * channels, device or device_of(messages)))
     return total
 
 
@@ -221,7 +229,9 @@ def input_gradient(
     x, last = dense(x)
     dx = torch.empty_like(x)
     if x.numel():
+        plan = _plan(x, last, device)
+        constants = {"RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
             tensors = (dx, None, like(x, dy), None, x, mean, rstd, weight, None, total[0], total[1], count)
-            launch(_batch_norm_input_gradient_kernel, _plan(x, last, device), *tensors, RELU=False, PRE_RELU=False)
+            launch(_batch_norm_input_gradient_kernel, plan, *tensors, **constants)
     return dx

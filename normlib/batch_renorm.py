@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.batch_norm import _contiguous, _fake_backward, _fake_eval, _fake_train, _fits
+from normlib.batch_norm_operators import PARAMETERS, fake_backward, fake_eval, fake_train
+from normlib.channels import contiguous, fits
 from normlib.kernels import batch_renorm as kernels
 from normlib.kernels.batch_norm import batch_norm_backward, batch_norm_eval_forward
 from normlib.kernels.numerics import statistics_dtype
@@ -34,17 +35,17 @@ def _train(
     dmax: float,
     limits: Tensor | None,
 ) -> Quadruple:
-    vectors = (_contiguous(weight), _contiguous(bias), running_mean, running_std)
-    return kernels.batch_renorm_forward(x, *vectors, momentum, eps, rmax, dmax, _contiguous(limits))
+    vectors = (contiguous(weight), contiguous(bias), running_mean, running_std)
+    return kernels.batch_renorm_forward(x, *vectors, momentum, eps, rmax, dmax, contiguous(limits))
 
 
 def _fake_renorm_train(x: Tensor, *_: Any) -> Quadruple:
-    y, mean, rstd = _fake_train(x)
+    y, mean, rstd = fake_train(x)
     return y, mean, rstd, mean.new_empty((4, x.shape[1]))
 
 
 def _eval(x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_std: Tensor) -> Tensor:
-    vectors = (_contiguous(weight), _contiguous(bias), running_mean.contiguous(), running_std.contiguous())
+    vectors = (contiguous(weight), contiguous(bias), running_mean.contiguous(), running_std.contiguous())
     return batch_norm_eval_forward(x, *vectors, 0.0, std=True)
 
 
@@ -61,7 +62,7 @@ def _backward(
 ) -> Triple:
     saved, needs = (mean.contiguous(), rstd.contiguous()), (output_mask[0], any(output_mask[1:]))
     if renorm is None:
-        found = batch_norm_backward(dy, x, *saved, _contiguous(weight), 0.0, True, *needs, std=True)
+        found = batch_norm_backward(dy, x, *saved, contiguous(weight), 0.0, True, *needs, std=True)
     else:
         found = kernels.batch_renorm_backward(dy, x, *saved, renorm.contiguous(), *needs)
     dx, dw, db = (
@@ -82,25 +83,23 @@ def _fake_renorm_backward(
     eps: float,
     output_mask: list[bool],
 ) -> Triple:
-    return _fake_backward(dy, x, mean, rstd, weight, bias, eps, renorm is None, output_mask)
+    return fake_backward(dy, x, mean, rstd, weight, bias, eps, renorm is None, output_mask)
 
-
-_PARAMETERS = "Tensor? weight, Tensor? bias"
 
 _batch_renorm_train = register(
-    f"batch_renorm_train(Tensor x, {_PARAMETERS}, Tensor(a!) running_mean, Tensor(b!) running_std, float momentum,"
+    f"batch_renorm_train(Tensor x, {PARAMETERS}, Tensor(a!) running_mean, Tensor(b!) running_std, float momentum,"
     " float eps, float rmax, float dmax, Tensor? limits) -> (Tensor y, Tensor mean, Tensor rstd, Tensor renorm)",
     _train,
     _fake_renorm_train,
 )
 _batch_renorm_eval = register(
-    f"batch_renorm_eval(Tensor x, {_PARAMETERS}, Tensor running_mean, Tensor running_std) -> Tensor",
+    f"batch_renorm_eval(Tensor x, {PARAMETERS}, Tensor running_mean, Tensor running_std) -> Tensor",
     _eval,
-    _fake_eval,
+    fake_eval,
 )
 # Without renorm that of evaluation, where mean and rstd are running_mean and running_std.
 _batch_renorm_backward = register(
-    f"batch_renorm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? renorm, {_PARAMETERS}, float eps,"
+    f"batch_renorm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? renorm, {PARAMETERS}, float eps,"
     " bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
     _backward,
     _fake_renorm_backward,
@@ -196,7 +195,7 @@ def batch_renorm(
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_std": running_std}
     _check(input, vectors, rmax, dmax)
     arguments = (weight, bias, running_mean, running_std)
-    if not _fits(input, arguments, training, momentum, eps):
+    if not fits(input, arguments, training, momentum, eps):
         buffers = (running_mean, running_std)
         return composed.batch_renorm(input, *buffers, weight, bias, training, momentum, eps, rmax, dmax)
     if not training:

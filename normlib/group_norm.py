@@ -9,22 +9,12 @@ from torch import Tensor
 
 from normlib import reference
 from normlib.backend import serves
+from normlib.channels import contiguous, like_input
 from normlib.kernels import group_norm as kernels
-from normlib.kernels.layouts import dense
 from normlib.kernels.numerics import statistics_dtype
 from normlib.registration import autocast_to_float32, differentiate, gradient_of, register
 
 Triple = tuple[Tensor, Tensor, Tensor]
-
-
-def like_input(x: Tensor) -> Tensor:
-    """An empty result in the layout that the kernels give it: x's, where that is one of their two."""
-    return torch.empty_like(dense(x)[0])
-
-
-def contiguous(vector: Tensor | None) -> Tensor | None:
-    """A per-channel vector as the kernels take it."""
-    return None if vector is None else vector.contiguous()
 
 
 # ------------------------------------------------------------------------------------------------ the operators

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from normlib.backend import serves
 from normlib.batch_norm import batch_norm
-from normlib.group_norm import Triple, contiguous, fake_forward, gradients
-from normlib.kernels import group_norm as kernels
+from normlib.channels import contiguous
+from normlib.group_norm import Triple, fake_forward, gradients
+from normlib.kernels import instance_norm as kernels
 from normlib.registration import differentiate, register
 
 

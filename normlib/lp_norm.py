@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from normlib import composed, reference
-from normlib.batch_norm import Triple, _contiguous, _fits, _like_input, step
+from normlib.channels import contiguous, fits, like_input, step
 from normlib.kernels import lp_norm as kernels
 from normlib.kernels.numerics import statistics_dtype
 from normlib.registration import differentiate, gradient_of, register
 
+Triple = tuple[Tensor, Tensor, Tensor]
 Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
 ORDERS = (1, 2, inf)
 
@@ -30,13 +31,13 @@ def _train(
     momentum: float,
     eps: float,
 ) -> Quadruple:
-    vectors = (_contiguous(weight), _contiguous(bias), running_mean, running_norm)
+    vectors = (contiguous(weight), contiguous(bias), running_mean, running_norm)
     return kernels.lp_norm_forward(x, *vectors, p, momentum, eps)
 
 
 def _fake_train(x: Tensor, *arguments: Any) -> Quadruple:
     mean = x.new_empty((2, x.shape[1]), dtype=statistics_dtype(x))
-    return _like_input(x), mean, mean.new_empty((x.shape[1],)), kernels.empty_peak(x, arguments[4])
+    return like_input(x), mean, mean.new_empty((x.shape[1],)), kernels.empty_peak(x, arguments[4])
 
 
 def _eval(
@@ -48,12 +49,12 @@ def _eval(
     p: float,
     eps: float,
 ) -> Tensor:
-    vectors = (_contiguous(weight), _contiguous(bias), running_mean.contiguous(), running_norm.contiguous())
+    vectors = (contiguous(weight), contiguous(bias), running_mean.contiguous(), running_norm.contiguous())
     return kernels.lp_norm_eval_forward(x, *vectors, p, eps)
 
 
 def _fake_eval(x: Tensor, *_: Any) -> Tensor:
-    return _like_input(x)
+    return like_input(x)
 
 
 def _backward(
@@ -69,7 +70,7 @@ def _backward(
     evaluating: bool,
     output_mask: list[bool],
 ) -> Triple:
-    saved = (mean.contiguous(), rstd.contiguous(), _contiguous(peak), _contiguous(weight))
+    saved = (mean.contiguous(), rstd.contiguous(), contiguous(peak), contiguous(weight))
     needs = (output_mask[0], any(output_mask[1:]))
     found = kernels.lp_norm_backward(dy, x, *saved, p, eps, evaluating, *needs)
     dx, dw, db = (
@@ -92,7 +93,7 @@ def _fake_backward(
     evaluating: bool,
     output_mask: list[bool],
 ) -> Triple:
-    dx = _like_input(x) if output_mask[0] else x.new_empty(0)
+    dx = like_input(x) if output_mask[0] else x.new_empty(0)
     dw, db = (
         p.new_empty(p.shape) if m and p is not None else x.new_empty(0)
         for p, m in zip((weight, bias), output_mask[1:], strict=True)
@@ -208,7 +209,7 @@ def lp_norm(
     Santurkar, Tsipras, Ilyas and Madry, "How does batch normalization help optimization?" (2018), section 3.3.
     """
     vectors = (weight, bias, running_mean, running_norm)
-    if p not in ORDERS or not _fits(input, vectors, training, momentum, eps):
+    if p not in ORDERS or not fits(input, vectors, training, momentum, eps):
         return composed.lp_norm(input, running_mean, running_norm, weight, bias, training, momentum, eps, p)
     if training:
         return cast(Tensor, _lp_norm_train(input, *vectors, p, momentum, eps)[0])

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.batch_norm import _BUFFERS, _PARAMETERS, _contiguous, _fake_backward, _fake_train, _fits, batch_norm, step
+from normlib.batch_norm import batch_norm
+from normlib.batch_norm_operators import BUFFERS, PARAMETERS, fake_backward, fake_train
+from normlib.channels import contiguous, fits, step
 from normlib.kernels import noisy_batch_norm as kernels
 from normlib.kernels.batch_norm import batch_norm_backward
 from normlib.philox import noise_of
@@ -34,12 +36,12 @@ def _train(
     per_unit: bool,
     ranges: list[float],
 ) -> Quadruple:
-    vectors = (_contiguous(weight), _contiguous(bias), running_mean, running_var)
+    vectors = (contiguous(weight), contiguous(bias), running_mean, running_var)
     return kernels.noisy_batch_norm_forward(x, *vectors, momentum, eps, seed, per_unit, ranges)
 
 
 def _fake_noisy_train(x: Tensor, *_: Any) -> Quadruple:
-    y, mean, rstd = _fake_train(x)
+    y, mean, rstd = fake_train(x)
     return y, mean, rstd, mean.new_empty((4, x.shape[1]))
 
 
@@ -58,7 +60,7 @@ def _backward(
     output_mask: list[bool],
 ) -> Triple:
     found = batch_norm_backward(
-        *(dy, x, mean.contiguous(), rstd.contiguous(), _contiguous(weight), 0.0, False),
+        *(dy, x, mean.contiguous(), rstd.contiguous(), contiguous(weight), 0.0, False),
         need_dx=output_mask[0],
         need_sums=any(output_mask[1:]),
         noise=noise.contiguous(),
@@ -81,19 +83,19 @@ def _fake_noisy_backward(
     bias: Tensor | None,
     *rest: Any,
 ) -> Triple:
-    return _fake_backward(dy, x, mean, rstd, weight, bias, 0.0, False, rest[-1])
+    return fake_backward(dy, x, mean, rstd, weight, bias, 0.0, False, rest[-1])
 
 
 _NOISE = "Tensor seed, bool per_unit, float[4] ranges"  # mean_limit, std_limit, mean_spread, std_spread
 
 _noisy_train = register(
-    f"noisy_batch_norm_train(Tensor x, {_PARAMETERS}, {_BUFFERS}, float eps, {_NOISE})"
+    f"noisy_batch_norm_train(Tensor x, {PARAMETERS}, {BUFFERS}, float eps, {_NOISE})"
     " -> (Tensor y, Tensor mean, Tensor rstd, Tensor noise)",
     _train,
     _fake_noisy_train,
 )
 _noisy_backward = register(
-    f"noisy_batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor noise, {_PARAMETERS}, float eps,"
+    f"noisy_batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor noise, {PARAMETERS}, float eps,"
     f" {_NOISE}, bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
     _backward,
     _fake_noisy_backward,
@@ -176,7 +178,7 @@ def noisy_batch_norm(
     vectors = (weight, bias, running_mean, running_var)
     if not training:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    if not _fits(input, vectors, training, momentum, eps):
+    if not fits(input, vectors, training, momentum, eps):
         buffers = (running_mean, running_var)
         arguments = (*buffers, weight, bias, training, momentum, eps)
         return composed.noisy_batch_norm(input, *arguments, seed=seed, per=per, **ranges)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from normlib.batch_norm import batch_norm, step
+from normlib.batch_norm import batch_norm
+from normlib.channels import step
 from normlib.sequences import Lengths, Steps, over_steps
 
 

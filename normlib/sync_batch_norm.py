@@ -16,7 +16,9 @@ from torch import Tensor
 
 from normlib import sync_batch_norm_formulas as formulas
 from normlib.backend import backend_for, suits
-from normlib.batch_norm import _contiguous, _fake_backward, _fake_train, batch_norm, step
+from normlib.batch_norm import batch_norm
+from normlib.batch_norm_operators import fake_backward, fake_train
+from normlib.channels import contiguous, step
 from normlib.kernels import sync_batch_norm as kernels
 from normlib.registration import differentiate, register
 
@@ -56,11 +58,11 @@ def _train(
     steps = _steps(x)
     messages = _gather(steps.moments(x), group)
     mean, rstd, count = steps.merge_messages(messages, running_mean, running_var, momentum, eps)
-    return steps.normalize(x, mean, rstd, _contiguous(weight), _contiguous(bias)), mean, rstd, count
+    return steps.normalize(x, mean, rstd, contiguous(weight), contiguous(bias)), mean, rstd, count
 
 
 def _fake_sync_train(x: Tensor, *_: Any) -> Quadruple:
-    y, mean, rstd = _fake_train(x)
+    y, mean, rstd = fake_train(x)
     return y, mean, rstd, rstd.new_empty((1,))
 
 
@@ -80,7 +82,7 @@ def _backward(
     dx = x.new_empty(0)
     if output_mask[0]:
         total = steps.add_sums(_gather(mine, group))
-        dx = steps.input_gradient(dy, x, mean, rstd, _contiguous(weight), total, count)
+        dx = steps.input_gradient(dy, x, mean, rstd, contiguous(weight), total, count)
     dw, db = (
         gradient.to(p.dtype, copy=True) if wanted and p is not None else x.new_empty(0)
         for gradient, p, wanted in zip(mine, (weight, bias), output_mask[1:], strict=True)
@@ -99,7 +101,7 @@ def _fake_sync_backward(
     output_mask: list[bool],
     group: str,
 ) -> Triple:
-    return _fake_backward(dy, x, mean, rstd, weight, bias, 0.0, False, output_mask)
+    return fake_backward(dy, x, mean, rstd, weight, bias, 0.0, False, output_mask)
 
 
 _sync_train = register(

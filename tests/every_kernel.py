@@ -7,5 +7,3 @@ from normlib import kernels
 
 MODULES = [import_module(f"{kernels.__name__}.{module.name}") for module in iter_modules(kernels.__path__)]
 KERNELS = {name for module in MODULES for name in vars(module) if name.endswith("_kernel")}
-# Of layers that several processes share; bench/ measures those by another way, and audits none of their passes.
-SYNCHRONIZED = {name for name in KERNELS if name.startswith("_sync_")}

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
+import pytest
 import torch
 from term_bounds import assert_one_rounding_away, buffer_terms, terms
 from torch import Tensor
-from torch.testing._internal.common_utils import noncontiguous_like
 from torch.utils._python_dispatch import TorchDispatchMode
+
+# It wants expecttest, which PyTorch does not bring along.
+noncontiguous_like = pytest.importorskip("torch.testing._internal.common_utils").noncontiguous_like
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SUBSET_DTYPES = (torch.bfloat16, torch.float32)

@@ -18,12 +18,11 @@ from rich.console import Console
 
 from bench import environment, sweep
 from bench.audit import counters, page, terminal
-from bench.audit.calls import launches, presets
+from bench.audit.calls import audited, launches, presets
 from bench.audit.fused import UNFUSED, pairs
 from bench.audit.groups import Row
 from bench.audit.records import collect
 from bench.audit.targets import TARGETS
-from bench.operators import operators
 from bench.report.__main__ import OneLineParser
 from bench.sweep import BadArgument
 
@@ -93,7 +92,7 @@ def _line(row: Row) -> str:
 
 
 def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
-    ops = sweep.chosen_operators("--op", op, operators())
+    ops = sweep.chosen_operators("--op", op, audited())
     targets = sweep.some_of("--arch", arch, TARGETS)
     names = None if preset is None else sweep.some_of("--preset", preset, (*presets(ops), "all"))
     folder = None if out is None else Path(out)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import prod
 from typing import cast
@@ -11,7 +12,8 @@ from typing import cast
 import torch
 
 from bench import models as shapes
-from bench.audit.passes import Passes, Tensors, passes
+from bench.audit import synchronized
+from bench.audit.passes import PASSES, Passes, Tensors
 from bench.case import OPTIONS, named
 from bench.operators import Operator, operators
 from bench.operators.group_norm import usual_groups
@@ -43,7 +45,7 @@ class Launch:
     @property
     def passes(self) -> Passes:
         """The operator's, with these options."""
-        found = passes()[self.op]
+        found = PASSES[self.op]
         return found.of(**dict(self.options)) if found.of else found
 
     @property
@@ -77,9 +79,15 @@ class Launch:
         return {name: tensor for name, tensor in found.items() if name not in self.without}
 
 
+@cache
+def audited() -> Mapping[str, Operator]:
+    """The operators that can be audited by name: all that can be measured, and synchronized batch norm."""
+    return {**operators(), synchronized.OPERATOR.name: synchronized.OPERATOR}
+
+
 def presets(ops: Iterable[str]) -> tuple[str, ...]:
     """What can be audited of these operators: their presets, and `extra`."""
-    return (*dict.fromkeys(name for op in ops for name in operators()[op].presets), "extra")
+    return (*dict.fromkeys(name for op in ops for name in audited()[op].presets), "extra")
 
 
 def models(ops: Iterable[str]) -> tuple[str, ...]:
@@ -89,9 +97,9 @@ def models(ops: Iterable[str]) -> tuple[str, ...]:
 
 def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = None) -> Iterator[Launch]:
     """The calls of these operators (all) and presets (every model, and `extra`), each once."""
-    ops = tuple(operators() if ops is None else ops)
+    ops = tuple(audited() if ops is None else ops)
     names = models(ops) if names is None else tuple(names)
-    yield from dict.fromkeys(launch for op in ops for name in names for launch in _of(operators()[op], name))
+    yield from dict.fromkeys(launch for op in ops for name in names for launch in _of(audited()[op], name))
 
 
 def _of(operator: Operator, preset: str) -> Iterator[Launch]:

@@ -10,12 +10,11 @@ from typing import Any
 from bench import case
 from bench.audit.bounds import CLOSE, least_units, once_units, reason
 from bench.audit.cache import Programs, expected_units
-from bench.audit.calls import Launch
+from bench.audit.calls import Launch, audited
 from bench.audit.compiling import compiling
 from bench.audit.machine_code import MachineCode, inspect
 from bench.audit.passes import Declared
 from bench.audit.targets import LIMITS, TARGETS, resident_programs
-from bench.operators import operators
 from normlib.kernels.plan import BatchNormPlan, GroupNormPlan
 from normlib.kernels.traffic import ACTIVATIONS, Traffic
 
@@ -220,7 +219,7 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
 
 
 def _floor(launch: Launch, mode: str) -> int | None:
-    operator = operators()[launch.op]
+    operator = audited()[launch.op]
     if mode not in operator.modes or launch.dtype not in case.DTYPES:
         return None
     return operator.bytes_moved(case.Case(launch.op, launch.shape, launch.options, launch.dtype, launch.layout, mode))
@@ -240,8 +239,8 @@ def _behind_cache(
     sweeps = [sweep for moved in declared.launches for sweep in moved.sweeps]
     once = once_units(sweeps)
     least = least_units(plan, sweeps, _itemsize(launch), LIMITS[target].cache)
-    why = reason(plan, declared.once, TARGETS[target][1], units, least) if units > CLOSE * once else ""
-    return units, once, least, why
+    why = declared.apart or reason(plan, declared.once, TARGETS[target][1], units, least)
+    return units, once, least, why if units > CLOSE * once else ""
 
 
 def _itemsize(launch: Launch) -> int:

@@ -17,7 +17,8 @@ SOURCES = Path(__file__).resolve().parents[2] / "kernels"
 # The modules whose name `kernels` the operators call through, and the file behind it.
 _CALLERS = {
     "normlib.row_norm": "row_norm",
-    "normlib.batch_norm": "batch_norm",
+    "normlib.batch_norm_operators": "batch_norm",
+    "normlib.batch_norm_add_relu": "batch_norm",
     "normlib.batch_renorm": "batch_renorm",
     "normlib.noisy_batch_norm": "noisy_batch_norm",
     "normlib.lp_norm": "lp_norm",

@@ -70,7 +70,7 @@ class BatchNorm(Operator):
     short = "bn"
     axes: tuple[str, ...] = ("batch", "channels", "spatial")
     layouts = _LAYOUTS
-    modes = ("fwd", "bwd", "fwd_bwd", "eval")
+    modes: tuple[str, ...] = ("fwd", "bwd", "fwd_bwd", "eval")
     eps = 1e-5
     statistics_dim = 1
 

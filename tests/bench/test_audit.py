@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import triton
-from every_kernel import KERNELS, SYNCHRONIZED
+from every_kernel import KERNELS
 from triton.backends.compiler import GPUTarget
 
 from bench import environment
@@ -27,13 +27,12 @@ BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 COLLECT = """
 import json, sys
 from bench.audit import TARGETS, launches
-from bench.audit.calls import Launch, one_of_each_plan
+from bench.audit.calls import Launch, audited, one_of_each_plan
 from bench.audit.records import collect
 from bench.models import FUSED
-from bench.operators import operators
-target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm")
+target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm", "sync_batch_norm")
 calls = list(launches(plain, ("extra",))) if target == "sm_90" else []
-others = launches([name for name in operators() if target == "sm_90" or name not in FUSED])
+others = launches([name for name in audited() if target == "sm_90" or name not in FUSED])
 calls += one_of_each_plan(others, TARGETS[target][1])
 # Kernels of its own in plans that others have: a shape for each.
 calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
@@ -57,7 +56,7 @@ def test_every_kernel_compiles_without_spills_and_moves_128_bits_at_a_time(targe
     records = rows(done.stdout)
     assert records, done.stderr
     assert {launch["kernel"] for record in records for launch in record["launches"]} == (
-        KERNELS - SYNCHRONIZED - BARRIERS.get(target, set())
+        KERNELS - BARRIERS.get(target, set())
     )
     assert {problem for record in records for problem in record["problems"]} == set()
     widest = max(record["shape"][1] for record in records if record["op"] == "layer_norm")

@@ -6,7 +6,7 @@ import pytest
 
 from bench.audit import fused
 from bench.audit.calls import Launch, launches
-from bench.audit.passes import passes
+from bench.audit.passes import PASSES
 
 # By hand: relu reads and writes one; threshold_backward reads a gradient and an output; a sum reads two.
 AROUND = {
@@ -18,7 +18,7 @@ AROUND = {
 
 
 def test_every_fused_operator_has_its_pair():
-    assert fused.UNFUSED.keys() == {op for op in passes() if op.endswith(("_add", "_relu"))} == AROUND.keys()
+    assert fused.UNFUSED.keys() == {op for op in PASSES if op.endswith(("_add", "_relu"))} == AROUND.keys()
 
 
 @pytest.mark.parametrize("op", AROUND)
@@ -29,7 +29,7 @@ def test_what_pytorch_moves_around_a_norm_is_what_it_reads_and_writes(op):
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_fused_pass_moves_fewer_bytes_than_its_pair(target):
     found = list(fused.pairs(target, launches(AROUND)))
-    assert {(pair.op, pair.mode) for pair in found} == {(op, mode) for op in AROUND for mode in passes()[op].modes}
+    assert {(pair.op, pair.mode) for pair in found} == {(op, mode) for op in AROUND for mode in PASSES[op].modes}
     assert [pair.problems for pair in found if pair.problems] == []
 
 

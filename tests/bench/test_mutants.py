@@ -149,7 +149,7 @@ def test_a_harmless_edit_is_not_noticed(device):
 @pytest.mark.parametrize("ending", [None, ZeroDivisionError])
 def test_the_real_kernels_are_back_afterwards_whatever_happens(ending):
     names = ("plan", "numerics", "device", "reduction", "row_norm", "batch_norm")
-    callers = [importlib.import_module(f"normlib.{name}") for name in ("row_norm", "batch_norm")]
+    callers = [importlib.import_module(f"normlib.{name}") for name in ("row_norm", "batch_norm_operators")]
     package = importlib.import_module("normlib.kernels")
 
     def all_of_them():

@@ -13,6 +13,7 @@ from normlib.kernels import (
     batch_norm,
     batch_renorm,
     group_norm,
+    instance_norm,
     lp_norm,
     noisy_batch_norm,
     row_norm,
@@ -176,7 +177,7 @@ def _grouped(per_group: int) -> Callable[[Call, torch.device], dict[str, Tensor]
         weight, bias, running_mean, running_var = _vectors(channels, wide, device, 4) if call.affine else (None,) * 4
         if per_group == 1:
             given = (weight, bias, running_mean, running_var, 0.1, 1e-5, plan)
-            y, mean, rstd = group_norm.instance_norm_forward(x, *given)
+            y, mean, rstd = instance_norm.instance_norm_forward(x, *given)
             results = _present(running_mean=running_mean, running_var=running_var)
         else:
             y, mean, rstd = group_norm.group_norm_forward(x, groups, weight, bias, 1e-5, plan)

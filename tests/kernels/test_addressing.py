@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from errors import assert_right
-from every_kernel import KERNELS, SYNCHRONIZED
+from every_kernel import KERNELS
 
 from normlib import functional, reference
 from normlib.kernels import batch_norm_streaming as streaming
@@ -272,6 +272,7 @@ LAUNCHES = {
         *(("group_norm", (4, 65, 7, 7), layout, ("groups", 5)) for layout in ("nchw", "nhwc")),
         *(("group_norm", (1, 64, 112, 112), layout, ("groups", 4)) for layout in ("nchw", "nhwc")),
         *(("instance_norm", (4, 65, 7, 7), layout) for layout in ("nchw", "nhwc")),
+        *(("sync_batch_norm", (4, 65, 7, 7), layout, ("ranks", 3)) for layout in ("nchw", "nhwc")),
         *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm", "weight_norm") for n in (1000, 100000)),
     ],
     "2^31 rows": [(op, (BEYOND + 4096, 1000), "rows") for op in ("layer_norm", "rms_norm")],
@@ -530,7 +531,7 @@ class Program:
 
 def test_every_kernel_computes_its_offsets_in_64_bits(compiled):
     programs = compiled["as usual"]
-    assert {name for name, _ in programs} == KERNELS - SYNCHRONIZED
+    assert {name for name, _ in programs} == KERNELS
     assert {name: program.narrow() for name, program in programs if program.narrow()} == {}
     # It looked at something: each has an offset that needs 64 bits, and has them; but for one that has channels alone.
     without = {name for name, program in programs if not program.wide_products()}

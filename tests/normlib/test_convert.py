@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import l1_unstructured
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import normlib
 from normlib import row_norm
 from normlib.convert import SWAPS, convert, revert
 from normlib.lookalike import ConvertedRMSNorm
+
+LlamaRMSNorm = pytest.importorskip("transformers.models.llama.modeling_llama").LlamaRMSNorm
+T5LayerNorm = pytest.importorskip("transformers.models.t5.modeling_t5").T5LayerNorm
 
 # name: (how to make one, an input's shape, its class when converted).
 NORMS = {

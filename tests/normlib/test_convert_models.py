@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 from errors import relative_error
 from torch import nn
 from unet import UNet
 
 from normlib.convert import convert, revert
+
+transformers = pytest.importorskip("transformers")
 
 DECODER = {
     "hidden_size": 24,

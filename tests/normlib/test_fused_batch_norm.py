@@ -12,9 +12,9 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normlib
-from normlib import batch_norm as module
+from normlib import channels, reference
 from normlib import functional as N
-from normlib import reference
+from normlib.kernels import batch_norm as kernels
 
 OPS = torch.ops.normlib
 FORMS = {
@@ -157,9 +157,9 @@ def test_no_activation_is_saved_but_the_input(form, training, device):
 def test_without_a_backward_to_come_no_sign_is_kept(training, device):
     x, residual, _, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, device)
     kept = []
-    empty_signs = module.kernels.empty_signs
+    empty_signs = kernels.empty_signs
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.kernels, "empty_signs", lambda *a: kept.append(1) or empty_signs(*a))
+        patch.setattr(kernels, "empty_signs", lambda *a: kept.append(1) or empty_signs(*a))
         plain = fused(x, residual, w, b, mean, var, training, **FORMS["residual"])
         with torch.no_grad():
             fused(*leaves(x, residual, w, b), mean, var, training, **FORMS["residual"])
@@ -257,7 +257,7 @@ def samples(device):
     dy = torch.randn(3, 2, 2, 2, device=device)
     w, b = (torch.randn(2, device=device, requires_grad=True) for _ in range(2))
     mean, var = torch.zeros(2, device=device), torch.ones(2, device=device)
-    signs = torch.zeros_like(module.kernels.empty_signs(x))
+    signs = torch.zeros_like(kernels.empty_signs(x))
     pair = torch.zeros(2, 2, device=device)
     return {
         "batch_norm_train": (x, w, b, mean.clone(), var.clone(), 0.1, 1e-5, True, True),
@@ -281,7 +281,7 @@ def test_opcheck_passes(name, device):
 @every_form
 def test_elsewhere_pytorchs_operators_run(form, training, monkeypatch):
     x, residual, _, w, b, mean, var = draw((4, 5, 3, 3), torch.float32, "cpu")
-    monkeypatch.setattr(module, "serves", lambda *_: False)
+    monkeypatch.setattr(channels, "serves", lambda *_: False)
     ours, theirs = (mean.clone(), var.clone()), (mean.clone(), var.clone())
     with Ran() as ran:
         y = fused(x, residual, w, b, *ours, training, **FORMS[form])

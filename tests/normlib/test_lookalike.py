@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from errors import assert_right
 from torch import nn
 from torch.nn import functional as F
@@ -10,6 +9,8 @@ from torch.nn import functional as F
 from normlib import reference, row_norm
 from normlib.convert import convert
 from normlib.lookalike import DTYPE_PAIRS, RESULT_DTYPES, ConvertedRMSNorm
+
+transformers = pytest.importorskip("transformers")
 
 WIDTH = 12
 EPS = 1e-5

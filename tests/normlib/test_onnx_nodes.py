@@ -10,16 +10,16 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from errors import ROUNDINGS, relative_error
-from onnx import numpy_helper
-from onnx.backend.test.case import node as generated
-from onnx.backend.test.loader import load_model_tests
 from samples import Operators
 
 from normlib import functional as N
+
+onnx = pytest.importorskip("onnx")
+generated = import_module("onnx.backend.test.case.node")
+load_model_tests = import_module("onnx.backend.test.loader").load_model_tests
 
 # Operator: the module that generates its cases, and how many onnx 1.23 has, stored ones included.
 OPERATORS = {
@@ -33,7 +33,7 @@ STORED = ("pytorch-converted", "pytorch-operator", "simple")
 def stored(case, name, message):
     """The protobuf messages of a stored case under this name."""
     files = sorted(Path(case.model_dir, "test_data_set_0").glob(f"{name}_*.pb"))
-    return [numpy_helper.to_array(message.FromString(file.read_bytes())) for file in files]
+    return [onnx.numpy_helper.to_array(message.FromString(file.read_bytes())) for file in files]
 
 
 def read(case):
@@ -106,7 +106,7 @@ RUNS = {
 
 def inputs_of(model, given, device):
     """The node's inputs in order: from the model's initializers, or given with the case."""
-    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     free = [i.name for i in model.graph.input if i.name not in values]
     values |= dict(zip(free, given, strict=True))
     return [torch.from_numpy(np.array(values[name])).to(device) for name in model.graph.node[0].input]

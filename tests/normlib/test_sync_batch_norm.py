@@ -1,10 +1,6 @@
 """Synchronized batch norm's parts in one process: what tests/distributed need not start others for."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +14,6 @@ from normlib.kernels import sync_batch_norm as kernels
 from normlib.kernels.plan import Device
 
 EPS, MOMENTUM = 1e-5, 0.3
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"kernels": kernels, "formulas": formulas}
 
 
@@ -86,35 +81,6 @@ def test_a_message_holds_a_shares_moments_and_exact_count(multiprocessors, devic
     assert_right((message[:9].double() + message[9:18].double() - 1e4).float(), truth["mean"] - 1e4, "mean")
     assert_right(message[18:27], truth["var"] * 245, "M2")
     assert message[27:].tolist() == [245.0, 0.0]
-
-
-# Compiled as on a GPU that is not there, for world sizes from 2 to 1024: what a launch of the merge would need.
-COMPILE = """
-import torch
-from bench.audit.compiling import compiling
-from bench.audit.machine_code import inspect
-from normlib.kernels import sync_batch_norm as kernels
-from normlib.kernels.plan import Device
-h200 = Device(132, registers=65536)
-kernels.device_of = lambda tensor: h200
-with compiling("sm_90") as found:
-    for dtype in (torch.float32, torch.float64):
-        message = kernels.moments(torch.empty(32, 256, 28, 28, dtype=dtype, device="meta"))
-        buffers = message.new_empty(2, 256)
-        for ranks in (2, 64, 1024):
-            kernels.merge_messages(message.new_empty(ranks, message.numel()), *buffers, 0.1, 1e-5)
-names, made = zip(*found)
-spilling = {name for name, code in zip(names, inspect(made)) if code.spill}
-assert not spilling, spilling
-print(len(set(names)), "kernels")
-"""
-
-
-def test_the_kernels_compile_for_a_gpu_without_spills():
-    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "3 kernels\n", done.stderr
 
 
 def test_a_nan_stays_in_its_channel(steps, device):

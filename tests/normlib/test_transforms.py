@@ -218,6 +218,7 @@ def test_a_subclass_of_tensor_comes_back(device):
 
 
 def test_onnx_export_writes_standard_operators():
+    pytest.importorskip("onnxscript")
     net = torch.nn.Sequential(normlib.BatchNorm1d(6), normlib.LayerNorm(6), normlib.RMSNorm(6)).eval()
     program = torch.onnx.export(net, (X.float(),), dynamo=True, verbose=False)
     names = [node.op_type for node in program.model_proto.graph.node]

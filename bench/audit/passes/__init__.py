@@ -9,7 +9,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ class Declared:
     plan: Plan
     launches: tuple[Traffic, ...]
     once: OncePlan | None = None  # batch norm's plan for one launch
+    apart: str = ""  # why no plan has its sweeps side by side, where that is so
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,6 @@ class Passes:
     of: Callable[..., Passes] | None = None  # the same with other options (bench/case.py) than the first
 
 
-@cache
-def passes() -> dict[str, Passes]:
-    """Those of every operator by its name, sorted."""
-    modules = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    families: list[Mapping[str, Passes]] = [importlib.import_module(f"{__name__}.{name}").PASSES for name in modules]
-    return dict(sorted((op, found) for family in families for op, found in family.items()))
-
-
 def sizes_of(t: Tensors) -> dict[str, int]:
     """Bytes of an element of each tensor, as declarations want them."""
     return {name: tensor.element_size() for name, tensor in t.items()}
@@ -75,3 +67,14 @@ def sizes_of(t: Tensors) -> dict[str, int]:
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """What statistics of activations of this dtype are kept in."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def _found() -> dict[str, Passes]:
+    modules = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    families: list[Mapping[str, Passes]] = [importlib.import_module(f"{__name__}.{name}").PASSES for name in modules]
+    return dict(sorted((op, found) for family in families for op, found in family.items()))
+
+
+# Of every operator by its name. Last, for the families import what stands above; and not at first use, when others may
+# stand in the kernels' place (bench/mutants).
+PASSES = _found()

@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes.batch_norm import PASSES as BATCH_NORM
 from bench.operators.group_norm import usual_groups
-from normlib.kernels import group_norm, group_norm_traffic
+from normlib.kernels import group_norm, group_norm_traffic, instance_norm
 from normlib.kernels import plan as plans
 from normlib.kernels.layouts import is_channels_last
 from normlib.kernels.plan import Device, GroupNormPlan
@@ -42,7 +42,7 @@ def _group_norm(groups: int | str | None = None, instances: bool = False) -> Pas
         x, parameters = t["x"], (t.get("weight"), t.get("bias"))
         if instances:
             mean, var = (t.get(name) for name in running)
-            return group_norm.instance_norm_forward(x, *parameters, mean, var, MOMENTUM, EPS, device)
+            return instance_norm.instance_norm_forward(x, *parameters, mean, var, MOMENTUM, EPS, device)
         return group_norm.group_norm_forward(x, groups_of(x), *parameters, EPS, device)
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
