@@ -304,6 +304,7 @@ def _batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> di
         alone_tiles=4,
         # Bytes side by side, channels-last, that tiles of what outgrows the cache have at least.
         run=64,
+        on_chip=1,  # 0: what registers could hold is swept twice all the same
     )
 
 
@@ -501,6 +502,12 @@ def batch_norm_once(
     group = min(plan.block_c, plan.channels) * plan.count * itemsize * tensors
     chosen = _batch_norm_values(plan.channels_last, itemsize, device)
     room = _room(chosen, device)
+    few = plan.tiles <= chosen["alone_tiles"]
+    waiting = group // tensors * 2 if signs else group
+    if room and chosen["on_chip"]:
+        held = _on_chip(plan, itemsize, 2 if signs else tensors, device, alone=few and waiting <= room)
+        if held is not None:
+            return held
     threads = plan.options["num_warps"] * device.warp_size
     most_threads, least = (ONCE_THREADS, ONCE_PROGRAMS)
     if relu or itemsize > 2:
@@ -515,11 +522,6 @@ def batch_norm_once(
     block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
     if plan.channels_last and plan.block_c == 16 and tensors == 2:
         block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes
-    few = plan.tiles <= chosen["alone_tiles"]
-    waiting = group // tensors * 2 if signs else group
-    on_chip = _on_chip(plan, itemsize, 2 if signs else tensors, device, few and waiting <= room) if room else None
-    if on_chip is not None:
-        return on_chip
     if few and group <= room:
         return OncePlan(plan, windows=plan.groups, splits=1, ahead=0, block_p=block_p, options=options)
     most_waiting = room if plan.groups == 1 else tensors * _most_room(chosen, device)
