@@ -11,17 +11,15 @@ from errors import assert_right
 from interleaving import Deadlock, interleaved
 from triton.runtime.errors import InterpreterError
 
+from bench.audit.small_calls import OFF_CHIP
 from normlib import reference
 from normlib.kernels import batch_norm as kernels
 from normlib.kernels import batch_norm_on_chip, batch_norm_once, plan
 from normlib.kernels.device import device_of
 from normlib.kernels.numerics import INTERPRETED
-from normlib.kernels.plan import Device, Tuning
+from normlib.kernels.plan import Device
 
 interpreted = pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
-
-# What registers could hold is to be swept twice all the same.
-OFF_CHIP = Tuning({plan.batch_norm_plans(last, size): {"on_chip": 0} for last in (False, True) for size in (2, 4, 8)})
 
 
 def swept_twice(multiprocessors, l2, cooperative=True):
