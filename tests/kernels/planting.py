@@ -36,7 +36,7 @@ def _shorter(p: Any) -> Any:
     return replace(p, chunks=p.chunks[:-1])
 
 
-# By the function of plan.py whose plans leave something out: how they do.
+# By the function whose plans leave something out: how they do.
 OMISSIONS: dict[str, Callable[[Any], Any]] = {
     "row_forward": _shorter,
     "row_backward": lambda p: replace(p, rows=_shorter(p.rows)),
