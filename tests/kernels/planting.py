@@ -10,15 +10,16 @@ import triton.language as tl
 from every_kernel import MODULES
 
 from normlib.kernels import plan
+from normlib.kernels.numerics import STAYS
 
 
 @triton.jit
-def _load_without_mask(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
+def _load_without_mask(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = STAYS):
     return tl.load(pointer).to(ACC)
 
 
 @triton.jit
-def _store_without_mask(pointer, value, mask, EVICT: tl.constexpr = ""):
+def _store_without_mask(pointer, value, mask, EVICT: tl.constexpr = STAYS):
     tl.store(pointer, value.to(pointer.dtype.scalar.element_ty))
 
 
