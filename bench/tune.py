@@ -1,10 +1,10 @@
 """`python -m bench.tune`: measures other values of what a plan chooses, and keeps those that are faster on this GPU.
 
-kernels/plan.py gives every choice that does not follow from shape and device a name and a default. Plans that share
+kernels/plan_*.py give every choice that does not follow from shape and device a name and a default. Plans that share
 their values (`row_forward 4096 2`: rows of up to 4096 columns in 16 bits) are tuned together: one value at a time, each
 measured over all cells of the preset that have such plans, kept where their geometric mean falls by more than noise, in
 rounds until nothing changes or the time is up. A cell is judged before it is timed, as in bench.run: a wrong result is
-no candidate. The file is written after each plan, so that nothing measured is lost; plan.py reads it from then on.
+no candidate. The file is written after each plan, so that nothing measured is lost; plans read it from then on.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="quick", help="whose cells are measured (default: quick)")
     parser.add_argument("--dtype", help="in place of the preset's")
     parser.add_argument("--time-budget", default="10m", help="such as 90s or 10m (default: 10m)")
-    parser.add_argument("--out", type=Path, help="the file (default: where plan.py looks for this GPU)")
+    parser.add_argument("--out", type=Path, help="the file (default: where plans look for this GPU)")
     given = vars(parser.parse_args(argv))
     try:
         end = time.monotonic() + sweep.seconds("--time-budget", given["time_budget"])

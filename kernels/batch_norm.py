@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm_launch import launch, launch_merge, launch_once
+from normlib.kernels.batch_norm_launch import empty_statistics, launch, launch_merge, launch_once, planned
 from normlib.kernels.batch_norm_on_chip import (
     _batch_norm_backward_on_chip_kernel,
     _batch_norm_forward_on_chip_kernel,
@@ -61,7 +61,7 @@ from normlib.kernels.batch_norm_streaming import (
     _batch_norm_stats_kernel,
 )
 from normlib.kernels.device import device_of, on
-from normlib.kernels.layouts import dense, is_channels_last, like
+from normlib.kernels.layouts import is_channels_last, like
 from normlib.kernels.numerics import statistics_dtype
 from normlib.kernels.plan import BatchNormPlan, Device
 from normlib.kernels.reduction import sum_partials
@@ -102,14 +102,10 @@ def batch_norm_forward(
 
     A residual like x is added before the ReLU; `signs`, from `empty_signs`, keeps what backward then has to know.
     """
-    x, last = dense(x)
+    x, device, plan = planned(x, device)
     residual = None if residual is None else like(x, residual)
-    device = device or device_of(x)
-    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     y = torch.empty_like(x)
-    stats = statistics_dtype(x)
-    mean = torch.empty((2, plan.channels), dtype=stats, device=x.device)
-    rstd = torch.empty(plan.channels, dtype=stats, device=x.device)
+    mean, rstd = empty_statistics(x)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
@@ -121,7 +117,7 @@ def batch_norm_forward(
         with on(x):
             launch_once(kernel, once, outputs, 3, inputs, scalars=(eps, momentum), **relus)
         return y, mean, rstd
-    partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
+    partials = mean.new_empty((3, plan.splits, plan.channels))
     with on(x):
         launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=pre_relu)
         kept = (mean, rstd, running_mean, running_var)
@@ -149,11 +145,10 @@ def batch_norm_eval_forward(
 
     With `std` running_var is a standard deviation instead, and eps unused.
     """
-    x, last = dense(x)
+    x, _, plan = planned(x, device)
     residual = None if residual is None else like(x, residual)
     y = torch.empty_like(x)
     if x.numel():
-        plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
         with on(x):
             tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
             constants: dict[str, Any] = {"EVAL": True, "RELU": relu, "PRE_RELU": pre_relu, "STD": std}
@@ -187,10 +182,8 @@ def batch_norm_backward(
     deviation. The gradient of a residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward,
     or without them the bias. With noise and its seed, see noisy_batch_norm.py, dy is what came back through it.
     """
-    x, last = dense(x)
+    x, device, plan = planned(x, device)
     dy = like(x, dy)
-    device = device or device_of(x)
-    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     stats = statistics_dtype(x)
     dx = torch.empty_like(x) if need_dx else None
     partials = dw = db = None

@@ -6,8 +6,23 @@ import torch
 from torch import Tensor
 
 from normlib.kernels import plan as plans
+from normlib.kernels.device import device_of
+from normlib.kernels.layouts import dense
 from normlib.kernels.numerics import float_pair, statistics_dtype
 from normlib.kernels.plan import BatchNormPlan, Device, OncePlan
+
+
+def planned(x: Tensor, device: Device | None) -> tuple[Tensor, Device, BatchNormPlan]:
+    """(x (N, C, *) in one of the two layouts, its device unless one is given, batch norm's plan of it)."""
+    x, last = dense(x)
+    device = device or device_of(x)
+    return x, device, plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
+
+
+def empty_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a forward pass of x (N, C, *) leaves its (mean (2, C): mean, low; rstd (C,))."""
+    channels, stats = x.shape[1], statistics_dtype(x)
+    return x.new_empty((2, channels), dtype=stats), x.new_empty(channels, dtype=stats)
 
 
 def launch(

@@ -139,6 +139,37 @@ def finish_statistics(
 
 
 @triton.jit
+def merge_statistics(
+    mean_ptr,
+    rstd_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    partials_ptr,  # (3, splits, C)
+    c0,
+    C,
+    S,
+    tiles,
+    splits,
+    eps,
+    eps_low,
+    momentum,
+    momentum_low,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S,
+    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """(mean, low, M2, n) of a channel group from the partials of all splits; what is kept of them is stored."""
+    mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
+    n = elements_before(tiles, S, BLOCK_S)
+    finish_statistics(
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2, n.to(ACC), True, c0, C,
+        eps, eps_low, momentum, momentum_low, BLOCK_C, ACC
+    )  # fmt: skip
+    return mean, low, m2, n
+
+
+@triton.jit
 def statistics(
     mean_ptr,
     rstd_ptr,

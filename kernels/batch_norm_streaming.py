@@ -8,7 +8,7 @@ import triton.language as tl
 
 from normlib.kernels.batch_norm_gradients import input_gradient_of_tiles, sums_of_tiles
 from normlib.kernels.batch_norm_output import normalize_tiles, scale_of, shift_of
-from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits, moments_of_tiles, statistics
+from normlib.kernels.batch_norm_statistics import merge_statistics, moments_of_tiles, statistics
 from normlib.kernels.batch_norm_tiles import BATCH, channel_values, elements_before, store_planes
 from normlib.kernels.noise import load_noise
 from normlib.kernels.numerics import accumulator, even_share
@@ -57,26 +57,10 @@ def _batch_norm_merge_kernel(
 ):
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_N
-    mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_N, BLOCK_S, BLOCK_P, ACC)
-    finish_statistics(
-        mean_ptr,
-        rstd_ptr,
-        running_mean_ptr,
-        running_var_ptr,
-        mean,
-        low,
-        m2,
-        elements_before(tiles, S, BLOCK_S).to(ACC),
-        True,
-        c0,
-        C,
-        eps,
-        eps_low,
-        momentum,
-        momentum_low,
-        BLOCK_N,
-        ACC,
-    )
+    merge_statistics(
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, partials_ptr, c0, C, S, tiles, splits,
+        eps, eps_low, momentum, momentum_low, BLOCK_N, BLOCK_S, BLOCK_P, ACC
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=BATCH)

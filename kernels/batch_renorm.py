@@ -27,13 +27,12 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm import batch_norm_backward
-from normlib.kernels.batch_norm_launch import launch, launch_merge
-from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits
+from normlib.kernels.batch_norm_launch import empty_statistics, launch, launch_merge, planned
+from normlib.kernels.batch_norm_statistics import merge_statistics
 from normlib.kernels.batch_norm_streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
-from normlib.kernels.batch_norm_tiles import BATCH, channel_values, elements_before
+from normlib.kernels.batch_norm_tiles import BATCH, channel_values
 from normlib.kernels.device import device_of, on
-from normlib.kernels.layouts import dense
-from normlib.kernels.numerics import accumulator, from_pair, load, statistics_dtype, store
+from normlib.kernels.numerics import accumulator, from_pair, load, store
 from normlib.kernels.plan import Device
 
 
@@ -73,11 +72,10 @@ def _batch_renorm_merge_kernel(
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_N
     c = c0 + tl.arange(0, BLOCK_N)[:, None]
-    mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_N, BLOCK_S, BLOCK_P, ACC)
-    n = elements_before(tiles, S, BLOCK_S)
     # Batch norm's statistics, and none of its running ones.
-    finish_statistics(
-        mean_ptr, rstd_ptr, None, None, mean, low, m2, n.to(ACC), True, c0, C, eps, eps_low, 0.0, 0.0, BLOCK_N, ACC
+    mean, low, m2, n = merge_statistics(
+        mean_ptr, rstd_ptr, None, None, partials_ptr, c0, C, S, tiles, splits,
+        eps, eps_low, 0.0, 0.0, BLOCK_N, BLOCK_S, BLOCK_P, ACC
     )  # fmt: skip
     # In float64, as running statistics are: r and d are differences and quotients of values that are close.
     mean64 = mean.to(tl.float64) + low.to(tl.float64)
@@ -144,17 +142,13 @@ def batch_renorm_forward(
 
     renorm holds r, d, weight r and bias + weight d. `limits` (2,), where given, holds rmax and dmax instead.
     """
-    x, last = dense(x)
-    device = device or device_of(x)
-    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
-    y, stats = torch.empty_like(x), statistics_dtype(x)
-    mean, renorm, rstd = (
-        torch.empty(shape, dtype=stats, device=x.device)
-        for shape in ((2, plan.channels), (4, plan.channels), (plan.channels,))
-    )
+    x, device, plan = planned(x, device)
+    y = torch.empty_like(x)
+    mean, rstd = empty_statistics(x)
+    renorm = mean.new_empty((4, plan.channels))
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), renorm.zero_()
-    partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
+    partials = mean.new_empty((3, plan.splits, plan.channels))
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
     with on(x):
         launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)

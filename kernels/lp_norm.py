@@ -34,13 +34,13 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm_gradients import add_splits
-from normlib.kernels.batch_norm_launch import launch, launch_merge
+from normlib.kernels.batch_norm_launch import empty_statistics, launch, launch_merge, planned
 from normlib.kernels.batch_norm_output import scale_of
 from normlib.kernels.batch_norm_statistics import merge_splits
 from normlib.kernels.batch_norm_streaming import _batch_norm_normalize_kernel, _batch_norm_reduce_kernel
 from normlib.kernels.batch_norm_tiles import BATCH, addresses, channel_values, elements_before, store_planes
-from normlib.kernels.device import device_of, on
-from normlib.kernels.layouts import dense, like
+from normlib.kernels.device import on
+from normlib.kernels.layouts import like
 from normlib.kernels.numerics import (
     accumulator,
     divide,
@@ -285,17 +285,13 @@ def lp_norm_forward(
 
     Running buffers, if given, are updated in place.
     """
-    x, last = dense(x)
-    device = device or device_of(x)
-    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
+    x, device, plan = planned(x, device)
     y = torch.empty_like(x)
-    stats = statistics_dtype(x)
-    mean = torch.empty((2, plan.channels), dtype=stats, device=x.device)
-    rstd = torch.empty(plan.channels, dtype=stats, device=x.device)
+    mean, rstd = empty_statistics(x)
     peak = empty_peak(x, p)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), peak.zero_()
-    partials = torch.empty((PLANES[order(p)], plan.splits, plan.channels), dtype=stats, device=x.device)
+    partials = mean.new_empty((PLANES[order(p)], plan.splits, plan.channels))
     with on(x):
         launch(_lp_norm_stats_kernel, plan, partials, x, P=order(p))
         kept = (mean, rstd, peak if order(p) == "inf" else None, running_mean, running_norm)
@@ -316,10 +312,9 @@ def lp_norm_eval_forward(
     device: Device | None = None,
 ) -> Tensor:
     """y of x (N, C, *) with given statistics, in one sweep."""
-    x, last = dense(x)
+    x, _, plan = planned(x, device)
     y = torch.empty_like(x)
     if x.numel():
-        plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
         tensors = (y, None, x, None, running_mean, running_norm, weight, bias)
         with on(x):
             launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), EVAL=True, P=order(p), **_PLAIN)
@@ -344,10 +339,8 @@ def lp_norm_backward(
 
     mean, rstd and peak are as saved by the forward pass; in evaluation running_mean, running_norm and None.
     """
-    x, last = dense(x)
+    x, device, plan = planned(x, device)
     dy = like(x, dy)
-    device = device or device_of(x)
-    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
     dx = torch.empty_like(x) if need_dx else None
     partials = dw = db = None
     if need_sums or (need_dx and not evaluating):

@@ -22,14 +22,13 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm_launch import launch, launch_merge
-from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits
+from normlib.kernels.batch_norm_launch import empty_statistics, launch, launch_merge, planned
+from normlib.kernels.batch_norm_statistics import merge_statistics
 from normlib.kernels.batch_norm_streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
-from normlib.kernels.batch_norm_tiles import BATCH, elements_before
-from normlib.kernels.device import device_of, on
-from normlib.kernels.layouts import dense
+from normlib.kernels.batch_norm_tiles import BATCH
+from normlib.kernels.device import on
 from normlib.kernels.noise import UNITS, uniform, words
-from normlib.kernels.numerics import accumulator, from_pair, statistics_dtype, store
+from normlib.kernels.numerics import accumulator, from_pair, store
 from normlib.kernels.plan import Device
 
 
@@ -66,26 +65,10 @@ def _noisy_batch_norm_merge_kernel(
     ACC: tl.constexpr = accumulator(partials_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_N
     c = c0 + tl.arange(0, BLOCK_N)[:, None]
-    mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_N, BLOCK_S, BLOCK_P, ACC)
-    finish_statistics(
-        mean_ptr,
-        rstd_ptr,
-        running_mean_ptr,
-        running_var_ptr,
-        mean,
-        low,
-        m2,
-        elements_before(tiles, S, BLOCK_S).to(ACC),
-        True,
-        c0,
-        C,
-        eps,
-        eps_low,
-        momentum,
-        momentum_low,
-        BLOCK_N,
-        ACC,
-    )
+    merge_statistics(
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, partials_ptr, c0, C, S, tiles, splits,
+        eps, eps_low, momentum, momentum_low, BLOCK_N, BLOCK_S, BLOCK_P, ACC
+    )  # fmt: skip
     unit = c if PER_UNIT else c * 0
     of_mean, of_std, _, _ = words(tl.load(seed_ptr), unit.to(tl.int64) * 0, unit, UNITS)
     limit = from_pair(mean_limit, mean_limit_low, tl.float64)
@@ -115,17 +98,13 @@ def noisy_batch_norm_forward(
 
     seed: an int64. ranges: mean_limit, std_limit, mean_spread, std_spread. noise and seed are what backward takes.
     """
-    x, last = dense(x)
-    device = device or device_of(x)
-    plan = plans.batch_norm(tuple(x.shape), last, x.element_size(), device)
-    y, stats = torch.empty_like(x), statistics_dtype(x)
-    mean, noise, rstd = (
-        torch.empty(shape, dtype=stats, device=x.device)
-        for shape in ((2, plan.channels), (4, plan.channels), (plan.channels,))
-    )
+    x, device, plan = planned(x, device)
+    y = torch.empty_like(x)
+    mean, rstd = empty_statistics(x)
+    noise = mean.new_empty((4, plan.channels))
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), noise.zero_()
-    partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
+    partials = mean.new_empty((3, plan.splits, plan.channels))
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
     with on(x):
         launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)

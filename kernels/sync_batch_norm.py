@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm_launch import launch, launch_merge
+from normlib.kernels.batch_norm_launch import launch, launch_merge, planned
 from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits
 from normlib.kernels.batch_norm_streaming import (
     _batch_norm_input_gradient_kernel,
@@ -28,9 +28,9 @@ from normlib.kernels.batch_norm_streaming import (
 )
 from normlib.kernels.batch_norm_tiles import BATCH, store_planes
 from normlib.kernels.device import device_of, on
-from normlib.kernels.layouts import dense, like
+from normlib.kernels.layouts import like
 from normlib.kernels.numerics import accumulator, float_pair, load, statistics_dtype
-from normlib.kernels.plan import BatchNormPlan, Device
+from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_all_moments, sum_partials
 
 
@@ -120,20 +120,13 @@ def _sync_batch_norm_merge_kernel(
 # ---------------------------------------------------------------------------------------------------------- launchers
 
 
-def _plan(x: Tensor, last: bool, device: Device | None) -> BatchNormPlan:
-    return plans.batch_norm(tuple(x.shape), last, x.element_size(), device or device_of(x))
-
-
 def moments(x: Tensor, device: Device | None = None) -> Tensor:
     """The message (3 C + 2,) about this process's x (N, C, *), which may be empty, in the statistics' dtype."""
-    x, last = dense(x)
-    stats = statistics_dtype(x)
-    message = torch.empty(3 * x.shape[1] + 2, dtype=stats, device=x.device)
+    x, device, plan = planned(x, device)
+    message = x.new_empty(3 * plan.channels + 2, dtype=statistics_dtype(x))
     if x.numel() == 0:
         return message.zero_()
-    device = device or device_of(x)
-    plan = _plan(x, last, device)
-    partials = torch.empty((3, plan.splits, plan.channels), dtype=stats, device=x.device)
+    partials = message.new_empty((3, plan.splits, plan.channels))
     with on(x):
         launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
         launch_merge(_sync_batch_norm_message_kernel, plan, device, message, partials, scalars=(float(plan.count),))
@@ -178,10 +171,9 @@ def normalize(
     x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, device: Device | None = None
 ) -> Tensor:
     """y of this process's x (N, C, *)."""
-    x, last = dense(x)
+    x, _, plan = planned(x, device)
     y = torch.empty_like(x)
     if x.numel():
-        plan = _plan(x, last, device)
         constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
             tensors = (y, None, x, None, mean, rstd, weight, bias)
@@ -191,17 +183,16 @@ def normalize(
 
 def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | None = None) -> Tensor:
     """(2, C), sum(dy x_hat) and sum(dy) of this process's share, in the statistics' dtype."""
-    x, last = dense(x)
-    found = torch.empty((2, x.shape[1]), dtype=statistics_dtype(x), device=x.device)
+    x, device, plan = planned(x, device)
+    found = x.new_empty((2, plan.channels), dtype=statistics_dtype(x))
     if x.numel() == 0:
         return found.zero_()
-    plan = _plan(x, last, device)
     partials = found.new_empty((2, plan.splits, plan.channels))
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
     with on(x):
         tensors = (partials, None, None, like(x, dy), None, x, mean, rstd, None, None)
         launch(_batch_norm_reduce_kernel, plan, *tensors, scalars=(0.0,), **constants)
-        sum_partials(partials, tuple(found), plans.merge(plan.splits, plan.channels, device or device_of(x)))
+        sum_partials(partials, tuple(found), plans.merge(plan.splits, plan.channels, device))
     return found
 
 
@@ -226,10 +217,9 @@ def input_gradient(
     device: Device | None = None,
 ) -> Tensor:
     """dx of this process's x (N, C, *), from the sums (2, C) and the count (1,) of all processes."""
-    x, last = dense(x)
+    x, _, plan = planned(x, device)
     dx = torch.empty_like(x)
     if x.numel():
-        plan = _plan(x, last, device)
         constants = {"RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
             tensors = (dx, None, like(x, dy), None, x, mean, rstd, weight, None, total[0], total[1], count)

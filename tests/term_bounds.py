@@ -30,12 +30,19 @@ def assert_one_rounding_away(out: Tensor, truth: Tensor, terms: Tensor, name: st
 
 
 def terms(
-    norm: str, tensors: dict[str, Tensor | None], dy: Tensor, normalized: int, eps: float, given: bool
+    norm: str,
+    tensors: dict[str, Tensor | None],
+    dy: Tensor,
+    normalized: int,
+    eps: float,
+    given: bool,
+    grouped: tuple[int, ...] | None = None,
 ) -> dict[str, Tensor]:
     """For y and each gradient, the sum of the magnitudes of the terms that it is a sum of, in float64.
 
     normalized: how many of the last dimensions a row spans (batch norm has channels instead); given: whether the
-    running statistics normalize. kernels/ opens with the formulas.
+    running statistics normalize; grouped: of group norm, the input as (N, groups, channels of one, positions).
+    kernels/ opens with the formulas.
     """
     names = ("input", "weight", "bias", "running_mean", "running_var")
     x, w, b, mean, var = (None if tensors[n] is None else tensors[n].double() for n in names)
@@ -44,6 +51,10 @@ def terms(
         column = [1, -1] + [1] * (x.dim() - 2)
         w, b, mean, var = (None if t is None else t.reshape(column) for t in (w, b, mean, var))
         averaged = summed = [d for d in range(x.dim()) if d != 1]
+    elif grouped:
+        x, dy = x.reshape(grouped), dy.reshape(grouped)
+        w, b, mean, var = (None if t is None else t.reshape(1, *grouped[1:3], 1) for t in (w, b, mean, var))
+        averaged, summed = [2, 3], [0, 3]
     else:
         rows = x.dim() - normalized
         averaged, summed = list(range(rows, x.dim())), list(range(rows))
@@ -63,16 +74,25 @@ def terms(
     x_hat = (x.abs() + mean_terms) * rstd
     wdy = dy if w is None else dy * w.abs()
     y = x_hat if w is None else x_hat * w.abs()
-    return {
+    found = {
         "y": y if b is None else y + b.abs(),
         "dinput": rstd * (wdy if given else wdy + average(wdy) + x_hat * average(x_hat * wdy)),
         "dweight": total(dy * x_hat),
         "dbias": total(dy),
     }
+    if not grouped:
+        return found
+    return {
+        n: t.flatten() if n in ("dweight", "dbias") else t.reshape(tensors["input"].shape) for n, t in found.items()
+    }
 
 
-def buffer_terms(x: Tensor, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
+def buffer_terms(
+    x: Tensor, before: dict[str, Tensor], after: dict[str, Tensor], grouped: tuple[int, ...] | None = None
+) -> dict[str, Tensor]:
     """The same for running buffers; an update (1 - m) old + m new, |m| <= 1, has none beyond 4 |old| + |result|."""
+    if grouped:  # an image may come without a batch
+        x = x.reshape(grouped[0], grouped[1] * grouped[2], grouped[3])
     channels = [d for d in range(x.dim()) if d != 1]
     new = {"running_mean": x.double().abs().mean(channels), "running_var": 0.0}  # a variance's terms do not cancel
     return {n: 4 * old.double().abs() + after[n].abs() + new[n] for n, old in before.items()}

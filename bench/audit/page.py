@@ -28,7 +28,7 @@ COLUMNS = (
         "behind a cache",
         "Units expected of device memory where an ideal cache of this GPU's size (its last before the memory) "
         "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. Half a line of"
-        " 128 bytes takes up half of it; where it takes up all, more is left (batch_norm_once in kernels/plan.py). A"
+        " 128 bytes takes up half of it; where it takes up all, more is left (kernels/plan_batch_norm_once.py). A"
         " bound, not a measurement.",
     ),
     (

@@ -13,7 +13,7 @@ from bench.case import Case
 from bench.operators.batch_norm import OPERATOR as BATCH_NORM
 from bench.operators.batch_norm import BatchNorm
 
-# The GPUs of one machine; and as `extra` also more, so that the merge has tiles of 1, 2 and 8 warps (kernels/plan.py).
+# The GPUs of one machine; and as `extra` also more, so that the merge has tiles of 1, 2 and 8 warps.
 RANKS = (8, 64, 1024)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -28,15 +29,23 @@ _CALLERS = {
 
 def _with_imports(files: Iterable[str]) -> tuple[str, ...]:
     """These files of kernels/ and all that they import there, each after those that it imports."""
-    imports, waiting = {}, list(files)
+    imports: dict[str, list[str]] = {}
+    waiting = list(files)
     while waiting:
         file = waiting.pop()
         if file not in imports:
-            source = (SOURCES / f"{file}.py").read_text(encoding="utf-8")
-            found = re.findall(r"^from normlib\.kernels(?:\.(\w+) import| import (\w+))", source, re.MULTILINE)
-            imports[file] = [module or attribute for module, attribute in found]
+            imports[file] = list(_imports((SOURCES / f"{file}.py").read_text(encoding="utf-8")))
             waiting += imports[file]
     return tuple(TopologicalSorter(imports).static_order())
+
+
+def _imports(source: str) -> Iterator[str]:
+    """The files of kernels/ that this one imports, or imports from."""
+    for line in ast.parse(source).body:
+        if isinstance(line, ast.ImportFrom) and line.module == "normlib.kernels":
+            yield from (name.name for name in line.names)
+        elif isinstance(line, ast.ImportFrom) and (line.module or "").startswith("normlib.kernels."):
+            yield str(line.module).removeprefix("normlib.kernels.")
 
 
 _FILES = _with_imports(_CALLERS.values())
@@ -60,11 +69,11 @@ class Mutant:
 # wide row loops from 2049 columns on, 1024 at a time, four partial results take two steps to merge, and a GPU counts as
 # one multiprocessor, as the interpreter does, so that every machine runs the same tiles and splits.
 SMALL_PLANS = (
-    Mutant("loop", "plan", "", "", "{2: 16384, 4: 16384, 8: 8192}", "{2: 2048, 4: 2048, 8: 2048}"),
-    Mutant("loop back", "plan", "", "", "BACKWARD_REGISTER_COLUMNS = 8192", "BACKWARD_REGISTER_COLUMNS = 2048"),
-    Mutant("step", "plan", "_forward_loop", "", 'block_n=LOOP_ELEMENTS[itemsize] * chosen["threads"]', "block_n=1024"),
-    Mutant("step back", "plan", "row_backward", "", "block_n=2048", "block_n=1024"),
-    Mutant("merge", "plan", "merge", "", "16 if programs <= 16 else 64", "2"),
+    Mutant("loop", "plan_rows", "", "", "{2: 16384, 4: 16384, 8: 8192}", "{2: 2048, 4: 2048, 8: 2048}"),
+    Mutant("loop back", "plan_rows", "", "", "BACKWARD_REGISTER_COLUMNS = 8192", "BACKWARD_REGISTER_COLUMNS = 2048"),
+    Mutant("step", "plan_rows", "_forward_loop", "", 'LOOP_ELEMENTS[itemsize] * chosen["threads"]', "1024"),
+    Mutant("step back", "plan_rows", "row_backward", "", "block_n=2048", "block_n=1024"),
+    Mutant("merge", "plan_merge", "merge", "", "16 if programs <= 16 else 64", "2"),
     Mutant("device", "device", "_properties", "", "properties.multi_processor_count, ", "1, "),
     Mutant("cache", "device", "_properties", "", "l2 = properties.L2_cache_size", "l2 = 0"),
     Mutant("tuning", "device", "_properties", "", "plan.tuning_of(properties.name)", "plan.UNTUNED"),

@@ -10,7 +10,7 @@ import torch
 
 from bench import sweep, tune
 from bench.operators import operators
-from normlib.kernels import device, plan
+from normlib.kernels import device, plan, plan_device
 from normlib.kernels.plan import Device, Tuning
 
 H200 = Device(132, l2=50 << 20, cooperative=True)
@@ -106,7 +106,7 @@ def test_what_is_written_is_what_plans_read(tmp_path, monkeypatch):
     assert tune._run(chosen, clock_of(plans, threads=256), LATER, file, {"device_name": "a GPU"}) == 0
     written = json.loads(file.read_text())
     assert written["values"] == {plans: {"threads": 256}} and written["device_name"] == "a GPU"
-    monkeypatch.setattr(plan, "tuning_file", lambda name: file)
+    monkeypatch.setattr(plan_device, "tuning_file", lambda name: file)
     tuned = replace(H200, tuning=plan.tuning_of("a GPU"))
     assert plan.row_forward(4096, 2, tuned).options["num_warps"] == 8 != plan.row_forward(4096, 2, H200)
 

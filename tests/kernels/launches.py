@@ -262,7 +262,7 @@ _OPERATORS = {
     "batch_norm_relu_eval": _batch(evaluating=True, relu=True, pre_relu=True),
 }
 
-# float64 is where plan.py loops first: backward beyond 4096 columns, forward beyond 8192.
+# float64 is where rows loop first: backward beyond 4096 columns, forward beyond 8192.
 _ROWS = [
     ((1, 1),),
     ((5, 1),),

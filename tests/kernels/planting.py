@@ -10,15 +10,16 @@ import triton.language as tl
 from every_kernel import MODULES
 
 from normlib.kernels import plan
+from normlib.kernels.numerics import STAYS
 
 
 @triton.jit
-def _load_without_mask(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = ""):
+def _load_without_mask(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = STAYS):
     return tl.load(pointer).to(ACC)
 
 
 @triton.jit
-def _store_without_mask(pointer, value, mask, EVICT: tl.constexpr = ""):
+def _store_without_mask(pointer, value, mask, EVICT: tl.constexpr = STAYS):
     tl.store(pointer, value.to(pointer.dtype.scalar.element_ty))
 
 
@@ -36,7 +37,7 @@ def _shorter(p: Any) -> Any:
     return replace(p, chunks=p.chunks[:-1])
 
 
-# By the function of plan.py whose plans leave something out: how they do.
+# By the function whose plans leave something out: how they do.
 OMISSIONS: dict[str, Callable[[Any], Any]] = {
     "row_forward": _shorter,
     "row_backward": lambda p: replace(p, rows=_shorter(p.rows)),

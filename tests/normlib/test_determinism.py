@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 
 from normlib import functional as N
-from normlib.kernels import batch_norm, lp_norm, plan, row_norm, weight_norm
+from normlib.kernels import (
+    batch_norm,
+    batch_renorm,
+    group_norm,
+    lp_norm,
+    noisy_batch_norm,
+    plan,
+    row_norm,
+    weight_norm,
+)
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import INTERPRETER, Device
 
@@ -44,11 +53,12 @@ def programs_in_any_order(seed):
     assert not waiting, "a program was left out"
 
 
-def row_norm_case(centred):
+def row_norm_case(centred, partial_n=None):
     def run(x, dy, weight, bias):
         n, dtype = weight.shape[0], weight.dtype
-        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n)
-        gradients = row_norm.backward(dy, x, mean, rstd, weight, centred, n, dtype, dtype, True)
+        y, mean, rstd = row_norm.forward(x, weight, bias, 1e-5, centred, n, partial_n=partial_n or n)
+        given = (dy, x, mean, rstd, weight, centred, n, dtype, dtype, True)
+        gradients = row_norm.backward(*given, partial_n=partial_n or n)
         return {"y": y, "mean": mean, "rstd": rstd} | dict(zip(("dx", "dw", "db"), gradients, strict=True))
 
     return run
@@ -66,6 +76,46 @@ def batch_norm_case(training):
         return found | dict(zip(("dx", "dw", "db"), gradients, strict=True))
 
     return run
+
+
+def batch_renorm_case(x, dy, weight, bias):
+    mean, std = torch.zeros_like(weight), torch.ones_like(weight)
+    y, *saved = batch_renorm.batch_renorm_forward(x, weight, bias, mean, std, 0.3, 1e-5, 3.0, 5.0)
+    gradients = batch_renorm.batch_renorm_backward(dy, x, *saved, True, True)
+    found = {"y": y, "running_mean": mean, "running_std": std, "rstd": saved[1], "renorm": saved[2]}
+    return found | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+
+def noisy_batch_norm_case(x, dy, weight, bias):
+    mean, var, seed = torch.zeros_like(weight), torch.ones_like(weight), torch.tensor(7, device=x.device)
+    drawn = (0.3, 1e-5, seed, True, [0.5, 1.25, 0.1, 0.1])
+    y, *saved = noisy_batch_norm.noisy_batch_norm_forward(x, weight, bias, mean, var, *drawn)
+    given = (dy, x, *saved[:2], weight, 0.0, False, True, True)
+    gradients = batch_norm.batch_norm_backward(*given, noise=saved[2], seed=seed)
+    found = {"y": y, "running_mean": mean, "running_var": var, "noise": saved[2]}
+    return found | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+
+def group_norm_case(groups, device=None):
+    def run(x, dy, weight, bias):
+        y, mean, rstd = group_norm.group_norm_forward(x, groups, weight, bias, 1e-5, device)
+        given = (groups, mean, rstd, weight, weight.dtype, weight.dtype, True, device)
+        gradients = group_norm.group_norm_backward(dy, x, *given)
+        return {"y": y, "mean": mean, "rstd": rstd} | dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+    return run
+
+
+def instance_norm_case(x, dy, weight, bias):
+    mean, var = torch.zeros_like(weight), torch.ones_like(weight)
+    y, *_ = group_norm.instance_norm_forward(x, weight, bias, mean, var, 0.3, 1e-5)
+    return {"y": y, "running_mean": mean, "running_var": var}
+
+
+def sequence_batch_norm_case(x, dy, weight, bias):
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    y = N.sequence_batch_norm(leaves[0], None, None, *leaves[1:], True, lengths=range(len(x)))
+    return dict(zip(("y", "dx", "dw", "db"), (y, *torch.autograd.grad(y, leaves, dy)), strict=True))
 
 
 def lp_norm_case(p):
@@ -87,6 +137,7 @@ def weight_norm_case(x, dy, weight, bias):
 
 # The interpreter's orders are drawn: of two programs, all of these are the same once in 2^20 times.
 TIMES = 20 if INTERPRETED.value else 100
+FEWER = 2 if INTERPRETED.value else 100  # where tests/kernels/test_interleaving.py draws further orders
 # How it runs, the shape (several programs to nearly every launch, in the interpreter too), and how often: long rows
 # take the interpreter a second.
 CASES = {
@@ -98,6 +149,13 @@ CASES = {
     "batch_norm, evaluation": (batch_norm_case(False), (2, 6, 5, 5), TIMES),
     "lp_norm, p = 1": (lp_norm_case(1.0), (2, 6, 5, 5), TIMES),
     "lp_norm, p = inf": (lp_norm_case(inf), (2, 6, 5, 5), TIMES),
+    "partial_rms_norm": (row_norm_case(False, 7), (40, 100), FEWER),
+    "batch_renorm": (batch_renorm_case, (2, 6, 5, 5), FEWER),
+    "noisy_batch_norm": (noisy_batch_norm_case, (2, 6, 5, 5), FEWER),
+    "sequence_batch_norm": (sequence_batch_norm_case, (6, 6, 6), FEWER),
+    "group_norm": (group_norm_case(3), (4, 6, 5, 5), FEWER),
+    "group_norm, split": (group_norm_case(2, Device(16)), (1, 6, 30, 30), FEWER),
+    "instance_norm": (instance_norm_case, (4, 6, 5, 5), FEWER),
 }
 
 

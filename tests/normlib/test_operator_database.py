@@ -2,10 +2,11 @@
 
 import inspect
 import re
+from math import prod
 
 import pytest
 import torch
-from samples import BUFFERS, DTYPES, LEAVES, Sample, check, complaint
+from samples import BUFFERS, DTYPES, LEAVES, Sample, check, complaint, few
 from torch.testing._internal.common_methods_invocations import op_db
 
 from normlib import functional as N
@@ -16,14 +17,17 @@ FORMS = {
     "nn.functional.layer_norm": ("layer_norm", 6),
     "native_layer_norm": ("layer_norm", 20),
     "nn.functional.rms_norm": ("rms_norm", 6),
+    "nn.functional.group_norm": ("group_norm", 33),
+    "nn.functional.instance_norm": ("instance_norm", 9),
 }
 ENTRIES = {" ".join(filter(None, (op.name, op.variant_test_name))): op for op in op_db if op.name in FORMS}
+# Of few images and in one dtype, for the time they take; test_module_database.py has a 16-bit one.
+LONG = ("nn.functional.group_norm", "nn.functional.instance_norm")
+CASES = [(name, dtype) for name, op in ENTRIES.items() for dtype in (DTYPES[2:3] if op.name in LONG else DTYPES)]
 COMPLEX = (torch.complex64, torch.complex128)
 
 # A sample has a negative eps, and the interpreter's numpy complains of rows that are masked, whose variance is 0.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in sqrt:RuntimeWarning")
-
-each_entry = pytest.mark.parametrize("entry", ENTRIES)
 
 
 def theirs_of(op):
@@ -44,15 +48,21 @@ def prepared_by(function, arguments, **more):
     return prepare
 
 
+def as_groups(shape, groups):
+    return shape[0], groups, shape[1] // groups, prod(shape[2:])
+
+
 def samples(op, device, dtype):
     form = FORMS[op.name][0]
     ours = getattr(N, form)
     signature = inspect.signature(ours)
     # What has no reference inputs of its own gives its samples here, and what has them adds its samples to them.
     for i, entry in enumerate(op.reference_inputs(device, dtype)):
-        arguments = dict(signature.bind(entry.input, *entry.args, **entry.kwargs).arguments)
+        x = few(entry.input) if op.name in LONG else entry.input
+        arguments = dict(signature.bind(x, *entry.args, **entry.kwargs).arguments)
         eps = arguments.get("eps", signature.parameters["eps"].default)
         eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps if eps is None else eps
+        groups = x.shape[1] if form == "instance_norm" else arguments.get("num_groups")
         yield Sample(
             name=f"{op.name} {i}",
             tensors={n: arguments.get(n) for n in (*LEAVES, *BUFFERS)},
@@ -63,11 +73,11 @@ def samples(op, device, dtype):
             eps=eps,
             normalized=len(arguments.get("normalized_shape", ())),
             given=form == "batch_norm" and not arguments.get("training", False),
+            grouped=as_groups(x.shape, groups) if groups else None,
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@each_entry
+@pytest.mark.parametrize(("entry", "dtype"), CASES, ids=str)
 def test_every_sample_of_the_operator_database_is_right(entry, dtype, device, record_property):
     op = ENTRIES[entry]
     if dtype not in op.supported_dtypes(device.type):
@@ -100,7 +110,7 @@ def test_the_operator_databases_errors_are_torchs_own(entry, device, record_prop
 
 @pytest.mark.parametrize("dtype", COMPLEX, ids=str)
 def test_complex_samples_are_left_to_pytorch(dtype, device, record_property):
-    """Of the four only RMS norm has them, and the kernels have no complex arithmetic."""
+    """Of them all only RMS norm has them, and the kernels have no complex arithmetic."""
     taking = [op for op in ENTRIES.values() if dtype in op.supported_dtypes(device.type)]
     assert [op.name for op in taking] == ["nn.functional.rms_norm"]
     ran = 0

@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from functools import partial
 from itertools import product
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,16 @@ VARIANTS = 3
 LAUNCHES = {
     "rows": {"forward": 1, "backward": 2},
     "rows beyond the registers": {"forward": 1, "backward": 3},
+    "weight norm": {"forward": 1, "backward": 1},
     "batch norm, training": {"forward": 3, "backward": 3},
     "batch norm, evaluation": {"forward": 1, "backward": 2},
+    "batch renorm": {"forward": 3, "backward": 4},  # one more for r and d in the weight's gradient
+    "noisy batch norm": {"forward": 3, "backward": 3},
+    "lp norm": {"forward": 3, "backward": 3},
+    "lp norm, evaluation": {"forward": 1, "backward": 2},
+    "group norm": {"forward": 1, "backward": 2},
+    "group norm, split": {"forward": 3, "backward": 4},
+    "instance norm": {"forward": 2, "backward": 2},  # one more for the running statistics
 }
 # Operators by which a host waits for the device, as the dispatcher names them.
 WAITING = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"}
@@ -42,36 +51,83 @@ def row_norm(name, columns, dtype, batch, device="cpu"):
     weight, bias = (torch.ones(columns, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
     if name == "layer_norm":
         return functional.layer_norm(x, (columns,), weight, bias), (x, weight, bias)
-    return functional.rms_norm(x, (columns,), weight, 1e-5), (x, weight)
+    return getattr(functional, name)(x, (columns,), weight, 1e-5), (x, weight)
 
 
-def batch_norm(channels, positions, last, training, batch, device="cpu"):
-    """(y, its inputs): batch norm of `batch` images."""
+def weight_norm(columns, dtype, rows, device="cpu"):
+    """(y, its inputs): weight norm, whose rows are no batch but follow a layer's width."""
+    v, g = (torch.empty(rows, n, dtype=dtype, device=device, requires_grad=True) for n in (columns, 1))
+    return functional.weight_norm(v, g), (v, g)
+
+
+def groups_of(size):
+    return lambda x, mean, var, *parameters: functional.group_norm(x, len(mean) // size, *parameters)
+
+
+# Of x, running_mean, what else runs, weight and bias; a limit as a tensor is what a schedule gives.
+IMAGE_NORMS = {
+    "batch_norm training": partial(functional.batch_norm, training=True),
+    "batch_norm evaluation": functional.batch_norm,
+    "batch_renorm training": lambda x, *rest: functional.batch_renorm(x, *rest, True, rmax=x.new_full((), 2.0)),
+    "batch_renorm evaluation": functional.batch_renorm,
+    "noisy_batch_norm training": partial(functional.noisy_batch_norm, training=True),
+    "lp_norm_1 training": partial(functional.lp_norm, training=True, p=1),
+    "lp_norm_inf training": partial(functional.lp_norm, training=True, p=inf),
+    "lp_norm_inf evaluation": partial(functional.lp_norm, p=inf),
+    "group_norm of 3": groups_of(3),
+    "group_norm of 8": groups_of(8),
+    "instance_norm": functional.instance_norm,
+    "sequence_batch_norm": lambda x, *rest: functional.sequence_batch_norm(x.flatten(2).permute(2, 0, 1), *rest, True),
+}
+
+
+def image_norm(name, channels, positions, last, batch, device="cpu"):
+    """(y, its inputs): a norm of `batch` images."""
     shape = (batch, *positions, channels) if last else (batch, channels, *positions)
     x = torch.empty(shape, device=device)
     x = (x.movedim(-1, 1) if last else x).requires_grad_()
     weight, bias = (torch.ones(channels, device=device, requires_grad=True) for _ in range(2))
     mean, var = torch.zeros(channels, device=device), torch.ones(channels, device=device)
-    return functional.batch_norm(x, mean, var, weight, bias, training), (x, weight, bias)
+    return IMAGE_NORMS[name](x, mean, var, weight, bias), (x, weight, bias)
 
 
 ROWS = list(product(("layer_norm", "rms_norm"), (64, 99, 5120, 20000), (torch.float32, torch.bfloat16)))
+ROWS += [("partial_rms_norm", n, torch.bfloat16) for n in (99, 20000)]
+BATCH_NORMS = ("batch_norm training", "batch_norm evaluation")
+OTHERS = [name for name in IMAGE_NORMS if name not in (*BATCH_NORMS, "group_norm of 8")]
 IMAGES = [
-    *product((64, 65), ((), (5,)), (False,), (True, False)),
-    *product((3, 64, 65), ((7, 7), (8, 8)), (True, False), (True, False)),
+    *product(BATCH_NORMS, (64, 65), ((), (5,)), (False,)),
+    *product(BATCH_NORMS, (3, 64, 65), ((7, 7), (8, 8)), (True, False)),
+    *product(OTHERS, (63,), ((7, 7), (8, 8)), (True, False)),
+    *product(("group_norm of 8",), (16,), ((28, 28),), (True, False)),  # which are split while images are few
 ]
-CASES = {f"{name} {n} {dtype}": partial(row_norm, name, n, dtype) for name, n, dtype in ROWS} | {
-    f"batch_norm {c} {s} {'nhwc' if last else 'nchw'} {'training' if training else 'evaluation'}": partial(
-        batch_norm, c, s, last, training
-    )
-    for c, s, last, training in IMAGES
-}
+CASES = (
+    {f"{name} {n} {dtype}": partial(row_norm, name, n, dtype) for name, n, dtype in ROWS}
+    | {f"weight_norm {n}": partial(weight_norm, n, torch.float32) for n in (64, 99, 20000)}
+    | {
+        f"{name} {c} {s} {'nhwc' if last else 'nchw'}": partial(image_norm, name, c, s, last)
+        for name, c, s, last in IMAGES
+    }
+)
+
+
 COUNTED = {
-    "rows": [partial(row_norm, "layer_norm", 64, torch.float32), partial(row_norm, "rms_norm", 64, torch.float32)],
+    "rows": [partial(row_norm, name, 64, torch.float32) for name in ("layer_norm", "rms_norm", "partial_rms_norm")],
     "rows beyond the registers": [partial(row_norm, "layer_norm", 20000, torch.float32)],
-    "batch norm, training": [partial(batch_norm, 64, (7, 7), last, True) for last in (False, True)],
-    "batch norm, evaluation": [partial(batch_norm, 64, (7, 7), last, False) for last in (False, True)],
+    "weight norm": [partial(weight_norm, 64, torch.float32)],
+    "group norm, split": [partial(image_norm, "group_norm of 8", 16, (28, 28), False)],
 }
+for what, names in {
+    "batch norm, training": ("batch_norm training", "sequence_batch_norm"),
+    "batch norm, evaluation": ("batch_norm evaluation", "batch_renorm evaluation"),
+    "batch renorm": ("batch_renorm training",),
+    "noisy batch norm": ("noisy_batch_norm training",),
+    "lp norm": ("lp_norm_1 training", "lp_norm_inf training"),
+    "lp norm, evaluation": ("lp_norm_inf evaluation",),
+    "group norm": ("group_norm of 8",),
+    "instance norm": ("instance_norm",),
+}.items():
+    COUNTED[what] = [partial(image_norm, name, 64, (7, 7), last) for name, last in product(names, (False, True))]
 
 
 def gradients(y, inputs):
@@ -100,7 +156,7 @@ def print_launches():
     for name, case in CASES.items():
         with absent_gpu() as found:
             for batch in BATCHES:
-                if batch > 1 or "() nchw training" not in name:  # PyTorch refuses one value a channel
+                if batch > 1 or not ("training" in name and "()" in name):  # PyTorch refuses one value a channel
                     gradients(*case(batch))
                 if name == PLANTED_IN:
                     _specialized_kernel[(1,)](torch.empty(batch), batch)
@@ -150,7 +206,7 @@ def test_a_kernel_that_is_specialized_on_the_batch_size_is_found(found):
 def test_over_all_batch_sizes_a_kernel_has_few_plans(case, found):
     plans, _ = compilations(found["compiled"][case])
     assert {kernel: len(several) for kernel, several in plans.items() if len(several) > VARIANTS} == {}
-    if not case.startswith("batch_norm"):  # what runs over the rows has one plan, whatever their number
+    if case in {" ".join(map(str, row)) for row in ROWS}:  # what runs over the rows has one plan, however many they are
         assert {len(several) for kernel, several in plans.items() if kernel != "_sum_partials_kernel"} == {1}
 
 

@@ -1,0 +1,77 @@
+"""What a plan knows of a device: its size, what was measured on it, and how launches are made for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import gcd
+from pathlib import Path
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity
+class Tuning:
+    """Values measured on a device in place of defaults: by the plans they are for, by name."""
+
+    values: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def of(self, plans: str, **defaults: int) -> dict[str, int]:
+        return {**defaults, **self.values.get(plans, {})}
+
+
+UNTUNED = Tuning()
+
+
+def tuning_file(device_name: str) -> Path:
+    """Where the values of a device are kept, by the name that PyTorch has for it: tuned/nvidia-h200.json."""
+    return Path(__file__).parent / "tuned" / f"{re.sub('[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
+
+
+def tuning_of(device_name: str) -> Tuning:
+    """What was measured on such a device, if anything."""
+    file = tuning_file(device_name)
+    return Tuning(json.loads(file.read_text(encoding="utf-8"))["values"]) if file.exists() else UNTUNED
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a plan asks of a device."""
+
+    multiprocessors: int
+    warp_size: int = 32
+    registers: int | None = 65536  # of an NVIDIA multiprocessor; None where the compiler takes no cap (AMD)
+    l2: int = 0  # bytes of cache that all multiprocessors share; 0 where none is to be counted on
+    cooperative: bool = False  # whether programs of one launch may wait for each other
+    tuning: Tuning = UNTUNED
+
+
+# The interpreter runs programs one after another at some 2 ms each: as few as show that a split works.
+INTERPRETER = Device(multiprocessors=1)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def alignment(*lengths: int) -> int:
+    """The largest power of two, 16 at most, that divides every length: how wide, in elements, aligned loads can be.
+
+    Triton itself sees in an argument only whether 16 divides it.
+    """
+    return gcd(16, *lengths)
+
+
+def launch_options(threads: int, device: Device, programs: int = 1) -> dict[str, int]:
+    """Warps and, on NVIDIA, all the registers that so many threads may have, `programs` times a multiprocessor.
+
+    Left alone, ptxas spills a few values to get under the next step of occupancy; a plan chooses its own occupancy.
+    """
+    options = {"num_warps": max(threads // device.warp_size, 1)}
+    if device.registers is not None:
+        options["maxnreg"] = min(device.registers // (threads * programs) // 8 * 8, 255)  # handed out in eights
+    return options
