@@ -1,4 +1,4 @@
-"""Autocast: PyTorch's rules. On CUDA layer norm and RMS norm compute in float32, and batch norm has no rule."""
+"""Autocast: the installed PyTorch's rules. On CUDA row norms may compute in float32; batch norm has no rule."""
 
 from contextlib import contextmanager
 from itertools import product
