@@ -10,7 +10,7 @@ from bench import environment, gpu_phases, results
 from bench.run import main
 from bench.sampling import Rule
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
+pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="a PyTorch built for CUDA asks the real driver")
 
 
 @pytest.fixture
@@ -28,9 +28,10 @@ def test_a_run_has_every_figure_of_a_gpu_and_a_report(gpu, tmp_path, capsys):
     status = main([*cells, "--providers", "normlib,torch", "--in-process", "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     records = results.read(tmp_path / "run/records.jsonl")
-    assert [(r.provider, r.mode, r.status) for r in records] == [
-        (provider, mode, "ok") for mode in ("fwd", "bwd") for provider in ("torch", "normlib")
-    ], said
+    assert [(r.provider, r.mode, r.status, r.reason) for r in records if r.status != "ok"] == [], said
+    assert [(r.provider, r.mode) for r in records] == [
+        (p, mode) for mode in ("fwd", "bwd") for p in ("torch", "normlib")
+    ]
     for record in records:
         assert record.clock == "cuda_event" and record.device == "cuda"
         assert record.peak_bytes == 1 << 10
