@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -28,15 +29,23 @@ _CALLERS = {
 
 def _with_imports(files: Iterable[str]) -> tuple[str, ...]:
     """These files of kernels/ and all that they import there, each after those that it imports."""
-    imports, waiting = {}, list(files)
+    imports: dict[str, list[str]] = {}
+    waiting = list(files)
     while waiting:
         file = waiting.pop()
         if file not in imports:
-            source = (SOURCES / f"{file}.py").read_text(encoding="utf-8")
-            found = re.findall(r"^from normlib\.kernels(?:\.(\w+) import| import (\w+))", source, re.MULTILINE)
-            imports[file] = [module or attribute for module, attribute in found]
+            imports[file] = list(_imports((SOURCES / f"{file}.py").read_text(encoding="utf-8")))
             waiting += imports[file]
     return tuple(TopologicalSorter(imports).static_order())
+
+
+def _imports(source: str) -> Iterator[str]:
+    """The files of kernels/ that this one imports, or imports from."""
+    for line in ast.parse(source).body:
+        if isinstance(line, ast.ImportFrom) and line.module == "normlib.kernels":
+            yield from (name.name for name in line.names)
+        elif isinstance(line, ast.ImportFrom) and (line.module or "").startswith("normlib.kernels."):
+            yield str(line.module).removeprefix("normlib.kernels.")
 
 
 _FILES = _with_imports(_CALLERS.values())

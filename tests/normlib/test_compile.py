@@ -1,5 +1,7 @@
 """torch.compile takes the layers whole."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -66,6 +68,59 @@ def test_batch_sizes_share_one_compilation(training, dynamic, free, device):
             run(torch.randn(batch, 3, 8, 8, device=device)).sum().backward()
 
 
+class Newer(nn.Module):
+    """A layer of each that PyTorch compiles no formula of its own for."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = nn.Sequential(
+            normlib.GroupNorm(2, 4),
+            normlib.InstanceNorm2d(4, affine=True, track_running_stats=True),
+            normlib.BatchRenorm2d(4),
+            normlib.NoisyBatchNorm2d(4),
+            normlib.LpNorm2d(4, p=1),
+        )
+        self.rows = nn.Sequential(normlib.parametrize_weight_norm(nn.Linear(8, 8)), normlib.PartialRMSNorm(8))
+        self.steps = normlib.SequenceBatchNorm(8, batch_first=True)
+
+    def forward(self, x):
+        return self.steps(self.rows(self.images(x)).flatten(1, 2))
+
+
+@pytest.mark.parametrize(("training", "batches"), [(True, (2, 3, 5)), (False, (2,))])
+def test_the_newer_layers_compile_whole_and_once_for_all_batch_sizes(training, batches, device):
+    torch._dynamo.reset()
+    eager = Newer().to(device).train(training)
+    compiled = copy.deepcopy(eager)
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for i, batch in enumerate(batches):
+        x = torch.randn(batch, 4, 3, 8, device=device)
+        found = []
+        with torch._dynamo.config.patch(error_on_recompile=i >= 2):
+            for net in (eager, run):
+                torch.manual_seed(i)  # the noise
+                found.append(net(x))
+                found[-1].pow(3).sum().backward()
+        torch.testing.assert_close(*found)
+    for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad)
+    for a, b in zip(eager.buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(b, a)
+
+
+def test_export_takes_the_newer_layers_at_any_batch_size(device):
+    net = Newer().to(device)
+    x = torch.randn(2, 4, 8, 8, device=device)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    targets = {node.target.name() for node in program.graph.nodes if hasattr(node.target, "name")}
+    assert {f"normlib::{name}" for name in ("group_norm", "instance_norm", "weight_norm")} <= targets
+    x, exported, found = torch.randn(5, 4, 8, 8, device=device), program.module(), []
+    for module in (exported, net):
+        torch.manual_seed(0)
+        found.append(module(x))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_cuda_graphs_replay_right(training):
@@ -78,15 +133,44 @@ def test_compiled_cuda_graphs_replay_right(training):
         torch.testing.assert_close(run(x), eager(x))
 
 
+class Seeded(normlib.NoisyBatchNorm2d):
+    """With the same noise in every step."""
+
+    def forward(self, x):
+        return super().forward(x, seed=self.num_batches_tracked * 0)
+
+
+class Steps(normlib.SequenceBatchNorm):
+    """Of an image's rows."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
+CAPTURED = {
+    "BatchNorm2d": lambda: normlib.BatchNorm2d(9),
+    "LayerNorm": lambda: normlib.LayerNorm(9),
+    "RMSNorm": lambda: normlib.RMSNorm(9),
+    "GroupNorm": lambda: normlib.GroupNorm(3, 9),
+    "InstanceNorm2d": lambda: normlib.InstanceNorm2d(9, affine=True, track_running_stats=True),
+    "BatchRenorm2d": lambda: normlib.BatchRenorm2d(9),
+    "NoisyBatchNorm2d": lambda: Seeded(9),
+    "LpNorm2d": lambda: normlib.LpNorm2d(9, p=1),
+    "PartialRMSNorm": lambda: normlib.PartialRMSNorm(9),
+    "SequenceBatchNorm": lambda: Steps(9),
+    "weight norm": lambda: normlib.parametrize_weight_norm(nn.Linear(9, 9)),
+}
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["BatchNorm2d", "LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("name", CAPTURED)
 def test_a_cuda_graph_captures_forward_and_backward(name):
-    layer = getattr(normlib, name)(9).cuda()
+    layer = CAPTURED[name]().cuda()
     x = torch.randn(4, 9, 9, 9, device="cuda", requires_grad=True)
     dy = torch.randn_like(x)
 
     def step():
-        return torch.autograd.grad(layer(x), (x, layer.weight), dy)
+        return torch.autograd.grad(layer(x), (x, *layer.parameters()), dy)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
