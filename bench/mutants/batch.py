@@ -169,12 +169,12 @@ _FUSED_EDITS = {
         ("batch-relu-leaks", "a hundredth of what is negative", "0.0, x)", "0.01 * x, x)"),
         ("batch-relu-of-one", "nothing below one", "tl.where(x <= 0.0,", "tl.where(x <= 1.0,"),
     ),
-    ("batch_norm_output", "normalize_tiles"): (
+    ("batch_norm_output", "store_output"): (
         (
             "batch-residual-left-out",
             "the residual is read and not added",
-            "y += load(residual_ptr + base + offsets, mask, ACC, EVICT)",
-            "y += 0.0 * load(residual_ptr + base + offsets, mask, ACC, EVICT)",
+            "y += load(residual_ptr + at, mask, ACC, EVICT)",
+            "y += 0.0 * load(residual_ptr + at, mask, ACC, EVICT)",
         ),
         (
             "batch-norm-rounded-before-the-residual",
