@@ -12,7 +12,7 @@ from normlib.backend import serves
 from normlib.channels import contiguous, like_input
 from normlib.kernels import group_norm as kernels
 from normlib.kernels.numerics import statistics_dtype
-from normlib.registration import autocast_to_float32, differentiate, gradient_of, register
+from normlib.registration import autocast_as_pytorch, differentiate, gradient_of, register
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -123,7 +123,7 @@ def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
 
 differentiate(_group_norm, _derive, _save)
 differentiate(_group_norm_backward, _derive_backward, _save_backward)
-autocast_to_float32(_group_norm)
+autocast_as_pytorch(_group_norm)
 
 # -------------------------------------------------------------------------------------------------- for models
 

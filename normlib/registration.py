@@ -71,9 +71,14 @@ def differentiate(operator: Any, backward: Function, save: Function) -> None:
     LIBRARY.impl(operator._schema.name, autograd, "Autograd")
 
 
-def autocast_to_float32(operator: Any) -> None:
-    """Has a registered operator compute in float32 under CUDA autocast, as PyTorch's rules have it for row norms."""
-    torch.library.register_autocast(operator, "cuda", torch.float32, lib=LIBRARY)
+def autocast_as_pytorch(operator: Any) -> None:
+    """Has a registered operator compute in float32 under CUDA autocast where PyTorch's of that name does.
+
+    For RMS norm 2.13 has such a rule, and 2.11 has none.
+    """
+    name = operator._schema.name.partition("::")[2]
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCUDA"):
+        torch.library.register_autocast(operator, "cuda", torch.float32, lib=LIBRARY)
 
 
 def gradient_of(

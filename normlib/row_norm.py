@@ -12,7 +12,7 @@ from torch import Tensor
 from normlib.backend import serves
 from normlib.kernels import row_norm as kernels
 from normlib.kernels.numerics import statistics_dtype
-from normlib.registration import autocast_to_float32, differentiate, gradient_of, register
+from normlib.registration import autocast_as_pytorch, differentiate, gradient_of, register
 
 Triple = tuple[Tensor, Tensor, Tensor]
 Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -204,5 +204,5 @@ def register_row_norm(name: str, centred: bool, reference: Callable[..., dict[st
     differentiate(forward_op, derive, save)
     differentiate(add_op, derive_add, save_add)
     differentiate(backward_op, derive_backward, save_backward)
-    autocast_to_float32(forward_op)
+    autocast_as_pytorch(forward_op)
     return forward_op, add_op

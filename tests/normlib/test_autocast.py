@@ -1,4 +1,5 @@
-"""Autocast: PyTorch's rules. On CUDA row norms and group norm compute in float32, and batch norm has no rule.
+"""Autocast: the rules of the PyTorch that is installed. On CUDA layer norm and group norm compute in float32, RMS norm
+where PyTorch has it so, and batch norm has no rule.
 
 What PyTorch has no function for follows its nearest: of the channels batch norm, of part of a row RMS norm.
 """
