@@ -126,6 +126,14 @@ _EDITS = {
             "rstd_of(variance, 0.0, 0.0, ACC)",
         ),
     ),
+    ("batch_norm_streaming", "_batch_norm_merge_kernel"): (
+        (
+            "batch-merge-of-the-first-channels",
+            "every program merges the first block of channels",
+            "tl.program_id(0) * BLOCK_N",
+            "tl.program_id(0) * 0",
+        ),
+    ),
     ("batch_norm_streaming", "_batch_norm_normalize_kernel"): (
         (
             "batch-weight-left-out",
