@@ -165,7 +165,8 @@ def sequence_batch_norm(
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     """g v / ||v||, 16 bits in float32; on a GPU by PyTorch's fused kernels, which have neither jvp nor two dtypes."""
     one = -1 if dim is None else dim  # -1 is none of them: the norm is that of all of v
-    if v.is_cuda and v.dtype == g.dtype and not transforming():
+    fused = one in (0, v.dim() - 1)  # else it is what follows here, in v's dtype
+    if v.is_cuda and fused and v.dtype == g.dtype and not transforming():
         return torch._weight_norm(v, g, one)
     wide = torch.promote_types(v.dtype, torch.float32)
     others = tuple(d for d in range(v.dim()) if d != one)
