@@ -38,6 +38,7 @@ _BATCH_NORM = {
     "programs": (2, 4, 8, 16),
     "l2_percent": (0, 20, 40, 60),  # 0: three launches always
     "alone_tiles": (0, 1, 4, 16),
+    "on_chip": (0, 1),
 }
 CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "row_forward": {"threads": (64, 128, 256, 512, 1024), "elements": (1024, 2048, 4096, 8192)},

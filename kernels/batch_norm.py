@@ -21,21 +21,24 @@ Fused with what stands around it in a net, a residual r and ReLUs:
 No activation is kept for that: without a residual backward computes the sign again from x, with one forward keeps a bit
 an element.
 
-A channel is split over programs, and one of two plans (plan.py) brings their results together:
+A channel is split over programs, and one of three plans (plan.py) brings their results together:
 
 streaming   three launches each way: partial moments (or sums) of each split, their merge in a fixed order, one sweep
             that applies the result. Units of one activation moved: training forward 3, backward 5.
 one launch  the splits of a channel group meet at a barrier, merge the partials each for itself, and apply the result
             to their own tiles, which are still in cache: 2 and 3. A group that is one program's needs no barrier.
+on chip     the same, for a tensor that fits: what a program loads it holds in registers until it is applied, so that
+            the cache is not asked again either.
 
-In both the last sweep goes backwards, to meet what was read last, and where a tensor outgrows its share of the cache
-(plan.evict) what that sweep moves leaves first, so as to push out nothing that is still to be met.
+In the first two the last sweep goes backwards, to meet what was read last, and where a tensor outgrows its share of the
+cache (plan.evict) what that sweep moves leaves first, so as to push out nothing that is still to be met.
 
 Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
 1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs.
 
-This file has the launchers. The kernels are in batch_norm_streaming.py and batch_norm_once.py, and the sweeps that they
-share in batch_norm_statistics.py, batch_norm_output.py and batch_norm_gradients.py, over batch_norm_tiles.py.
+This file has the launchers. The kernels are in batch_norm_streaming.py, batch_norm_once.py and batch_norm_on_chip.py;
+what they share is in batch_norm_statistics.py, batch_norm_output.py and batch_norm_gradients.py, over
+batch_norm_tiles.py.
 """
 
 from typing import Any
@@ -45,6 +48,10 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm_launch import empty_statistics, launch, launch_merge, launch_once, planned
+from normlib.kernels.batch_norm_on_chip import (
+    _batch_norm_backward_on_chip_kernel,
+    _batch_norm_forward_on_chip_kernel,
+)
 from normlib.kernels.batch_norm_once import _batch_norm_backward_kernel, _batch_norm_forward_kernel
 from normlib.kernels.batch_norm_streaming import (
     _batch_norm_input_gradient_kernel,
@@ -102,12 +109,13 @@ def batch_norm_forward(
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
-    once = plans.batch_norm_once(plan, x.element_size(), 1, device, relu)
+    once = plans.batch_norm_once(plan, x.element_size(), 1, device, relu, signs is not None)
     if once is not None:
-        outputs = (y, _kept(signs, plan), mean, rstd, running_mean, running_var)
+        kernel = _batch_norm_forward_on_chip_kernel if once.kept else _batch_norm_forward_kernel
+        outputs = (y, _kept(signs, once.tiled), mean, rstd, running_mean, running_var)
         inputs = (x, residual, weight, bias)
         with on(x):
-            launch_once(_batch_norm_forward_kernel, plan, once, outputs, 3, inputs, scalars=(eps, momentum), **relus)
+            launch_once(kernel, once, outputs, 3, inputs, scalars=(eps, momentum), **relus)
         return y, mean, rstd
     partials = mean.new_empty((3, plan.splits, plan.channels))
     with on(x):
@@ -184,13 +192,16 @@ def batch_norm_backward(
     if x.numel() == 0:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
+    once = None
+    if not evaluating and noise is None:
+        once = plans.batch_norm_once(plan, x.element_size(), 2, device, relu, signs is not None)
+        plan = once.tiled if once is not None and signs is not None else plan  # by whose tiles forward kept them
     tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
-    if dx is not None and not evaluating and noise is None:
-        once = plans.batch_norm_once(plan, x.element_size(), 2, device, relu)
-        if once is not None:
-            with on(x):
-                launch_once(_batch_norm_backward_kernel, plan, once, (dx, dz, dw, db), 2, tensors, **relus)
-            return dx, dw, db
+    if dx is not None and once is not None:
+        kernel = _batch_norm_backward_on_chip_kernel if once.kept else _batch_norm_backward_kernel
+        with on(x):
+            launch_once(kernel, once, (dx, dz, dw, db), 2, tensors, **relus)
+        return dx, dw, db
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
     drawn: dict[str, Any] = {"noise_ptr": noise, "seed_ptr": seed}

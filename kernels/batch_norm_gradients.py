@@ -40,6 +40,7 @@ def load_gradient(
     EVICT: tl.constexpr = STAYS,
     S=None,
     noise=None,  # of load_noise, where there was noise behind the activation
+    present=None,  # whether there is such a tile; or None: there is
 ):
     """dz: what noise and activation let through of dy."""
     dy = load(dy_ptr + at, mask, ACC, EVICT)
@@ -48,7 +49,7 @@ def load_gradient(
         dy *= factor
     if RELU:
         if signs_ptr is not None:
-            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
+            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S, present)
         else:
             blocked = normalized(x, mean, low, scale, shift) <= 0.0
         dy = tl.where(blocked, 0.0, dy)
@@ -64,6 +65,18 @@ def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr,
         if PRE_RELU:
             dx = tl.where(x <= 0.0, 0.0, dx)
         store(dx_ptr + at, dx, mask, EVICT)
+
+
+@triton.jit
+def weight_terms(dz, x, mean, low, mask):
+    """What each element adds to dw / rstd."""
+    return tl.where(mask, dz * ((x - mean) - low), 0.0)
+
+
+@triton.jit
+def input_gradient(dz, x, mean, low, scale, c1, c2):
+    """dx, with c1 = dw rstd / n and c2 = db / n."""
+    return scale * ((dz - c2) - ((x - mean) - low) * c1)
 
 
 @triton.jit
@@ -109,7 +122,7 @@ def sums_of_tiles(
         )  # fmt: skip
         if SUMS:
             db += dz
-            dw += tl.where(mask, dz * ((x - mean) - low), 0.0)
+            dw += weight_terms(dz, x, mean, low, mask)
         store_gradients(dx_ptr, dz_ptr, dz * scale, dz, x, at, mask, PRE_RELU)
     return accurate_sum(dw, 1) * rstd, accurate_sum(db, 1)
 
@@ -168,5 +181,5 @@ def input_gradient_of_tiles(
             dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
             RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT, S, noise
         )  # fmt: skip
-        dx = scale * ((dz - c2) - ((x - mean) - low) * c1)
+        dx = input_gradient(dz, x, mean, low, scale, c1, c2)
         store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU, EVICT)

@@ -79,7 +79,6 @@ def _pairs(scalars: tuple[float, ...]) -> tuple[float, ...]:
 
 def launch_once(
     kernel: Any,
-    plan: BatchNormPlan,
     once: OncePlan,
     outputs: tuple[Tensor, *tuple[Tensor | None, ...]],
     planes: int,
@@ -89,6 +88,7 @@ def launch_once(
 ) -> None:
     """One launch for all of a pass, with the partials and the counters that its barriers need."""
     partials = arrived = None
+    plan = once.tiled
     if once.splits > 1:
         (like, *_) = outputs
         partials = torch.empty((planes, once.splits, plan.channels), dtype=statistics_dtype(like), device=like.device)
@@ -102,14 +102,14 @@ def launch_once(
         plan.positions,
         plan.tiles,
         once.splits,
-        once.ahead * once.windows,
+        *(() if once.kept else (once.ahead * once.windows,)),
         *_pairs(scalars),
         LAST=plan.channels_last,
         ALIGN=plan.align,
         BLOCK_C=plan.block_c,
         BLOCK_S=plan.block_s,
         BLOCK_P=once.block_p,
-        EVICT=plan.evict,
+        **({"KEPT": once.kept} if once.kept else {"EVICT": plan.evict}),
         **once.options,
         **constants,
     )

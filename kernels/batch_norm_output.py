@@ -36,6 +36,45 @@ def shift_of(bias_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def store_output(
+    y_ptr,
+    signs_ptr,  # where signs are kept for backward, or None
+    residual_ptr,  # added before the activation, or None
+    x,
+    mean,
+    low,
+    scale,
+    shift,
+    tile,
+    at,
+    mask,
+    c0,
+    C,
+    RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+    EVICT: tl.constexpr = "",
+    S=None,
+    noise=None,  # (that of load_noise, least, width), or None: no noise
+):
+    """y of one tile of x."""
+    y = normalized(x, mean, low, scale, shift)
+    if residual_ptr is not None:
+        y += load(residual_ptr + at, mask, ACC, EVICT)
+    if signs_ptr is not None:
+        store_signs(signs_ptr, y <= 0.0, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
+    if RELU:
+        y = relu(y)
+    if noise is not None:
+        factors, least, width = noise
+        factor, word = noise_of_tile(factors, tile, c0, S, BLOCK_C, BLOCK_S, ACC)
+        y = tl.fma(factor, y, least + width * uniform(word, ACC))
+    store(y_ptr + at, y, mask, EVICT)
+
+
+@triton.jit
 def normalize_tiles(
     y_ptr,
     signs_ptr,  # where signs are kept for backward, or None
@@ -63,21 +102,17 @@ def normalize_tiles(
 ):
     """y of tiles [first, last), the last one first."""
     if noise_ptr is not None:
-        scale_noise = load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
+        factors = load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
         least = channel_values(noise_ptr + 2 * tl.cast(C, tl.int64), c0, C, BLOCK_C, ACC)
         width = channel_values(noise_ptr + 3 * tl.cast(C, tl.int64), c0, C, BLOCK_C, ACC)
+        noise = (factors, least, width)
+    else:
+        noise = None
     for i in range(first, last):
         tile = first + last - 1 - i
         base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
         x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC, EVICT)
-        y = normalized(x, mean, low, scale, shift)
-        if residual_ptr is not None:
-            y += load(residual_ptr + base + offsets, mask, ACC, EVICT)
-        if signs_ptr is not None:
-            store_signs(signs_ptr, y <= 0.0, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
-        if RELU:
-            y = relu(y)
-        if noise_ptr is not None:
-            factor, word = noise_of_tile(scale_noise, tile, c0, S, BLOCK_C, BLOCK_S, ACC)
-            y = tl.fma(factor, y, least + width * uniform(word, ACC))
-        store(y_ptr + base + offsets, y, mask, EVICT)
+        store_output(
+            y_ptr, signs_ptr, residual_ptr, x, mean, low, scale, shift, tile, base + offsets, mask, c0, C,
+            RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT, S, noise
+        )  # fmt: skip

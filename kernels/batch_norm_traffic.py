@@ -58,8 +58,9 @@ def forward(plan: BatchNormPlan, merge: MergePlan, sizes: Sizes) -> tuple[Traffi
     )
 
 
-def forward_once(plan: BatchNormPlan, once: OncePlan, sizes: Sizes) -> tuple[Traffic, ...]:
-    """The same in one launch."""
+def forward_once(once: OncePlan, sizes: Sizes) -> tuple[Traffic, ...]:
+    """The same in one launch, on chip or off it."""
+    plan = once.tiled
     c, all_x = plan.channels, plan.channels * plan.count
     table = {
         "y": written(all_x),
@@ -67,40 +68,48 @@ def forward_once(plan: BatchNormPlan, once: OncePlan, sizes: Sizes) -> tuple[Tra
         "rstd": written(c),
         "running_mean": updated(c),
         "running_var": updated(c),
-        "x": read(all_x, times=2),
+        "x": read(all_x, times=1 if once.kept else 2),
         "weight": read(c, times=once.splits),
         "bias": read(c, times=once.splits),
         "residual": read(all_x),
         "signs": written(_sign_bytes(plan)),
     }
-    sweeps = (Sweep(("x",)), _last(plan, ("x", *_present(sizes, "residual")), ("y",)))
-    return (_once("_batch_norm_forward_kernel", plan, once, sizes, table, 3, sweeps),)
+    residual = _present(sizes, "residual")
+    if once.kept:
+        sweeps = (Sweep(("x",)), Sweep(residual, ("y",)))
+        return (_once("_batch_norm_forward_on_chip_kernel", once, sizes, table, 3, sweeps),)
+    sweeps = (Sweep(("x",)), _last(plan, ("x", *residual), ("y",)))
+    return (_once("_batch_norm_forward_kernel", once, sizes, table, 3, sweeps),)
 
 
-def backward_once(plan: BatchNormPlan, once: OncePlan, sizes: Sizes, relu: bool = False) -> tuple[Traffic, ...]:
-    """Training backward in one launch; dx is wanted. `relu`: one was behind the norm."""
+def backward_once(once: OncePlan, sizes: Sizes, relu: bool = False) -> tuple[Traffic, ...]:
+    """Training backward in one launch, on chip or off it; dx is wanted. `relu`: one was behind the norm."""
+    plan, sweeps_of_x = once.tiled, 1 if once.kept else 2
     c, all_x, stats = plan.channels, plan.channels * plan.count, statistics_bytes(sizes)
     table = {
         "dx": written(all_x),
         "dw": written(c),
         "db": written(c),
-        "dy": read(all_x, times=2),
-        "x": read(all_x, times=2),
+        "dy": read(all_x, times=sweeps_of_x),
+        "x": read(all_x, times=sweeps_of_x),
         "mean": read(2 * c, times=2 * once.splits),
         "rstd": read(c, times=2 * once.splits),
         "weight": read(c, times=(2 if relu else 1) * once.splits),
         "dz": written(all_x),
-        "signs": read(_sign_bytes(plan), times=2),
-        **({"bias": read(c, times=2 * once.splits)} if relu and "signs" not in sizes else {}),
+        "signs": read(_sign_bytes(plan), times=sweeps_of_x),
+        **({"bias": read(c, times=sweeps_of_x * once.splits)} if relu and "signs" not in sizes else {}),
     }
     summed = {**sizes, "dw": stats, "db": stats}
-    sweeps = (Sweep(("dy", "x")), _last(plan, ("dy", "x"), ("dx", *_present(sizes, "dz"))))
-    return (_once("_batch_norm_backward_kernel", plan, once, summed, table, 2, sweeps),)
+    stored = ("dx", *_present(sizes, "dz"))
+    if once.kept:
+        sweeps = (Sweep(("dy", "x")), Sweep((), stored))
+        return (_once("_batch_norm_backward_on_chip_kernel", once, summed, table, 2, sweeps),)
+    sweeps = (Sweep(("dy", "x")), _last(plan, ("dy", "x"), stored))
+    return (_once("_batch_norm_backward_kernel", once, summed, table, 2, sweeps),)
 
 
 def _once(
     kernel: str,
-    plan: BatchNormPlan,
     once: OncePlan,
     sizes: Sizes,
     table: Mapping[str, Access],
@@ -108,7 +117,7 @@ def _once(
     sweeps: tuple[Sweep, ...],
 ) -> Traffic:
     """A pass that is one launch: where a channel has several splits, each stores its partials and loads everyone's."""
-    elements = planes * once.splits * plan.channels
+    elements = planes * once.splits * once.tiled.channels
     partials = {"partials": Access(elements * once.splits, elements, elements)} if once.splits > 1 else {}
     return launch(
         kernel,

@@ -40,7 +40,7 @@ def backward(
     stats = statistics_bytes(sizes)
     as_batch_norm = {**sizes, "weight": stats}
     if once is not None:
-        launches = batch_norm_traffic.backward_once(plan, once, as_batch_norm)
+        launches = batch_norm_traffic.backward_once(once, as_batch_norm)
     else:
         launches = batch_norm_traffic.backward(plan, merge, as_batch_norm, evaluating=False)
     if "dw" not in sizes:

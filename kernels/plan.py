@@ -12,6 +12,7 @@ from normlib.kernels.plan_batch_norm import batch_norm as batch_norm
 from normlib.kernels.plan_batch_norm import batch_norm_drawing as batch_norm_drawing
 from normlib.kernels.plan_batch_norm import batch_norm_plans as batch_norm_plans
 from normlib.kernels.plan_batch_norm import batch_norm_sign_bytes as batch_norm_sign_bytes
+from normlib.kernels.plan_batch_norm_once import KEPT_TILE as KEPT_TILE
 from normlib.kernels.plan_batch_norm_once import OncePlan as OncePlan
 from normlib.kernels.plan_batch_norm_once import batch_norm_once as batch_norm_once
 from normlib.kernels.plan_device import INTERPRETER as INTERPRETER

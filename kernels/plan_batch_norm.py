@@ -63,6 +63,7 @@ def batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dic
         alone_tiles=4,
         # Bytes side by side, channels-last, that tiles of what outgrows the cache have at least.
         run=64,
+        on_chip=1,  # 0: what registers could hold is swept twice all the same
     )
 
 

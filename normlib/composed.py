@@ -42,7 +42,8 @@ def batch_renorm(
     running = [t.to(wide) for t in (running_mean, running_std)]
     w, b = (None if t is None else t.to(wide) for t in (weight, bias))
     if not training:
-        return F.batch_norm(input, running[0], running[1].square(), w, b, False, 0.0, 0.0)
+        # PyTorch 2.11's F.batch_norm refuses an eps of 0, and its operator takes it.
+        return torch.batch_norm(input, w, b, running[0], running[1].square(), False, 0.0, 0.0, False)
     if input.numel() == 0:
         return F.batch_norm(input, None, None, w, b, True, momentum, eps)
     dims = [d for d in range(input.dim()) if d != 1]
@@ -164,7 +165,8 @@ def sequence_batch_norm(
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     """g v / ||v||, 16 bits in float32; on a GPU by PyTorch's fused kernels, which have neither jvp nor two dtypes."""
     one = -1 if dim is None else dim  # -1 is none of them: the norm is that of all of v
-    if v.is_cuda and v.dtype == g.dtype and not transforming():
+    fused = one in (0, v.dim() - 1)  # else it is what follows here, in v's dtype
+    if v.is_cuda and fused and v.dtype == g.dtype and not transforming():
         return torch._weight_norm(v, g, one)
     wide = torch.promote_types(v.dtype, torch.float32)
     others = tuple(d for d in range(v.dim()) if d != one)

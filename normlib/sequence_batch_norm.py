@@ -31,10 +31,11 @@ def sequence_batch_norm(
 
     lengths: N whole numbers from 0 to T, how many steps of each sequence are no padding; on the host, as
     `torch.nn.utils.rnn.pack_padded_sequence` has them, for a tensor on the device has to be waited for. The rest counts
-    for nothing, neither in statistics nor in gradients, and is 0 in the result. In `torch.compile(fullgraph=True)`
-    lengths are a tuple, and part of what is compiled.
+    for nothing, neither in statistics nor in gradients, and is 0 in the result. In `torch.compile(fullgraph=True)` one
+    compilation serves all lengths in a tensor; those in a tuple are part of what is compiled.
 
     Lengths that do not fit, also beside a PackedSequence, and an input of other than three dimensions raise ValueError.
+    A compiled graph raises RuntimeError for a tensor of lengths that do not fit or have less than two steps together.
 
     Laurent et al., "Batch normalized recurrent neural networks" (2015), section 3; Amodei et al., "Deep Speech 2"
     (2015), section 3.2.

@@ -43,20 +43,30 @@ def over_steps(norm: Callable[[Tensor], Tensor], input: Steps, lengths: Lengths 
 def _steps(lengths: Lengths, shape: torch.Size, batch_first: bool, device: torch.device) -> Tensor:
     """Where the steps of each sequence are among all (time, batch) or (batch, time), padding left out.
 
-    Only the lengths go to the device, and as their sum is known here nobody waits for it.
+    Only the lengths go to the device. Of a tensor the host reads how many steps there are, and nothing else: in a graph
+    of torch.compile that is a size which no compilation follows.
     """
     batch, time = shape[:2] if batch_first else (shape[1], shape[0])
     if isinstance(lengths, Tensor) and (lengths.dim() != 1 or lengths.is_floating_point()):
         raise ValueError(
             f"lengths must be whole numbers, one a sequence; got {lengths.dtype} of {tuple(lengths.shape)}"
         )
-    given = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
-    if len(given) != batch:
-        raise ValueError(f"lengths must have one value for each of {batch} sequences, not {len(given)}")
-    if not all(0 <= length <= time for length in given):
+    if len(lengths) != batch:
+        raise ValueError(f"lengths must have one value for each of {batch} sequences, not {len(lengths)}")
+    if isinstance(lengths, Tensor):
+        each = lengths.to(torch.int64)
+        outside, total = torch.stack([((each < 0) | (each > time)).sum(), each.sum()]).tolist()
+    else:
+        each = torch.tensor(lengths, dtype=torch.int64)
+        outside, total = sum(not 0 <= length <= time for length in lengths), sum(lengths)
+    if isinstance(lengths, Tensor) and torch.compiler.is_compiling():
+        # Numbers that a graph has when it runs: what may be taken of them for granted has to be said.
+        torch._check(outside == 0)
+        torch._check(total > 1)
+    elif outside:
+        given = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
         raise ValueError(f"lengths must be from 0 to {time}, the steps of the input; got {given}")
-    each = torch.tensor(given, dtype=torch.int64).to(device, non_blocking=True)
-    total = sum(given)
+    each = each.to(device, non_blocking=True)
     sequence = torch.repeat_interleave(torch.arange(batch, device=device), each, output_size=total)
     step = torch.arange(total, device=device) - (each.cumsum(0) - each)[sequence]
     return sequence * time + step if batch_first else step * batch + sequence

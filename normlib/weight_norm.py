@@ -92,7 +92,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     dim that v has not raise ValueError; where v is zero throughout, its direction and so the result are NaN.
 
     In the kernels neither a square nor the norm can overflow or vanish: rows of size 1e30 or 1e-30 come out as exact as
-    those of size 1. A norm of all of v, which is no matter of rows, is left to PyTorch's operators.
+    those of size 1. A norm of all of v is left to PyTorch's operators: a row is for one program to sweep.
 
     Salimans and Kingma, "Weight normalization" (2016), equations 2 and 3.
     """

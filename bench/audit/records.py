@@ -203,7 +203,7 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
         shape=launch.shape,
         options=launch.options,
         plan=declared.kind,
-        choices=asdict(declared.plan) | ({"once": asdict(declared.once)} if declared.once else {}),
+        choices=asdict(declared.plan) | ({"once": _without(asdict(declared.once), "tiled")} if declared.once else {}),
         units=activations / unit,
         partial_units=partials / unit,
         moved_bytes=sum(m.moved_bytes for m in moved),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 from bench.audit.calls import Launch, audited
-from normlib.kernels.plan import Device
+from normlib.kernels.plan import Device, Tuning, batch_norm_plans
 
 Calls = Iterator[tuple[Launch, Device]]
 
@@ -23,6 +23,10 @@ ROW_SHAPES = ((100, 100), (5, 1603))
 BATCH_SHAPES = ((3, 5, 11), (2, 65, 7, 7), (33, 130), (2, 3, 700))
 # As the second one, in runs of a multiple of 4: shorter ones take three launches behind a ReLU.
 ALIGNED_SHAPE = (2, 65, 6, 6)
+# Where what registers could hold is to be swept twice all the same.
+OFF_CHIP = Tuning(
+    {batch_norm_plans(last, itemsize): {"on_chip": 0} for last in (False, True) for itemsize in (2, 4, 8)}
+)
 # One tile a split; three channel groups of 68, in tiles of 32; and the cache, in units of x, in which two of the groups
 # fit forward (3) or backward (6), so that the third runs behind them.
 ONCE_SHAPES = {"nchw": (6, 5, 12), "nhwc": (6, 68, 111)}
@@ -83,9 +87,22 @@ def _rows(op: str) -> Calls:
         yield Launch(op, shape, dtype, "rows"), SLICED
 
 
+# Registers that hold the first of these in one program each way, the second (all but its fp64) in several.
+CHIP = replace(DEVICE, multiprocessors=9, l2=1 << 20, cooperative=True)
+CHIP_SHAPES = ((2, 5, 11), (11, 68, 7, 7))
+
+
+def _on_chip(op: str, dtypes: Iterable[str]) -> Calls:
+    """Held in registers, alone and behind a barrier, in both layouts; and without what may be left out."""
+    for shape, dtype, layout in product(CHIP_SHAPES, dtypes, ("nchw", "nhwc")):
+        yield Launch(op, shape, dtype, layout), CHIP
+    for names in WITHOUT[op]:
+        yield Launch(op, CHIP_SHAPES[0], "fp64", "nchw", names), CHIP
+
+
 def _batch_norm(op: str) -> Calls:
     """The same in both layouts."""
-    roomy = replace(DEVICE, l2=1 << 30)
+    roomy = replace(DEVICE, l2=1 << 30, tuning=OFF_CHIP)
     for dtype in DTYPES:
         for shape in BATCH_SHAPES:
             for layout in ("nchw", "nhwc") if len(shape) > 2 else ("nchw",):
@@ -93,10 +110,11 @@ def _batch_norm(op: str) -> Calls:
         for layout, shape in ONCE_SHAPES.items():
             call = Launch(op, shape, dtype, layout)
             for cache in ONCE_CACHE[dtype]:
-                yield call, replace(DEVICE, l2=cache * call.activation_bytes, cooperative=True)
+                yield call, replace(roomy, l2=cache * call.activation_bytes, cooperative=True)
         yield Launch(op, BATCH_SHAPES[0], dtype, "nchw"), roomy
     for names, device in product(WITHOUT[op], (DEVICE, roomy)):
         yield Launch(op, BATCH_SHAPES[0], "fp64", "nchw", names), device
+    yield from _on_chip(op, DTYPES)
 
 
 def _grouped(op: str) -> Calls:
@@ -118,9 +136,10 @@ def _fused(op: str) -> Calls:
     for layout, shape in ONCE_SHAPES.items():
         call = Launch(op, shape, "bf16", layout)
         yield call, DEVICE
-        yield call, replace(DEVICE, l2=6 * call.activation_bytes, cooperative=True)
+        yield call, replace(DEVICE, l2=6 * call.activation_bytes, cooperative=True, tuning=OFF_CHIP)
     for names, l2 in product(((), *WITHOUT[op]), (0, 1 << 30)):
-        yield Launch(op, ALIGNED_SHAPE, "fp64", "nchw", names), replace(DEVICE, l2=l2)
+        yield Launch(op, ALIGNED_SHAPE, "fp64", "nchw", names), replace(DEVICE, l2=l2, tuning=OFF_CHIP)
+    yield from _on_chip(op, ("bf16",))
 
 
 def _lp_norm(op: str) -> Calls:

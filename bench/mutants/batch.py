@@ -126,6 +126,14 @@ _EDITS = {
             "rstd_of(variance, 0.0, 0.0, ACC)",
         ),
     ),
+    ("batch_norm_streaming", "_batch_norm_merge_kernel"): (
+        (
+            "batch-merge-of-the-first-channels",
+            "every program merges the first block of channels",
+            "tl.program_id(0) * BLOCK_N",
+            "tl.program_id(0) * 0",
+        ),
+    ),
     ("batch_norm_streaming", "_batch_norm_normalize_kernel"): (
         (
             "batch-weight-left-out",
@@ -161,12 +169,12 @@ _FUSED_EDITS = {
         ("batch-relu-leaks", "a hundredth of what is negative", "0.0, x)", "0.01 * x, x)"),
         ("batch-relu-of-one", "nothing below one", "tl.where(x <= 0.0,", "tl.where(x <= 1.0,"),
     ),
-    ("batch_norm_output", "normalize_tiles"): (
+    ("batch_norm_output", "store_output"): (
         (
             "batch-residual-left-out",
             "the residual is read and not added",
-            "y += load(residual_ptr + base + offsets, mask, ACC, EVICT)",
-            "y += 0.0 * load(residual_ptr + base + offsets, mask, ACC, EVICT)",
+            "y += load(residual_ptr + at, mask, ACC, EVICT)",
+            "y += 0.0 * load(residual_ptr + at, mask, ACC, EVICT)",
         ),
         (
             "batch-norm-rounded-before-the-residual",

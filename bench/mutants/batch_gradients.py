@@ -13,12 +13,11 @@ _EDITS = {
             "accurate_sum(dw, 1) * rstd",
             "accurate_sum(dw, 1)",
         ),
-        ("batch-dw-without-low", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
         (
             "batch-dw-in-bf16",
             "dw accumulated in bf16",
-            "dw += tl.where(mask, dz * ((x - mean) - low), 0.0)",
-            "dw = (dw + tl.where(mask, dz * ((x - mean) - low), 0.0)).to(tl.bfloat16).to(ACC)",
+            "dw += weight_terms(dz, x, mean, low, mask)",
+            "dw = (dw + weight_terms(dz, x, mean, low, mask)).to(tl.bfloat16).to(ACC)",
         ),
         ("batch-db-of-rounded-dy", "dy rounded to bf16 in db", "db += dz", "db += dz.to(tl.bfloat16).to(ACC)"),
         (
@@ -65,7 +64,10 @@ _EDITS = {
             "accurate_sum(db, 1) * 1.000001",
         ),
     ),
-    ("batch_norm_gradients", "input_gradient_of_tiles"): (
+    ("batch_norm_gradients", "weight_terms"): (
+        ("batch-dw-without-low", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
+    ),
+    ("batch_norm_gradients", "input_gradient"): (
         (
             "batch-dx-without-low",
             "x - mean without the low part, as PyTorch has it",
@@ -75,6 +77,8 @@ _EDITS = {
         ("batch-c1-sign", "+ (x - mean) c1", "- ((x - mean) - low) * c1", "+ ((x - mean) - low) * c1"),
         ("batch-c2-sign", "+ c2", "(dz - c2)", "(dz + c2)"),
         ("batch-c2-left-out", "dx without the mean of dy", "(dz - c2)", "dz"),
+    ),
+    ("batch_norm_gradients", "input_gradient_of_tiles"): (
         (
             "batch-c1-not-divided",
             "c1 is the sum, not the mean",

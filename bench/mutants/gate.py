@@ -10,6 +10,7 @@ import torch
 
 from bench import cell
 from bench.case import Case
+from bench.mutants import shares
 from bench.mutants.planting import Mutant, planted
 from bench.operators import operators
 from bench.providers import providers
@@ -20,8 +21,9 @@ from bench.summary import worst_figure
 def _case(
     op: str, sizes: tuple[int | str, ...], dtype: str, layout: str, mode: str = "fwd_bwd", offset: float = 0.0
 ) -> Case:
+    """`sizes` are the axes', and behind batch norm's may be how many ranks share the batch."""
     operator = operators()[op]
-    axes = tuple(zip(operator.axes, sizes, strict=True))
+    axes = tuple(zip((*operator.axes, "ranks"), sizes, strict=False))
     inputs = "offset" if offset else "normal"
     return Case(op, operator.shape(dict(axes)), axes, dtype, layout, mode, operator.eps, inputs, offset)
 
@@ -101,6 +103,25 @@ _NORMS = (
     ((4, 3, "16x16", "inf"), "bf16", "nchw"),
 )
 
+# Of eight images the ranks have one, none, three and four (shares.py); three ranks leave a lane of four empty.
+_SYNC = (
+    ((8, 37, "5x5", 4), "fp32", "nchw"),
+    ((8, 37, "5x5", 3), "fp32", "nhwc", "fwd_bwd", 1e4),
+    ((5, 70, "3x3", 3), "bf16", "nchw"),
+)
+# One launch: groups of five channels in eight rows; several groups a tile. Streaming: one split; four, the last tile
+# ragged; groups that begin and end inside a block of channels.
+_GROUPS = (
+    ((3, 10, "7x7", 2), "fp32", "nchw"),
+    ((3, 10, "7x7", 2), "fp32", "nhwc"),
+    ((2, 8, "7x7", 4), "fp32", "nhwc"),
+    ((2, 10, "24x30", 2), "fp32", "nhwc"),
+    ((1, 6, "20x30", 2), "fp32", "nchw"),
+    ((1, 80, "9x9", 2), "fp32", "nhwc"),
+    ((3, 10, "7x7", 2), "fp32", "nchw", "fwd_bwd", 1e4),
+)
+_INSTANCES = (((3, 37, "7x7"), "fp32", "nchw"), ((1, 3, "30x41"), "fp32", "nchw"))
+
 _OF_ROWS = {
     "rows": _ROWS,
     "wide": _WIDE,
@@ -120,6 +141,9 @@ CELLS = {
     "renorm": (_case("batch_renorm", (7, 37, "7x7"), "fp32", "nchw"),),
     "noisy": (_case("noisy_batch_norm", (7, 37, "7x7"), "fp32", "nchw"),),
     "batch fused": tuple(_case(*case) for case in _BATCH_FUSED),
+    "sync": tuple(_case("batch_norm", *case) for case in _SYNC),
+    "groups": tuple(_case("group_norm", *case) for case in _GROUPS),
+    "instances": tuple(_case("instance_norm", *case) for case in _INSTANCES),
 }
 # What all kernels share is seen in any of them.
 _OF_FILE = {
@@ -168,7 +192,8 @@ class Gate:
         """The record of one cell, of the kernels that are planted now."""
         if case.problem not in self._problems:
             self._problems[case.problem] = cell.Problem(case.problem, operators()[case.op], self._setting)
-        return self._problems[case.problem].judge(case, providers()["normlib"])
+        provider = shares.PROVIDER if "ranks" in dict(case.axes) else providers()["normlib"]
+        return self._problems[case.problem].judge(case, provider)
 
     def hunt(self, mutant: Mutant) -> Outcome:
         """Runs a mutant through its cells until one catches it."""

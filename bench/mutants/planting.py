@@ -22,6 +22,9 @@ _CALLERS = {
     "normlib.batch_norm_add_relu": "batch_norm",
     "normlib.batch_renorm": "batch_renorm",
     "normlib.noisy_batch_norm": "noisy_batch_norm",
+    "normlib.sync_batch_norm": "sync_batch_norm",
+    "normlib.group_norm": "group_norm",
+    "normlib.instance_norm": "instance_norm",
     "normlib.lp_norm": "lp_norm",
     "normlib.weight_norm": "weight_norm",
 }
@@ -66,14 +69,26 @@ class Mutant:
 
 
 # The interpreter takes 2 ms a program, so the gate's shapes are small. With these plans they still go everywhere: a
-# wide row loops from 2049 columns on, 1024 at a time, four partial results take two steps to merge, and a GPU counts as
-# one multiprocessor, as the interpreter does, so that every machine runs the same tiles and splits.
+# wide row loops from 2049 columns on, 1024 at a time; four partial results take two steps to merge, as do five of a
+# group, and 70 channels two programs; and a GPU counts as one multiprocessor, as the interpreter does, so that every
+# machine runs the same tiles and splits.
 SMALL_PLANS = (
     Mutant("loop", "plan_rows", "", "", "{2: 16384, 4: 16384, 8: 8192}", "{2: 2048, 4: 2048, 8: 2048}"),
     Mutant("loop back", "plan_rows", "", "", "BACKWARD_REGISTER_COLUMNS = 8192", "BACKWARD_REGISTER_COLUMNS = 2048"),
     Mutant("step", "plan_rows", "_forward_loop", "", 'LOOP_ELEMENTS[itemsize] * chosen["threads"]', "1024"),
     Mutant("step back", "plan_rows", "row_backward", "", "block_n=2048", "block_n=1024"),
     Mutant("merge", "plan_merge", "merge", "", "16 if programs <= 16 else 64", "2"),
+    Mutant(
+        "merge columns", "plan_merge", "merge", "", "next_power_of_2(columns), 128)", "next_power_of_2(columns), 64)"
+    ),
+    Mutant(
+        "merge groups",
+        "plan_group_norm",
+        "",
+        "",
+        "MERGED_GROUPS, MERGED_PARTS = 4, 32",
+        "MERGED_GROUPS, MERGED_PARTS = 4, 4",
+    ),
     Mutant("device", "device", "_properties", "", "properties.multi_processor_count, ", "1, "),
     Mutant("cache", "device", "_properties", "", "l2 = properties.L2_cache_size", "l2 = 0"),
     Mutant("tuning", "device", "_properties", "", "plan.tuning_of(properties.name)", "plan.UNTUNED"),

@@ -118,6 +118,12 @@ _EDITS = {
             "tl.sum(about_first, AXIS, keep_dims=True) / tl.sum(tl.where(counts > 0.0, 1.0, 0.0), AXIS, "
             "keep_dims=True)",
         ),
+        (
+            "merge-all-delta-sign",
+            "the first mean less the others' in place of theirs less it",
+            "(means.to(tl.float64) - first)",
+            "(first - means.to(tl.float64))",
+        ),
         ("merge-all-without-cross-term", "the splits' M2 alone", " + counts * (d * d)", ""),
         ("merge-all-cross-term-unweighted", "d^2 in place of n d^2", "counts * (d * d)", "d * d"),
         ("merge-all-low-left-out", "means merged without their low parts", " + lows.to(tl.float64)", ""),

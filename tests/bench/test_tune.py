@@ -92,10 +92,10 @@ def _plans(kind, name=None, value=0):
     if kind == "row_backward":
         return [plan.row_backward(4096, n, 2, tuned) for n in (64, 512, 1000)]
     found = []
-    for shape in [(32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 14, 14), (4, 64, 8, 8)]:
+    for shape in [(32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7), (4, 64, 16, 16)]:
         p = plan.batch_norm(shape, kind == "batch_norm_nhwc", 2, tuned)
-        once = plan.batch_norm_once(p, 2, 1, tuned)
-        found.append((p.block_c, p.block_s, p.splits, once and (once.windows, once.splits)))
+        once = plan.batch_norm_once(p, 2, 2, tuned)
+        found.append((p.block_c, p.block_s, p.splits, once and (once.windows, once.splits, once.kept)))
     return found
 
 

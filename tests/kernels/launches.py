@@ -9,6 +9,7 @@ import torch
 from every_kernel import KERNELS as EVERY_KERNEL
 from torch import Tensor
 
+from bench.audit.small_calls import OFF_CHIP
 from normlib.kernels import (
     batch_norm,
     batch_renorm,
@@ -20,7 +21,7 @@ from normlib.kernels import (
     sync_batch_norm,
     weight_norm,
 )
-from normlib.kernels.plan import Device
+from normlib.kernels.plan import UNTUNED, Device
 
 # Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
 # sees every address of it all the same.
@@ -42,15 +43,16 @@ class Call:
     affine: bool = FULL
     needs: tuple[str, ...] = EVERYTHING
     cache: int = 0  # bytes that the plan counts on
+    on_chip: bool = False  # whether registers may hold what they can
 
     @property
     def device(self) -> Device:
-        return Device(self.multiprocessors, l2=self.cache)
+        return Device(self.multiprocessors, l2=self.cache, tuning=UNTUNED if self.on_chip else OFF_CHIP)
 
     def __str__(self) -> str:
         parts = [self.operator, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
         parts += [f"{self.multiprocessors}mp", self.layout.replace(" ", "-"), *([] if self.affine else ["bare"])]
-        parts += ["cached"] if self.cache else []
+        parts += ["on-chip" if self.on_chip else "cached"] if self.cache else []
         return "-".join(parts + ([] if self.needs == EVERYTHING else ["+".join(self.needs) or "none"]))
 
     def run(self, device: torch.device) -> dict[str, Tensor]:
@@ -340,7 +342,11 @@ CALLS = [
     ),
     *_BATCH_CALLS,
     *(replace(call, layout="channels-last") for call in _BATCH_CALLS if len(call.shape) > 2),
-    *(replace(call, layout=layout, cache=CACHE) for call, layout in product(_ALONE, ("contiguous", "channels-last"))),
+    *(
+        replace(call, layout=layout, cache=CACHE, on_chip=on_chip)
+        for call, layout, on_chip in product(_ALONE, ("contiguous", "channels-last"), (False, True))
+    ),
+    Call("batch_norm_relu", (2, 65, 6, 6), cache=CACHE, on_chip=True),
     *(Call(op, *row) for op, row in product(("batch_norm_relu", "batch_norm_relu_eval"), _RELU_BATCHES)),
     Call("batch_norm_relu", (2, 65, 7, 7), layout="channels-last"),
     Call("batch_renorm", (3, 5, 11), torch.bfloat16, 2),
@@ -379,6 +385,7 @@ RAGGED = [
     Call("layer_norm", (3, 8205), torch.float64),
     Call("batch_norm", (3, 5, 11), multiprocessors=2),
     Call("batch_norm", (3, 5, 11), cache=CACHE),
+    Call("batch_norm", (2, 5, 11), cache=CACHE, on_chip=True),
     Call("batch_renorm", (3, 5, 11), multiprocessors=2),
     Call("noisy_batch_norm", (3, 5, 11), multiprocessors=2),
     Call("instance_norm", (3, 5, 11)),

@@ -223,11 +223,17 @@ def test_fused_forms_match_float64_rounded_once(shape, channels_last, dtype, for
 
 
 @pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
+@pytest.mark.parametrize(("multiprocessors", "on_chip"), [(2, False), (6, True)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_fused_forms_are_right_behind_a_barrier(channels_last, device):
+def test_fused_forms_are_right_behind_a_barrier(channels_last, multiprocessors, on_chip, device):
     # Ragged channels, of which four are loaded at once: with fewer there is no room for backward in one launch.
-    tensors = fused_draw((6, 76, 8, 8), torch.float32, channels_last, device)
-    plan = Device(2, l2=1 << 30, cooperative=True)
+    tensors = fused_draw((11, 76, 8, 8), torch.float32, channels_last, device)
+    plan = Device(multiprocessors, l2=1 << 30, cooperative=True)
+    tiles = plans.batch_norm((11, 76, 8, 8), channels_last, 4, plan)
+    assert all(
+        bool(plans.batch_norm_once(tiles, 4, tensors, plan, relu=True, signs=True).kept) is on_chip
+        for tensors in (1, 2)
+    )
     with interleaved(0) as turns:
         found = both_ways(*tensors, plan, **FORMS["everything"])
     assert len(turns) == 2, "a launch forward and one backward"

@@ -17,12 +17,13 @@ from ttir import Program
 
 ROOT = Path(__file__).parents[2]
 
-# Rows of lengths that no tile has, in registers and in a loop; batch norm in both layouts; and more rows than 2^31 - 1,
-# for which Triton makes the argument M 64-bit.
+# Rows of lengths that no tile has, in registers and in a loop; batch norm in both layouts, on chip and off; and more
+# rows than 2^31 - 1, for which Triton makes the argument M 64-bit.
 LAUNCHES = {
     "as usual": [
         ("batch_norm", (4, 65, 7, 7), "nchw"),
         ("batch_norm", (4, 65, 7, 7), "nhwc"),
+        ("batch_norm", (32, 512, 7, 7), "nchw"),
         ("batch_norm", (32, 128, 28, 28), "nchw"),
         ("batch_norm", (32, 128, 28, 28), "nhwc"),
         ("lp_norm", (4, 65, 7, 7), "nchw", ("p", "1")),

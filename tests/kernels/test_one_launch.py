@@ -11,26 +11,37 @@ from errors import assert_right
 from interleaving import Deadlock, interleaved
 from triton.runtime.errors import InterpreterError
 
+from bench.audit.small_calls import OFF_CHIP
 from normlib import reference
 from normlib.kernels import batch_norm as kernels
-from normlib.kernels import batch_norm_once, plan
+from normlib.kernels import batch_norm_on_chip, batch_norm_once, plan
 from normlib.kernels.device import device_of
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 
 interpreted = pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
 
+
+def swept_twice(multiprocessors, l2, cooperative=True):
+    return Device(multiprocessors, l2=l2, cooperative=cooperative, tuning=OFF_CHIP)
+
+
 # Shape, layout, dtype, and a device on whose cache so many bytes of the first sweep may wait for the second:
 # a group that is one program's; all groups at once; windows of groups, one after another; windows that run ahead.
+# And what is held in registers: by one program, or by several with even and uneven shares.
 CASES = {
-    "alone": ((3, 37, 7, 7), False, torch.float32, Device(1, l2=1 << 30)),
-    "alone, channels-last": ((3, 70, 5, 5), True, torch.bfloat16, Device(1, l2=1 << 30)),
-    "all groups at once": ((5, 20, 16, 16), False, torch.float32, Device(2, l2=1 << 30, cooperative=True)),
-    "one group at a time": ((9, 70, 10, 10), False, torch.float16, Device(1, l2=300_000, cooperative=True)),
-    "half a line at a time": ((6, 40, 8, 8), True, torch.bfloat16, Device(2, l2=50_000, cooperative=True)),
-    "groups ahead": ((5, 200, 6, 6), False, torch.float32, Device(3, l2=1_200_000, cooperative=True)),
-    "groups ahead, channels-last": ((33, 136, 5, 5), True, torch.bfloat16, Device(3, l2=1_000_000, cooperative=True)),
-    "uneven rounds": ((6, 80, 8, 8), False, torch.float64, Device(2, l2=500_000, cooperative=True)),
+    "alone": ((3, 37, 7, 7), False, torch.float32, swept_twice(1, 1 << 30, cooperative=False)),
+    "alone, channels-last": ((3, 70, 5, 5), True, torch.bfloat16, swept_twice(1, 1 << 30, cooperative=False)),
+    "all groups at once": ((5, 20, 16, 16), False, torch.float32, swept_twice(2, 1 << 30)),
+    "one group at a time": ((9, 70, 10, 10), False, torch.float16, swept_twice(1, 300_000)),
+    "half a line at a time": ((6, 40, 8, 8), True, torch.bfloat16, swept_twice(2, 50_000)),
+    "groups ahead": ((5, 200, 6, 6), False, torch.float32, swept_twice(3, 1_200_000)),
+    "groups ahead, channels-last": ((33, 136, 5, 5), True, torch.bfloat16, swept_twice(3, 1_000_000)),
+    "uneven rounds": ((6, 80, 8, 8), False, torch.float64, swept_twice(2, 500_000)),
+    "on chip, alone": ((2, 37, 7, 7), False, torch.float32, Device(1, l2=1 << 30)),
+    "on chip, channels-last": ((6, 40, 8, 8), True, torch.bfloat16, Device(2, l2=50_000, cooperative=True)),
+    "on chip, uneven shares": ((5, 20, 16, 16), False, torch.float32, Device(3, l2=1 << 30, cooperative=True)),
+    "on chip, float64": ((7, 7, 9, 9), True, torch.float64, Device(3, l2=1 << 30, cooperative=True)),
 }
 
 
@@ -79,6 +90,13 @@ def test_the_cases_cover_what_a_plan_can_be():
     assert any(o.splits > 1 and o.windows == 1 < p.groups and not o.ahead for p, o in found)
     assert any(o.splits > 1 and o.windows > 1 and o.ahead for p, o in found)
     assert any(o.splits > 1 and p.groups % o.windows for p, o in found)
+    for tensors in (1, 2):
+        held = [o for _, o in (once(case, tensors) for case in CASES if case.startswith("on chip"))]
+        assert all(o.kept for o in held)
+        assert any(o.splits == 1 for o in held) and any(o.splits > 1 for o in held)
+        assert any(o.tiled.tiles % o.splits for o in held), "shares that are not all the same"
+        assert any(o.tiled.tiles < o.splits * o.kept for o in held), "programs with a tile less than they could hold"
+    assert not any(once(case)[1].kept for case in CASES if not case.startswith("on chip"))
 
 
 @interpreted
@@ -114,12 +132,20 @@ def _wait_for_one_more(counter, programs):
         pass
 
 
+barriers = pytest.mark.parametrize(
+    ("module", "case"),
+    [(batch_norm_once, "all groups at once"), (batch_norm_on_chip, "on chip, uneven shares")],
+    ids=["swept twice", "on chip"],
+)
+
+
 @interpreted
+@barriers
 @pytest.mark.parametrize("wait", [_no_wait, _wait_for_one_less])
-def test_a_barrier_that_opens_early_is_noticed(wait, monkeypatch, poisoned):
-    shape, channels_last, dtype, device = CASES["all groups at once"]
+def test_a_barrier_that_opens_early_is_noticed(wait, module, case, monkeypatch, poisoned):
+    shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")
-    monkeypatch.setattr(batch_norm_once, "wait", wait)
+    monkeypatch.setattr(module, "wait", wait)
 
     def notice(seed):
         with interleaved(seed):
@@ -129,16 +155,17 @@ def test_a_barrier_that_opens_early_is_noticed(wait, monkeypatch, poisoned):
 
 
 @interpreted
-def test_a_barrier_that_never_opens_is_noticed(monkeypatch):
-    shape, channels_last, dtype, device = CASES["all groups at once"]
+@barriers
+def test_a_barrier_that_never_opens_is_noticed(module, case, monkeypatch):
+    shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")
-    monkeypatch.setattr(batch_norm_once, "wait", _wait_for_one_more)
+    monkeypatch.setattr(module, "wait", _wait_for_one_more)
     monkeypatch.setattr(interleaving, "PATIENCE", 3000)  # an honest launch here takes some 300 turns
     with interleaved(0), pytest.raises(InterpreterError, match=Deadlock.__name__):
         both_ways(*tensors, device)
 
 
-# On an H200: all groups at once, windows of groups, windows that run ahead; a barrier for each.
+# On an H200: held on chip, windows of groups, windows that run ahead; a barrier for each.
 ON_A_GPU = list(product([(32, 256, 14, 14), (32, 64, 56, 56), (7, 512, 28, 28)], [False, True]))
 ON_A_GPU += [((128, 64, 56, 56), False)]
 every_launch_on_a_gpu = pytest.mark.parametrize(("shape", "channels_last"), ON_A_GPU, ids=str)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -84,8 +85,52 @@ def test_programs_that_wait_for_each_other_are_all_resident(channels, side, batc
     threads = once.options["num_warps"] * H200.warp_size
     registers = -(-once.options["maxnreg"] // 8) * 8  # as the hardware hands them out
     assert once.windows * once.splits <= H200.multiprocessors * (H200.registers // (registers * threads))
-    assert once.splits <= p.tiles and once.windows <= p.groups
+    assert once.splits <= once.tiled.tiles and once.windows <= once.tiled.groups
     assert not once.ahead or once.windows < p.groups
+
+
+@pytest.mark.parametrize("tensors", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize(("channels", "side"), RESNET50)
+def test_what_is_held_on_chip_is_all_there_is_and_fits_in_registers(channels, side, itemsize, channels_last, tensors):
+    for batch in (1, 2, 3, 8, 32, 64, 256):
+        p = plan.batch_norm((batch, channels, side, side), channels_last, itemsize, H200)
+        once = plan.batch_norm_once(p, itemsize, tensors, H200)
+        if once is None or not once.kept:
+            continue
+        tiled, threads = once.tiled, once.options["num_warps"] * H200.warp_size
+        assert tiled.block_c * tiled.block_s <= plan.KEPT_TILE[itemsize]
+        assert once.windows == tiled.groups and once.splits * once.kept >= tiled.tiles
+        held = tensors * once.kept * tiled.block_c * tiled.block_s * max(itemsize // 4, 1)
+        assert held <= threads * once.options["maxnreg"] // 2, "half of the registers are for all the rest"
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_last", "held"),
+    [
+        ((32, 512, 7, 7), False, (True, True)),  # 0.8 million elements
+        ((32, 256, 14, 14), True, (True, True)),  # 1.6
+        ((32, 256, 14, 14), False, (True, False)),  # in tiles of 256 positions, of which a channel has 196
+        ((32, 128, 28, 28), True, (True, False)),  # 3.2
+        ((32, 64, 56, 56), True, (False, False)),  # 6.4
+    ],
+)
+def test_a_tensor_is_held_on_chip_where_all_registers_together_have_room(shape, channels_last, held):
+    p = plan.batch_norm(shape, channels_last, 2, H200)
+    off = replace(H200, tuning=plan.Tuning({plan.batch_norm_plans(channels_last, 2): {"on_chip": 0}}))
+    for tensors, expected in enumerate(held, start=1):
+        once, without = (plan.batch_norm_once(p, 2, tensors, device) for device in (H200, off))
+        assert bool(once and once.kept) is expected
+        assert without is None or not without.kept
+
+
+def test_forward_keeps_signs_by_the_tiles_that_backward_reads_them_by():
+    for batch, (channels, side), itemsize, last in product((1, 2, 8, 32), RESNET50, (2, 4), (False, True)):
+        p = plan.batch_norm((batch, channels, side, side), last, itemsize, H200)
+        both = [plan.batch_norm_once(p, itemsize, tensors, H200, relu=True, signs=True) for tensors in (1, 2)]
+        tiles = {(once.tiled.block_c, once.tiled.block_s) if once else (p.block_c, p.block_s) for once in both}
+        assert len(tiles) == 1, (batch, channels, side, itemsize, last)
 
 
 @pytest.mark.parametrize("tensors", [1, 2])

@@ -157,6 +157,27 @@ def test_it_compiles_whole(lengths, device):
     torch.testing.assert_close(compiled(x, lengths), norm(x, lengths))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_lengths_in_a_tensor_compile_whole_and_once(training, device):
+    torch._dynamo.reset()
+    norm = normlib.SequenceBatchNorm(5).to(device).train(training)
+    other = normlib.SequenceBatchNorm(5).to(device).train(training)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    x, dy, *_ = draw(torch.float32, device)
+    for i, lengths in enumerate((LENGTHS, (1, 1, 0, 0), (7, 7, 7, 7))):
+        found = []
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            for each in (norm, compiled):
+                leaf = x.detach().requires_grad_()
+                y = each(leaf, torch.tensor(lengths))
+                found.append([y.detach(), *torch.autograd.grad(y, leaf, dy)])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(norm.buffers(), other.buffers(), strict=True))
+    for wrong in ((8, 1, 1, 1), (-1, 3, 1, 1), (1, 0, 0, 0)):
+        with pytest.raises(RuntimeError):
+            compiled(x, torch.tensor(wrong))
+
+
 def test_a_batch_without_a_step_leaves_the_buffers(device):
     norm = normlib.SequenceBatchNorm(5).to(device)
     y = norm(torch.randn(7, 4, 5, device=device), (0,) * 4)

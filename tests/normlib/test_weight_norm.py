@@ -70,10 +70,11 @@ def test_every_dimension_may_keep_its_norm(dim, device):
         assert_right(out.movedim(dim, 0), truth[name], name)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [None, -1])
-def test_the_norm_may_be_that_of_all_of_v(dim, device):
-    v, _, dw = draw((4, 3), torch.float32, device)
-    g = torch.tensor(1.5, device=device)
+def test_the_norm_may_be_that_of_all_of_v(dim, dtype, device):
+    v, _, dw = draw((4, 30), dtype, device)
+    g = torch.tensor(1.5, device=device, dtype=dtype)
     truth = reference.weight_norm(v.view(1, -1), g, dw.view(1, -1))
     for name, out in gradients(lambda v, g: N.weight_norm(v, g, dim), dw, v, g).items():
         assert_right(out.reshape(truth[name].shape), truth[name], name)

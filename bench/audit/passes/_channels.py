@@ -17,4 +17,4 @@ def planned(t: Tensors, device: Device) -> tuple[BatchNormPlan, MergePlan]:
 
 def once_kind(once: OncePlan) -> str:
     """Of a plan that is one launch."""
-    return "one launch, barrier" if once.splits > 1 else "one launch"
+    return ("on chip" if once.kept else "one launch") + (", barrier" if once.splits > 1 else "")

@@ -36,9 +36,9 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         plan, merge = planned(t, device)
-        once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device, relu)
+        once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device, relu, add)
         if once is not None:
-            return Declared(once_kind(once), plan, batch_norm_traffic.forward_once(plan, once, sizes(t)), once)
+            return Declared(once_kind(once), once.tiled, batch_norm_traffic.forward_once(once, sizes(t)), once)
         return Declared("streaming", plan, batch_norm_traffic.forward(plan, merge, sizes(t)))
 
     def evaluate(t: Tensors, device: Device) -> object:
@@ -62,11 +62,11 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
 
         def declare(t: Tensors, device: Device) -> Declared:
             plan, merge = planned(t, device)
-            if "dx" in t and not evaluating:
-                once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device, relu)
-                if once is not None:
-                    launches = batch_norm_traffic.backward_once(plan, once, sizes(t), relu)
-                    return Declared(once_kind(once), plan, launches, once)
+            once = None if evaluating else plans.batch_norm_once(plan, t["x"].element_size(), 2, device, relu, add)
+            if "dx" in t and once is not None:
+                launches = batch_norm_traffic.backward_once(once, sizes(t), relu)
+                return Declared(once_kind(once), once.tiled, launches, once)
+            plan = once.tiled if once is not None and add else plan
             launches = batch_norm_traffic.backward(plan, merge, sizes(t), evaluating, relu)
             return Declared("one sweep" if evaluating else "streaming", plan, launches)
 

@@ -40,7 +40,9 @@ def _batch_renorm() -> Passes:
         once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device) if "dx" in t else None
         columns = plans.merge(1, plan.channels, device)
         launches = batch_renorm_traffic.backward(plan, once, merge, columns, sizes_of(t))
-        return Declared("streaming" if once is None else once_kind(once), plan, launches, once)
+        if once is None:
+            return Declared("streaming", plan, launches)
+        return Declared(once_kind(once), once.tiled, launches, once)
 
     def evaluate(t: Tensors, device: Device) -> object:
         buffers = (t["running_mean"], t["running_std"])
