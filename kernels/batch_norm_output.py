@@ -10,7 +10,7 @@ import triton.language as tl
 from normlib.kernels.batch_norm_activation import load_input, relu, store_signs
 from normlib.kernels.batch_norm_tiles import addresses, channel_values
 from normlib.kernels.noise import load_noise, noise_of_tile, uniform
-from normlib.kernels.numerics import load, store
+from normlib.kernels.numerics import STAYS, load, store
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def store_output(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
-    EVICT: tl.constexpr = "",
+    EVICT: tl.constexpr = STAYS,
     S=None,
     noise=None,  # (that of load_noise, least, width), or None: no noise
 ):
