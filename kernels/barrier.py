@@ -4,10 +4,16 @@ A program arrives at a counter, and whoever has waited for all to arrive sees wh
 how many have come and nothing else: no value is ever computed by an atomic operation, and no result depends on who
 came first. A thread block's own barrier stands on both sides: before the release, since one thread releases what all
 threads stored (https://github.com/triton-lang/triton/issues/6307), and after the acquire, since one thread waits.
+
+A launch finds its counters at zero and leaves them so: the last program to go resets them, and nothing but the launch
+itself is queued for a barrier.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.runtime import driver
 
 
 @triton.jit
@@ -23,3 +29,34 @@ def wait(counter, programs):
     while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < programs:
         pass
     tl.debug_barrier()
+
+
+@triton.jit
+def leave(left, programs, counter, other=None):
+    """Counts this program out, at `left`, after its last wait; of so many the last one resets that and the counters.
+
+    By then nobody looks at them any more. What this launch did so is there for the next one of its stream.
+    """
+    if tl.atomic_add(left, 1, sem="relaxed", scope="gpu") == programs - 1:
+        tl.atomic_xchg(counter, 0, sem="relaxed", scope="gpu")
+        if other is not None:
+            tl.atomic_xchg(other, 0, sem="relaxed", scope="gpu")
+        tl.atomic_xchg(left, 0, sem="relaxed", scope="gpu")
+
+
+# By device and stream, whose launches follow each other and so can pass them on.
+_counters: dict[tuple[int, int], Tensor] = {}
+
+
+def counters(n: int, device: torch.device) -> Tensor:
+    """At least n counters (int32) for one launch on the device's current stream: zeros, and to be left as zeros.
+
+    What a CUDA graph captures may run beside its stream's other launches, and so has counters of its own.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(n, dtype=torch.int32, device=device)
+    key = device.index, driver.active.get_current_stream(device.index)
+    found = _counters.get(key)
+    if found is None or found.numel() < n:
+        found = _counters[key] = torch.zeros(max(n, 1024), dtype=torch.int32, device=device)
+    return found

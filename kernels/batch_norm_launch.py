@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from normlib.kernels import plan as plans
+from normlib.kernels.barrier import counters
 from normlib.kernels.device import device_of
 from normlib.kernels.layouts import dense
 from normlib.kernels.numerics import float_pair, statistics_dtype
@@ -92,7 +93,7 @@ def launch_once(
     if once.splits > 1:
         (like, *_) = outputs
         partials = torch.empty((planes, once.splits, plan.channels), dtype=statistics_dtype(like), device=like.device)
-        arrived = torch.zeros(plan.groups, dtype=torch.int32, device=like.device)
+        arrived = counters(2 * plan.groups, like.device)
     kernel[(once.windows, once.splits)](
         *outputs,
         partials,

@@ -7,7 +7,7 @@ them while the splits of its channel group meet at a barrier. A group that is on
 import triton
 import triton.language as tl
 
-from normlib.kernels.barrier import arrive, wait
+from normlib.kernels.barrier import arrive, leave, wait
 from normlib.kernels.batch_norm_activation import load_input
 from normlib.kernels.batch_norm_gradients import (
     add_splits,
@@ -32,7 +32,7 @@ def _batch_norm_forward_on_chip_kernel(
     running_mean_ptr,  # (C,), updated in place, or None
     running_var_ptr,  # (C,), updated in place, or None
     partials_ptr,  # (3, splits, C), or None where there is one split
-    arrived_ptr,  # (groups,) zeros, or None
+    arrived_ptr,  # (2, groups) zeros: arrived, left; or None
     x_ptr,
     residual_ptr,  # like x, or None
     weight_ptr,  # (C,) or None
@@ -79,6 +79,7 @@ def _batch_norm_forward_on_chip_kernel(
         store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
         arrive(arrived_ptr + group)
         wait(arrived_ptr + group, splits)
+        leave(arrived_ptr + tl.num_programs(0) + group, splits, arrived_ptr + group)
         mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
     rstd = finish_statistics(
         mean_ptr,
@@ -117,7 +118,7 @@ def _batch_norm_backward_on_chip_kernel(
     dw_ptr,  # (C,): sum(dz x_hat), in the statistics' dtype
     db_ptr,  # (C,): sum(dz)
     partials_ptr,  # (2, splits, C), or None where there is one split
-    arrived_ptr,  # (groups,) zeros, or None
+    arrived_ptr,  # (2, groups) zeros: arrived, left; or None
     dy_ptr,
     signs_ptr,  # of forward with a residual, or None
     x_ptr,
@@ -171,6 +172,7 @@ def _batch_norm_backward_on_chip_kernel(
         store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
         arrive(arrived_ptr + group)
         wait(arrived_ptr + group, splits)
+        leave(arrived_ptr + tl.num_programs(0) + group, splits, arrived_ptr + group)
         dw = add_splits(partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
         db = add_splits(partials_ptr + tl.cast(splits, tl.int64) * C, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
     c = c0 + tl.arange(0, BLOCK_C)[:, None]

@@ -8,7 +8,7 @@ first: with as many as there are windows, nobody waits at the barrier of a group
 import triton
 import triton.language as tl
 
-from normlib.kernels.barrier import arrive, wait
+from normlib.kernels.barrier import arrive, leave, wait
 from normlib.kernels.batch_norm_gradients import add_splits, input_gradient_of_tiles, sums_of_tiles
 from normlib.kernels.batch_norm_output import normalize_tiles, scale_of, shift_of
 from normlib.kernels.batch_norm_statistics import finish_statistics, merge_splits, moments_of_tiles, statistics
@@ -25,7 +25,7 @@ def _batch_norm_forward_kernel(
     running_mean_ptr,  # (C,), updated in place, or None
     running_var_ptr,  # (C,), updated in place, or None
     partials_ptr,  # (3, splits, C), or None where there is one split
-    arrived_ptr,  # (groups,) zeros, or None
+    arrived_ptr,  # (2, groups) zeros: arrived, left; or None
     x_ptr,
     residual_ptr,  # like x, or None
     weight_ptr,  # (C,) or None
@@ -69,6 +69,7 @@ def _batch_norm_forward_kernel(
             c0 = late * BLOCK_C
             if partials_ptr is not None:
                 wait(arrived_ptr + late, splits)
+                leave(arrived_ptr + groups + late, splits, arrived_ptr + late)
                 mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
             rstd = finish_statistics(
                 mean_ptr,
@@ -104,7 +105,7 @@ def _batch_norm_backward_kernel(
     dw_ptr,  # (C,): sum(dz x_hat), in the statistics' dtype
     db_ptr,  # (C,): sum(dz)
     partials_ptr,  # (2, splits, C), or None where there is one split
-    arrived_ptr,  # (groups,) zeros, or None
+    arrived_ptr,  # (2, groups) zeros: arrived, left; or None
     dy_ptr,
     signs_ptr,  # of forward with a residual, or None
     x_ptr,
@@ -154,6 +155,7 @@ def _batch_norm_backward_kernel(
             c0 = late * BLOCK_C
             if partials_ptr is not None:
                 wait(arrived_ptr + late, splits)
+                leave(arrived_ptr + groups + late, splits, arrived_ptr + late)
                 dw = add_splits(partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
                 plane = tl.cast(splits, tl.int64) * C
                 db = add_splits(partials_ptr + plane, c0, C, splits, BLOCK_C, BLOCK_P, ACC)

@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
+from normlib.kernels.barrier import counters
 from normlib.kernels.device import device_of, on
 from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, load, store
 from normlib.kernels.plan import Device
@@ -291,7 +292,7 @@ def backward(
             )
         elif plan.slices:
             sums_of_rows = torch.empty((2, plan.slices, m), dtype=rstd.dtype, device=x.device)
-            arrived = torch.zeros((2, plan.programs), dtype=torch.int32, device=x.device)
+            arrived = counters(3 * plan.programs, x.device)
             _row_norm_backward_sliced_kernel[(plan.slices, plan.programs)](
                 *(dx, partials, sums_of_rows, arrived, *saved, weight, dz_rows),
                 *(m, plan.block_rows, *strides),

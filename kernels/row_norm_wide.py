@@ -9,7 +9,7 @@ registers, the slices of a row add up c1 and c2 at a barrier, and a few rows wai
 import triton
 import triton.language as tl
 
-from normlib.kernels.barrier import arrive, wait
+from normlib.kernels.barrier import arrive, leave, wait
 from normlib.kernels.numerics import accumulator, blocks, divide, even_share, load, store
 from normlib.kernels.reduction import merge_moments, rstd_of, tile_moments
 from normlib.kernels.row_norm_values import affine, aligned, load_statistics, load_stream, of_part, save_statistics
@@ -191,7 +191,7 @@ def _row_norm_backward_sliced_kernel(
     dx_ptr,
     partials_ptr,  # (DW + DB, groups, N) partial sums of dw and of db
     sums_ptr,  # (2, slices, M): sum(x_hat wdy), sum(wdy) of every slice
-    arrived_ptr,  # (2, groups) zeros
+    arrived_ptr,  # (3, groups) zeros: two to arrive at, left
     dy_ptr,
     x_ptr,
     mean_ptr,
@@ -262,6 +262,8 @@ def _row_norm_backward_sliced_kernel(
                 if dz_ptr is not None:
                     dx += load(dz_ptr + tl.cast(row, tl.int64) * dz_stride + n, n < N, ACC)
                 store(dx_ptr + tl.cast(row, tl.int64) * N + n, dx, n < N)
+
+    leave(arrived_ptr + 2 * groups + group, slices, arrived_ptr + group, arrived_ptr + groups + group)
 
     dw_row = partials_ptr + group.to(tl.int64) * N
     db_row = dw_row + DW * groups.to(tl.int64) * N

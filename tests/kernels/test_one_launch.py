@@ -13,8 +13,8 @@ from triton.runtime.errors import InterpreterError
 
 from bench.audit.small_calls import OFF_CHIP
 from normlib import reference
+from normlib.kernels import barrier, batch_norm_launch, batch_norm_on_chip, batch_norm_once, plan
 from normlib.kernels import batch_norm as kernels
-from normlib.kernels import batch_norm_on_chip, batch_norm_once, plan
 from normlib.kernels.device import device_of
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
@@ -115,6 +115,25 @@ def test_one_launch_matches_float64_in_any_order(case, poisoned):
         assert_right(out.sum(0) if name == "mean" else out, truth[name], name)
 
 
+@pytest.fixture
+def shared(monkeypatch):
+    """Counters that all launches pass on to each other, as those of one stream do on a GPU."""
+    tensor = torch.zeros(64, dtype=torch.int32)
+    monkeypatch.setattr(batch_norm_launch, "counters", lambda n, device: tensor[:n])
+    return tensor
+
+
+@interpreted
+@pytest.mark.parametrize("case", [case for case in CASES if "alone" not in case])
+def test_counters_are_left_as_they_were_found(case, shared):
+    shape, channels_last, dtype, device = CASES[case]
+    tensors = draw(shape, channels_last, dtype, "cpu")
+    for seed in range(2):
+        with interleaved(seed) as turns:
+            both_ways(*tensors, device)
+        assert len(turns) == 2 and not shared.any()
+
+
 @triton.jit
 def _no_wait(counter, programs):
     tl.debug_barrier()
@@ -195,3 +214,23 @@ def test_one_launch_on_a_gpu_matches_float64_and_itself(shape, channels_last, dt
     for _ in range(50):
         again = both_ways(x, dy, weight, bias, device_of(x))
         assert all(torch.equal(out, again[name]) for name, out in first.items())
+
+
+@pytest.mark.gpu
+def test_launches_of_two_streams_and_of_a_graph_have_counters_of_their_own(device):
+    tensors = draw((32, 256, 14, 14), False, torch.bfloat16, device)
+    here = device_of(tensors[0])
+    first = both_ways(*tensors, here)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both_ways(*tensors, here)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    for _ in range(20):
+        for stream in streams:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                again = both_ways(*tensors, here)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(out, again[name]) and torch.equal(out, captured[name]) for name, out in first.items())
+    assert not any(counters.any() for counters in barrier._counters.values())
