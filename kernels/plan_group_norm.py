@@ -86,13 +86,15 @@ def _whole_groups(
 
     Channels-last a tile is as wide as it can be, of groups that are neighbours in memory: rows may have no gaps.
     """
-    tile, rows = TILE[itemsize], next_power_of_2(per_group)
-    gaps, run = rows != per_group, min(next_power_of_2(positions), GROUP_RUN[last])
+    # Where each load has an address of its own, half as many of them, or what Triton 3.6 makes of backward spills.
+    parts = 2 if alignment(positions) == 1 and not last else 1
+    tile, rows = TILE[itemsize] // parts, next_power_of_2(per_group)
+    gaps, run = rows != per_group, min(next_power_of_2(positions), GROUP_RUN[last] // parts)
     if rows * run > tile or (last and gaps and per_group != channels):
         return 0, 0, 0
     if last:
         block_s = next_power_of_2(positions)
-        wide = min(max(channel_block(channels, itemsize, False), tile // block_s), next_power_of_2(channels))
+        wide = min(max(channel_block(channels, itemsize), tile // block_s), next_power_of_2(channels))
     else:
         block_s = min(spatial_block(positions), tile // rows)
         # Where a program's tiles are many, they are a quarter of the size, and the programs four times as many.
