@@ -39,7 +39,7 @@ class OncePlan:
 
 # Tiles of x, or of dy and x, that a program holds in registers, and elements of such a tile by itemsize. Ahead-of-time
 # compilation shows no spills for any target with what three or two programs of a multiprocessor leave a thread.
-KEPT = {1: 4, 2: 2}
+KEPT = {1: 3, 2: 2}
 KEPT_TILE = {2: 2048, 4: 2048, 8: 512}
 
 

@@ -263,7 +263,7 @@ def _row_norm_backward_sliced_kernel(
                     dx += load(dz_ptr + tl.cast(row, tl.int64) * dz_stride + n, n < N, ACC)
                 store(dx_ptr + tl.cast(row, tl.int64) * N + n, dx, n < N)
 
-    leave(arrived_ptr + 2 * groups + group, slices, arrived_ptr + group, arrived_ptr + groups + group)
+    leave(arrived_ptr + groups + groups + group, slices, arrived_ptr + group, arrived_ptr + groups + group)
 
     dw_row = partials_ptr + group.to(tl.int64) * N
     db_row = dw_row + DW * groups.to(tl.int64) * N

@@ -125,9 +125,9 @@ def test_normlib_adds_a_residual_in_the_norms_own_operator(op, monkeypatch):
 
 
 def test_normlib_runs_a_relu_in_the_norms_own_operator(monkeypatch):
-    fused, forward = [], importlib.import_module("normlib.batch_norm").kernels.batch_norm_forward
+    fused, forward = [], importlib.import_module("normlib.kernels.batch_norm").batch_norm_forward
     monkeypatch.setattr(
-        "normlib.batch_norm.kernels.batch_norm_forward",
+        "normlib.kernels.batch_norm.batch_norm_forward",
         lambda *a, **k: (fused.append((k["relu"], k["residual"] is not None)), forward(*a, **k))[1],
     )
     for op, residual in (("batch_norm_relu", False), ("batch_norm_add_relu", True)):
