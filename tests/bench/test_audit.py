@@ -34,9 +34,9 @@ target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm", "sync_batc
 calls = list(launches(plain, ("extra",))) if target == "sm_90" else []
 others = launches([name for name in audited() if target == "sm_90" or name not in FUSED])
 calls += one_of_each_plan(others, TARGETS[target][1])
-# Kernels of its own in plans that others have: a shape for each. And a batch so small that one program holds dy and x of
-# a channel on chip; and one that is more than it holds of x.
-calls += [Launch("batch_norm", shape, "bf16", "nhwc") for shape in ((2, 64, 8, 8), (4, 64, 8, 8))]
+# Kernels of its own in plans that others have: a shape for each. A batch so small that one program holds dy and x of a
+# channel on chip, and one that is more than it holds of x.
+calls += [Launch("batch_norm", shape, "bf16", "nchw") for shape in ((2, 64, 8, 8), (4, 64, 8, 8))]
 calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
 for record in collect(target, dict.fromkeys(calls)):
     print(json.dumps(record.as_dict()))
