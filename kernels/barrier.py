@@ -35,7 +35,7 @@ def wait(counter, programs):
 def leave(left, programs, counter, other=None):
     """Counts this program out, at `left`, after its last wait; of so many the last one resets that and the counters.
 
-    By then nobody looks at them any more. What this launch did so is there for the next one of its stream.
+    By then nobody looks at them any more.
     """
     if tl.atomic_add(left, 1, sem="relaxed", scope="gpu") == programs - 1:
         tl.atomic_xchg(counter, 0, sem="relaxed", scope="gpu")
@@ -44,19 +44,19 @@ def leave(left, programs, counter, other=None):
         tl.atomic_xchg(left, 0, sem="relaxed", scope="gpu")
 
 
-# By device and stream, whose launches follow each other and so can pass them on.
-_counters: dict[tuple[int, int], Tensor] = {}
+# By device: those of its default stream, whose launches follow each other and so can pass them on.
+_counters: dict[int, Tensor] = {}
 
 
 def counters(n: int, device: torch.device) -> Tensor:
     """At least n counters (int32) for one launch on the device's current stream: zeros, and to be left as zeros.
 
-    What a CUDA graph captures may run beside its stream's other launches, and so has counters of its own.
+    On any other stream they are fresh. CUDA graphs are captured there, and what is captured may run beside all else;
+    torch.compile warms up for them there, with memory that is the graph's and not to be kept.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or driver.active.get_current_stream(device.index) != 0:
         return torch.zeros(n, dtype=torch.int32, device=device)
-    key = device.index, driver.active.get_current_stream(device.index)
-    found = _counters.get(key)
+    found = _counters.get(device.index)
     if found is None or found.numel() < n:
-        found = _counters[key] = torch.zeros(max(n, 1024), dtype=torch.int32, device=device)
+        found = _counters[device.index] = torch.zeros(max(n, 1024), dtype=torch.int32, device=device)
     return found
