@@ -105,8 +105,7 @@ class Phases:
             hot = self.in_turns(Lane.hot, lanes, BESIDE)
             call_us = self.each(_call_us, lanes)
             kernels = self.each(self._kernels, lanes)
-            named = {name: (name, lane) for name, lane in lanes.items() if name not in graphless}
-            graphs = self.each(self._graph, named)
+            graphs = self._graphs({name: lane for name, lane in lanes.items() if name not in graphless})
         except Lost:
             return dict(self.failed)
         graphs |= {name: Graph(remark="an earlier capture of it has spoiled its process") for name in graphless}
@@ -170,8 +169,21 @@ class Phases:
         except Exception as error:  # the run has shown that it works: this is the profiler's
             return Kernels(remark=_one_line(error))
 
-    def _graph(self, named: tuple[str, Lane]) -> Graph:
-        name, lane = named
+    def _graphs(self, lanes: Mapping[str, Lane]) -> dict[str, Graph]:
+        """Captures and replays one run after the other, until a capture spoils the process; raises Lost."""
+        found: dict[str, Graph] = {}
+        spoiled = ""
+        for name, lane in lanes.items():
+            if spoiled:
+                # A capture could fail for that reason alone, and its provider would be told that it cannot be captured.
+                found[name] = Graph(remark=f"the capture of {spoiled} has spoiled this process")
+                continue
+            found |= self.each(partial(self._graph, name), {name: lane})
+            if name in found and found[name].poisoned:
+                spoiled = name
+        return found
+
+    def _graph(self, name: str, lane: Lane) -> Graph:
         try:
             graph = capture(lane.run)
         except NotCaptured as error:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from torch.profiler import DeviceType, ProfilerActivity, profile
+from torch import profiler
 
 from bench.gpu_clock import Gpu
+
+# CUPTI detaches in a thread of its own, which starts at a call of the driver after the profile. Until it is done,
+# launches still cost the host more, and a profile that begins sees nothing (kineto issue 1554). Nothing tells when it
+# is done: some waits for the device, with a pause after each. Chosen, not measured.
+_DETACH_WAITS, _DETACH_S = 3, 0.01
+# A profile that saw nothing is made once more, after the pauses above.
+_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -25,20 +33,35 @@ class Unclear(Exception):
 
 
 def launched(gpu: Gpu, run: Callable[[], object], calls: int) -> list[Launch]:
-    """Everything the device does in so many cold calls, flushes included, in the order of its start."""
+    """Returns everything the device does in so many cold calls, flushes included, in the order of its start."""
     # Else Kineto stays attached to the driver, and every later launch of this process costs the host more (pytorch
     # issue 144455). Detaching and CUDA graphs get along since CUDA 12.6, the oldest that torch 2.11 is built for.
     os.environ.setdefault("TEARDOWN_CUPTI", "1")
+    for _ in range(_TRIES):
+        found = _profiled(gpu, run, calls)
+        _detached(gpu)
+        if found:
+            break
+    return found
+
+
+def _profiled(gpu: Gpu, run: Callable[[], object], calls: int) -> list[Launch]:
     gpu.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profiled:
         for _ in range(calls):
             gpu.flush()
             run()
         gpu.synchronize()
-    gpu.synchronize()  # it detaches at the next call of the driver: this one, and none that is timed
-    events = [e for e in profiled.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    events = [e for e in profiled.events() if e.device_type == profiler.DeviceType.CUDA and not e.is_user_annotation]
     events.sort(key=lambda event: event.time_range.start)
     return [Launch(event.name, event.time_range.elapsed_us()) for event in events]
+
+
+def _detached(gpu: Gpu) -> None:
+    """Waits until the profiler has let go of the driver."""
+    for _ in range(_DETACH_WAITS):
+        gpu.synchronize()
+        time.sleep(_DETACH_S)
 
 
 def of_one_call(launches: Sequence[Launch], calls: int) -> tuple[float, int]:

@@ -3,14 +3,13 @@
 Everything is loaded in its own dtype, computed in float32 (float64 for float64) and rounded once, at the store.
 """
 
-import os
 import struct
 
 import torch
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 if INTERPRETED.value:
     from normlib.kernels import interpreter
 

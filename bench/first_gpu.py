@@ -1,0 +1,130 @@
+"""`python3 -m bench.first_gpu --out DIR`: brings back what a GPU can tell in nine minutes, as one archive.
+
+A GPU is lent for minutes, without a network. So the steps come in the order in which they tell most. Each has a time
+limit, after which all that it started is killed, and nothing that fails stops the rest. After each step
+DIR/evidence.zip (15 MB at most) and DIR/summary.txt hold what is known so far. It needs torch, triton, pandas, seaborn,
+jinja2, rich and pytest; nothing has to be installed. Wheels of peers in --wheels (`make peer-wheels`) are used.
+
+--rehearse runs the same steps, each with its smallest sizes, on the fake GPU of tests/fake_cuda.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.evidence import SUMMARY, Evidence, Step
+
+ROOT = Path(__file__).resolve().parent.parent
+MINUTES = 9.0
+# Kept for the last archive.
+ENDING_S = 5.0
+PYTHON = sys.executable
+
+_MACHINE = """
+import platform, importlib.metadata as metadata, torch
+print(torch.cuda.get_device_properties(0))
+print("a sum on it:", torch.ones(3, device="cuda").sum().item())
+versions = [f"{name} {metadata.version(name)}" for name in ("torch", "triton")]
+print(torch.cuda.get_device_name(), "python", platform.python_version(), *versions, "cuda", torch.version.cuda)
+"""
+_PYTEST = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+_RUN = (PYTHON, "-m", "bench.run", "--cell-timeout", "60s", "--time-budget", "{seconds}s", "--out", "{folder}/run")
+_INSTRUMENT = tuple(
+    f"tests/bench/test_{name}.py"
+    for name in ("gpu_clock", "gpu_phases", "launches", "cuda_graph", "timing", "telemetry")
+)
+_PEERS = 'exec "$0" -m pip install -q --no-index --no-deps --target "$1/peers" "$2"/*.whl'
+
+
+def steps(wheels: Path | None) -> tuple[Step, ...]:
+    """The steps on a GPU; their seconds add up to MINUTES at most."""
+    peers = (Step("peers", 15, ("sh", "-c", _PEERS, PYTHON, "{scratch}", str(wheels))),) if wheels else ()
+    barriers = ("tests/kernels/test_one_launch.py", "tests/kernels/test_launch_counts.py")
+    return (
+        *peers,
+        Step("machine", 15, ("sh", "-c", 'nvidia-smi; nvidia-smi -q; exec "$0" -c "$1"', PYTHON, _MACHINE)),
+        Step("barriers", 75, (*_PYTEST, "-m", "gpu", *barriers)),
+        Step("sliced rows", 45, (*_PYTEST, "-m", "gpu", "tests/kernels/test_sliced_rows.py")),
+        Step("instrument", 60, (*_PYTEST, "-m", "gpu", *_INSTRUMENT)),
+        Step("batch norm", 145, (*_RUN, "--op", "bn"), least=40),
+        Step("rows", 120, (*_RUN, "--op", "rms,ln", "--dtype", "bf16"), least=40),
+        Step("constants", 25, (PYTHON, "-m", "bench.device_constants", "--out", "{folder}/constants.json")),
+        Step("counters", 35, (PYTHON, "-m", "bench.audit.counters", "--out", "{folder}/counters.jsonl")),
+    )
+
+
+def rehearsal() -> tuple[Step, ...]:
+    """The same steps, as small as they come, for the fake GPU; its limits are wide, for it is no GPU's time."""
+    small = ("--mode", "fwd,bwd", "--dtype", "bf16", "--providers", "normlib,torch")
+    bn = ("--op", "bn", "--batch", "2", "--channels", "3", "--spatial", "5x5", "--layout", "nchw", *small)
+    rows = ("--op", "rms,ln", "--tokens", "4", "--hidden", "40", *small)
+    # A fake device is not lost at a wrong index.
+    instrument = (*_PYTEST, "-m", "gpu", *_INSTRUMENT, "-k", "not lost_is_blamed")
+    return (
+        Step("machine", 60, (PYTHON, "-c", _MACHINE)),
+        Step("barriers", 60, (*_PYTEST, "tests/kernels/test_one_launch.py", "-k", "matches_float64 and alone")),
+        Step("sliced rows", 60, (*_PYTEST, "tests/kernels/test_sliced_rows.py", "-k", "cover")),
+        Step("instrument", 120, instrument),
+        Step("batch norm", 120, (*_RUN, *bn)),
+        Step("rows", 120, (*_RUN, *rows)),
+        Step("constants", 60, (PYTHON, "-m", "bench.device_constants", "--out", "{folder}/constants.json")),
+        Step("counters", 60, (PYTHON, "-m", "bench.audit.counters", "--list")),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the steps; returns 0 if all succeeded, 1 if one did not, 2 for unusable arguments."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(prog="python3 -m bench.first_gpu", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the folder, for one rehearsal or one GPU")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=MINUTES, help=f"in all; the last steps go first ({MINUTES:g})"
+    )
+    parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", help="a folder with peers' wheels (.whl)")
+    parser.add_argument("--rehearse", action="store_true", help="on a fake GPU, every step with its smallest sizes")
+    given = parser.parse_args(argv)
+    try:
+        evidence = Evidence(
+            given.out.resolve(), "REHEARSAL on a fake GPU: no figure here was measured" * given.rehearse
+        )
+    except OSError as error:
+        parser.error(f"argument --out: {str(given.out)!r} cannot be written: {error.strerror}; give a new folder")
+    has_wheels = given.wheels.is_dir() and any(given.wheels.glob("*.whl"))
+    chosen = rehearsal() if given.rehearse else steps(given.wheels.resolve() if has_wheels else None)
+    path = [str(ROOT / "tests" / "fake_gpu")] if given.rehearse else [str(evidence.scratch / "peers")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(evidence.scratch),
+        "TRITON_CACHE_DIR": str(evidence.scratch / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(evidence.scratch / "inductor"),
+    }
+    try:
+        for step in chosen:
+            left = began + 60 * given.minutes - ENDING_S - time.monotonic()
+            evidence.run(step, min(step.seconds, left), environment, ROOT)
+            print(evidence.results[-1], flush=True)
+    finally:
+        evidence.close()
+    print("", (given.out / SUMMARY).read_text(encoding="utf-8"), sep="\n")
+    return 0 if evidence.succeeded else 1
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= 60:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from 0 to 60")
+    return minutes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
