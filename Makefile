@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test lint audit mutants sanitize tune clean
+
+.PHONY: bench test lint audit coverage mutants sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
@@ -22,6 +23,17 @@ lint: $(READY)
 audit: $(READY)
 	$(VENV)/bin/python -m bench.audit
 
+# Whether tests execute every function that measures, those that only a GPU runs included.
+COVERAGE := $(VENV)/bin/python -m coverage
+coverage: export COVERAGE_FILE = $(VENV)/coverage
+coverage: $(READY)
+	$(COVERAGE) erase
+	$(COVERAGE) run -m pytest -q $(addprefix tests/bench/test_,$(addsuffix .py,on_a_fake_gpu worker cuda_graph \
+	    environment gpu_clock gpu_phases launches runner telemetry timing tune))
+	$(COVERAGE) combine -q
+	$(COVERAGE) json -q -o $(VENV)/coverage.json
+	$(VENV)/bin/python tests/unexecuted.py $(VENV)/coverage.json
+
 # Plants bugs in the kernels and sees whether the accuracy gate notices each.
 mutants: $(READY)
 	$(VENV)/bin/python -m bench.mutants
@@ -33,6 +45,26 @@ sanitize: $(READY)
 # Measures other values of what plans choose, and keeps those that are faster on this GPU.
 tune: $(READY)
 	$(VENV)/bin/python -m bench.tune
+
+# All that a GPU can tell in nine minutes, without a network or an installation, as one archive: OUT=DIR, MINUTES=9.
+MINUTES ?= 9
+first-gpu rehearse-gpu: | given-out
+given-out:
+	$(if $(OUT),,$(error give the folder for the archive: OUT=DIR))
+
+first-gpu:
+	$(PYTHON) -m bench.first_gpu --out $(OUT) --minutes $(MINUTES)
+
+# The same, with its smallest sizes, on a fake GPU.
+rehearse-gpu: $(READY)
+	$(VENV)/bin/python -m bench.first_gpu --out $(OUT) --rehearse
+
+# Wheels of peers for a GPU machine without a network (Linux x86-64, Python 3.12), which first-gpu takes from .whl/.
+peer-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	    $(foreach glibc,17 24 27 28 31 34 35 39,--platform manylinux_2_$(glibc)_x86_64) \
+	    --platform manylinux2014_x86_64 --platform manylinux1_x86_64 --dest .whl \
+	    liger-kernel nvidia-cudnn-frontend fla-core apache-tvm-ffi einops
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -107,13 +107,18 @@ class Evidence:
 
     def write(self) -> None:
         """Replaces summary and archive, each as a whole; makes room for them where the disk is full."""
-        for make_room in (lambda: None, self._delete_large, lambda: self._reserve.unlink(missing_ok=True)):
-            make_room()
-            with suppress(OSError):
-                _replace(self.folder / SUMMARY, self.summarize().encode())
-                _replace(self.folder / ARCHIVE, self._archive())
-                break
+        if not self._written():
+            self._delete_large()
+            self._reserve.unlink(missing_ok=True)
+            self._written()
         self._hold_back()
+
+    def _written(self) -> bool:
+        with suppress(OSError):
+            _replace(self.folder / SUMMARY, self.summarize().encode())
+            _replace(self.folder / ARCHIVE, self._archive())
+            return True
+        return False
 
     def summarize(self) -> str:
         """Returns at most SUMMARY_LINES lines: the steps, the tests that failed, the fastest and slowest cells."""
@@ -232,7 +237,8 @@ def _lines(log: Path) -> list[str]:
 
 
 def _last_line(log: Path) -> str:
-    return next(reversed(_lines(log)), "")
+    """What a command said last, but for where its report is: a folder that will be gone."""
+    return next((line for line in reversed(_lines(log)) if not line.startswith("report: ")), "")
 
 
 def _failures(log: Path) -> Iterator[str]:

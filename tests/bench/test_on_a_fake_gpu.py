@@ -16,6 +16,7 @@ from bench.operators import operators
 from bench.providers import Provider, Runnable, providers
 from bench.sweep import Sweep, cases
 
+ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.device("cuda")
 US = 1e6
 X_BYTES = 4 * 10_000
@@ -261,3 +262,36 @@ def test_the_gpu_is_described_for_the_record(fake):
     found = environment.collect(CUDA, {"torch": TORCH})
     assert found["device_name"] == "Fake GPU" and found["gpu"]["l2_bytes"] == L2_BYTES
     assert environment.conditions(CUDA)["sm_clock_mhz"] == telemetry.clocks(CUDA)["sm_clock_mhz"] == 1980
+
+
+def test_a_judged_cell_is_not_timed(fake):
+    case = of()
+    record = cell.Problem(case.problem, operators()[case.op], SETTING).judge(case, TORCH)
+    assert (record.status, record.latency_us) == ("ok", None) and record.errors
+
+
+# ------------------------------------------------------------------------------------------------- whole commands
+
+
+def on_the_fake_gpu(*command):
+    """Runs a command in a process, and its workers, that have the fake GPU from their start."""
+    environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "fake_gpu"), environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_run_on_a_gpu_measures_in_a_worker_and_reports_speed(tmp_path):
+    asked = ["--op", "rms", "--tokens", "4", "--hidden", "40", "--dtype", "bf16", "--mode", "fwd,bwd"]
+    done = on_the_fake_gpu("bench.run", *asked, "--providers", "normlib,torch", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert [(r["provider"], r["mode"], r["status"], r["clock"]) for r in records] == [
+        (provider, mode, "ok", "cuda_event") for mode in ("fwd", "bwd") for provider in ("torch", "normlib")
+    ]
+    assert all(r["speedup"] and r["gbps"] and r["graph_us"] and r["launches"] and r["peak_bytes"] for r in records)
+    assert [r["launches"] for r in records if r["provider"] == "normlib"] == [1, 2]
+    described = environment.read(tmp_path / "run")
+    assert described["device_name"] == "Fake GPU" and described["copy_gbps"] == pytest.approx(100, rel=0.1)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
