@@ -103,7 +103,7 @@ class Phases:
             lanes = self.each(self.lane, runs)
             cold = self.in_turns(Lane.cold, lanes, COLD)
             hot = self.in_turns(Lane.hot, lanes, BESIDE)
-            call_us = self.each(_call_us, lanes)
+            call_us = self.each(self._call_us, lanes)
             kernels = self.each(self._kernels, lanes)
             graphs = self._graphs({name: lane for name, lane in lanes.items() if name not in graphless})
         except Lost:
@@ -161,6 +161,18 @@ class Phases:
     def _fail(self, errors: Mapping[str, Exception]) -> None:
         self.failed.update(errors)
 
+    def _call_us(self, lane: Lane) -> float:
+        """Microseconds of one of many calls in a row, from before the first is launched until the last is done."""
+        from torch.utils.benchmark import Timer  # slow to import, and of no use to a CPU
+
+        def clock() -> float:
+            self._gpu.synchronize()
+            return self._gpu.now()
+
+        calls = max(2, min(10_000, int(CALL_S / lane.call_s)))
+        timer = Timer("run()", timer=clock, globals={"run": lane.run}, num_threads=torch.get_num_threads())
+        return 1e6 * median(timer.timeit(calls).mean for _ in range(CALL_REPEATS))
+
     def _kernels(self, lane: Lane) -> Kernels:
         calls = max(2, min(PROFILED_CALLS, int(PROFILED_S / lane.call_s)))
         try:
@@ -192,15 +204,6 @@ class Phases:
         if name in self.failed:
             raise self.failed[name]
         return Graph(replays[name])
-
-
-def _call_us(lane: Lane) -> float:
-    """Microseconds of one of many calls in a row, from before the first is launched until the last is done."""
-    from torch.utils.benchmark import Timer  # slow to import, and of no use to a CPU
-
-    calls = max(2, min(10_000, int(CALL_S / lane.call_s)))
-    timer = Timer("run()", globals={"run": lane.run}, num_threads=torch.get_num_threads())
-    return 1e6 * median(timer.timeit(calls).mean for _ in range(CALL_REPEATS))
 
 
 def _one_line(error: Exception) -> str:
