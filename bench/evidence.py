@@ -69,9 +69,8 @@ class Evidence:
     Raises OSError where the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, title: str = "", most_bytes: int = MOST_BYTES, free_bytes: int = LEAST_FREE_BYTES):
-        self.folder, self.results = folder, list[Result]()
-        self._title, self._most_bytes, self._free_bytes = title, most_bytes, free_bytes
+    def __init__(self, folder: Path, title: str = "") -> None:
+        self.folder, self.results, self._title = folder, list[Result](), title
         folder.mkdir(parents=True, exist_ok=True)
         self._reserve = folder / "reserve"
         self._hold_back()
@@ -163,7 +162,7 @@ class Evidence:
             if time.monotonic() >= end:
                 return "time"
             free = min(shutil.disk_usage(folder).free for folder in (self.folder, self._work))
-            if free < self._free_bytes or _size(self._work) > self._most_bytes:
+            if free < LEAST_FREE_BYTES or _size(self._work) > MOST_BYTES:
                 return "disk"
 
     def _archive(self) -> bytes:
@@ -198,7 +197,7 @@ class Evidence:
 
     def _hold_back(self) -> None:
         with suppress(OSError), self._reserve.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, min(_RESERVE_BYTES, self._most_bytes // 4))
+            os.posix_fallocate(file.fileno(), 0, min(_RESERVE_BYTES, MOST_BYTES // 4))
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -32,8 +32,9 @@ for i in itertools.count():
 
 
 @pytest.fixture
-def kept(tmp_path):
-    made = Evidence(tmp_path / "out", most_bytes=64 * MEBIBYTE, free_bytes=0)
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "MOST_BYTES", 64 * MEBIBYTE)
+    made = Evidence(tmp_path / "out")
     yield made
     made.close()
 
@@ -93,7 +94,7 @@ def test_what_a_step_has_started_is_killed_with_it(kept, tmp_path):
         beats.unlink()
 
 
-def test_a_disk_that_is_full_takes_nothing_from_what_is_archived(tmp_path):
+def test_a_disk_that_is_full_takes_nothing_from_what_is_archived(tmp_path, monkeypatch):
     """A small file system of its own, where this user may mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -106,7 +107,8 @@ import os, sys
 with open(os.path.join({str(disk)!r}, "junk"), "wb") as file:
     while True: file.write(bytes(1 << 20))
 """
-        kept = Evidence(disk / "out", free_bytes=0)
+        monkeypatch.setattr(evidence, "LEAST_FREE_BYTES", 0)
+        kept = Evidence(disk / "out")
         found = run(kept, python("before", GOOD), python("fills", code), python("after", GOOD))
         assert "No space left" in found["fills"].said and not found["after"].fault
         assert {"steps/before/found", "steps/after/found"} <= archived(kept).keys()
@@ -200,6 +202,45 @@ def test_every_file_that_a_step_names_is_there():
             name for flag, name in zip(step.command, step.command[1:], strict=False) if flag == "-m" and "." in name
         ]
         assert all((ROOT / (name.replace(".", "/") + ".py")).exists() for name in modules)
+
+
+def test_a_rehearsal_goes_on_past_every_planted_fault(tmp_path, monkeypatch, capsys):
+    machine = first_gpu.rehearsal()[0]
+    hangs = python("hangs", "import time; time.sleep(600)", 1.0)
+    crashes = python("crashes", "import ctypes; ctypes.string_at(0)")
+    monkeypatch.setattr(first_gpu, "rehearsal", lambda: (hangs, crashes, python("fills", FILLS), machine))
+    monkeypatch.setattr(evidence, "MOST_BYTES", 64 * MEBIBYTE)
+    for _ in range(2):  # and again, into the same folder
+        assert first_gpu.main(["--out", str(tmp_path / "out"), "--rehearse"]) == 1
+        assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["evidence.zip", "summary.txt"]
+        with zipfile.ZipFile(tmp_path / "out" / "evidence.zip") as archive:
+            assert b"Fake GPU python" in archive.read("steps/machine/log")
+        shown = capsys.readouterr().out
+        assert "REHEARSAL on a fake GPU: no figure here was measured\n1 of 4 steps succeeded\n" in shown
+        assert [line.split()[:2] for line in shown.splitlines()[:4]] == [
+            ["FAILED", "hangs"],
+            ["FAILED", "crashes"],
+            ["FAILED", "fills"],
+            ["ok", "machine"],
+        ]
+
+
+def test_less_time_leaves_out_the_last_steps(tmp_path, monkeypatch):
+    steps = (python("first", GOOD), Step("last", 60.0, ("true",), least=30.0))
+    monkeypatch.setattr(first_gpu, "rehearsal", lambda: steps)
+    first_gpu.main(["--out", str(tmp_path), "--rehearse", "--minutes", "0.5"])
+    assert "FAILED last             0 s  no time was left" in (tmp_path / "summary.txt").read_text()
+
+
+def test_peers_wheels_are_installed_where_the_steps_find_them(kept, tmp_path):
+    with zipfile.ZipFile(tmp_path / "peer-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("peer.py", "WHO = 'a peer'")
+        wheel.writestr("peer-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: peer\nVersion: 1.0\n")
+        wheel.writestr("peer-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("peer-1.0.dist-info/RECORD", "")
+    found = run(kept, first_gpu.steps(tmp_path)[0])
+    assert found["peers"].fault == "", found["peers"]
+    assert (kept.scratch / "peers" / "peer.py").exists()
 
 
 @pytest.mark.parametrize(
