@@ -10,7 +10,6 @@ Who writes one part leaves the others as they are. Imports no torch.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def read(file: Path) -> dict[str, Any]:
     """Returns what the file has, {} where there is none; raises ValueError where it is not one JSON object."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     if not isinstance(found, dict):
         raise ValueError(f"{file.name} is not a JSON object")
@@ -40,20 +39,27 @@ def read(file: Path) -> dict[str, Any]:
 def update(file: Path, device_name: str, **parts: Mapping[str, Any]) -> None:
     """Replaces these parts and keeps the others; a reader sees the old file or the new one, never half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
+    part = _part(file)
     whole = {**read(file), "device_name": device_name, **parts}
     part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     part.replace(file)
 
 
 def check(file: Path, device_name: str) -> None:
-    """Raises BadArgument where the file is another device's, is not such a file, or cannot be written."""
+    """Raises BadArgument where the file is another device's, is no such file, or cannot be written; makes its folder."""
     try:
         found = read(file)
     except (OSError, ValueError) as error:
         raise BadArgument("--out", f"{str(file)!r} is not a device's file: {error}") from error
     if found.get("device_name", device_name) != device_name:
         raise BadArgument("--out", f"{str(file)!r} is the file of {found['device_name']}, and this is {device_name}")
-    folder = next(folder for folder in file.absolute().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise BadArgument("--out", f"{str(file)!r} cannot be written: {str(folder)!r} takes no file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _part(file).touch()
+        _part(file).unlink()
+    except OSError as error:
+        raise BadArgument("--out", f"{str(file)!r} cannot be written: {error.strerror}") from error
+
+
+def _part(file: Path) -> Path:
+    return file.with_name(file.name + ".part")

@@ -20,9 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
-from bench import device_file, environment, sweep
+from bench import device_file, devices, environment, sweep
 from bench.case import Case
 from bench.cell import DeviceLost, Finished, Setting
 from bench.operators import operators
@@ -180,9 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence = sweep.seconds("--cell-timeout", given["cell_timeout"])
         asked = {"op": given["op"], "preset": given["preset"], "dtype": given["dtype"], "mode": "fwd,bwd"}
         cases = sweep.cases(sweep.parse(asked, operators(), "quick"), operators())
-        if not torch.cuda.is_available():
-            raise BadArgument("device", "a GPU is needed, and there is none: nothing is measured without one")
-        where = torch.device("cuda", torch.cuda.current_device())
+        where = devices.gpu()
         described = environment.collect(where, {})
         file = given["out"] or plan.tuning_file(described["device_name"])
         device_file.check(file, described["device_name"])

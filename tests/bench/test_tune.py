@@ -10,8 +10,8 @@ import planted
 import pytest
 import torch
 
-from bench import device_file, sweep, tune
-from bench.cell import Setting
+from bench import cell, device_file, devices, environment, sweep, tune
+from bench.cell import DeviceLost, Setting
 from bench.operators import operators
 from bench.tuned_normlib import TunedNormlib
 from bench.worker import Parts, Worker
@@ -278,6 +278,43 @@ def test_without_a_gpu_nothing_is_measured(capsys):
     assert capsys.readouterr().err == (
         "bench.tune: error: device: a GPU is needed, and there is none: nothing is measured without one\n"
     )
+
+
+class Measurer:
+    """In the place of a worker: every cell takes a microsecond, until the device is lost."""
+
+    def __init__(self, parts, silence):
+        self.parts, self.silence, self.closed, self.left = parts, silence, False, 40
+        made.append(self)
+
+    def measure(self, case, providers, finished, began, deadline):
+        (provider,) = providers
+        self.left -= 1
+        if not self.left:
+            raise DeviceLost("it fell off the bus")
+        record = cell.record(case, provider, self.parts.operators[case.op], self.parts.setting, "ok")
+        record.latency_us = 1.0 if provider.tuning.values else 2.0
+        finished(cell.Finished(record))
+
+    def close(self):
+        self.closed = True
+
+
+made = []
+
+
+def test_the_command_measures_in_a_worker_and_keeps_what_it_found_before_the_device_was_lost(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(devices, "gpu", lambda: torch.device("cuda", 3))
+    monkeypatch.setattr(environment, "collect", lambda device, providers: DESCRIBED)
+    monkeypatch.setattr(tune, "Worker", Measurer)
+    file = tmp_path / "gpu.json"
+    assert tune.main(["--op", "rms", "--dtype", "bf16", "--cell-timeout", "7s", "--out", str(file)]) == 1
+    (measurer,) = made
+    assert (measurer.silence, measurer.parts.setting.device, measurer.closed) == (7.0, torch.device("cuda", 3), True)
+    assert capsys.readouterr().err == "bench.tune: error: the device is lost: it fell off the bus\n"
+    assert json.loads(file.read_text())["values"]
 
 
 @pytest.mark.gpu
