@@ -46,7 +46,7 @@ def update(file: Path, device_name: str, **parts: Mapping[str, Any]) -> None:
 
 
 def check(file: Path, device_name: str) -> None:
-    """Raises BadArgument where the file is another device's, is no such file, or cannot be written; makes its folder."""
+    """Makes the file's folder; raises BadArgument where the file is another device's, no such file, or not writable."""
     try:
         found = read(file)
     except (OSError, ValueError) as error:
