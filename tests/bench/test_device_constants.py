@@ -130,7 +130,8 @@ def test_a_barrier_that_does_not_hold_has_no_figure(gpu, on, monkeypatch, wrong,
         device_figures.barrier_figure(on)
 
 
-def test_where_programs_cannot_wait_for_each_other_no_barrier_is_launched(gpu):
+def test_where_programs_cannot_wait_for_each_other_no_barrier_is_launched(gpu, monkeypatch):
+    monkeypatch.setattr(device_figures, "waiting", waiting_for(gpu))
     alone = Session(gpu, Phases(gpu, None), torch.device("cpu"), Device(304, 64, None))
     with pytest.raises(Unmeasured, match="cannot be relied on"):
         device_figures.barrier_figure(alone)
@@ -271,7 +272,8 @@ def test_a_file_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_p
 def test_a_device_that_hangs_ends_the_process_in_one_line():
     code = (
         "import time\nfrom bench.device_constants import ended_when_hung\n"
-        "with ended_when_hung(time.monotonic() + 60):\n    print('done', flush=True)\n"
+        "with ended_when_hung(time.monotonic() + 1):\n    pass\n"
+        "time.sleep(1.5)\nprint('done', flush=True)\n"
         "with ended_when_hung(time.monotonic() + 0.1):\n    time.sleep(60)\n"
     )
     began = time.monotonic()
