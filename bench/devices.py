@@ -34,6 +34,15 @@ def choose(asked: str | None) -> tuple[torch.device, list[str]]:
     return torch.device("cpu"), [*kept, INTERPRETED]
 
 
+def gpu() -> torch.device:
+    """Returns the current GPU, for what is measured on one alone; raises BadArgument where none can be used."""
+    if not torch.cuda.is_available():
+        raise BadArgument("device", "a GPU is needed, and there is none: nothing is measured without one")
+    if environment.interpreting():
+        raise BadArgument("device", "a GPU is needed, and TRITON_INTERPRET is set, which never runs on one: unset it")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def _own() -> int:
     """The current GPU; of a process that torchrun has started the one that is its own, made the current one."""
     place = os.environ.get("LOCAL_RANK")

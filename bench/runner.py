@@ -95,7 +95,7 @@ def run(plan: Plan, folder: Path, described: Mapping[str, Any], kept: Iterable[R
 
 def parts(plan: Plan) -> Parts:
     """What every process that measures for this plan must have."""
-    return Parts(Setting(plan.device, plan.seed, plan.baseline, plan.yardstick), plan.operators, plan.providers)
+    return Parts(Setting(plan.device, plan.seed, plan.baseline, plan.yardstick), plan.operators)
 
 
 def kept_records(folder: Path) -> list[Record]:
@@ -137,14 +137,14 @@ def _sweep(plan: Plan, cells: Parts, measurer: Measurer, book: _Book, display: D
     """Runs the cells that are not known yet, and tells what stopped it."""
     skipped = 0
     for case in plan.cases:
-        names = [name for name in plan.providers if (case, name) not in book.known]
+        missing = [provider for name, provider in plan.providers.items() if (case, name) not in book.known]
         try:
             if time.monotonic() < plan.deadline:
                 began = partial(display.running, case)
-                measurer.measure(case, names, book.add, began, plan.deadline)
+                measurer.measure(case, missing, book.add, began, plan.deadline)
             else:
-                for name in names:
-                    book.add(Finished(cells.record(case, name, "skipped", BUDGET_SPENT)))
+                for provider in missing:
+                    book.add(Finished(cells.record(case, provider, "skipped", BUDGET_SPENT)))
         finally:
             skipped += book.close(case)
     return "time budget" if skipped else ""

@@ -3,32 +3,34 @@
 kernels/plan_*.py give every choice that does not follow from shape and device a name and a default. Plans that share
 their values (`row_forward 4096 2`: rows of up to 4096 columns in 16 bits) are tuned together: one value at a time, each
 measured over all cells of the preset that have such plans, kept where their geometric mean falls by more than noise, in
-rounds until nothing changes or the time is up. A cell is judged before it is timed, as in bench.run: a wrong result is
-no candidate. The file is written after each plan, so that nothing measured is lost; plans read it from then on.
+rounds until nothing changes or the time is up. A cell is judged before it is timed, as in bench.run, and measured in a
+process of its own (bench/worker.py): a value whose result is wrong, that hangs or that kills its process is no
+candidate, and the search goes on. The file is written after each plan, so that nothing measured is lost; plans read it
+from then on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, log
 from pathlib import Path
-from unittest import mock
+from statistics import fmean
+from typing import Any
 
-import torch
-
-from bench import cell, environment, sweep
+from bench import device_file, devices, environment, sweep
 from bench.case import Case
+from bench.cell import DeviceLost, Finished, Setting
 from bench.operators import operators
 from bench.operators._draw import TORCH_DTYPES
-from bench.providers import providers
+from bench.providers import Provider, providers
+from bench.report.__main__ import OneLineParser
 from bench.sweep import BadArgument
-from normlib.kernels import device, plan
+from bench.tuned_normlib import TunedNormlib
+from bench.worker import Measurer, Parts, Worker
+from normlib.kernels import plan
 from normlib.kernels.plan import Tuning
 
 # What is tried, by kind of plan and value. Tiles are powers of two; a program has whole warps, and a thousand threads
@@ -49,13 +51,18 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 }
 # Medians of do_bench on a quiet GPU differ by less from one time to the next.
 NOISE = 0.01
+DEFAULTS = "the defaults"
 
 Clock = Callable[[Case, Tuning], float]
+Values = Mapping[str, Mapping[str, int]]  # by plans, by name
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came out for one group of plans: values other than the defaults, and time over the defaults' (below 1)."""
+    """What came out for one group of plans: values other than the defaults, and time over the defaults' (below 1).
+
+    `cells` is how many they were compared in: those that can be measured with the defaults.
+    """
 
     plans: str
     values: Mapping[str, int]
@@ -72,8 +79,12 @@ def plans_of(case: Case) -> str | None:
     return None if direction is None else plan.row_plans(direction, case.shape[-1], itemsize)
 
 
-def search(cases: Sequence[Case], clock: Clock, end: float) -> Iterator[Tuned]:
-    """Tunes group after group until `end` (of time.monotonic); `clock` gives a case's microseconds, inf where wrong."""
+def search(cases: Sequence[Case], clock: Clock, end: float, known: Values | None = None) -> Iterator[Tuned]:
+    """Tunes group after group until `end` (of time.monotonic); `clock` gives a case's microseconds, inf for none.
+
+    Values that are `known` from an earlier search are the first to be tried. A group in which the time was up before
+    anything faster than the defaults was found is left out: what an earlier search found there stays.
+    """
     groups: dict[str, list[Case]] = {}
     for case in cases:
         if plans := plans_of(case):
@@ -81,107 +92,127 @@ def search(cases: Sequence[Case], clock: Clock, end: float) -> Iterator[Tuned]:
     for plans, members in groups.items():
         if time.monotonic() >= end:
             return
-        yield _tune(plans, members, clock, end)
+        tuned = _tune(plans, members, clock, end, dict((known or {}).get(plans, {})))
+        if tuned is not None:
+            yield tuned
 
 
-def _tune(plans: str, cases: Sequence[Case], clock: Clock, end: float) -> Tuned:
-    default = [clock(case, plan.UNTUNED) for case in cases]
+def _tune(plans: str, cases: Sequence[Case], clock: Clock, end: float, known: dict[str, int]) -> Tuned | None:
+    timed = [(case, clock(case, plan.UNTUNED)) for case in cases]
+    # A cell that fails with the defaults has nothing to compare with.
+    default = [(case, before) for case, before in timed if before < inf]
     best: dict[str, int] = {}
-    least, changed = 1.0, True
+    least, changed = 1.0, bool(default)
     seen = {frozenset(best.items())}
+    candidates = CANDIDATES[plans.split()[0]]
+    changes = [known, *({name: value} for name, values in candidates.items() for value in values)]
     while changed and time.monotonic() < end:
         changed = False
-        for name, candidates in CANDIDATES[plans.split()[0]].items():
-            for value in candidates:
-                tried = {**best, name: value}
-                if frozenset(tried.items()) in seen or time.monotonic() >= end:
-                    continue
-                seen.add(frozenset(tried.items()))
-                ratio = _geometric_mean(
-                    clock(case, Tuning({plans: tried})) / before for case, before in zip(cases, default, strict=True)
-                )
-                if ratio < least * (1 - NOISE):
-                    best, least, changed = tried, ratio, True
-    return Tuned(plans, best, least, len(cases))
+        for change in changes:
+            tried = {**best, **change}
+            if frozenset(tried.items()) in seen or time.monotonic() >= end:
+                continue
+            seen.add(frozenset(tried.items()))
+            ratio = _ratio(default, clock, Tuning({plans: tried}))
+            if ratio < least * (1 - NOISE):
+                best, least, changed = tried, ratio, True
+    if not best and time.monotonic() >= end:
+        return None
+    return Tuned(plans, best, least, len(default))
 
 
-def _geometric_mean(ratios: Iterator[float]) -> float:
-    found = list(ratios)
-    # A cell that fails with the defaults as well (inf over inf) decides nothing.
-    logarithms = [log(ratio) if ratio < inf else inf for ratio in found if ratio == ratio]
-    return exp(sum(logarithms) / len(logarithms)) if logarithms else inf
+def _ratio(default: Iterable[tuple[Case, float]], clock: Clock, tuning: Tuning) -> float:
+    """The geometric mean of times over the defaults' times."""
+    logarithms = []
+    for case, before in default:
+        taken = clock(case, tuning)
+        if taken == inf:
+            return inf  # at once: where one cell hangs, the others are likely to, for as long each
+        logarithms.append(log(taken / before))
+    return exp(fmean(logarithms))
 
 
-@contextmanager
-def planning(tuning: Tuning) -> Iterator[None]:
-    """Within, plans for GPUs have these values."""
-    with mock.patch.object(plan, "tuning_of", lambda _: tuning):
-        device._properties.cache_clear()
-        try:
-            yield
-        finally:
-            device._properties.cache_clear()
+def clock_of(
+    measurer: Measurer,
+    provider: Callable[[Tuning], Provider],
+    end: float = inf,
+    failed: Callable[[str], None] = lambda line: None,
+) -> Clock:
+    """Returns a clock of the cells of the provider that has a tuning, judged as in any run.
 
-
-def gpu_clock(where: torch.device) -> Clock:
-    """Times normlib's cells on a GPU, judged as in any run."""
-    setting = cell.Setting(where, 0, "normlib", providers()["torch"])
-    last: list[cell.Problem] = []
+    What is running at `end` (of time.monotonic) is stopped. `failed` is told in a line what is no candidate.
+    """
 
     def clock(case: Case, tuning: Tuning) -> float:
-        if not last or last[0].case != case.problem:
-            for problem in last:
-                problem.release()
-            last[:] = [cell.Problem(case.problem, operators()[case.op], setting)]
-        with planning(tuning):
-            ended: list[cell.Finished] = []
-            last[0].measure(case, [providers()["normlib"]], ended.append)
+        ended: list[Finished] = []
+        measurer.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
         (record,) = (finished.record for finished in ended)
-        return record.latency_us if record.status == "ok" and record.latency_us else inf
+        if record.status == "ok" and record.latency_us:
+            return record.latency_us
+        if record.status != "skipped":
+            tried = "; ".join(f"{plans}: {_listed(values)}" for plans, values in tuning.values.items())
+            failed(f"{case.label} with {tried or DEFAULTS}: {record.status}, {record.reason}")
+        return inf
 
     return clock
 
 
+def _listed(values: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items()) or DEFAULTS
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0 done, 2 unusable arguments or no GPU."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tune", description=(__doc__ or "").splitlines()[0])
+    """Runs the command line and returns its exit status: 0 done, 1 device lost, 2 unusable arguments or no GPU."""
+    parser = OneLineParser(prog="python -m bench.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--op", default="all", help="operators, as for bench.run (default: all that have plans)")
     parser.add_argument("--preset", default="quick", help="whose cells are measured (default: quick)")
     parser.add_argument("--dtype", help="in place of the preset's")
     parser.add_argument("--time-budget", default="10m", help="such as 90s or 10m (default: 10m)")
+    parser.add_argument(
+        "--cell-timeout", default="60s", help="a cell that is silent for so long is stopped (default: 60s)"
+    )
     parser.add_argument("--out", type=Path, help="the file (default: where plans look for this GPU)")
     given = vars(parser.parse_args(argv))
     try:
         end = time.monotonic() + sweep.seconds("--time-budget", given["time_budget"])
+        silence = sweep.seconds("--cell-timeout", given["cell_timeout"])
         asked = {"op": given["op"], "preset": given["preset"], "dtype": given["dtype"], "mode": "fwd,bwd"}
         cases = sweep.cases(sweep.parse(asked, operators(), "quick"), operators())
-        if not torch.cuda.is_available():
-            raise BadArgument("device", "a GPU is needed, and there is none: nothing is measured without one")
+        where = devices.gpu()
+        described = environment.collect(where, {})
+        file = given["out"] or plan.tuning_file(described["device_name"])
+        device_file.check(file, described["device_name"])
     except BadArgument as error:
         print("bench.tune: error:", error, file=sys.stderr)
         return 2
-    where = torch.device("cuda")
-    described = environment.collect(where, {})
-    about = {key: described[key] for key in ("device_name", "torch", "triton", "cuda", "git_commit", "git_dirty")}
-    file = given["out"] or plan.tuning_file(described["device_name"])
-    return _run(cases, gpu_clock(where), end, file, {**about, "measured": environment.now()})
+    worker = Worker(Parts(Setting(where, 0, "normlib", providers()["torch"]), operators()), silence)
+    try:
+        clock = clock_of(worker, TunedNormlib, end, lambda line: print("no candidate:", line, file=sys.stderr))
+        return _run(cases, clock, end, file, described)
+    except DeviceLost as error:
+        print(f"bench.tune: error: the device is lost: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        worker.close()
 
 
-def _run(cases: Sequence[Case], clock: Clock, end: float, file: Path, about: Mapping[str, object]) -> int:
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def _run(cases: Sequence[Case], clock: Clock, end: float, file: Path, described: Mapping[str, Any]) -> int:
+    kept = device_file.read(file)
     values, gains = kept.get("values", {}), kept.get("gains", {})
-    for tuned in search(cases, clock, end):
-        values.pop(tuned.plans, None)
-        gains.pop(tuned.plans, None)
+    for tuned in search(cases, clock, end, values):
+        if not tuned.cells:
+            print(f"{tuned.plans}: no cell can be measured with the defaults, and nothing changes", flush=True)
+            continue
+        values, gains = ({key: one for key, one in all.items() if key != tuned.plans} for all in (values, gains))
         if tuned.values:
             values[tuned.plans] = dict(tuned.values)
-            gains[tuned.plans] = {"time_over_default": round(tuned.ratio, 4), "cells": tuned.cells}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**about, "values": values, "gains": gains}, indent=1) + "\n", encoding="utf-8")
-        found = " ".join(f"{k}={v}" for k, v in tuned.values.items()) or "the defaults"
-        print(
-            f"{tuned.plans}: {found}, {1 / tuned.ratio:.3f}x the defaults' speed over {tuned.cells} cells", flush=True
-        )
+            gain = {"time_over_default": round(tuned.ratio, 4), "cells": tuned.cells}
+            gains[tuned.plans] = {**gain, "with": device_file.versions(described, environment.now())}
+        device_file.update(file, described["device_name"], values=values, gains=gains)
+        speed = f"{1 / tuned.ratio:.3f}x the defaults' speed over {tuned.cells} cells"
+        print(f"{tuned.plans}: {_listed(tuned.values)}, {speed}", flush=True)
     print(f"written: {file}" if file.exists() else "no cell of this preset has a plan to tune")
     return 0
 

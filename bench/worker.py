@@ -1,8 +1,8 @@
 """Where cells are measured: in this process, or in one that may crash, hang or be killed and is then replaced.
 
-A worker is told one case at a time and answers with each cell that has ended. Between the answers it names the provider
-whose code runs, so that the parent knows who it was when the worker dies or falls silent: that cell gets its status and
-reason, and a new worker measures the rest of the case.
+A worker is told one case at a time, with the providers to measure, and answers with each cell that has ended. Between
+the answers it names the provider whose code runs, so that the parent knows who it was when the worker dies or falls
+silent: that cell gets its status and reason, and a new worker measures the rest of the case.
 
 Workers come from multiprocessing's fork server: it has imported torch and touched no device, so that a new worker takes
 a fraction of a second, and nothing of the last one is left in it.
@@ -48,11 +48,10 @@ class Parts:
 
     setting: Setting
     operators: Mapping[str, Operator]
-    providers: Mapping[str, Provider]
 
-    def record(self, case: Case, name: str, status: str, reason: str) -> Record:
+    def record(self, case: Case, provider: Provider, status: str, reason: str) -> Record:
         """A cell that has no figures."""
-        return cell.record(case, self.providers[name], self.operators[case.op], self.setting, status, reason)
+        return cell.record(case, provider, self.operators[case.op], self.setting, status, reason)
 
 
 class Measurer(Protocol):
@@ -61,11 +60,13 @@ class Measurer(Protocol):
     def copy_gbps(self) -> float | None:
         """GB/s of a large copy on the device, None on a CPU; raises RuntimeError where it cannot be had."""
 
-    def measure(self, case: Case, names: Iterable[str], finished: Ended, began: Began, deadline: float) -> None:
+    def measure(
+        self, case: Case, providers: Iterable[Provider], finished: Ended, began: Began, deadline: float
+    ) -> None:
         """Hands over each of these providers' cells when it has ended; raises DeviceLost where that is the end.
 
-        `began` is told the provider whose code runs from then on. At `deadline` (of time.monotonic) what has not ended
-        is skipped, if it can be stopped.
+        No two of them have one name. `began` is told that of the provider whose code runs from then on. At `deadline`
+        (of time.monotonic) what has not ended is skipped, if it can be stopped.
         """
 
     def close(self) -> None:
@@ -89,7 +90,7 @@ class Here:
     def measure(
         self,
         case: Case,
-        names: Iterable[str],
+        providers: Iterable[Provider],
         finished: Ended,
         began: Began,
         deadline: float = float("inf"),
@@ -99,7 +100,7 @@ class Here:
         if self._problem is None or self._problem.case != case.problem:
             self.close()
             self._problem = Problem(case.problem, self._parts.operators[case.op], self._parts.setting)
-        self._problem.measure(case, [self._parts.providers[name] for name in names], finished, began, graphless)
+        self._problem.measure(case, providers, finished, began, graphless)
 
     def close(self) -> None:
         if self._problem is not None:
@@ -143,9 +144,9 @@ class Worker:
         return answer
 
     def measure(
-        self, case: Case, names: Iterable[str], finished: Ended, began: Began, deadline: float = float("inf")
+        self, case: Case, providers: Iterable[Provider], finished: Ended, began: Began, deadline: float = float("inf")
     ) -> None:
-        waiting = list(names)
+        waiting = {provider.name: provider for provider in providers}
         while waiting:
             loss = self._pass(case, waiting, finished, began, deadline)
             if loss is None:
@@ -153,8 +154,7 @@ class Worker:
             self._kill()
             for name in [loss.running] if loss.running else list(waiting):
                 if name in waiting:  # else it was handed over as its last act
-                    waiting.remove(name)
-                    finished(Finished(self._parts.record(case, name, loss.status, loss.reason)))
+                    finished(Finished(self._parts.record(case, waiting.pop(name), loss.status, loss.reason)))
 
     def close(self) -> None:
         if self._idle and self._pipe is not None and self._process is not None:
@@ -162,13 +162,16 @@ class Worker:
             self._process.join(_STOP_S)
         self._kill()
 
-    def _pass(self, case: Case, waiting: list[str], finished: Ended, began: Began, deadline: float) -> _Loss | None:
+    def _pass(
+        self, case: Case, waiting: dict[str, Provider], finished: Ended, began: Began, deadline: float
+    ) -> _Loss | None:
         """One try at the case; takes out of `waiting` what has ended. None where the worker lives on."""
         running = ""
         self._idle = False
         try:
             pipe = self._started()
-            pipe.send((case, tuple(waiting), [n for n in waiting if (case.op, case.mode, n) in self._graphless]))
+            graphless = [name for name in waiting if (case.op, case.mode, name) in self._graphless]
+            pipe.send((case, tuple(waiting.values()), graphless))
             while True:
                 patience = min(self._silence, max(0.0, deadline - time.monotonic()))
                 if not pipe.poll(patience):
@@ -180,7 +183,7 @@ class Worker:
                     running = said
                     began(said)
                 elif word == "finished":
-                    waiting.remove(said.record.provider)
+                    del waiting[said.record.provider]
                     finished(said)
                     if said.poisoned:
                         self._graphless.add((case.op, case.mode, said.record.provider))
@@ -189,6 +192,8 @@ class Worker:
                     if not running:
                         raise DeviceLost(said)
                     return _Loss(running, "crash", said)
+                elif word == "unreadable":
+                    return _Loss("", "crash", said)
                 elif word == "failed":
                     raise RuntimeError(said)
                 else:
@@ -249,14 +254,20 @@ def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
         try:
             here.probe()
             while True:
-                asked = pipe.recv()
+                try:
+                    asked = pipe.recv()
+                except (EOFError, OSError):
+                    raise
+                except Exception as error:  # a provider's class that cannot be imported here, say
+                    pipe.send(("unreadable", f"its process cannot load it: {type(error).__name__}: {error}"))
+                    return
                 if asked is None:
                     pipe.send(("copy", here.copy_gbps()))
                     continue
-                case, names, graphless = asked
+                case, providers, graphless = asked
                 here.measure(
                     case,
-                    names,
+                    providers,
                     lambda ended: pipe.send(("finished", ended)),
                     lambda name: pipe.send(("began", name)),
                     graphless=graphless,

@@ -1,6 +1,7 @@
 """The device that a tensor is on, as a plan and a launch need it."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -8,11 +9,22 @@ import torch
 from normlib.kernels import plan
 
 _HERE = nullcontext()
+# What plans have in place of each device's own values, while other ones are tried.
+_tried: plan.Tuning | None = None
 
 
 def device_of(tensor: torch.Tensor) -> plan.Device:
     """The plan's view of the tensor's device; CPU tensors run in the interpreter."""
-    return plan.INTERPRETER if tensor.is_cpu else _properties(tensor.device.index)
+    if tensor.is_cpu:
+        return plan.INTERPRETER if _tried is None else _with(plan.INTERPRETER, _tried)
+    return _properties(tensor.device.index)
+
+
+def try_tuning(tuning: plan.Tuning | None) -> None:
+    """Puts these values in the place of every device's own, in this process and from now on; None ends that."""
+    global _tried
+    _tried = tuning
+    _properties.cache_clear()
 
 
 @cache
@@ -22,8 +34,13 @@ def _properties(index: int | None) -> plan.Device:
     nvidia = torch.version.hip is None
     registers = plan.Device.registers if nvidia else None
     l2 = properties.L2_cache_size
-    tuning = plan.tuning_of(properties.name)
+    tuning = plan.tuning_of(properties.name) if _tried is None else _tried
     return plan.Device(properties.multi_processor_count, properties.warp_size, registers, l2, nvidia, tuning)
+
+
+@cache  # plans are cached by the device's identity
+def _with(device: plan.Device, tuning: plan.Tuning) -> plan.Device:
+    return replace(device, tuning=tuning)
 
 
 def on(tensor: torch.Tensor) -> AbstractContextManager[object]:

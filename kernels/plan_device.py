@@ -24,14 +24,15 @@ UNTUNED = Tuning()
 
 
 def tuning_file(device_name: str) -> Path:
-    """Where the values of a device are kept, by the name that PyTorch has for it: tuned/nvidia-h200.json."""
+    """Returns where a device's values and constants are kept, by PyTorch's name for it: tuned/nvidia-h200.json."""
     return Path(__file__).parent / "tuned" / f"{re.sub('[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
 
 
 def tuning_of(device_name: str) -> Tuning:
-    """What was measured on such a device, if anything."""
+    """What was tuned on such a device, if anything; its file may have its constants alone."""
     file = tuning_file(device_name)
-    return Tuning(json.loads(file.read_text(encoding="utf-8"))["values"]) if file.exists() else UNTUNED
+    values = json.loads(file.read_text(encoding="utf-8")).get("values") if file.exists() else None
+    return Tuning(values) if values else UNTUNED
 
 
 @dataclass(frozen=True)

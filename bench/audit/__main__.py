@@ -19,6 +19,7 @@ from rich.console import Console
 from bench import environment, sweep
 from bench.audit import counters, page, terminal
 from bench.audit.calls import audited, launches, presets
+from bench.audit.expected import constants_of
 from bench.audit.fused import UNFUSED, pairs
 from bench.audit.groups import Row
 from bench.audit.records import collect
@@ -64,15 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(typed)
     try:
         asked = _checked(given.op, given.arch, given.preset, given.out)
+        constants = {target: constants_of(target) for target in asked.targets}
     except BadArgument as error:
         print(f"bench.audit: error: {error}", file=sys.stderr)
         return 2
     described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
     with _counting(asked.ops) as counts:
         calls = list(launches(asked.ops, asked.presets))
-        rows = [record.as_dict() for target in asked.targets for record in collect(target, calls)]
+        rows = [record.as_dict() for target in asked.targets for record in collect(target, calls, constants[target])]
         rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
         rows += counts()
+    rows += [known.as_dict() for known in constants.values() if known]
     rows += counters.collect(calls, rows)
     if asked.out:
         lines = "".join(_line(row) + "\n" for row in rows)

@@ -11,7 +11,7 @@ from bench.report.formatting import DASH
 
 Row = Mapping[str, Any]
 # Columns that are no numbers.
-WORDS = ("GPU", "operator", "pass", "plan", "kernel", "call", "choices", "unfused", "why")
+WORDS = ("GPU", "operator", "pass", "plan", "kernel", "call", "choices", "unfused", "why", "constants of", "measured")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from bench.report.templating import scripts, style, templates
 
 SECTIONS = (
     ("above", "Above the floor"),
+    ("constants", "Constants"),
     ("counters", "Hardware"),
     ("fused", "Fused"),
     ("kernels", "Kernels"),
@@ -69,6 +70,11 @@ COLUMNS = (
     ),
     ("lanes masked", "Lanes that masks switched off; they are not counted."),
 )
+EXPECTED = (
+    tables.EXPECTED,
+    "What a pass is expected to take on the device whose constants are known, and nothing that was measured: bytes of "
+    "device memory behind a cache at the bandwidth of the largest copy, and so many microseconds a launch and a wait.",
+)
 # What the passes of an operator leave out.
 ABOUT = {
     "sync_batch_norm": "The launches of one rank: a shape is that of its share of the batch, and ranks is how many "
@@ -85,8 +91,8 @@ def html(rows: Sequence[Row], command: str) -> str:
     for line in tables.plans(rows):
         operators.setdefault(line.rows[0]["op"], []).append(line)
     targets = list(dict.fromkeys(row["target"] for row in passes))
-    above, pairs = tables.above(rows), tables.pairs(rows)
-    empty = {name for name, found in (("above", above), ("fused", pairs)) if not found}
+    above, pairs, constants = tables.above(rows), tables.pairs(rows), tables.constants(rows)
+    empty = {name for name, found in (("above", above), ("fused", pairs), ("constants", constants)) if not found}
     parts = {"verdict": "Verdict", **{op: spoken(op) for op in operators}, **dict(SECTIONS)}
     return (
         templates()
@@ -106,10 +112,11 @@ def html(rows: Sequence[Row], command: str) -> str:
             compiled={name: tables.compiled([row for row in passes if row["target"] == name]) for name in targets},
             counted=tables.counted(rows),
             pairs=pairs,
+            constants=constants,
             counters=tables.counters(rows),
             notes=groups.notes(rows),
             about=ABOUT,
             above=above,
-            columns=COLUMNS,
+            columns=(*COLUMNS, *([EXPECTED] if constants else [])),
         )
     )

@@ -12,6 +12,7 @@ from bench.audit.bounds import CLOSE, least_units, once_units, reason
 from bench.audit.cache import Programs, expected_units
 from bench.audit.calls import Launch, audited
 from bench.audit.compiling import compiling
+from bench.audit.expected import Constants, Expected, expected, waits
 from bench.audit.machine_code import MachineCode, inspect
 from bench.audit.passes import Declared
 from bench.audit.targets import LIMITS, TARGETS, resident_programs
@@ -89,6 +90,7 @@ class Record:
     traffic: list[Traffic]
     kernels: list[Compiled]
     faults: list[str]  # what is wrong with its launches, whatever the kernels are
+    expected: Expected | None = None  # in time, where the constants of a device of the target are known
 
     @property
     def problems(self) -> list[str]:
@@ -97,7 +99,7 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """As a line of records.jsonl: a launch has what it moves and what it was compiled to."""
-        found = _without(asdict(self), "traffic", "kernels")
+        found = _without(asdict(self), "traffic", "kernels", *(() if self.expected else ("expected",)))
         launches = [
             {**asdict(moved), **_without(asdict(kernel), "target", "launch"), "breaks": list(kernel.breaks)}
             for moved, kernel in zip(self.traffic, self.kernels, strict=False)
@@ -120,8 +122,11 @@ class _Kernel:
     activations: set[str] = field(default_factory=set)  # of "loads", "stores"
 
 
-def collect(target: str, launches: Iterable[Launch]) -> list[Record]:
-    """Compiles every pass of every call for one target, and inspects each distinct kernel once."""
+def collect(target: str, launches: Iterable[Launch], constants: Constants | None = None) -> list[Record]:
+    """Compiles every pass of every call for one target, and inspects each distinct kernel once.
+
+    With the constants of a device of the target each pass has the time that is expected of it there.
+    """
     _, device = TARGETS[target]
     kernels: dict[int, _Kernel] = {}
     passes: list[tuple[Launch, str, Declared, list[tuple[str, Any]]]] = []
@@ -145,7 +150,7 @@ def collect(target: str, launches: Iterable[Launch]) -> list[Record]:
         for number, ((key, kernel), code) in enumerate(zip(kernels.items(), codes, strict=True))
     }
     return [
-        _record(target, launch, mode, declared, [(name, compiled[id(kernel)]) for name, kernel in made])
+        _record(target, launch, mode, declared, [(name, compiled[id(kernel)]) for name, kernel in made], constants)
         for launch, mode, declared, made in passes
     ]
 
@@ -184,7 +189,14 @@ def _compiled(target: str, number: int, found: _Kernel, code: MachineCode) -> Co
     )
 
 
-def _record(target: str, launch: Launch, mode: str, declared: Declared, made: list[tuple[str, Compiled]]) -> Record:
+def _record(
+    target: str,
+    launch: Launch,
+    mode: str,
+    declared: Declared,
+    made: list[tuple[str, Compiled]],
+    constants: Constants | None,
+) -> Record:
     said, done = [moved.kernel for moved in declared.launches], [name for name, _ in made]
     unit, moved = launch.activation_bytes, declared.launches
     faults = [] if said == done else [f"launches {', '.join(done)}; declared are {', '.join(said)}"]
@@ -215,7 +227,15 @@ def _record(target: str, launch: Launch, mode: str, declared: Declared, made: li
         traffic=list(moved),
         kernels=[kernel for _, kernel in made],
         faults=faults,
+        expected=_expected(constants, launch, declared, device_units) if constants else None,
     )
+
+
+def _expected(constants: Constants, launch: Launch, declared: Declared, device_units: float) -> Expected | None:
+    moved = declared.launches
+    beside = sum(each.moved_bytes - each.activation_bytes for each in moved)
+    waited = sum(waits(declared, each, launch.shape) for each in moved)
+    return expected(constants, device_units * launch.activation_bytes + beside, len(moved), waited)
 
 
 def _floor(launch: Launch, mode: str) -> int | None:

@@ -8,9 +8,13 @@ from typing import Any
 from bench.audit.groups import Line, Row, by, counts, kernels, label, passes, problem, span
 from bench.report.formatting import DASH, percent, size
 
+EXPECTED = "expected us"
+
 
 def plans(rows: Iterable[Row]) -> list[Line]:
     """A line a target, operator, pass and kind of plan."""
+    rows = passes(rows)
+    timed = any("expected" in row for row in rows)
     return [
         Line(
             {
@@ -20,22 +24,26 @@ def plans(rows: Iterable[Row]) -> list[Line]:
                 "plan": plan,
                 "calls": f"{len(found):,}",
                 **_moved(found),
+                **_expected(found, timed),
                 **_compiled([launch for row in found for launch in row["launches"]]),
             },
             _wrong(found),
             tuple(found),
         )
-        for (target, op, mode, plan), found in by(passes(rows), "target", "op", "mode", "plan").items()
+        for (target, op, mode, plan), found in by(rows, "target", "op", "mode", "plan").items()
     ]
 
 
 def calls(rows: Iterable[Row]) -> list[Line]:
     """A line a record: one pass of one call."""
+    rows = list(rows)
+    timed = any("expected" in row for row in rows)
     return [
         Line(
             {
                 "call": problem(row),
                 **_moved([row]),
+                **_expected([row], timed),
                 "moved": size(row["moved_bytes"]),
                 "floor": size(row["floor_bytes"]),
                 **_compiled(row["launches"]),
@@ -147,6 +155,34 @@ def counters(rows: Iterable[Row]) -> list[Line]:
         )
         for (device, op, mode, plan), same in found.items()
     ]
+
+
+def constants(rows: Iterable[Row]) -> list[Line]:
+    """A line a target whose device's constants are known: what expected times are the sum of."""
+    return [
+        Line(
+            {
+                "GPU": row["target"],
+                "constants of": row["device"],
+                "copy GB/s": f"{row['copy_gbps']:g}",
+                "launch us": f"{row['launch_us']:g}",
+                "barrier us": DASH if row["barrier_us"] is None else f"{row['barrier_us']:g}",
+                "measured": "; ".join(f"{figure} {_made(made)}" for figure, made in row["made"].items()),
+            }
+        )
+        for row in rows
+        if row["record"] == "constants"
+    ]
+
+
+def _made(made: Mapping[str, Any]) -> str:
+    """Of a figure: the day, and the versions."""
+    return f"{made['measured'][:10]} with torch {made['torch']} and triton {made['triton']}"
+
+
+def _expected(rows: list[Row], timed: bool) -> dict[str, str]:
+    """Where some pass of the table has one: a time that nobody has measured."""
+    return {EXPECTED: span((row.get("expected") or {}).get("us") for row in rows)} if timed else {}
 
 
 def _counted(row: Row, *kinds: str) -> float:

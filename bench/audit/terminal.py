@@ -20,6 +20,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         console.print(_table("fused, beside the pair that it replaces", fused), markup=False)
     if read := tables.counters(rows):
         console.print(_table("units of device memory, by the hardware's counters", read), markup=False)
+    if known := tables.constants(rows):
+        console.print(_table("constants that expected times are made of", known), markup=False)
     for note in groups.notes(rows):
         console.print(note, markup=False)
     problems = groups.problems(rows)

@@ -12,6 +12,7 @@ import torch
 
 from bench import timing
 from bench.providers import Provider, Runnable, providers
+from normlib.kernels.plan import UNTUNED
 
 TORCH = providers()["torch"]
 TIMED_BY = timing.measure_together
@@ -115,6 +116,27 @@ class GivesThePrevious(Planted):
     def spoil(self, built, inputs):
         previous = built.run()
         return Runnable(lambda: previous, built.outputs)
+
+
+class Tunable(Planted):
+    """A provider that plans can make faster: 512 threads are fast, 128 hang, 256 die, 1024 are fast and wrong."""
+
+    def __init__(self, tuning=UNTUNED):
+        super().__init__()
+        self.threads = next((values.get("threads") for values in tuning.values.values()), None)
+
+    def spoil(self, built, inputs):
+        if self.threads == 128:
+            time.sleep(3600)
+        if self.threads == 256:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+        def run():
+            time.sleep(0.001 if self.threads in (512, 1024) else 0.005)
+            return built.run()
+
+        wrong = self.threads == 1024
+        return Runnable(run, lambda: {name: t + 1 if wrong else t for name, t in built.outputs().items()})
 
 
 class ChangesItsInput(Planted):

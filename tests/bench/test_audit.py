@@ -87,6 +87,10 @@ def test_the_command_writes_records_and_a_page_that_opens_offline(tmp_path):
     assert "No kernel spills" in page and "4096x4096 bf16" in page and "rms_norm + add" in page
     described = json.loads((tmp_path / "environment.json").read_text())
     assert described["command"].startswith("python -m bench.audit --op rms_norm,rms_norm_add ")
+    # Times are expected only where a device's constants are known, on the page as in the records.
+    known = {record["target"] for record in records if record["record"] == "constants"}
+    assert {record["target"] for record in passes if "expected" in record} == known
+    assert ("expected us" in page) == ('id="constants"' in page) == bool(known)
     # Figures of hardware stand there only where hardware has counted.
     assert ("No hardware counters" in page) == all(record["record"] != "counters" for record in records)
     assert "http:" not in page and "https:" not in page and "src=" not in page and str(tmp_path) not in page

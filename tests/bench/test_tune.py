@@ -4,17 +4,31 @@ import json
 import time
 from dataclasses import replace
 from math import inf
+from types import SimpleNamespace
 
+import planted
 import pytest
 import torch
 
-from bench import sweep, tune
+from bench import cell, device_file, devices, environment, sweep, tune
+from bench.cell import DeviceLost, Setting
 from bench.operators import operators
+from bench.tuned_normlib import TunedNormlib
+from bench.worker import Parts, Worker
 from normlib.kernels import device, plan, plan_device
 from normlib.kernels.plan import Device, Tuning
 
 H200 = Device(132, l2=50 << 20, cooperative=True)
 LATER = float("inf")
+DESCRIBED = {
+    "device_name": "a GPU",
+    "torch": "2.13",
+    "triton": "3.7",
+    "cuda": "13.0",
+    "git_commit": "0" * 40,
+    "git_dirty": False,
+    "os": "any",
+}
 
 
 def cases(**given):
@@ -76,6 +90,94 @@ def test_time_that_is_up_ends_the_search_between_two_measurements():
     assert list(tune.search(cases(op="rms"), clock, time.monotonic() - 1)) == [] == calls
 
 
+def test_a_cell_that_fails_with_the_defaults_decides_nothing():
+    plans = plan.row_plans("forward", 4096, 2)
+    chosen = [case for case in cases(op="rms,ln", dtype="bf16", hidden="4096", tokens="8") if case.mode == "fwd"]
+    fast = clock_of(plans, threads=512)
+    (tuned,) = tune.search(chosen, lambda c, t: inf if c.op == "rms_norm" and not t.values else fast(c, t), LATER)
+    assert (tuned.values, tuned.cells, len(chosen)) == ({"threads": 512}, 1, 2)
+
+
+def test_where_every_cell_fails_with_the_defaults_what_was_found_before_stays(tmp_path, capsys):
+    file, plans = tmp_path / "gpu.json", plan.row_plans("forward", 4096, 2)
+    device_file.update(file, "a GPU", values={plans: {"threads": 64}})
+    chosen = [case for case in cases(op="rms", dtype="bf16", hidden="4096", tokens="8") if case.mode == "fwd"]
+    assert tune._run(chosen, lambda case, tuning: inf, LATER, file, DESCRIBED) == 0
+    assert "no cell can be measured with the defaults" in capsys.readouterr().out
+    assert json.loads(file.read_text())["values"] == {plans: {"threads": 64}}
+
+
+def test_values_found_before_are_tried_first_and_stay_where_there_is_no_time_to_try_them(tmp_path):
+    file, plans = tmp_path / "gpu.json", plan.row_plans("forward", 4096, 2)
+    chosen = [case for case in cases(op="rms", dtype="bf16", hidden="4096", tokens="8") if case.mode == "fwd"]
+    tried, found = [], {"threads": 64, "elements": 1024}
+    device_file.update(file, "a GPU", values={plans: found})
+
+    def clock(case, tuning):
+        tried.append(dict(tuning.of(plans)))
+        return 100.0 - len(tried)
+
+    assert tune._run(chosen, clock, LATER, file, DESCRIBED) == 0
+    assert tried[:2] == [{}, found]
+    device_file.update(file, "a GPU", values={plans: found})
+    tried.clear()
+    end = time.monotonic() + 0.2
+
+    def slow(case, tuning):
+        time.sleep(0.15)
+        return clock(case, tuning) if time.monotonic() < end else inf  # stopped at the end, as a worker is
+
+    assert tune._run(chosen, slow, end, file, DESCRIBED) == 0
+    assert tried == [{}] and json.loads(file.read_text())["values"] == {plans: found}
+
+
+def worker(silence):
+    return Worker(Parts(Setting(torch.device("cpu"), 0, "torch", planted.TORCH), operators()), silence)
+
+
+def small(**given):
+    return [case for case in cases(dtype="fp32", tokens="64", hidden="64", **given) if case.mode == "fwd"]
+
+
+def test_values_that_hang_or_kill_their_process_or_are_wrong_are_no_candidates_and_the_search_goes_on(tmp_path, capsys):
+    (case,), failed, measurer = small(op="ln"), [], worker(4.0)
+    file, plans = tmp_path / "gpu.json", tune.plans_of(case)
+    try:
+        clock = tune.clock_of(measurer, planted.Tunable, failed=failed.append)
+        assert tune._run([case], clock, LATER, file, DESCRIBED) == 0
+    finally:
+        measurer.close()
+    assert json.loads(file.read_text())["values"][plans]["threads"] == 512
+    assert json.loads(file.read_text())["gains"][plans]["time_over_default"] < 0.8
+    assert [line.removeprefix(f"{case.label} with {plans}: threads=").split(",")[0] for line in failed[:3]] == [
+        "128: timeout",
+        "256: crash",
+        "1024: wrong",
+    ]
+
+
+def test_what_is_measured_when_the_time_is_up_is_stopped():
+    (case,), measurer, began = small(op="ln"), worker(60.0), time.monotonic()
+    try:
+        clock = tune.clock_of(measurer, planted.Tunable, began + 3)
+        assert clock(case, Tuning({"": {"threads": 128}})) == inf
+    finally:
+        measurer.close()
+    assert time.monotonic() - began < 20
+
+
+def test_a_worker_measures_normlib_with_the_values_that_are_tried():
+    (case,), ended, measurer = small(op="rms"), [], worker(60.0)
+    try:
+        for values in ({}, {tune.plans_of(case): {"elements": 1024}}, {}):
+            measurer.measure(case, [TunedNormlib(Tuning(values))], ended.append, lambda name: None)
+    finally:
+        measurer.close()
+    records = [finished.record for finished in ended]
+    assert {(record.status, record.provider) for record in records} == {("ok", "normlib")}
+    assert records[0].plan == records[2].plan != records[1].plan
+
+
 def test_every_value_that_is_tried_changes_a_plan():
     for kind, values in tune.CANDIDATES.items():
         for name, candidates in values.items():
@@ -103,9 +205,13 @@ def test_what_is_written_is_what_plans_read(tmp_path, monkeypatch):
     plans = plan.row_plans("forward", 4096, 2)
     file = tmp_path / "gpu.json"
     chosen = cases(op="rms", dtype="bf16", hidden="4096")
-    assert tune._run(chosen, clock_of(plans, threads=256), LATER, file, {"device_name": "a GPU"}) == 0
+    assert tune._run(chosen, clock_of(plans, threads=256), LATER, file, DESCRIBED) == 0
     written = json.loads(file.read_text())
     assert written["values"] == {plans: {"threads": 256}} and written["device_name"] == "a GPU"
+    versions = written["gains"][plans]["with"]
+    assert versions.pop("measured") and versions == {
+        k: DESCRIBED[k] for k in DESCRIBED if k not in ("device_name", "os")
+    }
     monkeypatch.setattr(plan_device, "tuning_file", lambda name: file)
     tuned = replace(H200, tuning=plan.tuning_of("a GPU"))
     assert plan.row_forward(4096, 2, tuned).options["num_warps"] == 8 != plan.row_forward(4096, 2, H200)
@@ -113,10 +219,13 @@ def test_what_is_written_is_what_plans_read(tmp_path, monkeypatch):
 
 def test_a_second_search_keeps_what_it_did_not_measure(tmp_path):
     file, other = tmp_path / "gpu.json", plan.row_plans("forward", 64, 4)
-    file.write_text(json.dumps({"values": {other: {"threads": 64}}, "gains": {other: {}}}))
+    kept = {"gains": {other: {"with": {"torch": "2.11"}}}, "constants": {"copy": {"gbps": {"16777216": 7.0}}}}
+    file.write_text(json.dumps({"values": {other: {"threads": 64}}, **kept}))
     plans = plan.row_plans("forward", 4096, 2)
-    tune._run(cases(op="rms", dtype="bf16", hidden="4096"), clock_of(plans, threads=512), LATER, file, {})
-    assert json.loads(file.read_text())["values"] == {other: {"threads": 64}, plans: {"threads": 512}}
+    tune._run(cases(op="rms", dtype="bf16", hidden="4096"), clock_of(plans, threads=512), LATER, file, DESCRIBED)
+    written = json.loads(file.read_text())
+    assert written["values"] == {other: {"threads": 64}, plans: {"threads": 512}}
+    assert written["gains"][other] == kept["gains"][other] and written["constants"] == kept["constants"]
 
 
 def test_a_device_without_a_file_has_the_defaults():
@@ -124,11 +233,28 @@ def test_a_device_without_a_file_has_the_defaults():
     assert plan.tuning_file("NVIDIA H200").name == "nvidia-h200.json"
 
 
-def test_within_a_measurement_plans_have_the_values_that_are_tried():
-    tuning = Tuning({})
-    with tune.planning(tuning):
-        assert plan.tuning_of("any") is tuning
-    assert plan.tuning_of("any") is plan.UNTUNED
+def test_a_device_whose_file_has_constants_alone_has_the_defaults(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_device, "tuning_file", lambda name: tmp_path / "gpu.json")
+    device_file.update(tmp_path / "gpu.json", "a GPU", constants={})
+    assert plan.tuning_of("a GPU") is plan.UNTUNED
+
+
+def test_plans_have_the_values_that_are_tried_until_told_otherwise(monkeypatch):
+    properties = SimpleNamespace(name="a GPU", multi_processor_count=8, warp_size=32, L2_cache_size=1 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    here, tuning = torch.empty(1), Tuning({})
+    gpu = SimpleNamespace(is_cpu=False, device=SimpleNamespace(index=7))
+    try:
+        assert device.device_of(gpu).tuning is plan.UNTUNED
+        device.try_tuning(tuning)
+        for tensor in (gpu, here):
+            assert device.device_of(tensor).tuning is tuning
+            assert device.device_of(tensor) is device.device_of(tensor)
+        device.try_tuning(None)
+        assert device.device_of(gpu).tuning is plan.UNTUNED
+        assert device.device_of(here) is plan.INTERPRETER
+    finally:
+        device.try_tuning(None)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +263,7 @@ def test_within_a_measurement_plans_have_the_values_that_are_tried():
         (["--op", "xn"], "--op: 'xn' is not one of"),
         (["--preset", "resnet5"], "did you mean resnet50?"),
         (["--time-budget", "soon"], "--time-budget: 'soon' is not a duration"),
+        (["--cell-timeout", "soon"], "--cell-timeout: 'soon' is not a duration"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_status_2(arguments, said, capsys):
@@ -151,6 +278,43 @@ def test_without_a_gpu_nothing_is_measured(capsys):
     assert capsys.readouterr().err == (
         "bench.tune: error: device: a GPU is needed, and there is none: nothing is measured without one\n"
     )
+
+
+class Measurer:
+    """In the place of a worker: every cell takes a microsecond, until the device is lost."""
+
+    def __init__(self, parts, silence):
+        self.parts, self.silence, self.closed, self.left = parts, silence, False, 40
+        made.append(self)
+
+    def measure(self, case, providers, finished, began, deadline):
+        (provider,) = providers
+        self.left -= 1
+        if not self.left:
+            raise DeviceLost("it fell off the bus")
+        record = cell.record(case, provider, self.parts.operators[case.op], self.parts.setting, "ok")
+        record.latency_us = 1.0 if provider.tuning.values else 2.0
+        finished(cell.Finished(record))
+
+    def close(self):
+        self.closed = True
+
+
+made = []
+
+
+def test_the_command_measures_in_a_worker_and_keeps_what_it_found_before_the_device_was_lost(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(devices, "gpu", lambda: torch.device("cuda", 3))
+    monkeypatch.setattr(environment, "collect", lambda device, providers: DESCRIBED)
+    monkeypatch.setattr(tune, "Worker", Measurer)
+    file = tmp_path / "gpu.json"
+    assert tune.main(["--op", "rms", "--dtype", "bf16", "--cell-timeout", "7s", "--out", str(file)]) == 1
+    (measurer,) = made
+    assert (measurer.silence, measurer.parts.setting.device, measurer.closed) == (7.0, torch.device("cuda", 3), True)
+    assert capsys.readouterr().err == "bench.tune: error: the device is lost: it fell off the bus\n"
+    assert json.loads(file.read_text())["values"]
 
 
 @pytest.mark.gpu

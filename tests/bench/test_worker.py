@@ -84,9 +84,32 @@ def test_a_worker_that_cannot_start_costs_its_cells_and_does_not_hang(tmp_path):
             return os._exit, (3,)
 
     found = []
-    parts = runner.parts(plan(Unreachable()))
-    Worker(parts, SILENCE_S).measure(cases()[0], ["torch", "unreachable"], found.append, lambda name: None)
+    worker = Worker(runner.parts(plan()), SILENCE_S)
+    worker.measure(cases()[0], [planted.TORCH, Unreachable()], found.append, lambda name: None)
     assert [(f.record.status, f.record.reason) for f in found] == [("crash", "its process ended with status 3")] * 2
+
+
+class Unknown(planted.Planted):
+    """Made here, and known nowhere else."""
+
+    def __reduce__(self):
+        return _elsewhere, ()
+
+
+def _elsewhere():
+    raise LookupError("no such provider")
+
+
+def test_a_provider_that_the_worker_cannot_load_costs_its_cells_and_no_more(tmp_path):
+    found = []
+    worker = Worker(runner.parts(plan()), SILENCE_S)
+    worker.measure(cases()[0], [Unknown()], found.append, lambda name: None)
+    worker.measure(cases()[0], [planted.TORCH], found.append, lambda name: None)
+    worker.close()
+    assert [(f.record.status, f.record.reason) for f in found] == [
+        ("crash", "its process cannot load it: LookupError: no such provider"),
+        ("ok", ""),
+    ]
 
 
 def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
