@@ -93,7 +93,7 @@ def absent_gpu(device: plan.Device = H200) -> Iterator[list[Compilation]]:
 
 @contextmanager
 def planned_for(device: plan.Device) -> Iterator[None]:
-    """Within, `normlib` on CPU tensors takes the kernels' path with the plans of this device; it launches what it can."""
+    """Within, `normlib` on CPU tensors takes the kernels' path and plans for this device."""
     before = backend.CPU_RUNS_KERNELS, plan.INTERPRETER
     backend.CPU_RUNS_KERNELS, plan.INTERPRETER = True, device
     try:

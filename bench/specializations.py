@@ -1,8 +1,8 @@
 """The kernels that a case of normlib's compiles, from its launches alone: no GPU, no compiler, nothing runs.
 
 Triton compiles a kernel once for every set of argument types, of integers that are 1 or that 16 divides, of pointers
-that 16 divides, and of constants and launch options that a plan chose. Launchers run here on tensors without memory, and
-what each of them would launch is written down in these terms.
+that 16 divides, and of constants and launch options that a plan chose. Launchers run here on tensors without memory,
+and what each of them would launch is written down in these terms.
 """
 
 from __future__ import annotations
