@@ -67,25 +67,21 @@ class Ahead:
         self._cases, self._names, self._device = tuple(cases), names, device
         self._for_kernels, self._for_graphs = processes(device)
         self._running: list[tuple[BaseProcess, Connection, int]] = []
+        self._refused: list[str] = []
 
     def kernels(self) -> None:
         """Starts those that compile normlib's kernels, problem by problem in the order of cases."""
-        if self._for_kernels and KERNELS in self._names:
-            device, target = properties(self._device), _target(self._device)
-            jobs = [partial(compile_kernels, group, device, target) for group in _problems(self._cases)]
-            self._start(jobs, self._for_kernels)
+        if KERNELS in self._names:
+            self._start(self._kernel_jobs, self._for_kernels)
 
     def graphs(self) -> None:
         """Starts those that compile graphs; a worker has the device by then, where only one process may have it."""
-        if self._for_graphs and GRAPHS in self._names:
-            from bench.providers.torch_compile import compiled_as
-
-            cases = dict.fromkeys(compiled_as(_plain(case)) for case in self._cases)
-            self._start([partial(compile_graph, case, self._device) for case in cases], self._for_graphs)
+        if GRAPHS in self._names:
+            self._start(self._graph_jobs, self._for_graphs)
 
     def close(self) -> str:
         """Ends what is left, and returns what is to be said of it all, or ""."""
-        answers: list[str] = []
+        answers = self._refused
         planned = sum(count for _, _, count in self._running)
         for process, pipe, _ in self._running:
             with suppress(EOFError, OSError):
@@ -96,15 +92,31 @@ class Ahead:
         errors = [answer for answer in answers if answer]
         done = f"{len(answers) - len(errors)} of {planned} problems and graphs"
         said = f"{len(self._running)} processes compiled {done} ahead"
-        self._running = []
+        self._running, self._refused = [], []
         if errors:
             return f"{said}; {len(errors)} failed, the first with {errors[0]}"
         return said if planned else ""
 
-    def _start(self, jobs: Sequence[Job], most: int) -> None:
+    def _kernel_jobs(self) -> list[Job]:
+        device, target = properties(self._device), _target(self._device)
+        return [partial(compile_kernels, group, device, target) for group in _problems(self._cases)]
+
+    def _graph_jobs(self) -> list[Job]:
+        from bench.providers.torch_compile import compiled_as
+
+        cases = dict.fromkeys(compiled_as(_plain(case)) for case in self._cases)
+        return [partial(compile_graph, case, self._device) for case in cases]
+
+    def _start(self, jobs: Callable[[], list[Job]], most: int) -> None:
         """Deals the jobs in turns: what is measured first is compiled first."""
-        count = min(most, len(jobs))
-        self._running += [start(jobs[i::count]) for i in range(count)]
+        if not (most and self._cases):
+            return
+        try:
+            dealt = jobs()
+            count = min(most, len(dealt))
+            self._running += [start(dealt[i::count]) for i in range(count)]
+        except Exception as error:  # the run goes on without
+            self._refused.append(_told(error))
 
 
 def start(jobs: Sequence[Job]) -> tuple[BaseProcess, Connection, int]:
@@ -189,10 +201,14 @@ def _work(pipe: Connection, jobs: Sequence[Job]) -> None:
             with suppress(Unsupported):  # then there is nothing to compile
                 job()
         except Exception as error:
-            text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            answer = f"{type(error).__name__}: {text[:_REASON_LENGTH]}"
+            answer = _told(error)
         with suppress(OSError):
             pipe.send(answer)
+
+
+def _told(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text[:_REASON_LENGTH]}"
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from bench.audit.calls import Launch
+from bench.audit.passes import Tensors
 from bench.case import Case
 from normlib.kernels.plan import Device
 
@@ -34,8 +35,13 @@ def kernels(case: Case, device: Device) -> frozenset[Specialization]:
 @cache
 def _of_pass(launch: Launch, name: str, device: Device) -> frozenset[Specialization]:
     with launched() as found:
-        launch.passes.modes[name].run(launch.tensors("meta"), device)
+        launch.passes.modes[name].run(_tensors(launch), device)
     return frozenset(found)
+
+
+@lru_cache(maxsize=1)  # for the passes of one call, which come one after another
+def _tensors(launch: Launch) -> Tensors:
+    return launch.tensors("meta")
 
 
 @contextmanager
@@ -47,7 +53,8 @@ def launched() -> Iterator[list[Specialization]]:
         # The interpreter, which stands in the compiler's place where there is no GPU, keeps the decorator's arguments.
         general = getattr(self, "do_not_specialize", None) or getattr(self, "kwargs", {}).get("do_not_specialize") or ()
         kinds = (_kind(value, name not in general) for name, value in zip(self.arg_names, args, strict=False))
-        found.append((self.__name__, *kinds, *sorted((k, str(v)) for k, v in constants.items())))
+        named = ((k, _kind(v, True) if isinstance(v, torch.Tensor) else str(v)) for k, v in sorted(constants.items()))
+        found.append((self.__name__, *kinds, *named))
 
     before = JITFunction.run, InterpretedFunction.run
     JITFunction.run = InterpretedFunction.run = note
