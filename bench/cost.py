@@ -111,8 +111,10 @@ def expected(
 
 
 def expected_seconds(case: Case, providers: Collection[str], device: torch.device) -> float:
-    """About how long these providers take for a case, all together, and its compilations where no other case shares
-    them: what one sweep is divided by, not what it adds up to."""
+    """About how long these providers take for a case, all together, and all that it compiles.
+
+    Ranks are dealt their cases by it. A sum over cases counts what they share more than once; `expected` does not.
+    """
     alone = _compiled(case, providers, device).values() if device.type == "cuda" else ()
     return _measuring(case, providers, device) + sum(costs.alone for costs in alone)
 
