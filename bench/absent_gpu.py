@@ -78,13 +78,25 @@ def absent_gpu(device: plan.Device = H200) -> Iterator[list[Compilation]]:
         function.device_caches[ABSENT][0][key] = _StandIn()
         return True
 
-    before = driver._active, knobs.runtime.jit_cache_hook, backend.CPU_RUNS_KERNELS, plan.INTERPRETER
+    before = driver._active, knobs.runtime.jit_cache_hook
     driver.set_active(_Driver())
-    knobs.runtime.jit_cache_hook, backend.CPU_RUNS_KERNELS, plan.INTERPRETER = note, True, device
+    knobs.runtime.jit_cache_hook = note
     try:
-        yield found
+        with planned_for(device):
+            yield found
     finally:
         driver.set_active(before[0])
-        knobs.runtime.jit_cache_hook, backend.CPU_RUNS_KERNELS, plan.INTERPRETER = before[1:]
+        knobs.runtime.jit_cache_hook = before[1]
         for function in functions:
             function.device_caches.pop(ABSENT, None)
+
+
+@contextmanager
+def planned_for(device: plan.Device) -> Iterator[None]:
+    """Within, `normlib` on CPU tensors takes the kernels' path and plans for this device."""
+    before = backend.CPU_RUNS_KERNELS, plan.INTERPRETER
+    backend.CPU_RUNS_KERNELS, plan.INTERPRETER = True, device
+    try:
+        yield
+    finally:
+        backend.CPU_RUNS_KERNELS, plan.INTERPRETER = before

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import sweep
-from bench.case import Case
-from bench.cost import expected_seconds
+from bench.cost import Expected, expected
 from bench.operators import Operator
 from bench.providers import Provider
 from bench.reduced import reduced
 from bench.runner import Plan
-
-if TYPE_CHECKING:
-    import torch
 
 # Seconds of a unit, from the largest; a time is told in the first that it fills.
 _UNITS = {"h": 3600, "min": 60, "s": 1}
@@ -32,15 +27,26 @@ def show(console: Console, plan: Plan, providers: Mapping[str, Provider]) -> Non
     _table(console, "preset", ("preset", "operators", "cells", "time", "about"), list(_presets(plan)))
     _table(console, "provider", ("provider", "here"), can)
     _table(console, "cell", ("case", "provider"), cells)
-    time = about(plan.cases, plan.providers, plan.device)
-    console.print(f"{len(plan.cases)} cases, {plan.cells} cells, {time} by a rule of thumb", markup=False)
+    expects = expected(plan.cases, plan.providers, plan.device)
+    time = f"{about(expects.total)} by a rule of thumb"
+    console.print(f"{len(plan.cases)} cases, {plan.cells} cells, {time}{made_up(expects)}", markup=False)
 
 
-def about(cases: Sequence[Case], providers: Collection[str], device: torch.device) -> str:
-    """The expected time in words: `about 40 s`, `about 2 min`, `about 1.5 h`."""
-    seconds = sum(expected_seconds(case, providers, device) for case in cases)
+def about(seconds: float) -> str:
+    """A time in words: `about 40 s`, `about 2 min`, `about 1.5 h`."""
     unit, length = next(((u, n) for u, n in _UNITS.items() if seconds >= n), ("s", 1))
     return f"about {max(seconds / length, 1):.2g} {unit}"
+
+
+def made_up(expects: Expected) -> str:
+    """Returns what an expected time consists of, where anything is compiled."""
+    if not expects.kernels + expects.graphs:
+        return ""
+    return (
+        f": {expects.starting:.0f} s to start, {expects.measuring:.0f} s for cells, {expects.compiling:.0f} s for what "
+        f"is left to compile of {expects.kernels} kernels and {expects.graphs} graphs, {expects.reporting:.0f} s for "
+        "the report"
+    )
 
 
 def _presets(plan: Plan) -> Iterator[tuple[str, ...]]:
@@ -53,7 +59,7 @@ def _presets(plan: Plan) -> Iterator[tuple[str, ...]]:
     for (name, what), operators in alike.items():
         every = sweep.cases(sweep.Sweep(tuple(o.name for o in operators), name), plan.operators)
         cases, _ = reduced(every, plan.device)
-        time = about(cases, plan.providers, plan.device)
+        time = about(expected(cases, plan.providers, plan.device).total)
         yield name, ", ".join(o.short for o in operators), str(len(cases) * len(plan.providers)), time, what
 
 

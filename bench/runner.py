@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench import claims, environment, results, samples
+from bench import claims, environment, precompile, results, samples
 from bench.case import Case
 from bench.cell import DeviceLost, Finished, Setting
 from bench.operators import Operator
@@ -69,13 +69,18 @@ def run(plan: Plan, folder: Path, described: Mapping[str, Any], kept: Iterable[R
     environment.write(folder, described)
     cells = parts(plan)
     measurer: Measurer = Worker(cells, plan.cell_timeout) if plan.isolated else Here(cells)
+    known = {(record.case, record.provider) for record in outcome.records}
+    left = [case for case in plan.cases if any((case, name) not in known for name in plan.providers)]
+    ahead = precompile.Ahead(left if plan.isolated else (), plan.providers, plan.device)
     before = environment.conditions(plan.device)
 
     display.start(plan.cells, len(outcome.records))
     try:
+        ahead.kernels()
         if described.get("copy_gbps") is None:
             described["copy_gbps"] = measurer.copy_gbps()
             environment.write(folder, described)
+        ahead.graphs()
         roof = claims.Roof(described["copy_gbps"], (described.get("gpu") or {}).get("l2_bytes") or 0)
         book = _Book(folder, outcome.records, plan.baseline, roof, display)
         outcome.stopped_by = _sweep(plan, cells, measurer, book, display)
@@ -86,6 +91,8 @@ def run(plan: Plan, folder: Path, described: Mapping[str, Any], kept: Iterable[R
     finally:
         measurer.close()
         display.stop()
+        if said := ahead.close():
+            described["notes"] = [*described.get("notes", ()), said]
         ending = {"finished": environment.now(), "complete": outcome.complete, "stopped_by": outcome.stopped_by}
         conditions = {"before": before, "after": environment.conditions(plan.device)}
         environment.write(folder, {**described, **ending, "conditions": conditions})

@@ -77,18 +77,18 @@ def half_way(shape: Sequence[int], machine: Machine = MACHINE) -> int | None:
 
 
 def sweep_seconds(devices: int) -> float:
-    """The longest rank's share of `--op all --preset full` on GPUs, by the rule of thumb."""
+    """The longest rank's share of `--op all --preset full` on GPUs, by the rule of thumb, each compiling for itself."""
     import torch
 
     from bench import sweep
-    from bench.cost import expected_seconds
+    from bench.cost import expected
     from bench.operators import operators
     from bench.shards.dividing import deal
 
     cases = sweep.cases(sweep.Sweep(tuple(operators()), "full"), operators())
     gpu = torch.device("cuda")  # of which only the kind is asked
     shares = deal(cases, PROVIDERS, gpu, devices)
-    return max(sum(expected_seconds(case, PROVIDERS, gpu) for case in share) for share in shares)
+    return max(expected(share, PROVIDERS, gpu, helpers=(0, 0)).total for share in shares)
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
@@ -17,17 +18,18 @@ from bench.audit.targets import TARGETS
 from normlib.kernels.numerics import INTERPRETED
 
 
+@dataclass(frozen=True)
 class _NoDevice:
     """A Triton driver for a target that is not there: enough of one to compile."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    target: GPUTarget
+    number: int
 
     def get_current_target(self) -> GPUTarget:
-        return TARGETS[self.name][0]
+        return self.target
 
     def get_current_device(self) -> int:
-        return list(TARGETS).index(self.name)  # Triton caches kernels by device
+        return self.number  # Triton caches kernels by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -36,6 +38,13 @@ class _NoDevice:
 @contextmanager
 def compiling(name: str) -> Iterator[list[tuple[str, Any]]]:
     """Within, launching a kernel compiles it for the target and stops there; yields (name, kernel) pairs."""
+    with compiling_for(TARGETS[name][0], list(TARGETS).index(name)) as found:
+        yield found
+
+
+@contextmanager
+def compiling_for(target: GPUTarget, number: int = 0) -> Iterator[list[tuple[str, Any]]]:
+    """As `compiling`, for any target; `number` is that of the device, and each target of a process has its own."""
     if INTERPRETED.value:
         raise RuntimeError("an interpreting process compiles nothing: unset TRITON_INTERPRET")
     found: list[tuple[str, Any]] = []
@@ -47,7 +56,7 @@ def compiling(name: str) -> Iterator[list[tuple[str, Any]]]:
         return kernel
 
     JITFunction.run = compile_only
-    driver.set_active(_NoDevice(name))
+    driver.set_active(_NoDevice(target, number))
     try:
         yield found
     finally:

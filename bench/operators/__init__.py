@@ -67,6 +67,10 @@ class Operator(ABC):
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         """Random inputs: x with an offset mean, weight and bias that are neither ones nor zeros, dy."""
 
+    def drawn(self, case: Case, device: torch.device, seed: int) -> Inputs:
+        """Returns what `inputs` does, except that no value is looked at: tensors without memory can be drawn too."""
+        return self.inputs(case, device, seed)
+
     @abstractmethod
     def reference(self, case: Case, inputs: Inputs) -> Reference:
         """The truth in float64, from the inputs as rounded to the case's dtype."""

@@ -49,14 +49,19 @@ class BatchNormRelu(BatchNorm):
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         """Those of batch_norm, and a residual with values around 1 in x's dtype; every sign is decided."""
-        found = super().inputs(replace(case, op="batch_norm"), device, seed)  # of the same random numbers
-        if self.adds:
-            draw = Draw(replace(case, op=f"{case.op} residual"), device, seed)  # of random numbers that x has none of
-            found["residual"] = laid_out(draw.normal(case.shape).to(TORCH_DTYPES[case.dtype]), case.layout)
+        found = self.drawn(case, device, seed)
         for _ in range(_ROUNDS):
             if not self._decide(case, found):
                 return found
         raise ValueError(f"{case.label}: after {_ROUNDS} rounds there are still signs that float32 cannot decide")
+
+    def drawn(self, case: Case, device: torch.device, seed: int) -> Inputs:
+        """Returns the inputs before any sign is decided, which takes a look at their values."""
+        found = super().inputs(replace(case, op="batch_norm"), device, seed)  # of the same random numbers
+        if self.adds:
+            draw = Draw(replace(case, op=f"{case.op} residual"), device, seed)  # of random numbers that x has none of
+            found["residual"] = laid_out(draw.normal(case.shape).to(TORCH_DTYPES[case.dtype]), case.layout)
+        return found
 
     def _decide(self, case: Case, inputs: Inputs) -> bool:
         """Moves what is undecided away from zero; whether there was anything."""

@@ -30,8 +30,12 @@ _PRESETS = {
         ),
     ),
     "quick": Preset(
-        "few and many rows of three language-model widths, in about two minutes on a GPU",
-        ({"tokens": (64, 8192), "hidden": (1024, 4096, 12288), "dtype": ("fp32", "bf16"), "layout": _LAYOUT},),
+        "few and many rows of three language-model widths, forward and backward: two minutes on a GPU",
+        (
+            {"tokens": (64, 8192), "hidden": (1024, 4096, 12288), "dtype": ("bf16",), "layout": _LAYOUT},
+            {"tokens": (8192,), "hidden": (4096,), "dtype": ("fp32",), "layout": _LAYOUT},
+        ),
+        modes=("fwd", "bwd"),
     ),
     "full": Preset(
         "one row to 131072, widths from 64 to 65536 and off the powers of two, every dtype",

@@ -34,11 +34,18 @@ _PRESETS = {
         ),
     ),
     "quick": Preset(
-        "the first, a middle and the last block of ResNet-50 in both layouts, in about two minutes on a GPU",
+        "ResNet-50's first, a middle and last norm in both layouts, forward and backward: two minutes on a GPU",
         tuple(
-            {"batch": (32,), "channels": (channels,), "spatial": (spatial,), "dtype": ("fp16",), "layout": _LAYOUTS}
-            for channels, spatial in ((64, "56x56"), (256, "14x14"), (2048, "7x7"))
+            {"batch": (32,), "channels": (channels,), "spatial": (spatial,), "dtype": (dtype,), "layout": layouts}
+            for channels, spatial, dtype, layouts in (
+                (64, "112x112", "fp16", _LAYOUTS),
+                (256, "14x14", "fp32", ("nchw",)),
+                (256, "14x14", "fp16", ("nhwc",)),
+                (256, "14x14", "bf16", ("nhwc",)),
+                (2048, "7x7", "fp16", _LAYOUTS),
+            )
         ),
+        modes=("fwd", "bwd"),
     ),
     "full": Preset(
         "the stages of a convolutional net, and what is off the beaten track, in every dtype and both layouts",

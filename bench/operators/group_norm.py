@@ -34,12 +34,14 @@ _PRESETS = {
         (_grid(3, 35, "7x7", 5), _grid(4, 64, "4x4", 8, ("bf16",))),
     ),
     "quick": Preset(
-        "blocks of a latent-diffusion U-Net and of ResNet-50 in both layouts, in about two minutes on a GPU",
+        "blocks of a diffusion U-Net and of ResNet-50 in both layouts, forward and backward: two minutes on a GPU",
         (
             _grid(2, 320, "64x64", USUAL, ("fp16",)),
             _grid(2, 1280, "16x16", USUAL, ("fp16",)),
-            _grid(32, 256, "14x14", USUAL, ("fp16",)),
+            {**_grid(32, 256, "14x14", USUAL, ("fp32",)), "layout": ("nchw",)},
+            {**_grid(32, 256, "14x14", USUAL, ("fp16", "bf16")), "layout": ("nhwc",)},
         ),
+        modes=("fwd", "bwd"),
     ),
     "full": Preset(
         "diffusion models, convolutional nets, and what is off the beaten track, in every dtype and both layouts",

@@ -21,12 +21,14 @@ _PRESETS = {
         (_grid(3, 37, "7x7"), _grid(4, 64, "4x4", ("bf16",))),
     ),
     "quick": Preset(
-        "one image through a style-transfer net, and a batch of small ones, in about two minutes on a GPU",
+        "an image in a style-transfer net, a batch of small ones, forward and backward: two minutes on a GPU",
         (
             _grid(1, 64, "256x256", ("fp16",)),
             _grid(1, 256, "64x64", ("fp16",)),
-            _grid(32, 512, "16x16", ("fp16",)),
+            {**_grid(32, 512, "16x16", ("fp32",)), "layout": ("nchw",)},
+            {**_grid(32, 512, "16x16", ("fp16", "bf16")), "layout": ("nhwc",)},
         ),
+        modes=("fwd", "bwd"),
     ),
     "full": Preset(
         "style transfer, segmentation of volumes, and what is off the beaten track, in every dtype and both layouts",

@@ -27,8 +27,12 @@ _PRESETS = {
         ),
     ),
     "quick": Preset(
-        "short and long utterances in widths of recurrent nets, in about two minutes on a GPU",
-        ({"time": (50, 800), "batch": (32,), "hidden": (800, 1760, 2560), "dtype": ("fp16",), "layout": _LAYOUT},),
+        "short and long utterances in widths of recurrent nets, forward and backward: two minutes on a GPU",
+        (
+            {"time": (50, 800), "batch": (32,), "hidden": (800, 1760, 2560), "dtype": ("fp16",), "layout": _LAYOUT},
+            {"time": (800,), "batch": (32,), "hidden": (1760,), "dtype": ("fp32",), "layout": _LAYOUT},
+        ),
+        modes=("fwd", "bwd"),
     ),
     "full": Preset(
         "few and many steps, one sequence and many, hidden sizes on and off the powers of two, every dtype",

@@ -27,8 +27,12 @@ _PRESETS = {
         ),
     ),
     "quick": Preset(
-        "layers of a convolutional net and of a language model, in about two minutes on a GPU",
-        ({"units": (512, 4096), "fan_in": (1024, 4608, 16384), "dtype": ("fp32", "bf16"), "layout": _LAYOUT},),
+        "layers of a convolutional net and of a language model, forward and backward: two minutes on a GPU",
+        (
+            {"units": (512, 4096), "fan_in": (1024, 4608, 16384), "dtype": ("bf16",), "layout": _LAYOUT},
+            {"units": (4096,), "fan_in": (4608,), "dtype": ("fp32",), "layout": _LAYOUT},
+        ),
+        modes=("fwd", "bwd"),
     ),
     "full": Preset(
         "convolutions of 3x3 and 1x1, linear layers, few long rows and many short ones, every dtype",

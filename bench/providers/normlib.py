@@ -12,6 +12,7 @@ import normlib
 import normlib.functional
 from bench.case import Case
 from bench.operators import Inputs, batch_renorm, noisy_batch_norm
+from bench.operators.batch_norm import MOMENTUM
 from bench.operators.group_norm import groups_of
 from bench.providers import Outputs, Provider, Runnable, _activations
 from bench.providers._pairs import NORM_OF, Forward, bound, runnable
@@ -52,7 +53,8 @@ class Normlib(Provider):
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         def saved(inputs: Inputs) -> Outputs:
-            operators, weight = torch.ops.normlib, inputs["weight"]
+            # With all that the cell's own forward takes: another kernel would be compiled for anything left out.
+            operators, weight, bias = torch.ops.normlib, inputs["weight"], inputs.get("bias")
             streams = [inputs[name] for name in ("x", "residual") if name in inputs]
             if self.backend(case, inputs) == "torch":
                 return {}
@@ -60,17 +62,17 @@ class Normlib(Provider):
                 return _STATISTICS[case.op](case, inputs)
             if not case.op.startswith(_SAVING):
                 return {}
-            statistics = (weight, None, None, None, 0.0, case.eps)
+            statistics = (weight, bias, *_buffers(inputs), MOMENTUM, case.eps)
             if case.op == "batch_norm_add_relu":
-                *_, mean, rstd = operators.batch_norm_add_relu_train(*streams, *statistics, False, False)
+                *_, mean, rstd = operators.batch_norm_add_relu_train(*streams, *statistics, True, False)
             elif case.op.startswith("batch_norm"):
                 _, mean, rstd = operators.batch_norm_train(*streams, *statistics, case.op == "batch_norm_relu")
             elif case.op == "instance_norm":
                 _, mean, rstd = operators.instance_norm(*streams, *statistics)
             elif case.op == "group_norm":
-                _, mean, rstd = operators.group_norm(*streams, groups_of(case), weight, None, case.eps)
+                _, mean, rstd = operators.group_norm(*streams, groups_of(case), weight, bias, case.eps)
             else:
-                *_, mean, rstd = getattr(operators, case.op)(*streams, list(case.shape[1:]), weight, None, case.eps)
+                *_, mean, rstd = getattr(operators, case.op)(*streams, list(case.shape[1:]), weight, bias, case.eps)
             # A mean is a pair of floats, whose first is the mean in its dtype.
             return {"mean": mean[0], "rstd": rstd} if mean.numel() else {"rstd": rstd}
 
@@ -94,6 +96,11 @@ def _fused(case: Case) -> Forward:
     return forward
 
 
+def _buffers(inputs: Inputs) -> list[Tensor]:
+    """Copies of the running statistics, which move."""
+    return [tensor.detach().clone() for name, tensor in inputs.items() if name.startswith("running_")]
+
+
 def _renorm_statistics(case: Case, inputs: Inputs) -> Outputs:
     vectors = (inputs[name] for name in ("weight", "bias", "running_mean", "running_std"))
     scalars = (batch_renorm.MOMENTUM, case.eps, batch_renorm.RMAX, batch_renorm.DMAX, None)
@@ -103,8 +110,9 @@ def _renorm_statistics(case: Case, inputs: Inputs) -> Outputs:
 
 
 def _noisy_statistics(case: Case, inputs: Inputs) -> Outputs:
-    scalars = (None, None, None, None, 0.0, case.eps, inputs["seed"], False, list(noisy_batch_norm.RANGES))
-    _, mean, rstd, _ = torch.ops.normlib.noisy_batch_norm_train(inputs["x"], *scalars)
+    vectors = (inputs["weight"], inputs["bias"], *_buffers(inputs))
+    scalars = (MOMENTUM, case.eps, inputs["seed"], False, list(noisy_batch_norm.RANGES))
+    _, mean, rstd, _ = torch.ops.normlib.noisy_batch_norm_train(inputs["x"], *vectors, *scalars)
     return {"mean": mean[0], "rstd": rstd}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import sweep
-from bench.cost import expected_seconds
+from bench.cost import expected, expected_seconds
 from bench.operators import operators
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -34,8 +34,56 @@ def test_more_elements_and_more_passes_take_longer(device, larger):
 
 
 def test_every_provider_takes_its_time_on_a_gpu():
-    one = expected_seconds(SMALL, ("normlib",), GPU)
-    assert expected_seconds(SMALL, ("normlib", "torch", "cudnn"), GPU) == pytest.approx(3 * one)
+    one = expected_seconds(SMALL, ("torch",), GPU)
+    assert expected_seconds(SMALL, ("cudnn", "torch", "transformer_engine"), GPU) == pytest.approx(3 * one)
+
+
+@pytest.mark.parametrize("name", ["normlib", "torch_compile", "liger"])
+def test_what_compiles_takes_longer_on_a_gpu(name):
+    assert expected_seconds(SMALL, ("torch", name), GPU) > expected_seconds(SMALL, ("torch", "cudnn"), GPU) + 0.5
+
+
+def test_a_kernel_counts_once_however_many_cases_share_it():
+    # Of rows of one width the kernels are the same for any number of rows that 16 divides.
+    rows = [case(op="ln", tokens=str(n), hidden="1024", mode=mode) for n in (4096, 8192) for mode in ("fwd", "bwd")]
+    costs = [expected(some, ("normlib",), GPU, (0, 0)) for some in (rows[:1], rows[:2], rows, [*rows, *rows])]
+    # Forward; what backward sums up and what it merges as well.
+    assert [cost.kernels for cost in costs] == [1, 3, 3, 3]
+    assert costs[1].compiling == costs[2].compiling == costs[3].compiling == pytest.approx(3 * costs[0].compiling)
+    others = [replace(row, dtype="bf16") for row in rows]
+    assert expected([*rows, *others], ("normlib",), GPU, (0, 0)).kernels == 6
+
+
+def test_forward_and_backward_alone_share_a_graph_and_a_training_step_has_its_own():
+    modes = [replace(SMALL, mode=mode) for mode in ("fwd", "bwd", "fwd_bwd", "eval")]
+    assert [expected(modes[:n], ("torch_compile",), GPU, (0, 0)).graphs for n in (1, 2, 3, 4)] == [1, 1, 2, 3]
+    hard = replace(SMALL, inputs="offset", offset=1e4)  # nothing is compiled for values
+    assert expected([SMALL, hard], ("torch_compile",), GPU, (0, 0)).graphs == 1
+
+
+def test_what_is_compiled_ahead_is_not_waited_for_unless_it_is_needed_at_once():
+    cases = sweep.cases(sweep.parse({"op": "bn", "preset": "resnet50"}, OPERATORS, "resnet50"), OPERATORS)
+    providers = ("normlib", "torch_compile")
+    alone, helped, crowd = (expected(cases, providers, GPU, n) for n in ((0, 0), (1, 1), (10, 4)))
+    assert alone.compiling > helped.compiling >= crowd.compiling > 0
+    assert alone.measuring == helped.measuring == crowd.measuring
+    first = expected(cases[:1], ("torch_compile",), GPU, (10, 4))
+    assert first.compiling == expected(cases[:1], ("torch_compile",), GPU, (0, 0)).compiling
+
+
+def test_the_total_has_everything():
+    found = expected([SMALL], ("normlib", "torch_compile"), GPU, (0, 0))
+    parts = found.starting, found.measuring, found.compiling, found.reporting
+    assert min(parts) > 0 and found.total == pytest.approx(sum(parts))
+    on_cpu = expected([SMALL], ("normlib",), CPU)
+    assert (on_cpu.compiling, on_cpu.kernels, on_cpu.measuring) == (0, 0, expected_seconds(SMALL, ("normlib",), CPU))
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=lambda operator: operator.short)
+def test_the_default_sweep_of_an_operator_takes_two_minutes_of_a_gpu(operator):
+    cases = sweep.cases(sweep.parse({"op": operator.short}, OPERATORS, "quick"), OPERATORS)
+    names = ("normlib", "torch", "torch_compile", "cudnn")
+    assert 60 < expected(cases, names, GPU, (10, 4)).total <= 120  # of 16 cores
 
 
 def test_without_a_gpu_it_is_the_interpreter_that_takes_the_time():

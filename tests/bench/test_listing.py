@@ -1,6 +1,7 @@
 """What --list says of presets."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -51,9 +52,17 @@ def test_a_gpus_list_needs_none(terminal):
     assert "llama3-70b-inference" in shown("resnet50", "cuda", terminal)
 
 
+def test_a_gpus_time_says_what_it_is_made_of_and_a_cpus_does_not():
+    *_, last = shown("resnet50", "cuda").splitlines()
+    found = re.search(
+        r"thumb: (\d+) s to start, (\d+) s for cells, .* of (\d+) kernels and 0 graphs, (\d+) s for", last
+    )
+    assert found and all(int(number) > 0 for number in found.groups())
+    assert shown("resnet50").splitlines()[-1].endswith("by a rule of thumb")
+
+
 @pytest.mark.parametrize(
-    ("cases", "said"), [(0, "about 1 s"), (1, "about 1 s"), (90, "about 1.5 min"), (5400, "about 1.5 h")]
+    ("seconds", "said"), [(0, "about 1 s"), (1, "about 1 s"), (90, "about 1.5 min"), (5400, "about 1.5 h")]
 )
-def test_a_time_is_told_in_the_unit_that_it_fills(monkeypatch, cases, said):
-    monkeypatch.setattr(listing, "expected_seconds", lambda *_: 1.0)
-    assert listing.about(range(cases), (), torch.device("cpu")) == said
+def test_a_time_is_told_in_the_unit_that_it_fills(seconds, said):
+    assert listing.about(seconds) == said

@@ -74,6 +74,16 @@ def test_the_full_preset_has_hundreds_of_cases_and_the_quick_one_tens(operator):
 
 
 @every_operator
+def test_the_quick_preset_has_every_layout_both_directions_and_sizes_and_dtypes_apart(operator):
+    found = list(cases(operator, "quick"))
+    assert operator.presets["quick"].modes == ("fwd", "bwd")
+    assert {case.layout for case in found} == set(operator.layouts)
+    sizes = {torch.Size(case.shape).numel() for case in found}
+    assert len(sizes) >= 2 and max(sizes) >= 1.5 * min(sizes)
+    assert {"fp32"} < {case.dtype for case in found}
+
+
+@every_operator
 def test_smoke_is_small_and_has_every_dtype_and_layout_and_odd_sizes_and_powers_of_two(operator):
     found = list(cases(operator, "smoke"))
     assert {case.dtype for case in found} == set(DTYPES)
