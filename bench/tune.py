@@ -144,6 +144,8 @@ def clock_of(
     """
 
     def clock(case: Case, tuning: Tuning) -> float:
+        if time.monotonic() >= end:
+            return inf  # rather than a process that is started to be stopped
         ended: list[Finished] = []
         measurer.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
         (record,) = (finished.record for finished in ended)

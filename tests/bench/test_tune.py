@@ -164,6 +164,7 @@ def test_what_is_measured_when_the_time_is_up_is_stopped():
     finally:
         measurer.close()
     assert time.monotonic() - began < 20
+    assert tune.clock_of(None, planted.Tunable, began)(case, plan.UNTUNED) == inf  # and nobody is asked any more
 
 
 def test_a_worker_measures_normlib_with_the_values_that_are_tried():
