@@ -144,6 +144,8 @@ def clock_of(
     """
 
     def clock(case: Case, tuning: Tuning) -> float:
+        if time.monotonic() >= end:
+            return inf  # rather than a process that is started to be stopped
         ended: list[Finished] = []
         measurer.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
         (record,) = (finished.record for finished in ended)
@@ -201,6 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(cases: Sequence[Case], clock: Clock, end: float, file: Path, described: Mapping[str, Any]) -> int:
     kept = device_file.read(file)
     values, gains = kept.get("values", {}), kept.get("gains", {})
+    if not any(map(plans_of, cases)):
+        print("no cell of this preset has a plan to tune")
+        return 0
+    ending = f"nothing is written: no plans were tuned within the time, and {file} is as it was"
     for tuned in search(cases, clock, end, values):
         if not tuned.cells:
             print(f"{tuned.plans}: no cell can be measured with the defaults, and nothing changes", flush=True)
@@ -213,7 +219,8 @@ def _run(cases: Sequence[Case], clock: Clock, end: float, file: Path, described:
         device_file.update(file, described["device_name"], values=values, gains=gains)
         speed = f"{1 / tuned.ratio:.3f}x the defaults' speed over {tuned.cells} cells"
         print(f"{tuned.plans}: {_listed(tuned.values)}, {speed}", flush=True)
-    print(f"written: {file}" if file.exists() else "no cell of this preset has a plan to tune")
+        ending = f"written: {file}"
+    print(ending)
     return 0
 
 

@@ -48,8 +48,9 @@ class Constants:
 
 @dataclass(frozen=True)
 class Expected:
-    """Microseconds of one pass, and of what they are the sum."""
+    """Microseconds of one pass on a device, and of what they are the sum."""
 
+    device: str
     us: float
     memory_us: float
     launches_us: float
@@ -95,7 +96,7 @@ def expected(constants: Constants, device_bytes: float, launches: int, waits: in
         launches * constants.launch_us,
         waits * (constants.barrier_us or 0.0),
     )
-    return Expected(*(round(us, 3) for us in (sum(parts), *parts)))
+    return Expected(constants.device, *(round(us, 3) for us in (sum(parts), *parts)))
 
 
 def waits(declared: Declared, launch: Traffic, shape: tuple[int, ...]) -> int:

@@ -82,10 +82,10 @@ def test_a_broken_file_is_named_in_one_line(broken, tuned, monkeypatch, capsys):
 def test_what_is_expected_is_bytes_and_launches_and_waits():
     constants = Constants("sm_90", "a GPU", 2000.0, 2.5, 1.5, {})
     # 64 MB at 2 TB/s are 32 us.
-    assert expected(constants, 64e6, 2, 3) == Expected(32 + 5 + 4.5, 32.0, 5.0, 4.5)
+    assert expected(constants, 64e6, 2, 3) == Expected("a GPU", 32 + 5 + 4.5, 32.0, 5.0, 4.5)
     unknown = Constants("sm_90", "a GPU", 2000.0, 2.5, None, {})
     assert expected(unknown, 64e6, 2, 3) is None
-    assert expected(unknown, 64e6, 2, 0) == Expected(37.0, 32.0, 5.0, 0.0)
+    assert expected(unknown, 64e6, 2, 0) == Expected("a GPU", 37.0, 32.0, 5.0, 0.0)
 
 
 # What the command makes of the calls of a preset, less the counts of the interpreter.
@@ -117,6 +117,7 @@ def test_the_command_tells_what_is_expected_on_the_device_that_has_constants(tun
         memory_us = record["moved_bytes"] / 2000 / 1e3
         launches_us = 2.5 * len(record["launches"])
         assert record["expected"] == {
+            "device": "NVIDIA H200",
             "us": pytest.approx(memory_us + launches_us, abs=2e-3),
             "memory_us": pytest.approx(memory_us, abs=1e-3),
             "launches_us": launches_us,

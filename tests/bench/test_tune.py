@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 from types import SimpleNamespace
 
 import planted
@@ -164,6 +165,7 @@ def test_what_is_measured_when_the_time_is_up_is_stopped():
     finally:
         measurer.close()
     assert time.monotonic() - began < 20
+    assert tune.clock_of(None, planted.Tunable, began)(case, plan.UNTUNED) == inf  # and nobody is asked any more
 
 
 def test_a_worker_measures_normlib_with_the_values_that_are_tried():
@@ -278,6 +280,18 @@ def test_without_a_gpu_nothing_is_measured(capsys):
     assert capsys.readouterr().err == (
         "bench.tune: error: device: a GPU is needed, and there is none: nothing is measured without one\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "end", "said"),
+    [
+        ([], LATER, "no cell of this preset has a plan to tune\n"),
+        (cases(op="rms"), 0.0, "nothing is written: no plans were tuned within the time, and gpu.json is as it was\n"),
+    ],
+)
+def test_where_nothing_is_tuned_it_is_said_why(chosen, end, said, capsys):
+    assert tune._run(chosen, lambda case, tuning: 1.0, end, Path("gpu.json"), DESCRIBED) == 0
+    assert capsys.readouterr().out == said and not Path("gpu.json").exists()
 
 
 class Measurer:
