@@ -14,6 +14,7 @@ Each figure is written when it is there.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--time-budget", default="20s", help="such as 10s or 1m; then no figure is begun (default: 20s)"
     )
     parser.add_argument("--out", type=Path, help="the file (default: beside the values that are tuned for this GPU)")
+    parser.add_argument("--bytes", metavar="N,...", help="of the tensors that are copied and read (16 MiB to 2 GiB)")
     given = parser.parse_args(argv)
     try:
         end = began + sweep.seconds("--time-budget", given.time_budget)
@@ -50,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         described = environment.collect(device, {})
         file = given.out or plan.tuning_file(described["device_name"])
         device_file.check(file, described["device_name"])
+        sizes = None if given.bytes is None else _sizes(given.bytes)
     except BadArgument as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    from bench.device_figures import FIGURES, session  # with Triton's kernels, which nobody needs without a GPU
+    from bench.device_figures import FIGURES, SIZES, session  # with Triton's kernels: nobody needs them without a GPU
 
     with ended_when_hung(end + GRACE_S):
-        return measure(FIGURES, lambda: session(device), end, file, described)
+        return measure(FIGURES, lambda: session(device, sizes or SIZES), end, file, described)
 
 
 def measure(
@@ -108,11 +111,19 @@ def ended_when_hung(limit: float) -> Iterator[None]:
         left.set()
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+    found = sweep.values("--bytes", text)
+    for value in found:
+        if not re.fullmatch("[1-9][0-9]{3,12}", value):
+            raise BadArgument("--bytes", f"{value!r} is not a number of bytes from 1000 to {10**13 - 1}")
+    return tuple(sorted(map(int, found)))
+
+
 def _told(found: Figure) -> str:
     parts = []
     for key, value in found.items():
         if isinstance(value, dict):
-            parts += [f"{int(size) >> 20} MiB {one:g} GB/s" for size, one in value.items()]
+            parts += [f"{int(size):,} bytes {one:g} GB/s" for size, one in value.items()]
         else:
             parts.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(parts)

@@ -6,7 +6,7 @@ call costs besides is in neither. `python -m bench.device_constants` says what e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -87,12 +87,13 @@ class Session:
     phases: Phases
     device: torch.device
     facts: plan.Device
+    sizes: Sequence[int] = SIZES
 
 
-def session(device: torch.device) -> Session:
-    """Returns a session on a GPU, which is to be the current one."""
+def session(device: torch.device, sizes: Sequence[int] = SIZES) -> Session:
+    """Returns a session on a GPU, which is to be the current one, for tensors of these bytes."""
     gpu = Gpu(device)
-    return Session(gpu, Phases(gpu, telemetry.monitor(device)), device, device_of(torch.empty(1, device=device)))
+    return Session(gpu, Phases(gpu, telemetry.monitor(device)), device, device_of(torch.empty(1, device=device)), sizes)
 
 
 def copy_figure(on: Session) -> Figure:
@@ -203,9 +204,9 @@ def _sizes(on: Session) -> list[int]:
     """Of the tensors, of which there are two and the clock's own: what is free holds four."""
     torch.cuda.empty_cache()  # what an earlier figure has let go of
     free, _ = torch.cuda.mem_get_info(on.device)
-    fitting = [size for size in SIZES if size <= free // 4]
+    fitting = [size for size in on.sizes if size <= free // 4]
     if not fitting:
-        raise Unmeasured(f"{free >> 20} MiB of memory are free, too few for {SIZES[0] >> 20} MiB four times")
+        raise Unmeasured(f"{free} bytes of memory are free, too few for {min(on.sizes)} four times")
     return fitting
 
 

@@ -1,11 +1,13 @@
 """A fake `torch.cuda` on a machine without a GPU: the same calls, CPU tensors, and a device with known times.
 
-`install` replaces the parts of `torch.cuda` and `torch.profiler` that `bench` uses. Tensors that are made on `cuda` lie
-on the CPU, where their values are really computed, by PyTorch or by Triton's interpreter. What the device is asked to
-do is queued on the current stream and takes a known time: `LAUNCH_S` and the bytes of all tensors over the bandwidth of
-the memory that they are found in. The L2 is modelled: only what was used last is in it, at most `L2_BYTES`.
+`installed` replaces the parts of `torch.cuda` and `torch.profiler` that `bench` uses. Tensors that are made on `cuda`
+lie on the CPU, where their values are really computed, by PyTorch or by Triton's interpreter. What the device is asked
+to do is queued on the current stream and takes a known time: LAUNCH_S, the bytes of all tensors over the bandwidth of
+the memory that they are found in, and ACCESS_S for each access of a Triton kernel. The L2 is modelled: only what was
+used last is in it, at most L2_BYTES.
 
-By default the host's clock is the real one; `VirtualHost` is a clock that moves by what is queued and nothing else.
+The host's clock is the real one, less what the CPU spends on the device's work, or one that only moves by what is
+queued. Whoever installs the fake has `time.perf_counter` replaced by it before bench takes that.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -29,8 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 LAUNCH_S = 2e-6
+# Of a load, store or atomic operation of a kernel's program.
+ACCESS_S = 1e-7
+ACCESSES = ("create_load", "create_masked_load", "create_store", "create_masked_store", "create_atomic_rmw")
 DRAM_BYTES_S, L2_BYTES_S = 100e9, 400e9
-L2_BYTES = 1 << 20
+L2_BYTES = 1 << 18
 MEMORY_BYTES = 1 << 30
 CYCLES_PER_S = 1e9
 LOST = "CUDA error: an illegal memory access was encountered"
@@ -39,13 +44,30 @@ QUIET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided
 
 
 class RealHost:
-    """The clock of the machine."""
+    """The clock of the machine, which stands still while the CPU does the fake device's work.
+
+    A launch takes QUEUE_S instead, and one of Triton's interpreter, which is slow, a SHARE of its processor time, or
+    MOST_S: few calls are to fill the time that a measurement takes.
+    """
+
+    QUEUE_S, SHARE, MOST_S = 1e-4, 0.2, 5e-3
+
+    def __init__(self) -> None:
+        self._clock, self._stood = time.perf_counter, 0.0
 
     def now(self) -> float:
-        return time.perf_counter()
+        return self._clock() - self._stood
 
-    def spend(self, seconds: float) -> None:
-        """What the machine does takes its own time."""
+    @contextmanager
+    def working(self, kernel: bool = False) -> Iterator[None]:
+        """Within, the CPU does the device's work."""
+        began, worked = self._clock(), time.process_time()
+        try:
+            yield
+        finally:
+            share = min(self.SHARE * (time.process_time() - worked), self.MOST_S) if kernel else 0.0
+            taken = max(self.QUEUE_S, share)
+            self._stood += self._clock() - began - taken
 
     def wait_until(self, moment: float) -> None:
         while (left := moment - self.now()) > 0:
@@ -54,7 +76,7 @@ class RealHost:
 
 @dataclass
 class VirtualHost:
-    """A clock that only moves when it is told to: `queue_s` for everything that is queued."""
+    """A clock that only moves by `queue_s` for everything that is queued, and by waiting."""
 
     queue_s: float = 50e-6
     moment: float = 0.0
@@ -62,8 +84,10 @@ class VirtualHost:
     def now(self) -> float:
         return self.moment
 
-    def spend(self, seconds: float) -> None:
-        self.moment += seconds
+    @contextmanager
+    def working(self, kernel: bool = False) -> Iterator[None]:
+        yield
+        self.moment += self.queue_s
 
     def wait_until(self, moment: float) -> None:
         self.moment = max(self.moment, moment)
@@ -114,7 +138,6 @@ class Event:
 
     def record(self, stream: Stream | None = None) -> None:
         _now.check()
-        _now.host.spend(getattr(_now.host, "queue_s", 0.0) / 5)
         self.moment = max(_now.host.now(), (stream or _now.stream).free)
 
     def query(self) -> bool:
@@ -135,14 +158,14 @@ class Graph:
     """As torch.cuda.CUDAGraph: what a capture has seen, which a replay queues again."""
 
     def __init__(self, keep_graph: bool = False) -> None:
-        self.work: list[tuple[str, tuple[Any, ...], Any]] = []
+        self.work: list[tuple[str, tuple[Any, ...], Any, int]] = []
 
     def replay(self) -> None:
-        _now.host.spend(getattr(_now.host, "queue_s", 0.0))
-        for name, tensors, again in self.work:
-            _now.run(name, tensors)
-            with _disable_current_modes():
-                again()
+        with _now.host.working():
+            for name, tensors, again, accesses in self.work:
+                _now.run(name, tensors, accesses)
+                with _disable_current_modes():
+                    again()
 
 
 @dataclass
@@ -158,6 +181,7 @@ class FakeDevice:
     done: list[Work] = field(default_factory=list)
     allocated: int = 0
     peak: int = 0
+    accesses: int = 0
     capturing: Graph | None = None
 
     def __post_init__(self) -> None:
@@ -179,17 +203,16 @@ class FakeDevice:
     def synchronize(self) -> None:
         self.wait(max([self.default.free, self.stream.free, *(work.start + work.duration for work in self.done[-1:])]))
 
-    def queue(self, name: str, tensors: tuple[Any, ...], again: Any) -> None:
+    def queue(self, name: str, tensors: tuple[Any, ...], again: Any, accesses: int = 0) -> None:
         """Queues work on the current stream, or adds it to the graph that is being captured."""
         self.check()
-        self.host.spend(getattr(self.host, "queue_s", 0.0))
         if self.capturing is not None:
-            self.capturing.work.append((name, tensors, again))
+            self.capturing.work.append((name, tensors, again, accesses))
             return
-        self.run(name, tensors)
+        self.run(name, tensors, accesses)
 
-    def run(self, name: str, tensors: tuple[Any, ...]) -> None:
-        self.occupy(name, LAUNCH_S + sum(self._seconds(tensor) for tensor in tensors))
+    def run(self, name: str, tensors: tuple[Any, ...], accesses: int) -> None:
+        self.occupy(name, LAUNCH_S + accesses * ACCESS_S + sum(self._seconds(tensor) for tensor in tensors))
 
     def occupy(self, name: str, duration: float) -> None:
         self.check()
@@ -243,10 +266,11 @@ class _Mode(TorchDispatchMode):
             with self:
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
         _now.check()
-        found = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
         if func.is_view or name in ("detach", "_unsafe_view"):
-            return found
+            return func(*args, **kwargs)
+        with _now.host.working() if name not in QUIET else nullcontext():
+            found = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
         for tensor in results:
             _now.allocate(tensor)
@@ -385,6 +409,8 @@ def install(device: FakeDevice | None = None) -> Iterator[FakeDevice]:
     """Replaces `torch.cuda` by the fake; a generator that gives the device and then takes the fake away again."""
     import triton.runtime.interpreter as interpreter
 
+    from normlib.kernels import plan
+
     global _now
     before, _now = _now, device or FakeDevice()
     torch._C._ensureCUDADeviceGuardSet()
@@ -397,11 +423,23 @@ def install(device: FakeDevice | None = None) -> Iterator[FakeDevice]:
             with _disable_current_modes():
                 return executed(self, *args, **kwargs)
 
-        found = call()
-        _now.queue(self.fn.__name__, tuple(tensors), call)
+        before = _now.accesses
+        with _now.host.working(kernel=True):
+            found = call()
+        _now.queue(self.fn.__name__, tuple(tensors), call, _now.accesses - before)
         return found
 
+    def counted(operation: Any) -> Any:
+        def access(*args: Any, **kwargs: Any) -> Any:
+            _now.accesses += 1
+            return operation(*args, **kwargs)
+
+        return access
+
+    builder = interpreter.InterpreterBuilder
+
     patches = [mock.patch.object(torch.cuda, name, fake) for name, fake in REPLACED.items()]
+    patches += [mock.patch.object(builder, name, counted(getattr(builder, name))) for name in ACCESSES]
     patches += [
         mock.patch.object(torch.profiler, "profile", _Profile),
         mock.patch.object(torch, "Generator", _Generator),
@@ -410,6 +448,8 @@ def install(device: FakeDevice | None = None) -> Iterator[FakeDevice]:
     for patch in patches:
         patch.start()
     # Not mock.patch.dict, which would take away every module that is imported meanwhile.
+    # A plan for the interpreter's programs, which run one after another, and for the fake device's cache.
+    planned, plan.INTERPRETER = plan.INTERPRETER, plan.Device(1, l2=_now.l2_bytes, cooperative=True)
     binding, sys.modules["pynvml"] = sys.modules.pop("pynvml", None), nvml()
     try:
         with _Mode():
@@ -417,7 +457,8 @@ def install(device: FakeDevice | None = None) -> Iterator[FakeDevice]:
     finally:
         for patch in patches:
             patch.stop()
-        del sys.modules["pynvml"]
+        plan.INTERPRETER = planned
+        sys.modules.pop("pynvml", None)
         if binding is not None:
             sys.modules["pynvml"] = binding
         _now = before

@@ -4,15 +4,19 @@ Where there is an NVIDIA GPU and `ncu`, it profiles this module as a program, wh
 another, each behind a flush of the cache. Caches and clocks are left alone between the launches of a pass: what the
 second one finds is what is asked. Anywhere else nothing is read, and the audit says so.
 
+`python -m bench.audit.counters CALL ...` counts the calls that it is given, such as rms_norm:4096x12288:bf16:rows.
+
 A result that is still in the cache when its launch ends is not written yet, and never counted: writes may come out
 lower than what is stored, by up to the size of the cache a pass.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +28,10 @@ from typing import Any
 
 import torch
 
-from bench.audit.calls import Launch
+from bench.audit.calls import DTYPES, Launch
 from bench.audit.passes import Declared
+from bench.operators import operators
+from bench.report.__main__ import OneLineParser
 from normlib.kernels.device import device_of
 from normlib.kernels.plan import Device
 
@@ -74,7 +80,7 @@ def _profiled(calls: Sequence[Launch]) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(call)) + "\n" for call in calls)
         file.flush()
-        command = [*NCU, sys.executable, "-m", __name__, file.name]
+        command = [*NCU, sys.executable, "-m", __spec__.name, "--make", file.name]
         # Of the locale, which decides how ncu writes a number.
         done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True)
     if done.returncode:
@@ -145,11 +151,11 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["op"], row["mode"], row["dtype"], row["layout"], tuple(row["shape"]), tuple(row["options"])
 
 
-def main(file: str) -> int:
+def make(file: Path) -> None:
     """Makes the calls that stand in a file, a JSON object a line."""
     device = device_of(torch.empty(1, device="cuda"))
     flush = torch.empty(4 * device.l2, dtype=torch.uint8, device="cuda")
-    for line in Path(file).read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         said = json.loads(line)
         options = tuple(map(tuple, said["options"]))
         call = Launch(**{**said, "shape": tuple(said["shape"]), "without": tuple(said["without"]), "options": options})
@@ -158,8 +164,47 @@ def main(file: str) -> int:
             flush.zero_()
             call.passes.modes[mode].run(tensors, device)
     torch.cuda.synchronize()
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0 done, 1 nothing was read, 2 unusable arguments."""
+    parser = OneLineParser(prog=f"python -m {__spec__.name}", description="Reads hardware counters of calls, by ncu.")
+    parser.add_argument("calls", nargs="*", type=_call, metavar="CALL", help="such as rms_norm:4096x12288:bf16:rows")
+    parser.add_argument("--out", type=Path, help="a file for the records, one JSON object a line")
+    parser.add_argument("--make", type=Path, metavar="FILE", help="make this file's calls, which is what ncu profiles")
+    given = parser.parse_args(argv)
+    if given.make:
+        make(given.make)
+        return 0
+    if not given.calls:
+        parser.error("give at least one call, such as rms_norm:4096x12288:bf16:rows")
+    found = list(collect(given.calls, []))
+    if given.out:
+        given.out.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    for row in found:
+        print(row["text"] if row["record"] == "note" else _told(row))
+    return 1 if any(row["record"] == "note" for row in found) else 0
+
+
+def _call(text: str) -> Launch:
+    """Returns the call that OPERATOR:SHAPE:DTYPE:LAYOUT stands for."""
+    name, shape, dtype, layout = (*text.split(":"), "", "", "", "")[:4]
+    operator = operators().get(name)
+    allowed = operator is not None and not operator.choices and dtype in DTYPES and layout in operator.layouts
+    if not allowed or text.count(":") != 3 or not re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*)+", shape):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not OPERATOR:SHAPE:DTYPE:LAYOUT as rms_norm:4096x12288:bf16:rows"
+        )
+    return Launch(name, tuple(map(int, shape.split("x"))), dtype, layout)
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    """A pass in a line: units of its activation that were read and written."""
+    read, written = (sum(one[f"{way}_bytes"] for one in row["launches"]) for way in ("read", "written"))
+    shape = "x".join(map(str, row["shape"]))
+    units = f"{read / row['unit_bytes']:.2f} read, {written / row['unit_bytes']:.2f} written"
+    return f"{row['op']} {shape} {row['dtype']} {row['layout']} {row['mode']}: units {units}"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())
