@@ -102,7 +102,7 @@ DEFINITIONS = (
     ),
     (
         "compile ms",
-        "Wall time of building the cell and of its first call, on the host; small where a cache was warm or filled ahead.",
+        "Wall time of building the cell and of its first call, on the host; small with a cache warm or filled ahead.",
     ),
 )
 
