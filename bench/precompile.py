@@ -90,8 +90,8 @@ class Ahead:
             _end(process)
             pipe.close()
         errors = [answer for answer in answers if answer]
-        done = f"{len(answers) - len(errors)} of {planned} problems and graphs"
-        said = f"{len(self._running)} processes compiled {done} ahead"
+        by = "1 process" if len(self._running) == 1 else f"{len(self._running)} processes"
+        said = f"{by} compiled {len(answers) - len(errors)} of {planned} problems and graphs ahead"
         self._running, self._refused = [], []
         if errors:
             return f"{said}; {len(errors)} failed, the first with {errors[0]}"

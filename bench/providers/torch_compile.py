@@ -67,6 +67,9 @@ def compile_ahead(case: Case, device: torch.device) -> None:
     def stop(*_: object) -> None:
         raise _Stopped
 
+    # Not around the compilation: Dynamo and Inductor have real tensors of their own, such as a generator's state.
+    with FakeTensorMode():
+        inputs = operators()[case.op].drawn(case, device, 0)
     with (
         # As many processes as are wanted are there already.
         inductor_config.patch(compile_threads=1),
@@ -74,10 +77,9 @@ def compile_ahead(case: Case, device: torch.device) -> None:
         functorch_config.patch(force_non_lazy_backward_lowering=True),
         # What is compiled must not run: its pointers are null.
         mock.patch.object(CompiledFxGraph, "__call__", stop),
-        FakeTensorMode(),
         suppress(_Stopped),
     ):
-        PROVIDER.build(case, operators()[case.op].drawn(case, device, 0))
+        PROVIDER.build(case, inputs)
 
 
 class _Stopped(Exception):

@@ -62,7 +62,7 @@ def plainly():
 
 def compile_graph():
     plainly()
-    precompile.compile_graph(cases("ln", "fwd")[0], torch.device("cpu"))
+    precompile.compile_graph(cases("bn", "fwd")[0], torch.device("cpu"))
 
 
 def run_graph():
@@ -72,8 +72,8 @@ def run_graph():
     from bench.providers import providers
 
     plainly()
-    forward, backward = cases("ln")
-    inputs = operators()["layer_norm"].inputs(forward, torch.device("cpu"), 0)
+    forward, backward = cases("bn")
+    inputs = operators()["batch_norm"].inputs(forward, torch.device("cpu"), 0)
     for case in (forward, backward):
         providers()["torch_compile"].build(case, inputs)
     found = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss")}

@@ -169,10 +169,10 @@ def test_a_run_compiles_ahead_says_so_and_does_not_depend_on_it(tmp_path, monkey
     monkeypatch.setattr(precompile, "processes", lambda device: (2, 0))
     monkeypatch.setattr(precompile, "KERNELS", "torch")
     monkeypatch.setattr(precompile, "_target", lambda device: None)  # which no compiler knows
-    outcome = runner.run(plan(isolated=True), tmp_path, {"notes": ["before"]}, [], Silent())
+    outcome = runner.run(plan(isolated=True, cell_timeout=60.0), tmp_path, {"notes": ["before"]}, [], Silent())
     assert outcome.complete and {record.status for record in outcome.records} == {"ok"}
     before, said = environment.read(tmp_path)["notes"]
-    assert before == "before" and said.startswith("1 processes compiled 0 of 1 problems and graphs ahead")
+    assert before == "before" and said.startswith("1 process compiled 0 of 1 problems and graphs ahead")
 
 
 def test_a_run_in_this_process_and_one_that_cannot_start_any_go_on_without(tmp_path, monkeypatch):
@@ -180,6 +180,6 @@ def test_a_run_in_this_process_and_one_that_cannot_start_any_go_on_without(tmp_p
     monkeypatch.setattr(precompile, "KERNELS", "torch")
     runner.run(plan(), tmp_path, {}, [], Silent())
     assert not environment.read(tmp_path).get("notes")
-    outcome = runner.run(plan(isolated=True), tmp_path, {}, [], Silent())  # a CPU has no target
+    outcome = runner.run(plan(isolated=True, cell_timeout=60.0), tmp_path, {}, [], Silent())  # a CPU has no target
     (said,) = environment.read(tmp_path)["notes"]
     assert outcome.complete and "; 1 failed, the first with " in said
