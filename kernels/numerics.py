@@ -3,14 +3,14 @@
 Everything is loaded in its own dtype, computed in float32 (float64 for float64) and rounded once, at the store.
 """
 
-import os
 import struct
 
 import torch
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+# As triton.jit decides for the kernels that import this: by the environment, or what a program has set in its place.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 if INTERPRETED.value:
     from normlib.kernels import interpreter
 

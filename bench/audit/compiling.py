@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from bench.absent_gpu import ABSENT, driven_by
 from bench.audit.targets import TARGETS
 from normlib.kernels.numerics import INTERPRETED
 
@@ -27,7 +27,8 @@ class _NoDevice:
         return TARGETS[self.name][0]
 
     def get_current_device(self) -> int:
-        return list(TARGETS).index(self.name)  # Triton caches kernels by device
+        # Triton keeps kernels by device, and no device, real or absent, may find these: none has such a number.
+        return ABSENT - 1 - list(TARGETS).index(self.name)
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -47,8 +48,8 @@ def compiling(name: str) -> Iterator[list[tuple[str, Any]]]:
         return kernel
 
     JITFunction.run = compile_only
-    driver.set_active(_NoDevice(name))
     try:
-        yield found
+        with driven_by(_NoDevice(name)):
+            yield found
     finally:
         JITFunction.run = run
