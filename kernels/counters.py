@@ -17,11 +17,14 @@ from torch import Tensor
 from triton.runtime import driver
 
 from normlib.kernels.numerics import INTERPRETED
-from normlib.kernels.plan import next_power_of_2
+from normlib.kernels.plan import cdiv, next_power_of_2
 
 # Counters in a slab (1 MiB) and, unless a launch needs more, in the slice of a stream.
 SLAB = 1 << 18
 SLICE = 1 << 10
+# A slice begins where a line of 128 bytes does. Triton compiles a kernel anew for an address that is no multiple of 16
+# bytes, and in a capture would do so there; nor do launches that run side by side contend for a line.
+ALIGN = 32
 
 _INTERPRETED = bool(INTERPRETED.value)
 _lock = Lock()
@@ -94,8 +97,8 @@ def _for_capture(n: int, device: torch.device) -> Tensor:
 
 
 def _take(n: int, device: torch.device) -> Tensor | None:
-    """Returns n counters that nobody has had, or None where there are too few left."""
-    left = _left.get(device)
+    """Returns at least n counters that nobody has had, or None where there are too few left."""
+    left, n = _left.get(device), cdiv(n, ALIGN) * ALIGN
     if left is None or left.numel() < n:
         return None
     found, _left[device] = left[:n], left[n:]
