@@ -13,8 +13,8 @@ from triton.runtime.errors import InterpreterError
 
 from bench.audit.small_calls import OFF_CHIP
 from normlib import reference
-from normlib.kernels import batch_norm_launch, batch_norm_on_chip, batch_norm_once, counters, plan
 from normlib.kernels import batch_norm as kernels
+from normlib.kernels import batch_norm_launch, batch_norm_on_chip, batch_norm_once, counters, plan
 from normlib.kernels.device import device_of
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
