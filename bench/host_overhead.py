@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import sys
@@ -33,7 +34,7 @@ from functools import partial
 from itertools import product
 from statistics import median
 from time import process_time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 os.environ.pop("TRITON_INTERPRET", None)  # the interpreter takes another way to a kernel
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # PyTorch's profiler says when it begins and ends, at every call
@@ -43,7 +44,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Measurement, Timer, timer
 from triton.runtime.jit import JITFunction
 
 import normlib
@@ -51,6 +51,9 @@ from bench import sweep
 from bench.absent_gpu import absent_gpu
 from bench.case import MODES
 from bench.sweep import BadArgument
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Measurement
 
 # Calls in a block: some tens of milliseconds, long beside a clock's tick and a wait for the device.
 CALLS = 500
@@ -144,7 +147,7 @@ def count(call: Call) -> tuple[list[str], list[str], int]:
     with no_launch() as launched:
         call()
         launched.clear()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
             call()
     events = [e for e in profiled.events() if e.name.startswith(("aten::", "normlib::"))]
     allocations = sum(e.self_cpu_memory_usage > 0 or e.self_device_memory_usage > 0 for e in events)
@@ -153,6 +156,10 @@ def count(call: Call) -> tuple[list[str], list[str], int]:
 
 def measure(ops: Sequence[str], modes: Sequence[str], repeat: int, device: torch.device) -> list[Cost]:
     """Every operator, mode and form of both libraries; a block of each in turn, so that a slow moment meets all."""
+    # It imports what compiles extensions, and that warns where there is a CUDA compiler and no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Measurement, Timer, timer
+
     cells = list(product(ops, modes, FORMS, (normlib, torch)))
     calls = {cell: call_of(cell[3], *cell[:3], device) for cell in cells}
     clock = process_time if device.type == "cpu" else timer

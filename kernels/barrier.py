@@ -6,14 +6,11 @@ came first. A thread block's own barrier stands on both sides: before the releas
 threads stored (https://github.com/triton-lang/triton/issues/6307), and after the acquire, since one thread waits.
 
 A launch finds its counters at zero and leaves them so: the last program to go resets them, and nothing but the launch
-itself is queued for a barrier.
+itself is queued for a barrier. Where a launch finds them is in counters.py.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.runtime import driver
 
 
 @triton.jit
@@ -42,21 +39,3 @@ def leave(left, programs, counter, other=None):
         if other is not None:
             tl.atomic_xchg(other, 0, sem="relaxed", scope="gpu")
         tl.atomic_xchg(left, 0, sem="relaxed", scope="gpu")
-
-
-# By device: those of its default stream, whose launches follow each other and so can pass them on.
-_counters: dict[int, Tensor] = {}
-
-
-def counters(n: int, device: torch.device) -> Tensor:
-    """At least n counters (int32) for one launch on the device's current stream: zeros, and to be left as zeros.
-
-    On any other stream they are fresh. CUDA graphs are captured there, and what is captured may run beside all else;
-    torch.compile warms up for them there, with memory that is the graph's and not to be kept.
-    """
-    if device.type != "cuda" or driver.active.get_current_stream(device.index) != 0:
-        return torch.zeros(n, dtype=torch.int32, device=device)
-    found = _counters.get(device.index)
-    if found is None or found.numel() < n:
-        found = _counters[device.index] = torch.zeros(max(n, 1024), dtype=torch.int32, device=device)
-    return found

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.barrier import counters
+from normlib.kernels.counters import counters
 from normlib.kernels.device import device_of
 from normlib.kernels.layouts import dense
 from normlib.kernels.numerics import float_pair, statistics_dtype

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+# As triton.jit decides for the kernels that import this: by the environment, or what a program has set in its place.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 if INTERPRETED.value:
     from normlib.kernels import interpreter

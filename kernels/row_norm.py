@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.barrier import counters
+from normlib.kernels.counters import counters
 from normlib.kernels.device import device_of, on
 from normlib.kernels.numerics import accumulator, blocks, divide, float_pair, load, store
 from normlib.kernels.plan import Device

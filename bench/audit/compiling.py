@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from bench.absent_gpu import ABSENT, driven_by
 from bench.audit.targets import TARGETS
 from normlib.kernels.numerics import INTERPRETED
+
+# Triton keeps kernels by device, and no device, real or absent, may find these: none has this number or a lower one.
+NUMBER = ABSENT - 1
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class _NoDevice:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.number  # Triton caches kernels by device
+        return self.number
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -38,12 +41,12 @@ class _NoDevice:
 @contextmanager
 def compiling(name: str) -> Iterator[list[tuple[str, Any]]]:
     """Within, launching a kernel compiles it for the target and stops there; yields (name, kernel) pairs."""
-    with compiling_for(TARGETS[name][0], list(TARGETS).index(name)) as found:
+    with compiling_for(TARGETS[name][0], NUMBER - 1 - list(TARGETS).index(name)) as found:
         yield found
 
 
 @contextmanager
-def compiling_for(target: GPUTarget, number: int = 0) -> Iterator[list[tuple[str, Any]]]:
+def compiling_for(target: GPUTarget, number: int = NUMBER) -> Iterator[list[tuple[str, Any]]]:
     """As `compiling`, for any target; `number` is that of the device, and each target of a process has its own."""
     if INTERPRETED.value:
         raise RuntimeError("an interpreting process compiles nothing: unset TRITON_INTERPRET")
@@ -56,8 +59,8 @@ def compiling_for(target: GPUTarget, number: int = 0) -> Iterator[list[tuple[str
         return kernel
 
     JITFunction.run = compile_only
-    driver.set_active(_NoDevice(target, number))
     try:
-        yield found
+        with driven_by(_NoDevice(target, number)):
+            yield found
     finally:
         JITFunction.run = run

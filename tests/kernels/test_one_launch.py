@@ -13,8 +13,8 @@ from triton.runtime.errors import InterpreterError
 
 from bench.audit.small_calls import OFF_CHIP
 from normlib import reference
-from normlib.kernels import barrier, batch_norm_launch, batch_norm_on_chip, batch_norm_once, plan
 from normlib.kernels import batch_norm as kernels
+from normlib.kernels import batch_norm_launch, batch_norm_on_chip, batch_norm_once, counters, plan
 from normlib.kernels.device import device_of
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
@@ -233,4 +233,4 @@ def test_launches_of_two_streams_and_of_a_graph_have_counters_of_their_own(devic
         graph.replay()
         torch.cuda.synchronize()
         assert all(torch.equal(out, again[name]) and torch.equal(out, captured[name]) for name, out in first.items())
-    assert not any(counters.any() for counters in barrier._counters.values())
+    assert not any(slab.any() for slabs in counters._slabs.values() for slab in slabs)
