@@ -116,6 +116,7 @@ def leads(team, folder, described):
     return shards.lead(team, plan(), folder, described, [], Lines(rich.console.Console(quiet=True)))
 
 
+@pytest.mark.chance
 def test_a_rank_that_does_not_come_is_named(tmp_path, described):
     with pytest.raises(BadArgument, match=r"^torchrun: nothing was heard of rank 1 for 0.2 s; start it with torchrun"):
         leads(Team(HashStore(), 0, 2, 0.2), tmp_path, described)
@@ -142,11 +143,13 @@ def test_a_rank_with_other_arguments_is_refused(tmp_path, described):
         leads(Team(store, 0, 2), tmp_path, described)
 
 
+@pytest.mark.chance
 def test_a_rank_waits_for_rank_0_no_longer_than_it_must(described):
     with pytest.raises(BadArgument, match="nothing was heard of rank 0"):
         shards.assist(Team(HashStore(), 1, 2, 0.2), plan(), described)
 
 
+@pytest.mark.chance
 def test_a_rank_that_shows_no_sign_of_life_is_lost():
     store = HashStore()
     team = Team(store, 0, 3)
@@ -164,6 +167,7 @@ def test_without_a_rendezvous_there_is_one_line(monkeypatch, capfd):
     assert "MASTER_ADDR expected, but not set; start it with torchrun --nproc-per-node=N" in line
 
 
+@pytest.mark.chance
 def test_a_rendezvous_where_nobody_is_has_an_end(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

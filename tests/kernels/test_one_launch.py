@@ -101,6 +101,7 @@ def test_the_cases_cover_what_a_plan_can_be():
 
 @interpreted
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.chance
 def test_one_launch_matches_float64_in_any_order(case, poisoned):
     shape, channels_last, dtype, device = CASES[case]
     x, dy, weight, bias = draw(shape, channels_last, dtype, "cpu")
@@ -125,6 +126,7 @@ def shared(monkeypatch):
 
 @interpreted
 @pytest.mark.parametrize("case", [case for case in CASES if "alone" not in case])
+@pytest.mark.chance
 def test_counters_are_left_as_they_were_found(case, shared):
     shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")
@@ -161,6 +163,7 @@ barriers = pytest.mark.parametrize(
 @interpreted
 @barriers
 @pytest.mark.parametrize("wait", [_no_wait, _wait_for_one_less])
+@pytest.mark.chance
 def test_a_barrier_that_opens_early_is_noticed(wait, module, case, monkeypatch, poisoned):
     shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")
@@ -175,6 +178,7 @@ def test_a_barrier_that_opens_early_is_noticed(wait, module, case, monkeypatch, 
 
 @interpreted
 @barriers
+@pytest.mark.chance
 def test_a_barrier_that_never_opens_is_noticed(module, case, monkeypatch):
     shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")
@@ -203,6 +207,7 @@ def test_what_a_gpu_is_asked_has_a_barrier_there(shape, channels_last, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 @both_dtypes
 @every_launch_on_a_gpu
 def test_one_launch_on_a_gpu_matches_float64_and_itself(shape, channels_last, dtype, device):
@@ -217,6 +222,7 @@ def test_one_launch_on_a_gpu_matches_float64_and_itself(shape, channels_last, dt
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_launches_of_two_streams_and_of_a_graph_have_counters_of_their_own(device):
     tensors = draw((32, 256, 14, 14), False, torch.bfloat16, device)
     here = device_of(tensors[0])

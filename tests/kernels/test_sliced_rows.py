@@ -54,6 +54,7 @@ def test_the_cases_are_in_slices_and_their_rounds_are_uneven():
 @pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.chance
 def test_slices_match_float64_in_any_order(case, centred, monkeypatch):
     shape, dtype, device = CASES[case]
     passed_on = torch.zeros(6, dtype=torch.int32)  # from launch to launch, as those of one stream do it on a GPU
@@ -77,6 +78,7 @@ def test_slices_match_float64_in_any_order(case, centred, monkeypatch):
 
 
 @pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
+@pytest.mark.chance
 def test_slices_of_rows_whose_statistic_is_of_a_part_match_float64():
     shape, dtype, device = CASES["groups of uneven rows"]
     x, dy, _, weight = draw(shape, dtype, "cpu")
@@ -105,6 +107,7 @@ def test_all_slices_of_a_gpu_are_resident(n):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(4096, 12288), (513, 16384), (7, 65536)])
 def test_slices_on_a_gpu_match_float64_and_themselves(shape, dtype, device):
