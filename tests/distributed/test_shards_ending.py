@@ -164,6 +164,15 @@ def test_signals_at_all_moments_are_as_one(leading):
 
 
 @pytest.mark.chance
+def test_a_second_signal_does_not_disturb_the_closing(leading):
+    leading.before(Lines, "running", once(terminated))
+    leading.before(Lines, "stop", once(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert leading.lead().stopped_by == "SIGTERM"
+    # Which a run writes last of all.
+    assert leading.described["devices"][0]["conditions"] is not None
+
+
+@pytest.mark.chance
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_in_a_finalizer_is_heard_at_the_next_cell(leading):
     leading.before(Lines, "finished", once(lambda: _Finalizer() and None))
@@ -171,6 +180,16 @@ def test_a_signal_in_a_finalizer_is_heard_at_the_next_cell(leading):
     leading.said_what_is_missing("SIGTERM")
     # The cell in which it came is the last one of rank 0.
     assert len(list(results.read(leading.folder / RECORDS))) == 2
+
+
+@pytest.mark.chance
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_in_a_finalizer_is_heard_while_ranks_come(leading):
+    leading.store.delete_key("here/1")
+    leading.team = Team(leading.store, 0, 2, 2.0)
+    leading.before(Team, "hear", once(lambda: _Finalizer() and None))
+    assert leading.lead().stopped_by == "SIGTERM"
+    leading.said_what_is_missing("SIGTERM")
 
 
 @pytest.mark.parametrize("error", [AssertionError(), OSError("no fork server"), DistNetworkError("no store")])

@@ -101,7 +101,6 @@ def test_the_cases_cover_what_a_plan_can_be():
 
 @interpreted
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.chance
 def test_one_launch_matches_float64_in_any_order(case, poisoned):
     shape, channels_last, dtype, device = CASES[case]
     x, dy, weight, bias = draw(shape, channels_last, dtype, "cpu")
@@ -126,7 +125,6 @@ def shared(monkeypatch):
 
 @interpreted
 @pytest.mark.parametrize("case", [case for case in CASES if "alone" not in case])
-@pytest.mark.chance
 def test_counters_are_left_as_they_were_found(case, shared):
     shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")
@@ -163,7 +161,6 @@ barriers = pytest.mark.parametrize(
 @interpreted
 @barriers
 @pytest.mark.parametrize("wait", [_no_wait, _wait_for_one_less])
-@pytest.mark.chance
 def test_a_barrier_that_opens_early_is_noticed(wait, module, case, monkeypatch, poisoned):
     shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")

@@ -54,7 +54,6 @@ def test_the_cases_are_in_slices_and_their_rounds_are_uneven():
 @pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.chance
 def test_slices_match_float64_in_any_order(case, centred, monkeypatch):
     shape, dtype, device = CASES[case]
     passed_on = torch.zeros(6, dtype=torch.int32)  # from launch to launch, as those of one stream do it on a GPU
@@ -78,7 +77,6 @@ def test_slices_match_float64_in_any_order(case, centred, monkeypatch):
 
 
 @pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
-@pytest.mark.chance
 def test_slices_of_rows_whose_statistic_is_of_a_part_match_float64():
     shape, dtype, device = CASES["groups of uneven rows"]
     x, dy, _, weight = draw(shape, dtype, "cpu")
