@@ -125,7 +125,7 @@ def test_a_cuda_graph_that_spoils_its_process_costs_one_worker_and_is_not_tried_
 
 MANY = {"tokens": "1,2,3,4,5,6,7,8", "hidden": "64,96,128,160"}
 KILLS = 10
-# Calls and returns after the first cell of a sitting was written down: within what writes it down, and until some cells
+# Calls and returns after the first record of a sitting was written: before anything else can be, and until some cells
 # later. Counted, for a busy machine's clock would let a sitting come to its end.
 SOON, LATER = 100, 4000
 
@@ -140,9 +140,9 @@ def sit(folder, calls):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def append(path, record):
+        appended(path, record)
         if calls is not None:
             sys.setprofile(count)
-        appended(path, record)
 
     appended, results.append = results.append, append
     runner.run(plan(cases=cases(**MANY)), folder, {}, runner.kept_records(folder), Silent())
