@@ -4,14 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-
-.PHONY: bench test lint audit coverage mutants sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
+.PHONY: bench test flakes lint audit coverage mutants sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+# Whether a test fails by chance: each one that may, thirty times beside two busy loops. FLAKES narrows it, as in
+# `make flakes FLAKES=tests/distributed`.
+flakes: $(READY)
+	$(VENV)/bin/python tests/flakes.py $(FLAKES)
 
 # Style and types.
 lint: $(READY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pandas as pd
 
 from bench.case import Case, named
 
+RECORDS = "records.jsonl"
+# In a run's folder: what each rank of a sweep over many devices has written, until rank 0 or --resume merges it.
+SHARDS = "shards"
 # `impossible`: faster than the memory can be, so that what was timed is not the work.
 STATUSES = ("ok", "wrong", "impossible", "oom", "crash", "timeout", "unsupported", "skipped")
 
@@ -143,6 +147,30 @@ def read(path: Path) -> Iterator[Record]:
             raise
         row["errors"] = [TensorError(**_known(TensorError, error)) for error in row.get("errors", [])]
         yield Record(**_known(Record, row))
+
+
+def of_run(folder: Path) -> Iterator[Record]:
+    """The records of a run's folder, those that its ranks have left unmerged at the end; changes nothing."""
+    yield from read(folder / RECORDS)
+    yield from unmerged(folder)
+
+
+def unmerged(folder: Path) -> Iterator[Record]:
+    """The records that ranks have left in a run's folder.
+
+    Leaves out cells whose process died of SIGTERM: torchrun has sent it, and the cell is still to be measured.
+    """
+    for path in of_ranks(folder, RECORDS):
+        with suppress(FileNotFoundError):  # another process has merged it since
+            for record in read(path):
+                if record.status != "crash" or not record.reason.endswith("died of SIGTERM"):
+                    record.rank = int(path.parent.name.removeprefix("rank"))
+                    yield record
+
+
+def of_ranks(folder: Path, file: str) -> list[Path]:
+    """The files of this name that ranks have left in a run's folder."""
+    return sorted((folder / SHARDS).glob(f"rank*/{file}"))
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:

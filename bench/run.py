@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -188,14 +189,17 @@ def _run(
     ):
         console.print(line, markup=False)
     given_to = (plan, folder, described, kept, display(console))
-    outcome = shards.lead(team, *given_to) if team else runner.run(*given_to)
-    for line in described.get("said", ()):
-        console.print(line, markup=False, soft_wrap=True)
-    summary(console, outcome, baseline, OURS)
-    for headline in headlines(outcome.records, described):
-        console.print(headline.sentence(baseline, OURS), markup=False)
-    if outcome.records:
-        console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
+    with team.ending if team else nullcontext():  # until all has been told
+        try:
+            outcome = shards.lead(team, *given_to) if team else runner.run(*given_to)
+        finally:
+            for line in described.get("said", ()):
+                console.print(line, markup=False, soft_wrap=True)
+        summary(console, outcome, baseline, OURS)
+        for headline in headlines(outcome.records, described):
+            console.print(headline.sentence(baseline, OURS), markup=False)
+        if outcome.records:
+            console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
     if outcome.stopped_by == "interrupt":
         return 130
     failed = any(r.provider == OURS and r.status in ("wrong", "crash") for r in outcome.records)

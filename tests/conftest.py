@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+# pytest looks for hooks and fixtures here.
+from repetition import _repetition, pytest_addoption, pytest_configure, pytest_generate_tests  # noqa: F401
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     from interpreter import find_builtins_once

@@ -16,9 +16,9 @@ from bench import samples
 from bench.compare.intervals import Array
 from bench.report.formatting import present
 from bench.report.thresholds import GPU_CLOCK
-from bench.results import Record, read
+from bench.results import RECORDS, Record, of_ranks, of_run
 
-RECORDS, ENVIRONMENT = "records.jsonl", "environment.json"
+ENVIRONMENT = "environment.json"
 
 
 class Incomparable(ValueError):
@@ -81,14 +81,16 @@ def load(folder: Path) -> Run:
     if not folder.is_dir():
         raise Incomparable(f"{folder}: no such folder; give the folder of a run, which holds {RECORDS}")
     try:
-        cells = {record.key: cell_of(record) for record in read(folder / RECORDS)}
+        cells = {record.key: cell_of(record) for record in of_run(folder)}
     except FileNotFoundError:
         raise Incomparable(f"{folder}: holds no {RECORDS}, so it is no run") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Incomparable(f"{folder / RECORDS}: a line is not a record ({error})") from None
     if not cells:
         raise Incomparable(f"{folder}: has no record")
-    return Run(folder, cells, dict(_samples(folder / samples.FILE, cells)), _environment(folder / ENVIRONMENT))
+    paths = (folder / samples.FILE, *of_ranks(folder, samples.FILE))
+    taken = dict(pair for path in paths for pair in _samples(path, cells))
+    return Run(folder, cells, taken, _environment(folder / ENVIRONMENT))
 
 
 def cell_of(record: Record) -> Cell:

@@ -15,6 +15,7 @@ from bench.report.data import Run
 from bench.report.formatting import number, percent, present, short, times
 from bench.report.palette import Key
 from bench.report.thresholds import DOTS, SUBJECT, TABLE_ROWS
+from bench.results import of_ranks
 
 REASON_LENGTH = 160
 NO_NUMBER = 1e300
@@ -157,13 +158,13 @@ def _value(column: Column, row: dict[str, Any]) -> Any:
 
 def _dots(run: Run, medians: Mapping[str, float | None]) -> dict[str, list[int]]:
     """Quantiles of each cell's samples, the last line of a cell that was measured again."""
-    path = run.folder / samples.FILE
-    if not run.has_speed or not path.exists():
+    if not run.has_speed:
         return {}
+    paths = [path for path in (run.folder / samples.FILE, *of_ranks(run.folder, samples.FILE)) if path.exists()]
     found = {}
     at = (np.arange(DOTS) + 0.5) / DOTS
     try:
-        for taken in samples.read(path):
+        for taken in (taken for path in paths for taken in samples.read(path)):
             median, cold = medians.get(taken.key), taken.series.get("cold_us")
             if median and cold:
                 found[taken.key] = [round(1e3 * (value / median - 1)) for value in np.quantile(cold, at)]

@@ -15,7 +15,7 @@ import pandas as pd
 from bench.case import DTYPES, MODES
 from bench.report.formatting import figure, present, short
 from bench.report.thresholds import GPU_CLOCK, SUBJECT
-from bench.results import Record, TensorError, read
+from bench.results import RECORDS, Record, TensorError, of_run
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
 SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high")
@@ -82,7 +82,7 @@ def load(run_dir: Path) -> Run:
     if not run_dir.is_dir():
         raise UnreadableRun(f"{run_dir}: no such folder; give the folder of a run, which holds records.jsonl")
     environment = read_environment(run_dir)
-    records = _records(run_dir / "records.jsonl")
+    records = _records(run_dir)
     cells = _cells(records, bool(environment["interpreted"]))
     timed = cells[cells["timed"]]
     peers = timed[timed["provider"] != SUBJECT].sort_values(["latency_us", "provider"])
@@ -112,10 +112,11 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
     return dict.fromkeys(KEYS) | environment
 
 
-def _records(path: Path) -> list[Record]:
+def _records(run_dir: Path) -> list[Record]:
     """The records in order, the last one of a cell that was run again."""
+    path = run_dir / RECORDS
     try:
-        kept = {record.key: record for record in read(path)}
+        kept = {record.key: record for record in of_run(run_dir)}
     except FileNotFoundError:
         raise UnreadableRun(f"{path}: no such file; a run writes one line a cell there") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -24,6 +24,8 @@ def completeness(run: Run) -> tuple[bool, str]:
         "error": "It was stopped by an error",
         "a lost rank": "One of its processes was lost",
         "SIGTERM": "It was ended by SIGTERM, as torchrun does where one of its processes is lost",
+        "SIGHUP": "It was ended by SIGHUP, as a terminal does that is closed",
+        "the loss of torchrun": "It lost torchrun, which had started it",
     }
     if complete:
         if isinstance(planned, int) and have < planned:

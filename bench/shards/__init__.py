@@ -3,7 +3,8 @@
 Every rank plans the same cells and measures its share of them, with a worker and files of its own; rank 0 compares
 conditions before, divides, waits, and merges. Ranks may be on several machines: on a folder that all of them see, each
 writes there; where they do not, what a rank has measured comes to rank 0 at its end. When a rank dies, torchrun ends
-the others, and rank 0 merges what there is and says what is missing, for --resume to measure.
+the others, and rank 0 merges what there is and says what is missing, for --resume to measure. Where rank 0 itself is
+killed, --resume merges, and reports and comparisons read what the ranks have left.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import DistError
 
 from bench import environment, results, runner, samples
 from bench.case import Case
 from bench.cost import expected_seconds
 from bench.progress import Display
-from bench.results import Record
+from bench.results import RECORDS, SHARDS, Record
 from bench.runner import Outcome, Plan
 from bench.shards import gathering
 from bench.shards.dividing import deal
@@ -33,13 +35,16 @@ from bench.sweep import BadArgument
 
 __all__ = ["assist", "join", "kept_records", "lead"]
 
+# How long rank 0 waits for the others where all are told to end: their workers die of the same signal, so that they
+# have only files to write, and torchrun's SIGKILL comes after 30 s.
+_LAST_WORDS_S = 3.0
 # How many of the missing cells are named; --resume --list has them all.
 _MOST_NAMED = 10
 
 
 def kept_records(folder: Path) -> list[Record]:
     """The records of earlier sittings that still count, those that ranks left unmerged included."""
-    if (folder / gathering.SHARDS).exists():
+    if (folder / SHARDS).exists():
         gathering.merge(folder)
     return runner.kept_records(folder)
 
@@ -49,9 +54,52 @@ def lead(
 ) -> Outcome:
     """Rank 0's part of a run: as `runner.run`, but that the others measure too.
 
-    Raises BadArgument, which the others hear of, where a rank does not come or is not like this one.
+    Whatever ends the measuring, a signal that torchrun sends or an error, what the ranks have measured is merged, and
+    the folder and `described["said"]` say what is missing; the caller enters `team.ending` and leaves it once it has
+    told that. Raises BadArgument, which the others hear of, where a rank does not come or is not like this one, and any
+    other error that no signal explains.
     """
-    kept = [*kept]
+    fault = None
+    try:
+        with team.ending.interrupting():
+            stopped_by = _led(team, plan, folder, described, [*kept], display)
+    except BadArgument:
+        raise
+    except KeyboardInterrupt:
+        stopped_by = "interrupt"
+    except Exception as error:  # an error may be all that is seen of a signal: it has ended this rank's worker first
+        if not team.ending.near():
+            stopped_by = "the loss of torchrun" if isinstance(error, DistError) else "error"
+            fault = None if isinstance(error, DistError) else error
+    if told := team.ending.settle():
+        stopped_by = told
+        with suppress(DistError):  # torchrun has told the others too, which still write down what has ended
+            team.wait_for("done", range(1, team.size), _LAST_WORDS_S, _LAST_WORDS_S)
+            _take(team, folder)
+    outcome = _finish(plan, folder, described, stopped_by, team.size)
+    if fault is not None:
+        raise fault
+    return outcome
+
+
+def assist(team: Team, plan: Plan, described: dict[str, Any]) -> int:
+    """Any other rank's part, and its exit status."""
+    with team.ending:
+        try:
+            with team.ending.interrupting():
+                return _assisted(team, plan, described)
+        except BadArgument:
+            raise
+        except (KeyboardInterrupt, DistError):  # torchrun ends this rank, or is itself lost
+            return 130
+        except Exception:
+            if team.ending.near():
+                return 130
+            raise
+
+
+def _led(team: Team, plan: Plan, folder: Path, described: dict[str, Any], kept: list[Record], display: Display) -> str:
+    """What stopped the measuring, if anything."""
     try:
         _alike(team, plan, described)
     except BadArgument as error:
@@ -59,45 +107,30 @@ def lead(
         raise
     done = {(record.case, record.provider) for record in kept}
     left = [i for i, case in enumerate(plan.cases) if any((case, name) not in done for name in plan.providers)]
-    results.rewrite(folder / gathering.RECORDS, kept)
+    results.rewrite(folder / RECORDS, kept)
     unfinished = {"finished": None, "complete": False, "stopped_by": "", "cells_planned": plan.cells}
     environment.write(folder, {**described, **unfinished})
     token = uuid.uuid4().hex
-    (folder / gathering.SHARDS).mkdir(exist_ok=True)
-    (folder / gathering.SHARDS / token).touch()
+    (folder / SHARDS).mkdir(exist_ok=True)
+    (folder / SHARDS / token).touch()
     team.tell("word", {"folder": str(folder.resolve()), "token": token, "left": left})
-
     mine = gathering.rank_folder(folder, 0)
-    with _ending_on_sigterm() as told:
-        try:
-            stopped_by = _measure(team, plan, left, mine, described, display)
-            if not stopped_by:
-                stopped_by = _wait(team, plan, folder)
-        except KeyboardInterrupt:
-            stopped_by = "interrupt"
-    stopped_by = "SIGTERM" if told else stopped_by
-    return _finish(plan, folder, described, stopped_by, team.size)
+    return _measure(team, plan, left, mine, described, display) or _wait(team, plan, folder)
 
 
-def assist(team: Team, plan: Plan, described: dict[str, Any]) -> int:
-    """Any other rank's part, and its exit status."""
+def _assisted(team: Team, plan: Plan, described: dict[str, Any]) -> int:
     team.tell(f"here/{team.rank}", {"described": described, "plan": _fingerprint(plan)})
     word = team.hear("word", "rank 0")
     if "refused" in word:  # rank 0 says so, once for all
         return 2
-    shared = (Path(word["folder"]) / gathering.SHARDS / word["token"]).exists()
+    shared = (Path(word["folder"]) / SHARDS / word["token"]).exists()
     folder = Path(word["folder"]) if shared else Path(tempfile.mkdtemp())
     mine = gathering.rank_folder(folder, team.rank)
-    with _ending_on_sigterm():
-        try:
-            stopped_by = _measure(team, plan, word["left"], mine, described, _Silent())
-            if not shared:
-                _send(team, mine)
-            team.tell(f"done/{team.rank}", stopped_by)
-        except (KeyboardInterrupt, RuntimeError):  # torchrun ends this rank, or its store is gone
-            return 130
+    stopped_by = _measure(team, plan, word["left"], mine, described, _Silent())
     if not shared:
+        _send(team, mine)
         shutil.rmtree(folder, ignore_errors=True)
+    team.tell(f"done/{team.rank}", stopped_by)
     return 0
 
 
@@ -142,22 +175,27 @@ def _wait(team: Team, plan: Plan, folder: Path) -> str:
     others = range(1, team.size)
     # A cell may be silent for its timeout, and is then stopped and said to be; a rank that is silent longer is lost.
     missing = team.wait_for("done", others, 2 * plan.cell_timeout)
-    for rank in others:
-        place = gathering.rank_folder(folder, rank)
-        for name in (*_FILES, f"{gathering.CHECK}/{gathering.RECORDS}"):
-            content = team.fetch(f"file/{rank}/{name}")
-            if content is not None:
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                (place / name).write_bytes(content)
+    _take(team, folder)
     endings = [team.hear(f"done/{rank}", f"rank {rank}") for rank in others if rank not in missing]
     return "a lost rank" if missing else next((ending for ending in endings if ending), "")
 
 
-_FILES = (gathering.RECORDS, samples.FILE, environment.FILE)
+def _take(team: Team, folder: Path) -> None:
+    """Writes down what ranks have sent that do not see the folder."""
+    for rank in range(1, team.size):
+        place = gathering.rank_folder(folder, rank)
+        for name in (*_FILES, f"{gathering.CHECK}/{RECORDS}"):
+            content = team.fetch(f"file/{rank}/{name}")
+            if content is not None:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_bytes(content)
+
+
+_FILES = (RECORDS, samples.FILE, environment.FILE)
 
 
 def _send(team: Team, place: Path) -> None:
-    for name in (*_FILES, f"{gathering.CHECK}/{gathering.RECORDS}"):
+    for name in (*_FILES, f"{gathering.CHECK}/{RECORDS}"):
         if (place / name).exists():
             team.send(f"file/{team.rank}/{name}", (place / name).read_bytes())
 
@@ -191,23 +229,6 @@ def _finish(plan: Plan, folder: Path, described: dict[str, Any], stopped_by: str
     environment.write(folder, described)
     results.to_frame(records).to_csv(folder / runner.TABLE, index=False)
     return Outcome(records, stopped_by)
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[list[int]]:
-    """torchrun's way to end the ranks beside one that is lost, as Ctrl-C; gives a list that then is not empty."""
-    told: list[int] = []
-
-    def end(number: int, _: Any) -> None:
-        told.append(number)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Silent:
@@ -247,5 +268,6 @@ class _Pulse(_Silent):
         self._shown.stop()
 
     def _beat(self) -> None:
+        self._team.ending.check()
         self._beats += 1
         self._team.tell(f"pulse/{self._team.rank}", self._beats)

@@ -10,10 +10,8 @@ from typing import Any
 
 from bench import environment, results, samples
 from bench.case import Case
-from bench.results import Record
+from bench.results import RECORDS, SHARDS, Record
 
-SHARDS = "shards"
-RECORDS = "records.jsonl"
 CHECK = "check"  # inside a rank's folder: the case that every rank measures
 # Chosen: equal GPUs side by side differ by a few percent in their clocks. What differs more is to be looked at before
 # cells of different devices are compared.
@@ -27,11 +25,11 @@ def rank_folder(folder: Path, rank: int) -> Path:
 def merge(folder: Path, order: Sequence[tuple[Case, str]] = ()) -> list[Record]:
     """Takes what ranks have left in the folder into the run's own files, and their folders away; gives all records.
 
-    Of two records of a cell the one that was not skipped counts, then the later one. `order` is the plan's.
+    Of two records of a cell the one that was not skipped counts, then the later one. `order` is the plan's. A process
+    that is killed while it merges leaves what can be merged again, to the same records.
     """
     found: dict[tuple[Case, str], Record] = {}
-    places = sorted((folder / SHARDS).glob("rank*"))
-    for record in (*_read(folder), *(record for place in places for record in _ranked(place))):
+    for record in (*_read(folder), *results.unmerged(folder)):
         key = record.case, record.provider
         if record.status != "skipped" or key not in found:
             found[key] = record
@@ -39,10 +37,9 @@ def merge(folder: Path, order: Sequence[tuple[Case, str]] = ()) -> list[Record]:
     records = [*known, *found.values()]
     results.rewrite(folder / RECORDS, records)
     samples.mend(folder / samples.FILE)
-    for place in places:
-        if (place / samples.FILE).exists():
-            for taken in samples.read(place / samples.FILE):
-                samples.append(folder / samples.FILE, taken)
+    for path in results.of_ranks(folder, samples.FILE):
+        for taken in samples.read(path):
+            samples.append(folder / samples.FILE, taken)
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
     return records
 
@@ -102,9 +99,3 @@ def _spread(values: Sequence[float]) -> float | None:
 def _read(place: Path) -> Iterable[Record]:
     path = place / RECORDS
     return results.read(path) if path.exists() else ()
-
-
-def _ranked(place: Path) -> Iterable[Record]:
-    for record in _read(place):
-        record.rank = int(place.name.removeprefix("rank"))
-        yield record

@@ -16,6 +16,7 @@ from typing import Any
 from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from bench.shards.ending import Ending
 from bench.sweep import BadArgument
 
 # Until all ranks have found each other: they start together, but may import torch from a slow shared folder. Five
@@ -27,20 +28,27 @@ _HOW = "start it with torchrun --nproc-per-node=N -m bench.run ..."
 
 
 class Team:
-    """One rank's view of `size` ranks; `store` is any of torch.distributed's."""
+    """One rank's view of `size` ranks; `store` is any of torch.distributed's.
+
+    `ending` is what signals do to this rank. No method waits inside the store, where Python handles no signal. Every
+    method raises torch.distributed.DistError where the store is gone.
+    """
 
     def __init__(self, store: Store, rank: int, size: int, meeting: float = MEETING_S) -> None:
         self.rank, self.size, self._store, self._meeting = rank, size, store, meeting
+        self.ending = Ending()
 
     def tell(self, key: str, said: Any) -> None:
         self._store.set(key, json.dumps(said))
 
     def hear(self, key: str, whom: str) -> Any:
         """What was told under a key; BadArgument where nobody does within the time of meeting."""
-        try:
-            self._store.wait([key], timedelta(seconds=self._meeting))
-        except RuntimeError:  # which the errors of stores are
-            raise BadArgument("torchrun", f"nothing was heard of {whom} for {self._meeting:g} s; {_HOW}") from None
+        end = time.monotonic() + self._meeting
+        while not self._store.check([key]):
+            self.ending.check()
+            if time.monotonic() >= end:
+                raise BadArgument("torchrun", f"nothing was heard of {whom} for {self._meeting:g} s; {_HOW}")
+            time.sleep(_PERIOD_S)
         return json.loads(self._store.get(key))
 
     def send(self, key: str, content: bytes) -> None:
@@ -50,10 +58,15 @@ class Team:
         """What was sent under a key, or None where nothing has been."""
         return bytes(self._store.get(key)) if self._store.check([key]) else None
 
-    def wait_for(self, key: str, others: Collection[int], silence: float) -> set[int]:
-        """Until these ranks have told `key`; gives those that are lost: whose `pulse` rested for so many seconds."""
+    def wait_for(self, key: str, others: Collection[int], silence: float, limit: float = float("inf")) -> set[int]:
+        """Until these ranks have told `key`, or `limit` seconds; gives those that have not.
+
+        It ends before that where all that are left are lost: their `pulse` has rested for `silence` seconds.
+        """
+        end = time.monotonic() + limit
         waiting, heard = set(others), {rank: (time.monotonic(), b"") for rank in others}
         while waiting:
+            self.ending.check()
             time.sleep(_PERIOD_S)
             for rank in tuple(waiting):
                 pulse = self.fetch(f"pulse/{rank}") or b""
@@ -62,7 +75,7 @@ class Team:
                 if self._store.check([f"{key}/{rank}"]):
                     waiting.remove(rank)
             lost = {rank for rank in waiting if time.monotonic() - heard[rank][0] > silence}
-            if lost == waiting:
+            if lost == waiting or time.monotonic() >= end:
                 break
         return waiting
 

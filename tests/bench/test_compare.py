@@ -391,6 +391,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_page_alone(
     assert "cannot be written" in capsys.readouterr().out
 
 
+@pytest.mark.chance
 def test_comparing_needs_neither_torch_nor_triton(runs: Runs) -> None:
     blocked = "import sys\nfor name in ('torch', 'triton', 'normlib'): sys.modules[name] = None\n"
     run = blocked + "from bench.compare.__main__ import main\nsys.exit(main(sys.argv[1:]))"

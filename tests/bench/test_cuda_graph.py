@@ -103,6 +103,7 @@ CUDA = torch.device("cuda")
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_graph_computes_again_what_the_call_computed():
     x = torch.randn(1 << 10, device=CUDA)
     y = torch.empty_like(x)
@@ -114,6 +115,7 @@ def test_a_real_graph_computes_again_what_the_call_computed():
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_backward_pass_is_captured_where_it_was_built_on_a_side_stream():
     with torch.cuda.stream(torch.cuda.Stream()):
         x = torch.randn(1 << 20, device=CUDA, requires_grad=True)
@@ -124,6 +126,7 @@ def test_a_real_backward_pass_is_captured_where_it_was_built_on_a_side_stream():
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_call_that_waits_is_marked_and_leaves_the_stream_as_it_was():
     code = """
 import torch; from bench.cuda_graph import *

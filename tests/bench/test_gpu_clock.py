@@ -145,6 +145,7 @@ def real():
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_gpus_sleep_and_flush_are_measured(real):
     found = pace(real)
     assert 1e8 < found.cycles_per_s < 5e9
@@ -152,6 +153,7 @@ def test_a_real_gpus_sleep_and_flush_are_measured(real):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_sleep_lasts_as_long_as_it_was_told(real):
     found = pace(real)
     began = real.now()
@@ -161,6 +163,7 @@ def test_a_real_sleep_lasts_as_long_as_it_was_told(real):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_gpus_time_leaves_out_a_slow_host(real):
     x = torch.randn(1 << 16, device=CUDA)
 
@@ -176,6 +179,7 @@ def test_a_real_gpus_time_leaves_out_a_slow_host(real):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_call_that_waits_is_host_bound(real):
     x = torch.randn(1 << 16, device=CUDA)
     lane = Lane(real, lambda: x.sum().item(), pace(real))
@@ -184,6 +188,7 @@ def test_a_real_call_that_waits_is_host_bound(real):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_cache_is_cold_in_cold_calls_only(real):
     x = torch.randn(gpu_clock.cache_bytes(CUDA) // 4 // 4, device=CUDA)  # a quarter of the cache
     lane = Lane(real, lambda: x.sum(), pace(real))

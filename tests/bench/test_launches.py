@@ -49,6 +49,7 @@ def test_what_cannot_be_told_apart_is_refused(seen, why):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_real_profile_counts_two_kernels_again_and_again():
     device = torch.device("cuda")
     gpu, x = Gpu(device), torch.randn(1 << 22, device=device)

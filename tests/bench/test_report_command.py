@@ -21,6 +21,8 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent)
 from bench.report.__main__ import main
+
+pytestmark = pytest.mark.chance
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -68,6 +68,7 @@ def test_the_same_records_give_the_same_bytes(run_dir: Callable[..., Path]) -> N
     assert render(folder).read_bytes() == first
 
 
+@pytest.mark.chance
 def test_the_same_records_give_the_same_bytes_in_another_process(run_dir: Callable[..., Path]) -> None:
     folder = run_dir(sweep()[:8])
     first = render(folder).read_bytes()

@@ -269,6 +269,7 @@ def test_an_interrupt_before_the_first_cell_leaves_a_run_that_can_be_resumed(reg
     assert environment.read(Path("a"))["complete"] is True
 
 
+@pytest.mark.chance
 def test_a_spent_budget_is_no_failure_and_resume_takes_a_new_one(registered):
     assert run.main([*TINY, "--out", "a", "--time-budget", "0.000000001s"]) == 0
     assert environment.read(Path("a"))["stopped_by"] == "time budget"
@@ -362,6 +363,7 @@ def program(*argv, **changes):
     return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=env, timeout=300)
 
 
+@pytest.mark.chance
 def test_the_program_measures_on_the_interpreter_and_makes_a_report(elsewhere):
     argv = [argument for argument in TINY if argument != "--in-process"]
     done = program("-m", "bench.run", *argv, "--mode", "fwd", "--providers", "torch", "--out", "a")
@@ -373,6 +375,7 @@ def test_the_program_measures_on_the_interpreter_and_makes_a_report(elsewhere):
     assert "<html" in Path("a/report.html").read_text()
 
 
+@pytest.mark.chance
 def test_the_program_refuses_with_status_2_and_one_line(elsewhere):
     done = program("-m", "bench.run", "--dtype", "fp8")
     assert done.returncode == 2
@@ -381,6 +384,7 @@ def test_the_program_refuses_with_status_2_and_one_line(elsewhere):
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.chance
 def test_triton_is_not_imported_before_the_device_is_known():
     done = program("-c", "import sys, bench.run; print('triton' in sys.modules)")
     assert done.stdout == "False\n"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from statistics import median
 from time import sleep
 
 import pytest
@@ -24,29 +25,51 @@ def measure(run):
     return measure_together({"a": run}, HOST)["a"]
 
 
+@pytest.fixture
+def enough_time(monkeypatch):
+    """However long a busy machine holds this process up, no budget is spent: what ends the sampling is the number."""
+    monkeypatch.setattr(timing, "CPU", replace(CPU, budget_s=float("inf")))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Gives a call that takes so many seconds by the clock of host calls, which stands still otherwise."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
 def test_every_figure_has_the_name_that_the_record_gives_it():
     told = {f.name for f in fields(Timing)} - {"series", "remarks", "poisoned"}
     assert told <= {f.name for f in fields(Record)}
 
 
+@pytest.mark.chance
 def test_a_cpus_time_is_marked_as_the_hosts_or_the_interpreters():
     found = measure_together({"a": lambda: None, "b": lambda: None}, HOST, interpreted=["b"])
     assert {name: one.clock for name, one in found.items()} == {"a": "host_cpu", "b": "interpreter"}
 
 
-def test_the_figures_are_microseconds_of_one_call():
-    measured = measure(lambda: sleep(0.002))
-    assert 2000 <= measured.latency_us_min <= measured.latency_us < 20_000
+def test_the_figures_are_microseconds_of_one_call(passes, enough_time):
+    measured = measure(lambda: passes(0.002))
+    figures = (measured.latency_us_min, measured.latency_us, measured.latency_us_p90)
+    assert figures == pytest.approx((2000, 2000, 2000))
 
 
-def test_the_figures_are_in_order():
-    pauses = iter([0.0, 0.001, 0.002, 0.003, 0.004] * 10)
-    found = measure(lambda: sleep(next(pauses)))
+@pytest.mark.chance
+def test_a_calls_time_is_that_of_the_clock():
+    assert measure(lambda: sleep(0.002)).latency_us_min >= 2000
+
+
+def test_the_figures_are_in_order(passes, enough_time):
+    pauses = iter([0.003, 0.001, 0.004, 0.005, 0.009, 0.002, 0.006, 0.008, 0.007, 0.010])
+    found = measure(lambda: passes(next(pauses)))
     assert found.latency_us_min < found.latency_us_p10 < found.latency_us < found.latency_us_p90
     assert found.latency_us_min <= found.latency_us_low < found.latency_us < found.latency_us_high
     assert found.noise > 0.1
 
 
+@pytest.mark.chance
 def test_every_sample_is_there_and_the_figures_are_theirs():
     found = measure(lambda: None)
     assert set(found.series) == {"cold_us"}
@@ -54,6 +77,7 @@ def test_every_sample_is_there_and_the_figures_are_theirs():
     assert min(found.series["cold_us"]) == found.latency_us_min
 
 
+@pytest.mark.chance
 def test_a_call_slower_than_the_budget_is_still_measured_once():
     calls = []
     found = measure(lambda: (calls.append(1), sleep(1.2 * CPU.budget_s)))
@@ -62,12 +86,14 @@ def test_a_call_slower_than_the_budget_is_still_measured_once():
     assert found.latency_us_low == found.latency_us == found.latency_us_high
 
 
-def test_a_quick_call_is_measured_only_so_often():
+@pytest.mark.chance
+def test_a_quick_call_is_measured_only_so_often(enough_time):
     calls = []
     assert measure(lambda: calls.append(1)).samples == len(calls) == CPU.most_samples
 
 
-def test_the_calls_of_a_case_take_turns():
+@pytest.mark.chance
+def test_the_calls_of_a_case_take_turns(enough_time):
     calls = []
     measure_together({name: lambda name=name: calls.append(name) for name in "ab"}, HOST)
     rounds = ["".join(calls[i : i + 2]) for i in range(0, len(calls), 2)]
@@ -77,12 +103,14 @@ def test_the_calls_of_a_case_take_turns():
     assert calls == again
 
 
-def test_what_a_call_raises_stands_in_its_place_and_the_others_are_measured():
+@pytest.mark.chance
+def test_what_a_call_raises_stands_in_its_place_and_the_others_are_measured(enough_time):
     found = measure_together({"bad": lambda: 1 / 0, "good": lambda: None}, HOST)
     assert isinstance(found["bad"], ZeroDivisionError)
     assert found["good"].samples == CPU.most_samples
 
 
+@pytest.mark.chance
 def test_each_call_is_named_before_it_is_made():
     now, wrong = [""], []
     runs = {name: lambda name=name: now[0] == name or wrong.append(name) for name in "abc"}
@@ -171,6 +199,7 @@ def test_a_large_copy_is_never_impossible_and_a_quarter_left_out_is():
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_a_gpus_clock_is_the_events_and_its_copy_is_within_what_hardware_does():
     x = torch.randn(1 << 24, device=CUDA)
     found = measure_together({"a": lambda: x.mul(2)}, CUDA)["a"]
@@ -181,6 +210,7 @@ def test_a_gpus_clock_is_the_events_and_its_copy_is_within_what_hardware_does():
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_no_honest_time_on_a_real_gpu_is_impossible():
     gbps, cache = timing.copy_bandwidth(CUDA), timing.cache_bytes(CUDA)
     x = torch.randn(1 << 26, device=CUDA)
@@ -191,7 +221,12 @@ def test_no_honest_time_on_a_real_gpu_is_impossible():
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_two_names_for_one_call_take_the_same_time():
     x = torch.randn(1 << 24, device=CUDA)
-    found = measure_together({name: lambda: x.mul(2) for name in "ab"}, CUDA)
-    assert found["a"].latency_us == pytest.approx(found["b"].latency_us, rel=0.02)
+    ratios = []
+    for seed in range(5):
+        found = measure_together({name: lambda: x.mul(2) for name in "ab"}, CUDA, seed=seed)
+        ratios.append(found["a"].latency_us / found["b"].latency_us)
+    # Clocks that change during one measurement move its ratio, either way; one name that is favoured moves all.
+    assert median(ratios) == pytest.approx(1, rel=0.02)

@@ -19,6 +19,8 @@ from bench.compare.__main__ import main as compare
 from bench.report import index, render
 from bench.study import page as study_page
 
+pytestmark = pytest.mark.chance
+
 GRID: dict[str, list[dict[str, int | str]]] = {"layer_norm": [{"tokens": m, "hidden": 768} for m in (16, 1024)]}
 
 

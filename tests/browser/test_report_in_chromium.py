@@ -12,6 +12,8 @@ from report_runs import PROVIDERS, record, resnet50, sweep, unpacked, write
 from bench.report import render
 from bench.report.templating import packed
 
+pytestmark = pytest.mark.chance
+
 ROW = "#table tbody tr"
 GRID: dict[str, list[dict[str, int | str]]] = {
     "layer_norm": [{"tokens": m, "hidden": n} for m in (16, 1024) for n in (768, 4096)],

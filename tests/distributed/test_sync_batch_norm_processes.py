@@ -4,6 +4,8 @@ import pytest
 import sync_checks as checks
 import torch
 
+pytestmark = pytest.mark.chance
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # How many of the batch each process has, and whether its channels are innermost.
 SHARES = [

@@ -7,6 +7,7 @@ from bench import run
 
 
 @pytest.mark.parametrize(("dtype", "layout"), [("fp32", "nchw"), ("bf16", "nhwc")])
+@pytest.mark.chance
 def test_a_cell_is_judged_over_the_whole_batch(pool, dtype, layout):
     first, second = pool.run(checks.measured, dtype, layout, processes=2)
     assert [r.errors for r in first] == [r.errors for r in second]
@@ -20,11 +21,13 @@ def test_a_cell_is_judged_over_the_whole_batch(pool, dtype, layout):
     assert {found[name].status for name in ("torch", "apex")} == {"unsupported"}
 
 
+@pytest.mark.chance
 def test_statistics_of_one_share_alone_are_found_wrong(pool):
     record, _ = pool.run(checks.wrong, processes=2)
     assert record.status == "wrong" and record.bytes_sent == 0 and record.communication_us == 0.0
 
 
+@pytest.mark.chance
 def test_collectives_are_recorded_and_repeated(pool):
     assert pool.run(checks.repeated, processes=2) == [[12, 12, 12]] * 2
 

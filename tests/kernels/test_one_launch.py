@@ -175,6 +175,7 @@ def test_a_barrier_that_opens_early_is_noticed(wait, module, case, monkeypatch, 
 
 @interpreted
 @barriers
+@pytest.mark.chance
 def test_a_barrier_that_never_opens_is_noticed(module, case, monkeypatch):
     shape, channels_last, dtype, device = CASES[case]
     tensors = draw(shape, channels_last, dtype, "cpu")
@@ -203,6 +204,7 @@ def test_what_a_gpu_is_asked_has_a_barrier_there(shape, channels_last, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 @both_dtypes
 @every_launch_on_a_gpu
 def test_one_launch_on_a_gpu_matches_float64_and_itself(shape, channels_last, dtype, device):
@@ -217,6 +219,7 @@ def test_one_launch_on_a_gpu_matches_float64_and_itself(shape, channels_last, dt
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 def test_launches_of_two_streams_and_of_a_graph_have_counters_of_their_own(device):
     tensors = draw((32, 256, 14, 14), False, torch.bfloat16, device)
     here = device_of(tensors[0])

@@ -105,6 +105,7 @@ def test_all_slices_of_a_gpu_are_resident(n):
 
 
 @pytest.mark.gpu
+@pytest.mark.chance
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(4096, 12288), (513, 16384), (7, 65536)])
 def test_slices_on_a_gpu_match_float64_and_themselves(shape, dtype, device):
