@@ -18,6 +18,8 @@ from bench.evidence import ARCHIVE_BYTES, SUMMARY_LINES, Evidence, Step
 ROOT = Path(__file__).resolve().parents[2]
 MEBIBYTE = 1 << 20
 
+pytestmark = pytest.mark.chance  # processes under limits of time
+
 
 def python(name, code, seconds=60.0, **more):
     return Step(name, seconds, (sys.executable, "-c", code, "{folder}", "{scratch}"), least=0.0, **more)

@@ -287,6 +287,7 @@ def on_the_fake_gpu(*command):
     )
 
 
+@pytest.mark.chance
 def test_a_run_on_a_gpu_measures_in_a_worker_and_reports_speed(tmp_path):
     asked = ["--op", "rms", "--tokens", "4", "--hidden", "40", "--dtype", "bf16", "--mode", "fwd,bwd"]
     done = on_the_fake_gpu("bench.run", *asked, "--providers", "normlib,torch", "--out", str(tmp_path / "run"))
