@@ -12,8 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normlib.kernels import counters as module
 from normlib.kernels.counters import counters
-from normlib.kernels.device import device_of
-from normlib.kernels.plan import Device
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 DEFAULT, SIDE, OTHER = 0, 7, 11  # handles of streams
@@ -281,63 +279,3 @@ def test_no_launch_ever_finds_what_another_has_not_left(gpus, monkeypatch, seed)
                 work.launch(graph, mine)
         work.finish_any(rng)
     assert sum(map(len, module._slabs.values())) > 4
-
-
-# ------------------------------------------------------------------------------------------------------------- on a GPU
-
-
-def step(norm, x, dy):
-    x = x.detach().requires_grad_()
-    y = norm(x)
-    return y, *torch.autograd.grad(y, (x, *norm.parameters()), dy)
-
-
-@pytest.fixture
-def waiting(device):
-    """(a batch norm, x and dy of it) whose passes have a barrier."""
-    from normlib import BatchNorm2d
-    from normlib.kernels import plan
-
-    x, dy = (torch.randn(32, 256, 14, 14, device=device, dtype=torch.bfloat16) for _ in range(2))
-    here: Device = device_of(x)
-    found = plan.batch_norm_once(plan.batch_norm(tuple(x.shape), False, 2, here), 2, 1, here)
-    if found is None or found.splits == 1:
-        pytest.skip("a device that promises no barrier")
-    return BatchNorm2d(256, track_running_stats=False).to(device), x, dy
-
-
-def all_zeros():
-    return not any(slab.any() for slabs in module._slabs.values() for slab in slabs)
-
-
-@pytest.mark.gpu
-def test_reduce_overhead_has_the_same_bits_and_leaves_zeros(waiting):
-    norm, x, dy = waiting
-    compiled = torch.compile(norm, mode="reduce-overhead")
-    first = step(norm, x, dy)
-    for _ in range(6):  # a warm-up, a capture, replays
-        torch.compiler.cudagraph_mark_step_begin()
-        again = step(compiled, x, dy)
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    torch.cuda.synchronize()
-    assert all_zeros()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.version.hip is not None, reason="streams of CUDA")
-def test_a_stream_of_the_driver_is_known_as_such(waiting):
-    import ctypes
-
-    norm, x, dy = waiting
-    handle = ctypes.c_void_p()
-    assert int(torch.cuda.cudart().cudaStreamCreate(ctypes.addressof(handle))) == 0
-    first = step(norm, x, dy)
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        assert not module.external(x.device, torch.cuda.current_stream().cuda_stream)
-    with torch.cuda.stream(torch.cuda.ExternalStream(handle.value)):
-        assert module.external(x.device, handle.value)
-        again = step(norm, x, dy)
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert (x.device, handle.value) not in module._of_stream

@@ -1,5 +1,6 @@
 """Batch norm in one launch is as right as in three, with the same bits whatever order its programs run in."""
 
+import ctypes
 from itertools import product
 
 import interleaving
@@ -12,7 +13,7 @@ from interleaving import Deadlock, interleaved
 from triton.runtime.errors import InterpreterError
 
 from bench.audit.small_calls import OFF_CHIP
-from normlib import reference
+from normlib import BatchNorm2d, reference
 from normlib.kernels import batch_norm as kernels
 from normlib.kernels import batch_norm_launch, batch_norm_on_chip, batch_norm_once, counters, plan
 from normlib.kernels.device import device_of
@@ -218,6 +219,10 @@ def test_one_launch_on_a_gpu_matches_float64_and_itself(shape, channels_last, dt
         assert all(torch.equal(out, again[name]) for name, out in first.items())
 
 
+def all_zeros():
+    return not any(slab.any() for slabs in counters._slabs.values() for slab in slabs)
+
+
 @pytest.mark.gpu
 @pytest.mark.chance
 def test_launches_of_two_streams_and_of_a_graph_have_counters_of_their_own(device):
@@ -236,4 +241,52 @@ def test_launches_of_two_streams_and_of_a_graph_have_counters_of_their_own(devic
         graph.replay()
         torch.cuda.synchronize()
         assert all(torch.equal(out, again[name]) and torch.equal(out, captured[name]) for name, out in first.items())
-    assert not any(slab.any() for slabs in counters._slabs.values() for slab in slabs)
+    assert all_zeros()
+
+
+def step(norm, x, dy):
+    x = x.detach().requires_grad_()
+    y = norm(x)
+    return y, *torch.autograd.grad(y, (x, *norm.parameters()), dy)
+
+
+@pytest.fixture
+def waiting(device):
+    """(a batch norm, x and dy of it) whose passes have a barrier."""
+    x, dy = (torch.randn(32, 256, 14, 14, device=device, dtype=torch.bfloat16) for _ in range(2))
+    here = device_of(x)
+    found = plan.batch_norm_once(plan.batch_norm(tuple(x.shape), False, 2, here), 2, 1, here)
+    if found is None or found.splits == 1:
+        pytest.skip("a device that promises no barrier")
+    return BatchNorm2d(256, track_running_stats=False).to(device), x, dy
+
+
+@pytest.mark.gpu
+def test_reduce_overhead_has_the_same_bits_and_leaves_zeros(waiting):
+    norm, x, dy = waiting
+    compiled = torch.compile(norm, mode="reduce-overhead")
+    first = step(norm, x, dy)
+    for _ in range(6):  # a warm-up, a capture, replays
+        torch.compiler.cudagraph_mark_step_begin()
+        again = step(compiled, x, dy)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    torch.cuda.synchronize()
+    assert all_zeros()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.version.hip is not None, reason="streams of CUDA")
+def test_a_stream_of_the_driver_is_known_as_such(waiting):
+    norm, x, dy = waiting
+    handle = ctypes.c_void_p()
+    assert int(torch.cuda.cudart().cudaStreamCreate(ctypes.addressof(handle))) == 0
+    first = step(norm, x, dy)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert not counters.external(x.device, torch.cuda.current_stream().cuda_stream)
+    with torch.cuda.stream(torch.cuda.ExternalStream(handle.value)):
+        assert counters.external(x.device, handle.value)
+        again = step(norm, x, dy)
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert (x.device, handle.value) not in counters._of_stream
