@@ -180,10 +180,10 @@ def test_a_real_call_has_every_figure():
 @pytest.mark.gpu
 def test_a_real_profiler_leaves_nothing_in_later_calls():
     code = """
-import torch; from bench import gpu_phases, launches; from bench.gpu_clock import Gpu, Lane, pace
+import torch; from bench import launches; from bench.gpu_clock import Gpu; from bench.gpu_phases import Phases
 d = torch.device("cuda"); gpu, x = Gpu(d), torch.randn(1 << 10, device=d)
-lane = Lane(gpu, lambda: x.mul(2), pace(gpu))
-least = lambda: min(gpu_phases._call_us(lane) for _ in range(10))
+phases = Phases(gpu, None); lane = phases.lane(lambda: x.mul(2))
+least = lambda: min(phases._call_us(lane) for _ in range(10))
 before = least()
 assert launches.launched(gpu, lane.run, 10)
 print(before, least())"""
