@@ -32,7 +32,8 @@ print("a sum on it:", torch.ones(3, device="cuda").sum().item())
 versions = [f"{name} {metadata.version(name)}" for name in ("torch", "triton")]
 print(torch.cuda.get_device_name(), "python", platform.python_version(), *versions, "cuda", torch.version.cuda)
 """
-_PYTEST = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+# -v: where a test hangs, its name is the last line of the log.
+_PYTEST = (PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider")
 _RUN = (PYTHON, "-m", "bench.run", "--cell-timeout", "60s", "--time-budget", "{seconds}s", "--out", "{folder}/run")
 _INSTRUMENT = tuple(
     f"tests/bench/test_{name}.py"
@@ -48,17 +49,17 @@ _PEERS = 'exec "$0" -m pip install -q --no-index --no-deps --target "$1/peers" "
 def steps(wheels: Path | None) -> tuple[Step, ...]:
     """The steps on a GPU; their seconds add up to MINUTES at most."""
     peers = (Step("peers", 15, ("sh", "-c", _PEERS, PYTHON, "{scratch}", str(wheels))),) if wheels else ()
-    barriers = ("tests/kernels/test_one_launch.py", "tests/kernels/test_launch_counts.py")
     return (
         *peers,
         Step("machine", 15, ("sh", "-c", 'nvidia-smi; nvidia-smi -q; exec "$0" -c "$1"', PYTHON, _MACHINE)),
-        Step("barriers", 75, (*_PYTEST, "-m", "gpu", *barriers)),
+        Step("barriers", 75, (*_PYTEST, "-m", "gpu", "tests/kernels/test_one_launch.py")),
         Step("sliced rows", 45, (*_PYTEST, "-m", "gpu", "tests/kernels/test_sliced_rows.py")),
         Step("instrument", 60, (*_PYTEST, "-m", "gpu", *_INSTRUMENT)),
-        Step("batch norm", 145, (*_RUN, "--op", "bn"), least=40),
-        Step("rows", 120, (*_RUN, "--op", "rms,ln", "--dtype", "bf16"), least=40),
+        Step("batch norm", 130, (*_RUN, "--op", "bn"), least=40),
+        Step("rows", 105, (*_RUN, "--op", "rms,ln", "--dtype", "bf16"), least=40),
         Step("constants", 25, _CONSTANTS),
-        Step("counters", 35, (*_COUNTERS, *_COUNTED)),
+        Step("counters", 30, (*_COUNTERS, *_COUNTED)),
+        Step("launches", 30, (*_PYTEST, "-m", "gpu", "tests/kernels/test_launch_counts.py")),
     )
 
 
@@ -78,6 +79,8 @@ def rehearsal() -> tuple[Step, ...]:
         Step("rows", 120, (*_RUN, *rows)),
         Step("constants", 120, (*_CONSTANTS, "--bytes", "65536", "--time-budget", "60s")),
         Step("counters", 60, (*_COUNTERS, "rms_norm:4x40:bf16:rows", "batch_norm:2x3x5x5:bf16:nchw")),
+        # Its passes have the sizes of models.
+        Step("launches", 60, (*_PYTEST, "--collect-only", "-m", "gpu", "tests/kernels/test_launch_counts.py")),
     )
 
 
