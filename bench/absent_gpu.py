@@ -51,7 +51,7 @@ class State:
         return self.capturing
 
 
-class _Driver:
+class Driver:
     """What a launch asks of the device's driver."""
 
     def __init__(self, state: State) -> None:
@@ -115,7 +115,7 @@ def absent_gpu(device: plan.Device = H200, state: State | None = None) -> Iterat
     hook, asked = knobs.runtime.jit_cache_hook, counters.capturing
     knobs.runtime.jit_cache_hook, counters.capturing = note, state.is_capturing
     try:
-        with driven_by(_Driver(state)), planned_for(device):
+        with driven_by(Driver(state)), planned_for(device):
             yield found
     finally:
         knobs.runtime.jit_cache_hook, counters.capturing = hook, asked

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,7 +151,7 @@ def test_every_size_that_fits_into_memory_is_swept(figure, gpu, on, monkeypatch)
         swept.append(source.nbytes)
         gpu.launch(2 * source.nbytes / 4e12)
 
-    monkeypatch.setattr(device_figures, "SIZES", (1 << 12, 1 << 13, 1 << 14))
+    on = replace(on, sizes=(1 << 12, 1 << 13, 1 << 14))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((1 << 15) + 7, 1 << 20))
     monkeypatch.setattr(device_figures, "reading", reading)
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
@@ -312,11 +313,17 @@ def test_the_command_measures_every_figure_of_this_gpu_into_its_file(tmp_path, m
     monkeypatch.setattr(devices, "gpu", lambda: torch.device("cuda", 3))
     monkeypatch.setattr(environment, "collect", lambda device, providers: DESCRIBED)
     monkeypatch.setattr(plan, "tuning_file", lambda name: tmp_path / f"{name}.json")
-    monkeypatch.setattr(device_figures, "session", lambda device: sessions.append(device) or SimpleNamespace())
+    monkeypatch.setattr(
+        device_figures, "session", lambda device, sizes: sessions.append((device, sizes)) or SimpleNamespace()
+    )
     monkeypatch.setattr(device_figures, "FIGURES", {"copy": told(1.0), "read": told(2.0)})
-    assert device_constants.main([]) == 0
-    assert sessions == [torch.device("cuda", 3)] * 2
+    assert device_constants.main(["--bytes", "8192,4096"]) == 0
+    assert sessions == [(torch.device("cuda", 3), (4096, 8192))] * 2
     assert json.loads((tmp_path / "a GPU.json").read_text())["constants"].keys() == {"copy", "read"}
+    assert device_constants.main(["--bytes", "1K"]) == 2
+    assert capsys.readouterr().err == (
+        "bench.device_constants: error: --bytes: '1K' is not a number of bytes from 1000 to 9999999999999\n"
+    )
     (tmp_path / "other.json").write_text("no JSON")
     assert device_constants.main(["--out", str(tmp_path / "other.json")]) == 2
     assert capsys.readouterr().err.startswith("bench.device_constants: error: --out: ")

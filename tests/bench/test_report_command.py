@@ -21,10 +21,10 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent)
 from bench.report.__main__ import main
-
-pytestmark = pytest.mark.chance
 sys.exit(main(sys.argv[1:]))
 """
+
+pytestmark = pytest.mark.chance
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -43,7 +43,7 @@ def _fork_server():
     found = []
     parts = runner.parts(plan())
     worker = Worker(parts, LIMIT_S)
-    worker.measure(cases()[0], ["torch"], found.append, lambda name: None)
+    worker.measure(cases()[0], [planted.TORCH], found.append, lambda name: None)
     worker.close()
     assert found[0].record.status == "ok"
 
