@@ -37,7 +37,7 @@ _CELLS, _FAILURES, _WIDTH = 5, 8, 160
 
 @dataclass(frozen=True)
 class Step:
-    """A command and the seconds that it may take; `least` is what it needs to be of any use.
+    """A command, the seconds that it may take, what it needs to be of any use, and what its last line must contain.
 
     In the arguments {folder} is the step's own folder, {scratch} one that all share and that is not archived, and
     {seconds} the step's limit less what it takes to write a report.
@@ -47,6 +47,7 @@ class Step:
     seconds: float
     command: tuple[str, ...]
     least: float = 10.0
+    expected: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Evidence:
             except OSError as error:
                 fault = f"it could not be started: {error}"
             said = _last_line(place / "log")
+            if not fault and step.expected not in said:
+                fault = f"nothing {step.expected}"
         self.results.append(Result(step.name, fault, time.monotonic() - began, said))
         self.write()
 
@@ -275,7 +278,8 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _timed(record: Mapping[str, Any]) -> bool:
-    return bool(record["status"] == "ok" and record["latency_us"])
+    """Returns whether a GPU's clock has timed the cell."""
+    return bool(record["status"] == "ok" and record["clock"] == "cuda_event" and record["latency_us"])
 
 
 def _case(record: Mapping[str, Any]) -> str:

@@ -141,14 +141,20 @@ def test_a_step_without_enough_time_is_left_out(kept):
     assert [(result.fault, result.said) for result in kept.results] == [("no time was left", "")]
 
 
+def test_a_step_whose_last_line_lacks_what_it_must_have_has_failed(kept):
+    found = run(kept, python("a", GOOD, expected="is well"), python("b", GOOD, expected="passed"))
+    assert (found["a"].fault, found["b"].fault) == ("", "nothing passed")
+
+
 def test_a_program_that_is_not_there_is_a_fault_of_its_step(kept):
     assert "could not be started" in run(kept, Step("absent", 60.0, ("no-such-program",)))["absent"].fault
 
 
-def record(provider, latency_us, status="ok", mode="fwd", **axes):
+def record(provider, latency_us, status="ok", mode="fwd", clock="cuda_event", **axes):
     return {
         "op": "rms_norm", "shape": [4, 8], "axes": axes, "dtype": "bf16", "layout": "rows", "mode": mode, "eps": 1e-6,
-        "inputs": "normal", "offset": 0.0, "provider": provider, "status": status, "latency_us": latency_us,
+        "inputs": "normal", "offset": 0.0, "provider": provider, "status": status, "clock": clock,
+        "latency_us": latency_us,
     }  # fmt: skip
 
 
@@ -160,12 +166,13 @@ def test_the_summary_shows_the_fastest_and_the_slowest_cells_beside_the_best_pee
         record("torch", 1.0, "wrong", tokens=3),
         record("normlib", None, "crash", tokens=4),
         record("torch", 9.0, tokens=4),
+        *(record(name, 7.0, clock="host_cpu", tokens=5) for name in ("normlib", "torch")),
     ]
     folder = kept.steps / "rows" / "run"
     folder.mkdir(parents=True)
     (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"cut sho')
     lines = kept.summarize().splitlines()
-    assert "normlib's cells: 1 crash, 3 ok" in lines
+    assert "normlib's cells: 1 crash, 4 ok" in lines
     cells = [line.split() for line in lines if "x  rms_norm" in line]
     assert [(line[0], line[-3:]) for line in cells] == [
         ("1.50x", ["liger", "15.0", "us"]),
