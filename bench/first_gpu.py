@@ -34,7 +34,8 @@ print(torch.cuda.get_device_name(), "python", platform.python_version(), *versio
 """
 # -v: where a test hangs, its name is the last line of the log.
 _PYTEST = (PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider")
-_RUN = (PYTHON, *"-m bench.run --device cuda --cell-timeout 60s --time-budget {seconds}s --out {folder}/run".split())
+_INTO = ("--cell-timeout", "60s", "--time-budget", "{seconds}s", "--out", "{folder}/run")
+_RUN = (PYTHON, "-m", "bench.run", "--device", "cuda", *_INTO)
 _INSTRUMENT = tuple(
     f"tests/bench/test_{name}.py"
     for name in ("gpu_clock", "gpu_phases", "launches", "cuda_graph", "timing", "telemetry")
@@ -69,7 +70,7 @@ def rehearsal() -> tuple[Step, ...]:
     bn = ("--op", "bn", "--batch", "2", "--channels", "3", "--spatial", "5x5", "--layout", "nchw", *small)
     rows = ("--op", "rms,ln", "--tokens", "4", "--hidden", "40", *small)
     # A fake device is not lost at a wrong index, and large tensors keep the CPU busy.
-    instrument = (*_INSTRUMENT, "-k", "not lost_is_blamed and not test_timing")
+    instrument = (*_INSTRUMENT, "-k", "not lost_is_blamed and not every_figure and not test_timing")
     return (
         Step("machine", 60, (PYTHON, "-c", _MACHINE)),
         _tests("barriers", 60, "tests/kernels/test_one_launch.py", "-k", "matches_float64 and alone"),
