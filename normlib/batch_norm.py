@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,18 @@ from normlib.channels import fits, step
 
 # What may stand behind the norm, or before it; None is nothing.
 ACTIVATIONS = (None, "relu")
+
+
+def _least_eps() -> float:
+    """Returns the smallest eps that this PyTorch's batch norm takes in evaluation: 0, or above it as in 2.11."""
+    try:
+        torch.nn.functional.batch_norm(torch.zeros(1, 1), torch.zeros(1), torch.ones(1), eps=0.0)
+    except ValueError:
+        return math.ulp(0.0)
+    return 0.0
+
+
+LEAST_EPS = _least_eps()
 
 
 def batch_norm(
@@ -49,7 +62,7 @@ def batch_norm(
     _check_around(input, activation, residual, pre_activation)
     relu, pre_relu = activation is not None, pre_activation is not None
     buffers = (running_mean, running_var)
-    fitting = fits(input, (weight, bias, *buffers), training, momentum, eps)
+    fitting = fits(input, (weight, bias, *buffers), training, momentum, eps) and eps >= LEAST_EPS
     if not (fitting and (residual is None or serves(residual))):
         x = input.relu() if pre_relu else input
         y = torch.nn.functional.batch_norm(x, *buffers, weight, bias, training, momentum, eps)

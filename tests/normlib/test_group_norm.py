@@ -1,5 +1,6 @@
 """Group norm and instance norm against float64's formula, PyTorch's layers and their own identities."""
 
+import inspect
 from itertools import product
 
 import pytest
@@ -165,13 +166,15 @@ def test_instance_norms_derivatives_are_right_to_second_order(device):
 LAYERS = [
     ("GroupNorm", (3, 6), {}, (2, 6, 5)),
     ("GroupNorm", (2, 6), {"affine": False, "eps": 1e-3}, (4, 6)),
-    ("GroupNorm", (6, 6), {"bias": False}, (2, 6, 3, 4)),
+    ("GroupNorm", (6, 6), {}, (2, 6, 3, 4)),
     ("InstanceNorm1d", (5,), {}, (2, 5, 7)),
     ("InstanceNorm1d", (5,), {"affine": True}, (5, 7)),  # an image without a batch
     ("InstanceNorm2d", (5,), {"affine": True, "track_running_stats": True}, (2, 5, 3, 4)),
     ("InstanceNorm2d", (5,), {"track_running_stats": True, "momentum": None}, (2, 5, 3, 4)),
     ("InstanceNorm3d", (3,), {"track_running_stats": True, "momentum": 0.5}, (2, 3, 2, 3, 4)),
 ]
+if "bias" in inspect.signature(torch.nn.GroupNorm).parameters:  # torch 2.11 has no such option
+    LAYERS.append(("GroupNorm", (6, 6), {"bias": False}, (2, 6, 3, 4)))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -26,7 +26,7 @@ NORMS = {
 DATABASE = {info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ in NORMS}
 # fmt: off
 PER_MODE = {  # samples, of torch 2.11 and 2.13 the fewer
-    "BatchNorm1d": 8, "BatchNorm2d": 7, "BatchNorm3d": 7, "LayerNorm": 7, "RMSNorm": 6,
+    "BatchNorm1d": 7, "BatchNorm2d": 6, "BatchNorm3d": 6, "LayerNorm": 7, "RMSNorm": 6,
     "GroupNorm": 8, "InstanceNorm1d": 4, "InstanceNorm2d": 4, "InstanceNorm3d": 4,
 }
 # fmt: on
