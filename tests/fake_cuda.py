@@ -186,7 +186,7 @@ class FakeDevice:
 
     def __post_init__(self) -> None:
         self.stream = self.default
-        self.streams = 0
+        self.streams, self.busy_until = 0, 0.0
         self.cached: OrderedDict[int, int] = OrderedDict()
         self.known: set[int] = set()
 
@@ -201,7 +201,7 @@ class FakeDevice:
         self.host.wait_until(moment)
 
     def synchronize(self) -> None:
-        self.wait(max([self.default.free, self.stream.free, *(work.start + work.duration for work in self.done[-1:])]))
+        self.wait(self.busy_until)
 
     def queue(self, name: str, tensors: tuple[Any, ...], again: Any, accesses: int = 0) -> None:
         """Queues work on the current stream, or adds it to the graph that is being captured."""
@@ -218,6 +218,7 @@ class FakeDevice:
         self.check()
         start = max(self.host.now(), self.stream.free)
         self.stream.free = start + duration
+        self.busy_until = max(self.busy_until, self.stream.free)
         self.done.append(Work(name, self.stream.cuda_stream, start, duration))
 
     def _seconds(self, tensor: torch.Tensor) -> float:

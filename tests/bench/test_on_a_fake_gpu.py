@@ -148,6 +148,14 @@ def test_a_graph_computes_again_what_the_call_computed(x, fake):
     assert y.eq(6).all()
 
 
+def test_waiting_for_the_device_waits_for_every_stream(x, fake):
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(int(0.5 * fake_cuda.CYCLES_PER_S))
+    torch.mul(x, 2)
+    torch.cuda.synchronize()
+    assert fake.host.now() >= 0.5
+
+
 # ------------------------------------------------------------------------------------------------------ whole cells
 
 
