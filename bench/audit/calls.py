@@ -140,6 +140,18 @@ def one_of_each_plan(calls: Iterable[Launch], device: Device) -> Iterator[Launch
             yield launch
 
 
+def one_of_each_kernel(calls: Iterable[Launch], device: Device) -> Iterator[Launch]:
+    """Yields the first call that launches each kernel: far fewer than there are plans."""
+    seen: set[str] = set()
+    for launch in calls:
+        tensors = launch.tensors("meta")
+        declared = (each.declare(tensors, device) for each in launch.passes.modes.values())
+        found = {moved.kernel for one in declared for moved in one.launches}
+        if not found <= seen:
+            seen |= found
+            yield launch
+
+
 def call(launch: Launch, device: Device) -> None:
     """Runs the operator's launchers, every pass once, on tensors without memory."""
     for each in launch.passes.modes.values():

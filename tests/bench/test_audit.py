@@ -22,18 +22,20 @@ from bench.audit.targets import LIMITS, resident_programs
 ROOT = Path(__file__).parents[2]
 # Kernels with a barrier need to know how many programs are resident.
 BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
-# A call for every plan; on one device all extra shapes, which are the ragged and the widest ones, and fused forms.
-# `python -m bench.audit` takes every shape of every model on every device.
+# A call for every plan, and on two devices for every kernel, for compiling takes long; on one device all extra shapes,
+# which are the ragged and the widest ones, and fused forms. `python -m bench.audit` takes every shape of every model on
+# every device.
 COLLECT = """
 import json, sys
 from bench.audit import TARGETS, launches
-from bench.audit.calls import Launch, audited, one_of_each_plan
+from bench.audit.calls import Launch, audited, one_of_each_kernel, one_of_each_plan
 from bench.audit.records import collect
 from bench.models import FUSED
 target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm", "sync_batch_norm")
 calls = list(launches(plain, ("extra",))) if target == "sm_90" else []
 others = launches([name for name in audited() if target == "sm_90" or name not in FUSED])
-calls += one_of_each_plan(others, TARGETS[target][1])
+one_of_each = one_of_each_plan if target in ("sm_90", "sm_100") else one_of_each_kernel
+calls += one_of_each(others, TARGETS[target][1])
 # Kernels of its own in plans that others have: a shape for each. A batch so small that one program holds dy and x of a
 # channel on chip, and one that is more than it holds of x.
 calls += [Launch("batch_norm", shape, "bf16", "nchw") for shape in ((2, 64, 8, 8), (4, 64, 8, 8))]
