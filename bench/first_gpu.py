@@ -1,7 +1,7 @@
 """`python3 -m bench.first_gpu --out DIR`: brings back what a GPU can tell in nine minutes, as one archive.
 
-A GPU is lent for minutes, without a network. So the steps come in the order in which they tell most. Each has a time
-limit, after which all that it started is killed, and nothing that fails stops the rest. After each step
+A GPU may be there for minutes only, without a network. So the steps come in the order in which they tell most. Each
+has a time limit, after which all that it started is killed, and nothing that fails stops the rest. After each step
 DIR/evidence.zip (15 MB at most) and DIR/summary.txt hold what is known so far. It needs torch, triton, pandas, seaborn,
 jinja2, rich and pytest; nothing has to be installed. Wheels of peers in --wheels (`make peer-wheels`) are used.
 
