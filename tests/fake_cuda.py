@@ -6,14 +6,13 @@ to do is queued on the current stream and takes a known time: LAUNCH_S, the byte
 the memory that they are found in, and ACCESS_S for each access of a Triton kernel. The L2 is modelled: only what was
 used last is in it, at most L2_BYTES.
 
-The host's clock is the real one, less what the CPU spends on the device's work, or one that only moves by what is
-queued. Whoever installs the fake has `time.perf_counter` replaced by it before bench takes that.
+tests/fake_hosts.py has the clocks of the host. Whoever installs the fake replaces `time.perf_counter` by its host's
+clock before bench imports it.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from fake_hosts import RealHost
 from fake_nvml import UUID, nvml
 from torch.profiler import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -41,56 +41,6 @@ CYCLES_PER_S = 1e9
 LOST = "CUDA error: an illegal memory access was encountered"
 # What leaves device memory as it is: allocations, and other views of the same bytes.
 QUIET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "resize_"}
-
-
-class RealHost:
-    """The clock of the machine, which stands still while the CPU does the fake device's work.
-
-    A launch takes QUEUE_S instead, and one of Triton's interpreter, which is slow, a SHARE of its processor time, or
-    MOST_S: few calls are to fill the time that a measurement takes.
-    """
-
-    QUEUE_S, SHARE, MOST_S = 1e-4, 0.2, 5e-3
-
-    def __init__(self) -> None:
-        self._clock, self._stood = time.perf_counter, 0.0
-
-    def now(self) -> float:
-        return self._clock() - self._stood
-
-    @contextmanager
-    def working(self, kernel: bool = False) -> Iterator[None]:
-        """Within, the CPU does the device's work."""
-        began, worked = self._clock(), time.process_time()
-        try:
-            yield
-        finally:
-            share = min(self.SHARE * (time.process_time() - worked), self.MOST_S) if kernel else 0.0
-            taken = max(self.QUEUE_S, share)
-            self._stood += self._clock() - began - taken
-
-    def wait_until(self, moment: float) -> None:
-        while (left := moment - self.now()) > 0:
-            time.sleep(left)
-
-
-@dataclass
-class VirtualHost:
-    """A clock that only moves by `queue_s` for everything that is queued, and by waiting."""
-
-    queue_s: float = 50e-6
-    moment: float = 0.0
-
-    def now(self) -> float:
-        return self.moment
-
-    @contextmanager
-    def working(self, kernel: bool = False) -> Iterator[None]:
-        yield
-        self.moment += self.queue_s
-
-    def wait_until(self, moment: float) -> None:
-        self.moment = max(self.moment, moment)
 
 
 @dataclass(frozen=True)

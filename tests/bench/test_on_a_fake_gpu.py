@@ -12,7 +12,8 @@ from statistics import median
 import fake_cuda
 import pytest
 import torch
-from fake_cuda import DRAM_BYTES_S, L2_BYTES, L2_BYTES_S, LAUNCH_S, FakeDevice, VirtualHost, installed
+from fake_cuda import DRAM_BYTES_S, L2_BYTES, L2_BYTES_S, LAUNCH_S, FakeDevice, installed
+from fake_hosts import VirtualHost
 
 from bench import cell, environment, gpu_clock, launches, telemetry, timing
 from bench.cuda_graph import capture
