@@ -40,7 +40,7 @@ class Compilation:
 
 @dataclass
 class State:
-    """What the GPU would say that is not there, and what was launched on it, where somebody wants to know."""
+    """The state of the absent GPU, and the kernels launched on it if `launched` is a list."""
 
     stream: int = 0  # the handle of the current one
     capturing: bool = False

@@ -1,4 +1,4 @@
-"""How long a sweep is going to take: a rule of thumb for --list, time budgets and ranks, and no measurement.
+"""Estimates how long a sweep takes, for --list, time budgets and ranks. No figure here was measured on a GPU.
 
 On a GPU a cell takes its samples, and moves its bytes as often as it is called and judged. What is compiled counts once
 however many cases share it: the kernels of normlib that Triton tells apart (bench/specializations.py), the graphs of

@@ -32,7 +32,7 @@ DEVICES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Constants:
-    """What was measured on a device of the target, and when and with what: by figure, as its file has it."""
+    """The measured constants of a device; `made` has the date and the versions of each, as in the device's file."""
 
     target: str
     device: str

@@ -176,12 +176,12 @@ def constants(rows: Iterable[Row]) -> list[Line]:
 
 
 def _made(made: Mapping[str, Any]) -> str:
-    """Of a figure: the day, and the versions."""
+    """Returns the day and the versions with which a figure was measured."""
     return f"{made['measured'][:10]} with torch {made['torch']} and triton {made['triton']}"
 
 
 def _expected(rows: list[Row], timed: bool) -> dict[str, str]:
-    """Where some pass of the table has one: a time that nobody has measured."""
+    """Returns the column of expected times, which are not measured; no column unless `timed`."""
     return {EXPECTED: span((row.get("expected") or {}).get("us") for row in rows)} if timed else {}
 
 
