@@ -32,8 +32,8 @@ COVERAGE := $(VENV)/bin/python -m coverage
 coverage: export COVERAGE_FILE = $(VENV)/coverage
 coverage: $(READY)
 	$(COVERAGE) erase
-	$(COVERAGE) run -m pytest -q $(addprefix tests/bench/test_,$(addsuffix .py,on_a_fake_gpu worker cuda_graph \
-	    environment gpu_clock gpu_phases launches runner telemetry timing tune))
+	$(COVERAGE) run -m pytest -q $(addprefix tests/bench/,test_on_a_fake_gpu.py test_tune.py measure/timing \
+	    $(addprefix measure/test_,$(addsuffix .py,environment runner telemetry worker)))
 	$(COVERAGE) combine -q
 	$(COVERAGE) json -q -o $(VENV)/coverage.json
 	$(VENV)/bin/python tests/unexecuted.py $(VENV)/coverage.json

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import environment
-from bench.sweep import BadArgument
+from bench.cli import BadArgument
+from bench.measure import environment
 
 REPORTS = Path("reports")
 # Any of them says that something was written here before.

@@ -10,7 +10,7 @@ Three figures a call, each a median over blocks of calls:
 - `torch`: PyTorch's own operator on the same tensors.
 
 Without a GPU the tensors lie on the CPU and take the kernels' path all the same, up to a stand-in for the kernel
-(bench/absent_gpu.py), so `launch` lacks the driver's own call, and no result is right. PyTorch's figure then contains
+(bench/fake_gpu.py), so `launch` lacks the driver's own call, and no result is right. PyTorch's figure then contains
 all of its CPU kernel, on 2 kB (batch norm: 8 kB) of x. The clock is the process's own time, which other work on the
 machine does not add to. With a GPU everything is launched, asynchronously, on the GPU: the clock is the wall's, and the
 host waits for the device once a block of calls, or more often where the device is the slower of the two.
@@ -47,10 +47,10 @@ from torch.profiler import ProfilerActivity, profile
 from triton.runtime.jit import JITFunction
 
 import normlib
-from bench import sweep
-from bench.absent_gpu import absent_gpu
-from bench.case import MODES
-from bench.sweep import BadArgument
+from bench import cli
+from bench.cases.case import MODES
+from bench.cli import BadArgument
+from bench.fake_gpu import absent_gpu
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Measurement
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a cell on stdout, no table")
     try:
         given = parser.parse_args(argv)
-        ops, modes = sweep.some_of("--op", given.op, NORMS), sweep.some_of("--mode", given.mode, MODES)
+        ops, modes = cli.some_of("--op", given.op, NORMS), cli.some_of("--mode", given.mode, MODES)
         if not re.fullmatch(r"[1-9][0-9]{0,3}", given.repeat):
             raise BadArgument("--repeat", f"{given.repeat!r} is not a whole number from 1 to 9999")
     except BadArgument as error:

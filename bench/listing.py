@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from bench import sweep
-from bench.cost import Expected, expected
-from bench.operators import Operator
-from bench.providers import Provider
-from bench.reduced import reduced
-from bench.runner import Plan
+from bench.cases import sweep
+from bench.cases.operators import Operator
+from bench.cases.reduced import reduced
+from bench.measure.cost import Expected, expected
+from bench.measure.providers import Provider
+from bench.measure.runner import Plan
 
 # Seconds of a unit, from the largest; a time is told in the first that it fills.
 _UNITS = {"h": 3600, "min": 60, "s": 1}

@@ -1,7 +1,7 @@
 """`python -m bench.run`: measures normalization layers, cell by cell, and writes one report.
 
-Only the arguments are dealt with here: the cases come from bench/sweep.py, the records from bench/runner.py, the page
-from bench/report/. Whatever may import triton is imported inside functions, after the interpreter's switch is set.
+Only the arguments are dealt with here: the cases come from bench.cases, the records from bench.measure, the page from
+bench.report. Whatever may import triton is imported inside functions, after the interpreter's switch is set.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
-from bench import devices, environment, folders, sweep
+from bench import cli, folders
 from bench.callable import make_callable
-from bench.case import DTYPES, INPUTS, MODES
-from bench.sweep import BadArgument
+from bench.cases import sweep
+from bench.cases.case import DTYPES, INPUTS, MODES
+from bench.cli import BadArgument
+from bench.measure import devices, environment
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.operators import Operator
-    from bench.providers import Provider
+    from bench.cases.operators import Operator
+    from bench.measure.providers import Provider
 
 OURS = "normlib"
 DEFAULT_BASELINE = YARDSTICK = "torch"
@@ -88,12 +90,12 @@ def _main(typed: list[str]) -> int:
     device, notes = devices.choose(stored.get("device") if first.device is None else first.device)
 
     # From here on triton may be imported.
-    from bench.operators import operators
-    from bench.providers import providers
+    from bench.cases.operators import operators
+    from bench.measure.providers import providers
 
     given = vars(_parser(operators()).parse_args(typed))
     if given["op"] == "sync_bn":  # whose cells all ranks measure together
-        from bench import together
+        from bench.ranks import sync_batch_norm as together
 
         return together.main(given, device, operators()["batch_norm"], partial(folders.new, given["out"]), typed)
     if first.resume is not None:
@@ -115,14 +117,16 @@ def _run(
     providers: Mapping[str, Provider],
     began: float,
 ) -> int:
-    from bench import listing, runner, shards
-    from bench.headline import headlines
-    from bench.order import coarse_first
-    from bench.progress import display
-    from bench.reduced import reduced
+    from bench import listing
+    from bench.cases.order import coarse_first
+    from bench.cases.reduced import reduced
+    from bench.measure import runner
+    from bench.measure.progress import display
+    from bench.measure.worker import SILENCE_S
+    from bench.ranks import shards
     from bench.report import render
+    from bench.results.headline import headlines
     from bench.summary import summary
-    from bench.worker import SILENCE_S
 
     budget = given["time_budget"]
     asked = sweep.parse(given, operators, "smoke" if device.type == "cpu" else "quick")
@@ -137,8 +141,8 @@ def _run(
         yardstick=providers[YARDSTICK],
         device=device,
         seed=_seed("0" if given["seed"] is None else given["seed"]),
-        deadline=float("inf") if budget is None else began + sweep.seconds("--time-budget", budget),
-        cell_timeout=sweep.seconds("--cell-timeout", given["cell_timeout"] or f"{SILENCE_S:g}s"),
+        deadline=float("inf") if budget is None else began + cli.seconds("--time-budget", budget),
+        cell_timeout=cli.seconds("--cell-timeout", given["cell_timeout"] or f"{SILENCE_S:g}s"),
         isolated=not given["in_process"],
     )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -162,7 +166,7 @@ def _run(
             )
         forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
         before = [note for note in stored["notes"] if note not in stored.get("said", ())]
-        notes = [*sweep.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
+        notes = [*cli.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
         described |= {
             key: stored[key] for key in ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
         }
@@ -233,7 +237,7 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--mode", metavar="MODES", help=", ".join(f"{name} ({what})" for name, what in MODES.items()))
     parser.add_argument("--dtype", metavar="DTYPES", help=", ".join(DTYPES))
-    layouts = sweep.unique(layout for operator in operators.values() for layout in operator.layouts)
+    layouts = cli.unique(layout for operator in operators.values() for layout in operator.layouts)
     parser.add_argument("--layout", metavar="LAYOUTS", help=", ".join(layouts))
     for axis in sweep.axis_names(operators.values()):
         owners = ", ".join(operator.short for operator in operators.values() if axis in operator.axes)
@@ -274,7 +278,7 @@ def _providers(
     missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
     text, baseline = given["providers"], given["baseline"]
     if text is not None:
-        names, left_out = sweep.some_of("--providers", text, providers), []
+        names, left_out = cli.some_of("--providers", text, providers), []
     else:
         timed = [name for name, p in providers.items() if p.timed and (device.type != "cpu" or name in CPU_PROVIDERS)]
         wanted = [*timed, *(name for name, p in providers.items() if judging and not p.timed)]
@@ -285,7 +289,7 @@ def _providers(
     if baseline is None:
         baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in names else ""
     elif baseline not in names:
-        sweep.one_of("--baseline", baseline, providers)
+        cli.one_of("--baseline", baseline, providers)
         raise BadArgument("--baseline", f"{baseline!r} is not among the providers of this run: {', '.join(names)}")
     return tuple(sorted(names, key=lambda name: name != baseline)), baseline, left_out
 

@@ -1,7 +1,7 @@
 """`python -m bench.scaling`: what more devices do to a sweep's time and to synchronized batch norm's step, on paper.
 
 The tables of docs/scaling.md. Nothing here was timed. A sweep is dealt to ranks as bench/shards does it, by the
-expected seconds of bench/cost.py. A step is what its bytes take at a bandwidth, and its two collectives by the
+expected seconds of bench/measure/cost.py. A step is what its bytes take at a bandwidth, and its two collectives by the
 latency-bandwidth model: an all-gather of m bytes a rank takes log2(P) latencies, by recursive doubling, and its bytes
 (Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH", 2005, section 4.1).
 """
@@ -80,10 +80,10 @@ def sweep_seconds(devices: int) -> float:
     """The longest rank's share of `--op all --preset full` on GPUs, by the rule of thumb, each compiling for itself."""
     import torch
 
-    from bench import sweep
-    from bench.cost import expected
-    from bench.operators import operators
-    from bench.shards.dividing import deal
+    from bench.cases import sweep
+    from bench.cases.operators import operators
+    from bench.measure.cost import expected
+    from bench.ranks.dividing import deal
 
     cases = sweep.cases(sweep.Sweep(tuple(operators()), "full"), operators())
     gpu = torch.device("cuda")  # of which only the kind is asked

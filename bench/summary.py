@@ -9,9 +9,9 @@ from statistics import geometric_mean
 from rich.console import Console
 from rich.table import Table
 
-from bench.progress import TROUBLE, cell_name
-from bench.results import STATUSES, Record, TensorError
-from bench.runner import Outcome
+from bench.measure.progress import TROUBLE, cell_name
+from bench.measure.runner import Outcome
+from bench.results.records import STATUSES, Record, TensorError
 
 # Enough to see a pattern; the report has them all.
 _MOST_LOSSES = 10

@@ -7,7 +7,7 @@ is a matter of time. Pure Python; imports neither torch nor triton.
 
 `sizes` has the bytes of an element of each tensor of the call, by the call's names (x, weight, running_mean, dw, ...);
 a tensor that is not in it is None there, or not wanted. What comes back names tensors as each kernel does, less `_ptr`.
-What each operator's plans move stands in row_norm_traffic.py and batch_norm_traffic.py.
+What each operator's plans move stands in the traffic.py of its folder.
 """
 
 from __future__ import annotations

@@ -21,11 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.device import device_of, on
+from normlib.kernels.host import device_of, on
 from normlib.kernels.numerics import accumulator, divide, load, square_root, store
 from normlib.kernels.plan import Device
-from normlib.kernels.row_norm import as_rows
-from normlib.kernels.row_norm_values import aligned
+from normlib.kernels.row_norm import plan as row_plan
+from normlib.kernels.row_norm.launch import as_rows
+from normlib.kernels.row_norm.values import aligned
 
 # Arguments that follow the number of rows, which no compilation is to follow.
 BATCH = ("M",)
@@ -231,7 +232,7 @@ def forward(x: Tensor, weight: Tensor, device: Device | None = None) -> tuple[Te
     if x.numel() == 0:
         return y, norm.zero_()
     rows = as_rows(x, n)
-    plan = plans.row_forward(n, x.element_size(), device or device_of(x))
+    plan = row_plan.row_forward(n, x.element_size(), device or device_of(x))
     stride = rows.stride(0)
     arguments = (y, norm, rows, weight, m, stride)
     constants = {"ALIGN": plans.alignment(stride), "N": n, **plan.options}
@@ -262,7 +263,7 @@ def backward(
     if x.numel() == 0:
         return dx, None if dw is None else dw.zero_()
     x_rows, dy_rows = as_rows(x, n), as_rows(dy, n)
-    plan = plans.row_backward(m, n, x.element_size(), device or device_of(x), whole=False).rows
+    plan = row_plan.row_backward(m, n, x.element_size(), device or device_of(x), whole=False).rows
     strides = dy_rows.stride(0), x_rows.stride(0)
     arguments = (dx, dw, dy_rows, x_rows, norm, weight, m, *strides)
     constants = {"ALIGN": plans.alignment(*strides), "N": n, **plan.options}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from normlib.kernels.plan import RowPlan, cdiv
+from normlib.kernels.plan import cdiv
+from normlib.kernels.row_norm.plan import RowPlan
 from normlib.kernels.traffic import Sizes, Traffic, launch, read, written
 
 

@@ -23,7 +23,7 @@ from normlib.batch_norm_operators import (
     truth_of,
 )
 from normlib.channels import like_input
-from normlib.kernels import batch_norm as kernels
+from normlib.kernels.batch_norm import launch as kernels
 from normlib.registration import differentiate, gradient_of, register
 
 Pair = tuple[Tensor, Tensor]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from normlib import reference
 from normlib.channels import contiguous, like_input
-from normlib.kernels import batch_norm as kernels
+from normlib.kernels.batch_norm import launch as kernels
 from normlib.kernels.numerics import statistics_dtype
 from normlib.registration import differentiate, gradient_of, register
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from normlib import composed, reference
 from normlib.batch_norm_operators import PARAMETERS, fake_backward, fake_eval, fake_train
 from normlib.channels import contiguous, fits
-from normlib.kernels import batch_renorm as kernels
-from normlib.kernels.batch_norm import batch_norm_backward, batch_norm_eval_forward
+from normlib.kernels.batch_norm import renorm as kernels
+from normlib.kernels.batch_norm.launch import batch_norm_backward, batch_norm_eval_forward
 from normlib.kernels.numerics import statistics_dtype
 from normlib.registration import differentiate, gradient_of, register
 

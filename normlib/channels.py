@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normlib.backend import serves
-from normlib.kernels.layouts import dense
+from normlib.kernels.host import dense
 
 
 def contiguous(vector: Tensor | None) -> Tensor | None:

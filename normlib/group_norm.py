@@ -10,7 +10,7 @@ from torch import Tensor
 from normlib import reference
 from normlib.backend import serves
 from normlib.channels import contiguous, like_input
-from normlib.kernels import group_norm as kernels
+from normlib.kernels.group_norm import launch as kernels
 from normlib.kernels.numerics import statistics_dtype
 from normlib.registration import autocast_as_pytorch, differentiate, gradient_of, register
 

@@ -11,7 +11,7 @@ from normlib.backend import serves
 from normlib.batch_norm import batch_norm
 from normlib.channels import contiguous
 from normlib.group_norm import Triple, fake_forward, gradients
-from normlib.kernels import instance_norm as kernels
+from normlib.kernels.group_norm import instance as kernels
 from normlib.registration import differentiate, register
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normlib import composed, reference
 from normlib.channels import contiguous, fits, like_input, step
-from normlib.kernels import lp_norm as kernels
+from normlib.kernels.batch_norm import lp as kernels
 from normlib.kernels.numerics import statistics_dtype
 from normlib.registration import differentiate, gradient_of, register
 

@@ -11,8 +11,8 @@ from normlib import composed, reference
 from normlib.batch_norm import batch_norm
 from normlib.batch_norm_operators import BUFFERS, PARAMETERS, fake_backward, fake_train
 from normlib.channels import contiguous, fits, step
-from normlib.kernels import noisy_batch_norm as kernels
-from normlib.kernels.batch_norm import batch_norm_backward
+from normlib.kernels.batch_norm import noisy as kernels
+from normlib.kernels.batch_norm.launch import batch_norm_backward
 from normlib.philox import noise_of
 from normlib.registration import differentiate, gradient_of, register
 

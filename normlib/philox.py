@@ -1,4 +1,4 @@
-"""Philox4x32-10 (Salmon et al. 2011) in PyTorch's integer operators: the words that kernels/noise.py draws.
+"""Philox4x32-10 (Salmon et al. 2011) in PyTorch's integer operators: the words that kernels/batch_norm/noise.py draws.
 
 32-bit words are held in int64, whose products wrap around at 2^64 and so keep all bits of a product of two words.
 """

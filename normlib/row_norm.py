@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from normlib.backend import serves
-from normlib.kernels import row_norm as kernels
 from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.row_norm import launch as kernels
 from normlib.registration import autocast_as_pytorch, differentiate, gradient_of, register
 
 Triple = tuple[Tensor, Tensor, Tensor]

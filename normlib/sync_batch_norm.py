@@ -19,7 +19,7 @@ from normlib.backend import backend_for, suits
 from normlib.batch_norm import batch_norm
 from normlib.batch_norm_operators import fake_backward, fake_train
 from normlib.channels import contiguous, step
-from normlib.kernels import sync_batch_norm as kernels
+from normlib.kernels.batch_norm import sync as kernels
 from normlib.registration import differentiate, register
 
 Triple = tuple[Tensor, Tensor, Tensor]

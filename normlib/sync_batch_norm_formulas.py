@@ -1,6 +1,6 @@
 """The steps of synchronized batch norm in PyTorch's operators, for CPU tensors where no kernel runs.
 
-The same functions as in kernels/sync_batch_norm.py, with the same messages, computed in float64 and rounded once.
+The same functions as in kernels/batch_norm/sync.py, with the same messages, computed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normlib.kernels.layouts import dense
+from normlib.kernels.host import dense
 from normlib.kernels.numerics import statistics_dtype
 
 

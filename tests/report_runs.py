@@ -13,9 +13,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench import models, results, samples
+from bench.cases import models
 from bench.report import render
-from bench.results import Record, TensorError
+from bench.results import records as results
+from bench.results import samples
+from bench.results.records import Record, TensorError
 
 ROOT = Path(__file__).parents[1]
 PROVIDERS = ("normlib", "torch", "torch_compile", "cudnn")
@@ -255,7 +257,7 @@ def write(folder: Path, records: list[Record], **described: Any) -> Path:
 
 
 def unpacked(text: str) -> Any:
-    """What bench.report.templating.packed has packed."""
+    """What bench.page.templating.packed has packed."""
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
 

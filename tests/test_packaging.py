@@ -47,7 +47,7 @@ def test_the_link_is_intact():
 def test_the_wheel_holds_normlib_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"normlib"}
-    assert {"normlib/kernels/plan.py", "normlib/kernels/batch_norm.py", "normlib/layer_norm.py"} <= set(names)
+    assert {"normlib/kernels/plan.py", "normlib/kernels/batch_norm/launch.py", "normlib/layer_norm.py"} <= set(names)
 
 
 @pytest.mark.parametrize("way", ["checkout", "wheel"])
@@ -62,6 +62,6 @@ def test_normlib_imports_beside_a_package_called_kernels(way, elsewhere, wheel):
 
 
 def test_an_installed_normlib_imports_from_any_folder(tmp_path):
-    code = "import normlib, normlib.kernels.row_norm; print(normlib.LayerNorm(4))"
+    code = "import normlib, normlib.kernels.row_norm.launch; print(normlib.LayerNorm(4))"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     assert run(sys.executable, "-c", code, cwd=tmp_path, env=environment).startswith("LayerNorm((4,)")

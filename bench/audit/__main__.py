@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import environment, sweep
+from bench import cli
 from bench.audit import counters, page, terminal
 from bench.audit.calls import audited, launches, presets
 from bench.audit.expected import constants_of
@@ -24,8 +24,9 @@ from bench.audit.fused import UNFUSED, pairs
 from bench.audit.groups import Row
 from bench.audit.records import collect
 from bench.audit.targets import TARGETS
-from bench.report.__main__ import OneLineParser
-from bench.sweep import BadArgument
+from bench.cases import sweep
+from bench.cli import BadArgument, OneLineParser
+from bench.measure import environment
 
 PROGRAM = "python -m bench.audit"
 _NOTES = """\
@@ -96,8 +97,8 @@ def _line(row: Row) -> str:
 
 def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
     ops = sweep.chosen_operators("--op", op, audited())
-    targets = sweep.some_of("--arch", arch, TARGETS)
-    names = None if preset is None else sweep.some_of("--preset", preset, (*presets(ops), "all"))
+    targets = cli.some_of("--arch", arch, TARGETS)
+    names = None if preset is None else cli.some_of("--preset", preset, (*presets(ops), "all"))
     folder = None if out is None else Path(out)
     if folder is not None:
         try:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normlib.kernels.plan import BatchNormPlan, Device, GroupNormPlan, OncePlan
+from normlib.kernels.batch_norm.one_launch_plan import OncePlan
+from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.group_norm.plan import GroupNormPlan
+from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Sweep
 
 # Bytes that a cache loads at least: on NVIDIA a quarter of a line of 128 (Nsight Compute, Memory Tables), on AMD more.

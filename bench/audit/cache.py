@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from normlib.kernels.plan import BatchNormPlan, GroupNormPlan, cdiv
+from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.group_norm.plan import GroupNormPlan
+from normlib.kernels.plan import cdiv
 from normlib.kernels.traffic import Sweep
 
 Tile = int

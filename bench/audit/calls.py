@@ -11,13 +11,14 @@ from typing import cast
 
 import torch
 
-from bench import models as shapes
 from bench.audit import synchronized
 from bench.audit.passes import PASSES, Passes, Tensors
-from bench.case import OPTIONS, named
-from bench.operators import Operator, operators
-from bench.operators.group_norm import usual_groups
-from normlib.kernels.plan import Device, RowBackwardPlan
+from bench.cases import models as shapes
+from bench.cases.case import OPTIONS, named
+from bench.cases.operators import Operator, operators
+from bench.cases.operators.group_norm import usual_groups
+from normlib.kernels.plan import Device
+from normlib.kernels.row_norm.plan import RowBackwardPlan
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 # Beside the presets' shapes, as `extra`: ragged, tiny and very wide rows, and channels that are a multiple of nothing.

@@ -13,8 +13,8 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from bench.absent_gpu import ABSENT, driven_by
 from bench.audit.targets import TARGETS
+from bench.fake_gpu import ABSENT, driven_by
 from normlib.kernels.numerics import INTERPRETED
 
 # Triton keeps kernels by device, and no device, real or absent, may find these: none has this number or a lower one.

@@ -30,9 +30,9 @@ import torch
 
 from bench.audit.calls import DTYPES, Launch
 from bench.audit.passes import Declared
-from bench.operators import operators
-from bench.report.__main__ import OneLineParser
-from normlib.kernels.device import device_of
+from bench.cases.operators import operators
+from bench.cli import OneLineParser
+from normlib.kernels.host import device_of
 from normlib.kernels.plan import Device
 
 READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from bench import device_file
 from bench.audit.passes import Declared
-from bench.sweep import BadArgument
+from bench.cli import BadArgument
+from bench.device_constants import file as device_file
 from normlib.kernels import plan
-from normlib.kernels.plan import RowBackwardPlan
+from normlib.kernels.row_norm.plan import RowBackwardPlan
 from normlib.kernels.traffic import Traffic
 
 # Devices of each target, as PyTorch names them up to what their memory adds ("NVIDIA H100 80GB HBM3"); the first that

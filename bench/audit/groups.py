@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.case import named
-from bench.report.formatting import DASH
+from bench.cases.case import named
+from bench.page.formatting import DASH
 
 Row = Mapping[str, Any]
 # Columns that are no numbers.

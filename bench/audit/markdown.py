@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.audit import groups
 from bench.audit.groups import Row
-from bench.report.formatting import spoken
+from bench.page.formatting import spoken
 
 # Operator, shape, dtype, layout: the widths of language models, the widest rows that no peer takes without spilling,
 # ResNet-50's largest norms in both layouts, and one that is held on chip; and each fused form.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from bench.audit import groups, tables
 from bench.audit.groups import Line, Row
-from bench.report.formatting import spoken
-from bench.report.templating import scripts, style, templates
+from bench.page.formatting import spoken
+from bench.page.templating import scripts, style, templates
 
 SECTIONS = (
     ("above", "Above the floor"),
@@ -29,7 +29,7 @@ COLUMNS = (
         "behind a cache",
         "Units expected of device memory where an ideal cache of this GPU's size (its last before the memory) "
         "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. Half a line of"
-        " 128 bytes takes up half of it; where it takes up all, more is left (kernels/plan_batch_norm_once.py). A"
+        " 128 bytes takes up half of it; where it takes up all, more is left (kernels/batch_norm/one_launch_plan.py). A"
         " bound, not a measurement.",
     ),
     (

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
-from bench import case
 from bench.audit.bounds import CLOSE, least_units, once_units, reason
 from bench.audit.cache import Programs, expected_units
 from bench.audit.calls import Launch, audited
@@ -16,7 +15,9 @@ from bench.audit.expected import Constants, Expected, expected, waits
 from bench.audit.machine_code import MachineCode, inspect
 from bench.audit.passes import Declared
 from bench.audit.targets import LIMITS, TARGETS, resident_programs
-from normlib.kernels.plan import BatchNormPlan, GroupNormPlan
+from bench.cases import case
+from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.group_norm.plan import GroupNormPlan
 from normlib.kernels.traffic import ACTIVATIONS, Traffic
 
 SWEPT = (BatchNormPlan, GroupNormPlan)  # plans whose launches declare their sweeps

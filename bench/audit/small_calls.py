@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import product
 
 from bench.audit.calls import Launch, audited
-from normlib.kernels.plan import Device, Tuning, batch_norm_plans
+from normlib.kernels.batch_norm.plan import batch_norm_plans
+from normlib.kernels.plan import Device, Tuning
 
 Calls = Iterator[tuple[Launch, Device]]
 

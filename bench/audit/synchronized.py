@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.case import Case
-from bench.operators.batch_norm import OPERATOR as BATCH_NORM
-from bench.operators.batch_norm import BatchNorm
+from bench.cases.case import Case
+from bench.cases.operators.batch_norm import OPERATOR as BATCH_NORM
+from bench.cases.operators.batch_norm import BatchNorm
 
 # The GPUs of one machine; and as `extra` also more, so that the merge has tiles of 1, 2 and 8 warps.
 RANKS = (8, 64, 1024)

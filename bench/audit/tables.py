@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.audit.groups import Line, Row, by, counts, kernels, label, passes, problem, span
-from bench.report.formatting import DASH, percent, size
+from bench.page.formatting import DASH, percent, size
 
 EXPECTED = "expected us"
 

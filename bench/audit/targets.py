@@ -9,7 +9,7 @@ from triton.backends.compiler import GPUTarget
 from normlib.kernels.plan import Device
 
 # A100, H200, B200 and MI300X: multiprocessors (compute units) and L2 as their data sheets name them, and what
-# kernels/device.py makes of such a device.
+# kernels/host.py makes of such a device.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), Device(108, l2=40 << 20, cooperative=True)),
     "sm_90": (GPUTarget("cuda", 90, 32), Device(132, l2=50 << 20, cooperative=True)),

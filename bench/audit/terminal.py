@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.audit import groups, tables
 from bench.audit.groups import Row
-from bench.report.formatting import plural
+from bench.page.formatting import plural
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.cli import OneLineParser
 from bench.compare import Incomparable, compare
 from bench.compare.comparison import FAIL_ON, REGRESSIONS, THRESHOLD, Comparison
 from bench.compare.page import html
 from bench.compare.plain import plain
 from bench.compare.terminal import show
-from bench.report.__main__ import OneLineParser
 
 PAGE = "compare.html"
 _NOTES = f"""\

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bench import samples
-from bench.compare.intervals import Array
-from bench.report.formatting import present
-from bench.report.thresholds import GPU_CLOCK
-from bench.results import RECORDS, Record, of_ranks, of_run
+from bench.page.formatting import present
+from bench.results import samples
+from bench.results.intervals import Array
+from bench.results.records import CUDA_EVENT, RECORDS, Record, of_ranks, of_run
 
 ENVIRONMENT = "environment.json"
 
@@ -70,7 +69,7 @@ class Run:
     @property
     def supports_speed(self) -> bool:
         """Whether any time of it supports a claim of speed."""
-        return not self.environment.get("interpreted") and any(cell.clock == GPU_CLOCK for cell in self.cells.values())
+        return not self.environment.get("interpreted") and any(cell.clock == CUDA_EVENT for cell in self.cells.values())
 
 
 def load(folder: Path) -> Run:

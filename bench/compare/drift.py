@@ -22,7 +22,7 @@ from statistics import NormalDist, median
 
 import numpy as np
 
-from bench.compare.intervals import Change, Interval
+from bench.results.intervals import Change, Interval
 
 # Half the width of the middle quarter of a normal distribution, in standard deviations.
 _QUARTER = NormalDist().inv_cdf(0.625)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from math import exp, inf, isfinite, sqrt
 
 from bench.compare.cells import Cell, Error
-from bench.report.formatting import figure
-from bench.report.thresholds import ACCURACY_MARGIN, LEAST_ERROR
+from bench.page.formatting import figure
+from bench.results.thresholds import ACCURACY_MARGIN, LEAST_ERROR
 
 # The report's own margin for float32; of 16-bit results only ties are left to luck, and normlib's floor_ratio stayed
 # within 2e-5 of itself over six seeds.

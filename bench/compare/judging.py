@@ -12,10 +12,10 @@ from bench.compare import conditions, drift
 from bench.compare.cells import Cell, Incomparable, Run, load
 from bench.compare.comparison import EXCLUDED, FASTER, SAME, SLOWER, THRESHOLD, UNCLEAR, Comparison, Pair
 from bench.compare.errors import grown
-from bench.compare.intervals import LEAST, Change, Interval, of_medians, of_samples
 from bench.compare.words import change
-from bench.report.formatting import percent, plural
-from bench.report.thresholds import GPU_CLOCK
+from bench.page.formatting import percent, plural
+from bench.results.intervals import LEAST, Change, Interval, of_medians, of_samples
+from bench.results.records import CUDA_EVENT
 
 
 def compare(a: Path, b: Path, threshold: float = THRESHOLD, providers: Sequence[str] = ()) -> Comparison:
@@ -101,7 +101,7 @@ def _judge_speed(
 
 
 def _timed(cell: Cell) -> bool:
-    return cell.status == "ok" and cell.clock == GPU_CLOCK and cell.latency_us is not None
+    return cell.status == "ok" and cell.clock == CUDA_EVENT and cell.latency_us is not None
 
 
 def _change(before: Run, after: Run, key: str) -> Change | str:

@@ -16,11 +16,11 @@ from bench.compare.comparison import (
     UNCLEAR,
     Comparison,
 )
-from bench.compare.intervals import FALSE_ALARMS, MOST
 from bench.compare.words import change, span, told
-from bench.report.formatting import percent, plural
-from bench.report.templating import scripts, style, templates
-from bench.report.verdict import Card
+from bench.page.card import Card
+from bench.page.formatting import percent, plural
+from bench.page.templating import scripts, style, templates
+from bench.results.intervals import FALSE_ALARMS, MOST
 
 # Of each list; a page of some megabytes still opens on a telephone, and --json has every cell.
 ROWS = 1000

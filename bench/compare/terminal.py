@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SLOWER, Comparison, Pair
 from bench.compare.words import change, told
-from bench.report.formatting import plural
+from bench.page.formatting import plural
 
 # Enough to see a pattern; the page has them all.
 _MOST = 10

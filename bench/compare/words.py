@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.compare.comparison import FASTER, FIXED, NEWLY_WRONG, SLOWER, Pair
-from bench.report.formatting import DASH, duration, present
+from bench.page.formatting import DASH, duration, present
 
 
 def change(share: float | None) -> str:

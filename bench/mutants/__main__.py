@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import environment, sweep
+from bench import cli
+from bench.measure import environment
 from bench.mutants import catalogue
 from bench.mutants.planting import Mutant
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_name = {mutant.name: mutant for mutant in catalogue.MUTANTS}
     try:
         names = tuple(by_name) if given.only is None else _names(given.only, by_name)
-    except sweep.BadArgument as error:
+    except cli.BadArgument as error:
         print(f"bench.mutants: error: {error}", file=sys.stderr)
         return 2
     chosen = [by_name[name] for name in names]
@@ -50,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _names(text: str, known: dict[str, Mutant]) -> tuple[str, ...]:
-    names = sweep.values("--only", text)
+    names = cli.values("--only", text)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise sweep.BadArgument("--only", f"no mutant is called {', '.join(map(repr, unknown))}; --list names them all")
+        raise cli.BadArgument("--only", f"no mutant is called {', '.join(map(repr, unknown))}; --list names them all")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Mutants of kernels/batch_norm*.py, forward: tiles, statistics, running buffers, y."""
+"""Mutants of kernels/batch_norm/, forward: tiles, statistics, running buffers, y."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.mutants.planting import Mutant
 
 # By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    ("batch_norm_tiles", "addresses"): (
+    ("batch_norm.tiles", "addresses"): (
         (
             "batch-channels-stride-short",
             "channels-last positions C - 1 apart in place of C",
@@ -38,7 +38,7 @@ _EDITS = {
             "tl.minimum(BLOCK_S, S)",
         ),
     ),
-    ("batch_norm_tiles", "channel_values"): (
+    ("batch_norm.tiles", "channel_values"): (
         (
             "batch-channels-of-the-first-group",
             "per-channel vectors of the first group for all",
@@ -46,7 +46,7 @@ _EDITS = {
             "c = tl.arange",
         ),
     ),
-    ("batch_norm_statistics", "moments_of_tiles"): (
+    ("batch_norm.statistics", "moments_of_tiles"): (
         (
             "batch-last-tile-dropped",
             "a split's last tile of several has no share in the statistics",
@@ -74,7 +74,7 @@ _EDITS = {
             "return mean, low * 0.0, m2",
         ),
     ),
-    ("batch_norm_statistics", "merge_splits"): (
+    ("batch_norm.statistics", "merge_splits"): (
         (
             "batch-last-split-dropped",
             "the last split counts as empty",
@@ -82,7 +82,7 @@ _EDITS = {
             "split_count = tl.where(split < tl.maximum(splits - 1, 1),",
         ),
     ),
-    ("batch_norm_statistics", "finish_statistics"): (
+    ("batch_norm.statistics", "finish_statistics"): (
         ("batch-variance-unbiased", "y from the unbiased variance", "divide(m2, n)", "divide(m2, n - 1.0)"),
         ("batch-eps-left-out", "eps is not added", "eps, eps_low, ACC)", "0.0, 0.0, ACC)"),
         ("batch-eps-1e-3", "1e-3 in place of the eps given", "eps, eps_low, ACC)", "1e-3, 0.0, ACC)"),
@@ -118,7 +118,7 @@ _EDITS = {
             "old_var * m + unbiased * (1.0 - m)",
         ),
     ),
-    ("batch_norm_statistics", "statistics"): (
+    ("batch_norm.statistics", "statistics"): (
         (
             "batch-evaluation-forgets-eps",
             "rstd from running_var alone",
@@ -126,7 +126,7 @@ _EDITS = {
             "rstd_of(variance, 0.0, 0.0, ACC)",
         ),
     ),
-    ("batch_norm_streaming", "_batch_norm_merge_kernel"): (
+    ("batch_norm.streaming", "_batch_norm_merge_kernel"): (
         (
             "batch-merge-of-the-first-channels",
             "every program merges the first block of channels",
@@ -134,7 +134,7 @@ _EDITS = {
             "tl.program_id(0) * 0",
         ),
     ),
-    ("batch_norm_streaming", "_batch_norm_normalize_kernel"): (
+    ("batch_norm.streaming", "_batch_norm_normalize_kernel"): (
         (
             "batch-weight-left-out",
             "y without the weight",
@@ -142,7 +142,7 @@ _EDITS = {
             "scale = rstd",
         ),
     ),
-    ("batch_norm_output", "normalized"): (
+    ("batch_norm.output", "normalized"): (
         (
             "batch-bias-before-weight",
             "the bias is scaled too",
@@ -151,7 +151,7 @@ _EDITS = {
         ),
         ("batch-low-dropped-in-y", "x - mean without the low part", "(x - mean) - low,", "x - mean,"),
     ),
-    ("batch_norm", "batch_norm_eval_forward"): (
+    ("batch_norm.launch", "batch_norm_eval_forward"): (
         (
             "batch-evaluation-by-the-batch",
             "the batch's statistics in evaluation",
@@ -165,11 +165,11 @@ _EDITS = {
 
 # In the same form, of what a ReLU and a residual add.
 _FUSED_EDITS = {
-    ("batch_norm_activation", "relu"): (
+    ("batch_norm.activation", "relu"): (
         ("batch-relu-leaks", "a hundredth of what is negative", "0.0, x)", "0.01 * x, x)"),
         ("batch-relu-of-one", "nothing below one", "tl.where(x <= 0.0,", "tl.where(x <= 1.0,"),
     ),
-    ("batch_norm_output", "store_output"): (
+    ("batch_norm.output", "store_output"): (
         (
             "batch-residual-left-out",
             "the residual is read and not added",
@@ -189,7 +189,7 @@ _FUSED_EDITS = {
             "normalized(x, mean, low, scale, shift) <= 0.0, tile,",
         ),
     ),
-    ("batch_norm_activation", "store_signs"): (
+    ("batch_norm.activation", "store_signs"): (
         (
             "batch-signs-in-the-other-order",
             "a byte's first element in its last bit",
@@ -198,7 +198,7 @@ _FUSED_EDITS = {
         ),
         ("batch-signs-not-transposed", "a channels-last tile packed along its positions", "if LAST:", "if not LAST:"),
     ),
-    ("batch_norm_activation", "sign_addresses"): (
+    ("batch_norm.activation", "sign_addresses"): (
         ("batch-signs-of-one-group", "every group of channels keeps its signs in one place", " + c0 // BLOCK_C", ""),
     ),
 }

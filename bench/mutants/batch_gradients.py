@@ -1,4 +1,4 @@
-"""Mutants of kernels/batch_norm*.py, backward: dx, dw, db."""
+"""Mutants of kernels/batch_norm/, backward: dx, dw, db."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.mutants.planting import Mutant
 
 # By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    ("batch_norm_gradients", "sums_of_tiles"): (
+    ("batch_norm.gradients", "sums_of_tiles"): (
         (
             "batch-dw-without-rstd",
             "x - mean in place of x_hat",
@@ -64,10 +64,10 @@ _EDITS = {
             "accurate_sum(db, 1) * 1.000001",
         ),
     ),
-    ("batch_norm_gradients", "weight_terms"): (
+    ("batch_norm.gradients", "weight_terms"): (
         ("batch-dw-without-low", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
     ),
-    ("batch_norm_gradients", "input_gradient"): (
+    ("batch_norm.gradients", "input_gradient"): (
         (
             "batch-dx-without-low",
             "x - mean without the low part, as PyTorch has it",
@@ -78,7 +78,7 @@ _EDITS = {
         ("batch-c2-sign", "+ c2", "(dz - c2)", "(dz + c2)"),
         ("batch-c2-left-out", "dx without the mean of dy", "(dz - c2)", "dz"),
     ),
-    ("batch_norm_gradients", "input_gradient_of_tiles"): (
+    ("batch_norm.gradients", "input_gradient_of_tiles"): (
         (
             "batch-c1-not-divided",
             "c1 is the sum, not the mean",
@@ -87,7 +87,7 @@ _EDITS = {
         ),
         ("batch-c1-without-rstd", "rstd once in place of twice", "divide(dw * rstd, n)", "divide(dw, n)"),
     ),
-    ("batch_norm_streaming", "_batch_norm_input_gradient_kernel"): (
+    ("batch_norm.streaming", "_batch_norm_input_gradient_kernel"): (
         (
             "batch-dx-without-weight",
             "dx without the weight",
@@ -107,7 +107,7 @@ _EDITS = {
             "n = (tiles * BLOCK_S).to(ACC)",
         ),
     ),
-    ("batch_norm", "batch_norm_backward"): (
+    ("batch_norm.launch", "batch_norm_backward"): (
         (
             "batch-dx-of-evaluation",
             "dx by evaluation's formula in training",
@@ -119,7 +119,7 @@ _EDITS = {
 
 # In the same form, of what a ReLU and a residual add.
 _FUSED_EDITS = {
-    ("batch_norm_gradients", "load_gradient"): (
+    ("batch_norm.gradients", "load_gradient"): (
         ("batch-relu-lets-all-gradients-through", "dz is dy", "tl.where(blocked, 0.0, dy)", "dy"),
         (
             "batch-sign-without-bias",
@@ -134,13 +134,13 @@ _FUSED_EDITS = {
             "normalized(x, mean, low, scale * 0.5, shift)",
         ),
     ),
-    ("batch_norm_gradients", "store_gradients"): (
+    ("batch_norm.gradients", "store_gradients"): (
         ("batch-dresidual-is-dx", "the residual gets the gradient of x", "dz_ptr + at, dz,", "dz_ptr + at, dx,"),
     ),
-    ("batch_norm_activation", "load_signs"): (
+    ("batch_norm.activation", "load_signs"): (
         ("batch-signs-one-bit-on", "the sign of the element after", "[None, :]) & 1", "[None, :] + 1) & 1"),
     ),
-    ("batch_norm", "batch_norm_backward"): (
+    ("batch_norm.launch", "batch_norm_backward"): (
         ("batch-bias-not-handed-on", "no bias for the sign", "bias if relu and signs is None else None", "None"),
     ),
 }

@@ -1,4 +1,4 @@
-"""The accuracy gate that mutants are run through: a few small cells of bench/cell.py."""
+"""The accuracy gate that mutants are run through: a few small cells of bench/measure/cell.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from bench import cell
-from bench.case import Case
+from bench.cases.case import Case
+from bench.cases.operators import operators
+from bench.measure import cell
+from bench.measure.providers import providers
 from bench.mutants import shares
 from bench.mutants.planting import Mutant, planted
-from bench.operators import operators
-from bench.providers import providers
-from bench.results import Record
+from bench.results.records import Record
 from bench.summary import worst_figure
 
 
@@ -147,21 +147,21 @@ CELLS = {
 }
 # What all kernels share is seen in any of them.
 _OF_FILE = {
-    "row_norm": ("rows",),
-    "row_norm_values": ("rows",),
+    "row_norm.narrow": ("rows",),
+    "row_norm.values": ("rows",),
     **dict.fromkeys(
         (
-            "batch_norm",
-            "batch_norm_activation",
-            "batch_norm_gradients",
-            "batch_norm_output",
-            "batch_norm_statistics",
-            "batch_norm_streaming",
-            "batch_norm_tiles",
+            "batch_norm.launch",
+            "batch_norm.activation",
+            "batch_norm.gradients",
+            "batch_norm.output",
+            "batch_norm.statistics",
+            "batch_norm.streaming",
+            "batch_norm.tiles",
         ),
         ("batch",),
     ),
-    "lp_norm": ("norms",),
+    "batch_norm.lp": ("norms",),
 }
 
 

@@ -6,7 +6,7 @@ from bench.mutants.planting import Mutant
 
 # By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    ("group_norm_rows", "place"): (
+    ("group_norm.rows", "place"): (
         (
             "group-end-short",
             "a program's last channel is nobody's",
@@ -20,10 +20,10 @@ _EDITS = {
             "% count).to(tl.int64) * BLOCK_C",
         ),
     ),
-    ("group_norm_rows", "image_offset"): (
+    ("group_norm.rows", "image_offset"): (
         ("group-images-too-near", "images an element too near to each other", "image * C * S", "image * (C * S - 1)"),
     ),
-    ("group_norm_rows", "sum_rows"): (
+    ("group_norm.rows", "sum_rows"): (
         (
             "group-sums-of-a-row",
             "c1 and c2 of each channel by itself",
@@ -31,7 +31,7 @@ _EDITS = {
             "value",
         ),
     ),
-    ("group_norm_rows", "merge_rows"): (
+    ("group_norm.rows", "merge_rows"): (
         ("group-gaps-counted", "rows that a group does not fill count", "mask = row < per_group", "mask = row < ROWS"),
         (
             "group-n-of-whole-tiles",
@@ -46,7 +46,7 @@ _EDITS = {
             "mask = row < per_group - 1",
         ),
     ),
-    ("group_norm_rows", "merge_parts"): (
+    ("group_norm.rows", "merge_parts"): (
         (
             "group-parts-of-one-size",
             "every split is as long as the first",
@@ -67,7 +67,7 @@ _EDITS = {
         ),
         ("group-n-of-a-channel", "n is one channel's", "tl.cast(S, tl.int64) * per_group", "tl.cast(S, tl.int64)"),
     ),
-    ("group_norm_rows", "part_offset"): (
+    ("group_norm.rows", "part_offset"): (
         (
             "group-channels-one-short",
             "groups begin a channel too near to each other",
@@ -81,12 +81,12 @@ _EDITS = {
             "(group // groups * 0",
         ),
     ),
-    ("group_norm_rows", "finish_group_statistics"): (
+    ("group_norm.rows", "finish_group_statistics"): (
         ("group-variance-unbiased", "y from the unbiased variance", "* per_group).to(ACC)", "* per_group - 1).to(ACC)"),
         ("group-eps-left-out", "eps is not added", "eps, eps_low, ACC)", "0.0, 0.0, ACC)"),
         ("group-saved-low-left-out", "the saved mean's low part is 0", "group, low, mask)", "group, low * 0.0, mask)"),
     ),
-    ("group_norm_rows", "groups_of"): (
+    ("group_norm.rows", "groups_of"): (
         (
             "group-boundary-off-by-one",
             "a group's last channel has the next one's statistics",
@@ -101,14 +101,14 @@ _EDITS = {
         ),
         ("group-statistics-of-image-0", "every image has the first one's", "image * (C // per_group)", "image * 0"),
     ),
-    ("group_norm_rows", "group_gradient_of_tiles"): (
+    ("group_norm.rows", "group_gradient_of_tiles"): (
         ("group-c1-sign", "+ x_hat c1", "- ((x - mean) - low) * slope", "+ ((x - mean) - low) * slope"),
         ("group-c2-left-out", "dx without c2", "(weight * dy - c2)", "(weight * dy)"),
         ("group-dx-without-weight", "dx without the weight", "(weight * dy - c2)", "(dy - c2)"),
         ("group-dx-without-low", "x - mean without the low part", "((x - mean) - low)", "(x - mean)"),
         ("group-c1-without-rstd", "rstd once in place of twice", "c1 * rstd", "c1"),
     ),
-    ("group_norm_once", "_group_norm_backward_kernel"): (
+    ("group_norm.one_launch", "_group_norm_backward_kernel"): (
         ("group-c1-unweighted", "c1 of dy without the weight", "sum_rows(weight * dw,", "sum_rows(dw,"),
         (
             "group-sums-of-one-image",
@@ -117,7 +117,7 @@ _EDITS = {
             "partials_ptr + image * 0",
         ),
     ),
-    ("group_norm_streaming", "_group_norm_stats_kernel"): (
+    ("group_norm.streaming", "_group_norm_stats_kernel"): (
         (
             "group-moments-of-overlapping-parts",
             "images write over each other's parts",
@@ -131,10 +131,10 @@ _EDITS = {
             "even_share(split, splits, tl.maximum(blocks(S, BLOCK_S) - 1, 1))",
         ),
     ),
-    ("group_norm_streaming", "_group_norm_merge_kernel"): (
+    ("group_norm.streaming", "_group_norm_merge_kernel"): (
         ("group-merged-groups-overlap", "programs merge groups one apart", "to(tl.int64) * BLOCK_G", "to(tl.int64)"),
     ),
-    ("group_norm_streaming", "_group_norm_reduce_kernel"): (
+    ("group_norm.streaming", "_group_norm_reduce_kernel"): (
         (
             "group-sums-of-overlapping-parts",
             "images write over each other's sums",
@@ -142,7 +142,7 @@ _EDITS = {
             "image + split",
         ),
     ),
-    ("group_norm_streaming", "_group_norm_coefficients_kernel"): (
+    ("group_norm.streaming", "_group_norm_coefficients_kernel"): (
         (
             "group-weight-of-the-first-group",
             "every group's sums have its weights",
@@ -158,7 +158,7 @@ _EDITS = {
             "tl.cast(S, tl.int64)",
         ),
     ),
-    ("group_norm_streaming", "_group_norm_input_gradient_kernel"): (
+    ("group_norm.streaming", "_group_norm_input_gradient_kernel"): (
         ("group-coefficients-swapped", "c1 for c2", "c1, c2 =", "c2, c1 ="),
         (
             "group-dx-of-the-first-tiles",
@@ -171,7 +171,7 @@ _EDITS = {
 
 # What instance norm alone runs: its running statistics.
 _INSTANCE_EDITS = {
-    ("instance_norm", "_instance_norm_running_kernel"): (
+    ("group_norm.instance", "_instance_norm_running_kernel"): (
         (
             "instance-running-variance-biased",
             "n in place of n - 1",
@@ -199,7 +199,7 @@ _INSTANCE_EDITS = {
             "old_var * m + var * (1.0 - m)",
         ),
     ),
-    ("group_norm_rows", "finish_group_statistics"): (
+    ("group_norm.rows", "finish_group_statistics"): (
         (
             "instance-variance-of-deviations",
             "the running variance from deviations",

@@ -1,4 +1,4 @@
-"""Mutants of kernels/lp_norm.py: norms, ties and what follows from them."""
+"""Mutants of kernels/batch_norm/lp.py: norms, ties and what follows from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EDITS = {
 }
 
 MUTANTS = tuple(
-    Mutant(name, "lp_norm", within, about, old, new)
+    Mutant(name, "batch_norm.lp", within, about, old, new)
     for within, edits in _EDITS.items()
     for name, about, old, new in edits
 )

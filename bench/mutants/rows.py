@@ -1,4 +1,4 @@
-"""Mutants of kernels/row_norm.py and row_norm_values.py where a row is held in registers: layer norm and RMS norm."""
+"""Mutants of kernels/row_norm/ where a row is held in registers: layer norm and RMS norm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.mutants.planting import Mutant
 
 # By the file and function that is spoilt: name, what is planted, the text, what it becomes.
 _EDITS = {
-    ("row_norm", "_row_norm_forward_kernel"): (
+    ("row_norm.narrow", "_row_norm_forward_kernel"): (
         (
             "last-column-unread",
             "x's last column read as 0",
@@ -87,7 +87,7 @@ _EDITS = {
             "M, mean.to(x_ptr.dtype.element_ty).to(ACC), low, rstd",
         ),
     ),
-    ("row_norm", "_row_norm_backward_kernel"): (
+    ("row_norm.narrow", "_row_norm_backward_kernel"): (
         ("c1-sign", "+ x_hat c1", "- of_part(", "+ of_part("),
         ("c2-sign", "+ c2", "(wdys[i] - c2)", "(wdys[i] + c2)"),
         ("c1-not-divided", "c1 is the sum, not the mean", "c1 = c1 / PARTIAL_N", "c1 = c1 * 1.0"),
@@ -125,7 +125,7 @@ _EDITS = {
             "M // BLOCK_M",
         ),
     ),
-    ("row_norm_values", "affine"): (
+    ("row_norm.values", "affine"): (
         ("weight-twice", "the weight squared", "x_hat *= weight", "x_hat *= weight * weight"),
         (
             "bias-before-weight",
@@ -134,7 +134,7 @@ _EDITS = {
             "if bias_ptr is not None:\n            x_hat += load(bias_ptr + n, mask, ACC)\n        x_hat *= weight",
         ),
     ),
-    ("row_norm_values", "save_statistics"): (
+    ("row_norm.values", "save_statistics"): (
         (
             "saved-low-left-out",
             "the saved mean's low part is 0",
@@ -148,7 +148,7 @@ _EDITS = {
             "store(mean_ptr + row, mean.to(tl.bfloat16).to(mean.dtype), row < M)",
         ),
     ),
-    ("row_norm_values", "load_statistics"): (
+    ("row_norm.values", "load_statistics"): (
         (
             "rstd-of-the-next-row",
             "the backward takes row + 1's rstd",
@@ -160,7 +160,7 @@ _EDITS = {
 
 # What runs with a residual alone.
 _FUSED_EDITS = {
-    ("row_norm_values", "load_stream"): (
+    ("row_norm.values", "load_stream"): (
         (
             "sum-not-rounded-before-the-norm",
             "y from the sum before it is rounded to what z holds",
@@ -176,7 +176,7 @@ _FUSED_EDITS = {
             "store(z_ptr + z_row + n, x - load(residual_ptr + residual_row + n, mask, ACC), mask)",
         ),
     ),
-    ("row_norm", "_row_norm_backward_kernel"): (
+    ("row_norm.narrow", "_row_norm_backward_kernel"): (
         ("dz-left-out", "dx of the norm alone", "dx += load(dz_ptr", "dx += 0.0 * load(dz_ptr"),
         ("dz-scaled", "dz times rstd", "dz_stride + n, mask, ACC)", "dz_stride + n, mask, ACC) * rstd"),
         (
@@ -190,7 +190,7 @@ _FUSED_EDITS = {
 
 # What differs where the statistic is of a part of the row.
 _PARTIAL_EDITS = {
-    ("row_norm_values", "of_part"): (
+    ("row_norm.values", "of_part"): (
         ("partial-c1-everywhere", "c1 in dx of every column", "value, 0.0)", "value, value)"),
         (
             "partial-c1-a-column-short",
@@ -199,7 +199,7 @@ _PARTIAL_EDITS = {
             "n < PARTIAL_N - 1,",
         ),
     ),
-    ("row_norm", "_row_norm_forward_kernel"): (
+    ("row_norm.narrow", "_row_norm_forward_kernel"): (
         (
             "partial-squares-of-a-column-too-many",
             "the column behind the part counts",
@@ -213,7 +213,7 @@ _PARTIAL_EDITS = {
             "zeros_like(squares) + N)",
         ),
     ),
-    ("row_norm", "_row_norm_backward_kernel"): (
+    ("row_norm.narrow", "_row_norm_backward_kernel"): (
         ("partial-c1-over-n", "N divides c1", "c1 = c1 / PARTIAL_N", "c1 = c1 / N"),
     ),
 }

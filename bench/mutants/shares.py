@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bench.case import Case
-from bench.operators import Inputs
-from bench.operators.batch_norm import MOMENTUM
-from bench.providers import Provider, Runnable
-from bench.providers._autograd import runnable
+from bench.cases.case import Case
+from bench.cases.operators import Inputs
+from bench.cases.operators.batch_norm import MOMENTUM
+from bench.measure.providers import Provider, Runnable
+from bench.measure.providers._autograd import runnable
 from normlib import sync_batch_norm as operator
 from normlib.backend import backend_for
 

@@ -1,4 +1,4 @@
-"""Mutants of kernels/sync_batch_norm.py: messages, the merge of all ranks', and what follows from their count."""
+"""Mutants of kernels/batch_norm/sync.py: messages, the merge of all ranks', and what follows from their count."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ _EDITS = {
 }
 
 MUTANTS = tuple(
-    Mutant(name, "sync_batch_norm", within, about, old, new, ("sync",))
+    Mutant(name, "batch_norm.sync", within, about, old, new, ("sync",))
     for within, edits in _EDITS.items()
     for name, about, old, new in edits
 )

@@ -1,4 +1,4 @@
-"""Mutants of kernels/row_norm_wide.py: a row is too wide for registers, and a kernel loops over it."""
+"""Mutants of kernels/row_norm/wide.py: a row is too wide for registers, and a kernel loops over it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _FUSED_EDITS = {
 }
 
 MUTANTS = tuple(
-    Mutant(name, "row_norm_wide", within, about, old, new, (cells,))
+    Mutant(name, "row_norm.wide", within, about, old, new, (cells,))
     for all_edits, cells in ((_EDITS, "wide"), (_FUSED_EDITS, "wide fused"))
     for within, edits in all_edits.items()
     for name, about, old, new in edits

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.report.data import UnreadableRun, load
+from bench.page import FIGURES, REPORT
+from bench.results.load import UnreadableRun, load
 
 __all__ = ["UnreadableRun", "render"]
 
-REPORT, SUMMARY, FIGURES = "report.html", "summary.md", "figures"
+SUMMARY = "summary.md"
 
 
 def render(run_dir: Path, figures: bool = False) -> Path:
@@ -19,8 +20,8 @@ def render(run_dir: Path, figures: bool = False) -> Path:
     Raises UnreadableRun, with one line, where one of the first two is missing or broken; nothing is written then.
     """
     # Here, for the libraries that draw take a second to import, and bench.compare draws nothing.
+    from bench.page import svg
     from bench.report import markdown, page
-    from bench.report.figures import svg
 
     run = load(run_dir)
     with svg.files_in(run_dir / FIGURES if figures else None):

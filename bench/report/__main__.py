@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from bench.cli import OneLineParser
 from bench.report import UnreadableRun, render
 from bench.study.study import holds_study
 
 REPORTS = Path("reports")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage above it."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Ends with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

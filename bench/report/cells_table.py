@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench import samples
-from bench.report.data import Run
-from bench.report.formatting import number, percent, present, short, times
-from bench.report.palette import Key
-from bench.report.thresholds import DOTS, SUBJECT, TABLE_ROWS
-from bench.results import of_ranks
+from bench.page.formatting import number, percent, present, short, times
+from bench.page.palette import Key
+from bench.results import samples
+from bench.results.load import Run
+from bench.results.records import of_ranks
+from bench.results.thresholds import DOTS, SUBJECT, TABLE_ROWS
 
 REASON_LENGTH = 160
 NO_NUMBER = 1e300

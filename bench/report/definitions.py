@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.report.thresholds import ACCURACY_MARGIN, NOISY_SPREAD, SUBJECT
+from bench.results.thresholds import ACCURACY_MARGIN, NOISY_SPREAD, SUBJECT
 
 DEFINITIONS = (
     (

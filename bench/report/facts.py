@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.case import INPUTS
-from bench.headline import Headline, headlines
-from bench.report.data import Run, ordered
-from bench.report.formatting import number, short, times
-from bench.report.thresholds import SUBJECT
-from bench.results import STATUSES
+from bench.cases.case import INPUTS
+from bench.page.formatting import number, short, times
+from bench.results.headline import Headline, headlines
+from bench.results.load import Run, ordered
+from bench.results.records import STATUSES
+from bench.results.thresholds import SUBJECT
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.report import REPORT, facts
-from bench.report.data import Run, UnreadableRun, load, ordered
-from bench.report.formatting import day, plural, spoken, times
-from bench.report.templating import scripts, style, templates
-from bench.report.thresholds import SUBJECT
+from bench.page import REPORT
+from bench.page.formatting import day, plural, spoken, times
+from bench.page.templating import scripts, style, templates
+from bench.report import facts
 from bench.report.trust import completeness
 from bench.report.verdict import Verdict
+from bench.results.load import Run, UnreadableRun, load, ordered
+from bench.results.thresholds import SUBJECT
 from bench.study import study, words
 
 INDEX = "index.html"

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from bench.report.data import Run
+from bench.page.formatting import figure
 from bench.report.facts import Link, link
-from bench.report.formatting import figure
-from bench.report.thresholds import ACCURACY_MARGIN, JUDGED_BY, LEAST_ERROR, SUBJECT
-from bench.results import STATUSES
+from bench.results.load import Run
+from bench.results.records import STATUSES
+from bench.results.thresholds import ACCURACY_MARGIN, JUDGED_BY, LEAST_ERROR, SUBJECT
 
 
 @dataclass(frozen=True)

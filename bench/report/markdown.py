@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.report import facts, formatting, losses, thresholds, trust
-from bench.report.data import Run
-from bench.report.templating import HERE
+from bench.page.templating import templates
+from bench.report import facts, losses, trust
 from bench.report.verdict import Verdict
+from bench.results import thresholds
+from bench.results.load import Run
 
 # What means something to Markdown, to HTML inside it, or to a forge, which would call a person by an @.
 SPECIAL = re.compile(r"[\\`*\[\]|<>~@]")
@@ -19,16 +19,7 @@ SPECIAL = re.compile(r"[\\`*\[\]|<>~@]")
 
 def summary(run: Run) -> str:
     """The whole summary; names and reasons stand in it as they are, whatever they hold."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=False,
-        finalize=_plain,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("duration", "times", "percent", "plural", "spoken"):
-        environment.filters[name] = getattr(formatting, name)
+    environment = templates(autoescape=False, finalize=_plain)
     return environment.get_template("summary.md.j2").render(
         run=run,
         device=run.environment["device_name"] or run.environment["device"],

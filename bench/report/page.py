@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.case import MODES
-from bench.report import cells_table, facts, formatting, losses, machine, palette, sections, thresholds, trust
-from bench.report.data import Run, ordered
+from bench.cases.case import MODES
+from bench.page import formatting, machine, palette
+from bench.page.figure import Gallery
+from bench.page.templating import packed, scripts, style, templates
+from bench.report import cells_table, facts, losses, sections, trust
 from bench.report.definitions import DEFINITIONS, STATUS_WORDS
-from bench.report.figures import Gallery
-from bench.report.templating import packed, scripts, style, templates
 from bench.report.verdict import Verdict
+from bench.results import thresholds
+from bench.results.load import Run, ordered
 
 # The sections in their order, with their names in the bar. Without a time on a GPU there is no speed to show.
 SECTIONS = {

@@ -6,12 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from bench.headline import Headline
-from bench.report import facts, figures, formatting, thresholds, trust
-from bench.report.data import Run, ordered
+from bench.page import figure as figures
+from bench.page import formatting
+from bench.page.axes import slug
+from bench.page.palette import Key
+from bench.report import facts, trust
 from bench.report.figures import clocks, errors, maps, models, speed
-from bench.report.figures.axes import slug
-from bench.report.palette import Key
+from bench.results import thresholds
+from bench.results.headline import Headline
+from bench.results.load import Run, ordered
 
 Legend = dict[str, Key]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from bench.page.formatting import DASH, number, percent, plural
 from bench.report import facts
-from bench.report.data import Run, ordered
-from bench.report.formatting import DASH, number, percent, plural
-from bench.report.thresholds import ABOVE_ROOF, NOISY_SPREAD, SUBJECT
+from bench.results.load import Run, ordered
+from bench.results.thresholds import ABOVE_ROOF, NOISY_SPREAD, SUBJECT
 
 
 def completeness(run: Run) -> tuple[bool, str]:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 
+from bench.page.card import Card
+from bench.page.formatting import duration, percent, plural, times
 from bench.report import facts, losses
-from bench.report.data import Run
 from bench.report.facts import spread_line
-from bench.report.formatting import duration, percent, plural, times
-from bench.report.thresholds import ACCURACY_MARGIN, LEAST_SHOWN, NOISY_SPREAD, SUBJECT
-
-
-@dataclass(frozen=True)
-class Card:
-    """One verdict: a title, the figure, and what stands behind it."""
-
-    title: str
-    value: str
-    detail: str
-    tone: str = "plain"  # good, bad, caution, plain
+from bench.results.load import Run
+from bench.results.thresholds import ACCURACY_MARGIN, LEAST_SHOWN, NOISY_SPREAD, SUBJECT
 
 
 class Verdict:

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import environment, folders, sweep
-from bench.report.__main__ import OneLineParser
+from bench import cli, folders
+from bench.cli import BadArgument, OneLineParser
+from bench.measure import environment
 from bench.study import data, page, records, terminal
 from bench.study.claims import BY_NAME
 from bench.study.networks import VGG, VGG_IMAGE
 from bench.study.runner import Plan, cores, run
 from bench.study.setting import SCALES
 from bench.study.verdict import verdicts
-from bench.sweep import BadArgument
 from normlib import backend_for
 
 PROGRAM = "python -m bench.study"
@@ -102,11 +102,11 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
 
 
 def _plan(asked: Mapping[str, Any], processes: int) -> Plan:
-    names = tuple(BY_NAME) if asked["only"] is None else sweep.some_of("--only", asked["only"], BY_NAME)
+    names = tuple(BY_NAME) if asked["only"] is None else cli.some_of("--only", asked["only"], BY_NAME)
     seeds = "3" if asked["seeds"] is None else asked["seeds"]
     if not re.fullmatch("[1-9][0-9]{0,3}", seeds):
         raise BadArgument("--seeds", f"{seeds!r} is not a whole number from 1 to 9999")
-    scale = SCALES[sweep.one_of("--scale", asked["scale"] or "pilot", SCALES)]
+    scale = SCALES[cli.one_of("--scale", asked["scale"] or "pilot", SCALES)]
     images = data.load("digits" if asked["data"] is None else asked["data"])
     if scale.network in VGG and images.image != VGG_IMAGE:
         raise BadArgument("--scale", f"{scale.name} needs --data with the folder of CIFAR-10's binary files")
@@ -120,7 +120,7 @@ def _plan(asked: Mapping[str, Any], processes: int) -> Plan:
 def _device(asked: str | None) -> str:
     """`cuda` or `cpu`. On a CPU PyTorch's operators run the layers, or with TRITON_INTERPRET=1 the kernels."""
     gpu = torch.cuda.is_available() and not environment.interpreting()
-    if asked is not None and sweep.one_of("--device", asked, ("cuda", "cpu")) == "cuda" and not gpu:
+    if asked is not None and cli.one_of("--device", asked, ("cuda", "cpu")) == "cuda" and not gpu:
         raise BadArgument("--device", "there is no GPU that PyTorch can use here (or TRITON_INTERPRET is set); cpu is")
     return asked or ("cuda" if gpu else "cpu")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.sweep import BadArgument
+from bench.cli import BadArgument
 
 PACKAGED = ("digits", "mnist5k")
 CLASSES = 10

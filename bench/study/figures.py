@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from bench.report.figures import Panel, svg
-from bench.report.figures import axes as common
-from bench.report.figures.axes import WIDTH, log_limits, slug
-from bench.report.formatting import number, plural, short
-from bench.report.palette import Key
+from bench.page import axes as common
+from bench.page import svg
+from bench.page.axes import WIDTH, log_limits, slug
+from bench.page.figure import Panel
+from bench.page.formatting import number, plural, short
+from bench.page.palette import Key
 from bench.study.experiment import Experiment, Figure
 from bench.study.points import last_finite, over_seeds, points
 from bench.study.records import Run

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.report import FIGURES, REPORT, machine, palette, thresholds
-from bench.report.figures import Gallery, svg
-from bench.report.formatting import plural
-from bench.report.templating import packed, scripts, style, templates
+from bench.page import FIGURES, REPORT, machine, palette, svg
+from bench.page.figure import Gallery
+from bench.page.formatting import plural
+from bench.page.templating import packed, scripts, style, templates
+from bench.results import thresholds
 from bench.study import records, values_table, words
 from bench.study.claims import BN, PLAIN
 from bench.study.experiment import Experiment

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from bench.report.thresholds import POINTS_DRAWN
+from bench.results.thresholds import POINTS_DRAWN
 from bench.study.records import Run
 
 NUMBERS = ["x", "y", "low", "high"]

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from bench import environment, samples
+from bench.measure import environment
+from bench.results import samples
 from bench.study import records
 from bench.study.data import Data
 from bench.study.experiment import Experiment

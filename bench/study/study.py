@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.report.data import UnreadableRun, read_environment
+from bench.results.load import UnreadableRun, read_environment
 from bench.study.claims import EXPERIMENTS
 from bench.study.experiment import Experiment
 from bench.study.records import FILE, Run, read

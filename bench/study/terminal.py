@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.report.formatting import number
+from bench.page.formatting import number
 from bench.study.experiment import Experiment
 from bench.study.records import Run
 from bench.study.verdict import Spread, Verdict

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from bench import timing
-from bench.providers import Provider, Runnable, providers
+from bench.measure import timing
+from bench.measure.providers import Provider, Runnable, providers
 from normlib.kernels.plan import UNTUNED
 
 TORCH = providers()["torch"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench import accuracy
-from bench.case import Case
-from bench.operators import Inputs, operators
+from bench.cases.case import Case
+from bench.cases.operators import Inputs, operators
+from bench.measure import accuracy
 
 CPU = torch.device("cpu")
 SHAPES = {

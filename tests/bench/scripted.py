@@ -2,9 +2,10 @@
 
 import torch
 
-from bench import environment, runner, sweep
-from bench.operators import operators
-from bench.providers import Provider, Runnable, providers
+from bench.cases import sweep
+from bench.cases.operators import operators
+from bench.measure import environment, runner
+from bench.measure.providers import Provider, Runnable, providers
 
 CPU = torch.device("cpu")
 TORCH = providers()["torch"]

@@ -12,12 +12,15 @@ import pytest
 import torch
 from virtual_gpu import LAUNCH_S, VirtualGpu
 
-from bench import device_constants, device_figures, device_file, devices, environment
-from bench.cuda_graph import NotCaptured
-from bench.device_constants import measure
-from bench.device_figures import MANY, Session, Unmeasured
-from bench.gpu_phases import Phases
-from bench.sweep import BadArgument
+from bench.cli import BadArgument
+from bench.device_constants import __main__ as device_constants
+from bench.device_constants import figures as device_figures
+from bench.device_constants import file as device_file
+from bench.device_constants.__main__ import measure
+from bench.device_constants.figures import MANY, Session, Unmeasured
+from bench.measure import devices, environment
+from bench.measure.timing.cuda_graph import NotCaptured
+from bench.measure.timing.phases import Phases
 from normlib.kernels import plan
 from normlib.kernels.plan import Device
 
@@ -37,7 +40,7 @@ DESCRIBED = {
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr("bench.sampling.REST_S", 0.0)
+    monkeypatch.setattr("bench.measure.timing.sampling.REST_S", 0.0)
     return VirtualGpu()
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import evidence, first_gpu
-from bench.evidence import ARCHIVE_BYTES, SUMMARY_LINES, Evidence, Step
+from bench.first_gpu import __main__ as first_gpu
+from bench.first_gpu import evidence
+from bench.first_gpu.evidence import ARCHIVE_BYTES, SUMMARY_LINES, Evidence, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 MEBIBYTE = 1 << 20

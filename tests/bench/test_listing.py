@@ -7,11 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench import listing, sweep
-from bench.operators import operators
-from bench.providers import providers
-from bench.reduced import reduced
-from bench.runner import Plan
+from bench import listing
+from bench.cases import sweep
+from bench.cases.operators import operators
+from bench.cases.reduced import reduced
+from bench.measure.providers import providers
+from bench.measure.runner import Plan
 
 OPERATORS, PROVIDERS = operators(), providers()
 PRESETS = sweep.presets_of(OPERATORS.values())

@@ -5,14 +5,17 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from operator import attrgetter
 
 import pytest
 
 from bench.mutants import __main__ as command
 from bench.mutants import catalogue, gate
 from bench.mutants.gate import CELLS, Gate, cases_of
-from bench.mutants.planting import SMALL_PLANS, SOURCES, Mutant, edited, planted
+from bench.mutants.planting import SMALL_PLANS, SOURCES, Mutant, edited, planted, source_of
+from normlib import kernels
 from normlib.kernels import plan
+from normlib.kernels.row_norm import plan as row_plan
 
 MUTANTS = {mutant.name: mutant for mutant in catalogue.MUTANTS}
 # One of each kind, noticed by the first cell that each runs through.
@@ -33,7 +36,7 @@ QUICK = (
 )
 RENAMED = Mutant(
     "renamed",
-    "row_norm",
+    "row_norm.narrow",
     "_row_norm_forward_kernel",
     "the same under another name",
     "low = low / N\n",
@@ -50,7 +53,7 @@ def rest_of(text):
 
 @pytest.mark.parametrize("mutant", (*SMALL_PLANS, *MUTANTS.values()), ids=lambda mutant: mutant.name)
 def test_every_edit_applies_to_the_present_source_and_it_is_still_python(mutant):
-    source = (SOURCES / f"{mutant.file}.py").read_text(encoding="utf-8")
+    source = source_of(mutant.file)
     changed = edited(source, mutant)
     assert changed != source
     compile(changed, mutant.name, "exec")
@@ -68,18 +71,18 @@ def test_no_two_mutants_are_the_same_edit():
 
 def test_every_file_with_kernels_has_mutants():
     with_kernels = {
-        file.stem
-        for file in SOURCES.glob("*.py")
+        ".".join(file.relative_to(SOURCES).with_suffix("").parts)
+        for file in SOURCES.rglob("*.py")
         if re.search(r"^def _\w+_kernel\(", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
     # Batch norm in one launch wants a cache that no plan of the gate counts on, and what it calls has mutants.
-    without = {"batch_norm_once", "batch_norm_on_chip"}
+    without = {"batch_norm.one_launch", "batch_norm.on_chip"}
     assert with_kernels - {mutant.file for mutant in catalogue.MUTANTS} == without
 
 
 @pytest.mark.parametrize("old", ["no such text", "tl.sum("])
 def test_an_edit_that_applies_never_or_twice_is_refused(old):
-    source = (SOURCES / "row_norm.py").read_text(encoding="utf-8")
+    source = source_of("row_norm.narrow")
     with pytest.raises(ValueError, match="not once"):
         edited(source, replace(RENAMED, old=old))
 
@@ -167,15 +170,14 @@ def test_a_harmless_edit_is_not_noticed(device):
 
 @pytest.mark.parametrize("ending", [None, ZeroDivisionError])
 def test_the_real_kernels_are_back_afterwards_whatever_happens(ending):
-    names = ("plan", "numerics", "device", "reduction", "row_norm", "batch_norm")
+    names = ("plan", "numerics", "host", "reduction", "row_norm.launch", "batch_norm.launch")
     callers = [importlib.import_module(f"normlib.{name}") for name in ("row_norm", "batch_norm_operators")]
-    package = importlib.import_module("normlib.kernels")
 
     def all_of_them():
         modules = [importlib.import_module(f"normlib.kernels.{name}") for name in names]
-        return modules + [getattr(package, name) for name in names] + [caller.kernels for caller in callers]
+        return modules + [attrgetter(name)(kernels) for name in names] + [caller.kernels for caller in callers]
 
-    before, small = all_of_them(), plan.row_forward(4096, 4, plan.INTERPRETER)
+    before, small = all_of_them(), row_plan.row_forward(4096, 4, plan.INTERPRETER)
     try:
         with planted(RENAMED):
             assert all(now is not then for now, then in zip(all_of_them(), before, strict=True))
@@ -184,7 +186,7 @@ def test_the_real_kernels_are_back_afterwards_whatever_happens(ending):
     except ZeroDivisionError:
         pass
     assert all(now is then for now, then in zip(all_of_them(), before, strict=True))
-    assert plan.row_forward(4096, 4, plan.INTERPRETER) == small
+    assert row_plan.row_forward(4096, 4, plan.INTERPRETER) == small
 
 
 def test_an_edit_that_does_not_apply_leaves_the_real_kernels():

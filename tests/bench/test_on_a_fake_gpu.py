@@ -15,12 +15,14 @@ import torch
 from fake_cuda import DRAM_BYTES_S, L2_BYTES, L2_BYTES_S, LAUNCH_S, FakeDevice, installed
 from fake_hosts import VirtualHost
 
-from bench import cell, environment, gpu_clock, launches, telemetry, timing
-from bench.cuda_graph import capture
-from bench.gpu_clock import Gpu, Lane, pace
-from bench.operators import operators
-from bench.providers import Provider, Runnable, providers
-from bench.sweep import Sweep, cases
+from bench.cases.operators import operators
+from bench.cases.sweep import Sweep, cases
+from bench.measure import cell, environment, telemetry, timing
+from bench.measure.providers import Provider, Runnable, providers
+from bench.measure.timing import clock as gpu_clock
+from bench.measure.timing import launches
+from bench.measure.timing.clock import Gpu, Lane, pace
+from bench.measure.timing.cuda_graph import capture
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.device("cuda")
@@ -30,7 +32,7 @@ X_BYTES = 4 * 10_000
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr("bench.sampling.REST_S", 0.0)
+    monkeypatch.setattr("bench.measure.timing.sampling.REST_S", 0.0)
     monkeypatch.setattr(launches, "_DETACH_S", 0.0)
     cell._own_stream.cache_clear()
     with installed(FakeDevice(VirtualHost())) as device:

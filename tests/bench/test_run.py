@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench.operators
-import bench.providers
+import bench.cases.operators
+import bench.measure.providers
 import bench.report
-from bench import devices, environment, results, run
-from bench.case import MODES
-from bench.providers import Provider, Runnable
+from bench import run
+from bench.cases.case import MODES
+from bench.measure import devices, environment
+from bench.measure.providers import Provider, Runnable
+from bench.results import records as results
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCH = bench.providers.providers()["torch"]
+TORCH = bench.measure.providers.providers()["torch"]
 # In this process, where the tests can replace providers.
 TINY = ["--op", "ln", "--tokens", "4", "--hidden", "8", "--dtype", "fp32", "--in-process"]
 
@@ -66,7 +68,7 @@ def registered(monkeypatch):
 
     def register(*fakes):
         found = {provider.name: provider for provider in sorted((TORCH, *fakes), key=lambda p: p.name)}
-        monkeypatch.setattr(bench.providers, "providers", lambda: found)
+        monkeypatch.setattr(bench.measure.providers, "providers", lambda: found)
 
     register(Fake("normlib"), Fake("extra", reason="needs a GPU"))
     return register
@@ -222,7 +224,7 @@ DOUBLED = lambda out: {name: tensor * 2 for name, tensor in out.items()}
         (Fake("normlib", DOUBLED), 1),
         (Fake("normlib", error=RuntimeError("boom")), 1),
         (Fake("normlib", error=MemoryError()), 0),
-        (Fake("normlib", error=bench.providers.Unsupported("not this")), 0),
+        (Fake("normlib", error=bench.measure.providers.Unsupported("not this")), 0),
     ],
     ids=["right", "wrong", "crash", "oom", "unsupported"],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import scaling
-from normlib.kernels import sync_batch_norm as kernels
+from normlib.kernels.batch_norm import sync as kernels
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 

@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from bench.results import Record, TensorError
-from bench.runner import Outcome
+from bench.measure.runner import Outcome
+from bench.results.records import Record, TensorError
 from bench.summary import summary, worst_figure
 
 

@@ -11,13 +11,20 @@ import planted
 import pytest
 import torch
 
-from bench import cell, device_file, devices, environment, sweep, tune
-from bench.cell import DeviceLost, Setting
-from bench.operators import operators
-from bench.tuned_normlib import TunedNormlib
-from bench.worker import Parts, Worker
-from normlib.kernels import device, plan, plan_device
+from bench.cases import sweep
+from bench.cases.operators import operators
+from bench.device_constants import file as device_file
+from bench.measure import cell, devices, environment
+from bench.measure.cell import DeviceLost, Setting
+from bench.measure.worker import Parts, Worker
+from bench.tune import __main__ as tune
+from bench.tune.provider import TunedNormlib
+from normlib.kernels import host as device
+from normlib.kernels import plan as plan
+from normlib.kernels.batch_norm import one_launch_plan
+from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.plan import Device, Tuning
+from normlib.kernels.row_norm import plan as row_plan
 
 H200 = Device(132, l2=50 << 20, cooperative=True)
 LATER = float("inf")
@@ -55,7 +62,7 @@ def found(chosen, clock, end=LATER):
 
 
 def test_the_fastest_values_are_found_together():
-    plans = plan.row_plans("backward", 4096, 2)
+    plans = row_plan.row_plans("backward", 4096, 2)
     clock = clock_of(plans, programs=8, threads=256, elements=4096)
     tuned = found(cases(op="rms", dtype="bf16"), clock)
     assert tuned[plans].values == {"programs": 8, "threads": 256, "elements": 4096}
@@ -72,13 +79,13 @@ def test_a_fused_operator_is_tuned_with_the_plans_of_its_norm(op):
 
 
 def test_a_gain_within_noise_changes_nothing():
-    plans = plan.row_plans("forward", 1024, 2)
+    plans = row_plan.row_plans("forward", 1024, 2)
     clock = lambda case, tuning: 100.0 if tuning is plan.UNTUNED else 99.5
     assert found(cases(op="ln", dtype="bf16", hidden="1024"), clock)[plans].values == {}
 
 
 def test_a_wrong_result_is_no_candidate():
-    plans = plan.batch_norm_plans(False, 2)
+    plans = batch_norm_plan.batch_norm_plans(False, 2)
     clock = lambda case, tuning: inf if tuning.of(plans).get("tile") == 8192 else 100.0 - len(tuning.of(plans))
     assert "tile" not in found(cases(op="bn", layout="nchw"), clock)[plans].values or (
         found(cases(op="bn", layout="nchw"), clock)[plans].values["tile"] != 8192
@@ -92,7 +99,7 @@ def test_time_that_is_up_ends_the_search_between_two_measurements():
 
 
 def test_a_cell_that_fails_with_the_defaults_decides_nothing():
-    plans = plan.row_plans("forward", 4096, 2)
+    plans = row_plan.row_plans("forward", 4096, 2)
     chosen = [case for case in cases(op="rms,ln", dtype="bf16", hidden="4096", tokens="8") if case.mode == "fwd"]
     fast = clock_of(plans, threads=512)
     (tuned,) = tune.search(chosen, lambda c, t: inf if c.op == "rms_norm" and not t.values else fast(c, t), LATER)
@@ -100,7 +107,7 @@ def test_a_cell_that_fails_with_the_defaults_decides_nothing():
 
 
 def test_where_every_cell_fails_with_the_defaults_what_was_found_before_stays(tmp_path, capsys):
-    file, plans = tmp_path / "gpu.json", plan.row_plans("forward", 4096, 2)
+    file, plans = tmp_path / "gpu.json", row_plan.row_plans("forward", 4096, 2)
     device_file.update(file, "a GPU", values={plans: {"threads": 64}})
     chosen = [case for case in cases(op="rms", dtype="bf16", hidden="4096", tokens="8") if case.mode == "fwd"]
     assert tune._run(chosen, lambda case, tuning: inf, LATER, file, DESCRIBED) == 0
@@ -109,7 +116,7 @@ def test_where_every_cell_fails_with_the_defaults_what_was_found_before_stays(tm
 
 
 def test_values_found_before_are_tried_first_and_stay_where_there_is_no_time_to_try_them(tmp_path):
-    file, plans = tmp_path / "gpu.json", plan.row_plans("forward", 4096, 2)
+    file, plans = tmp_path / "gpu.json", row_plan.row_plans("forward", 4096, 2)
     chosen = [case for case in cases(op="rms", dtype="bf16", hidden="4096", tokens="8") if case.mode == "fwd"]
     tried, found = [], {"threads": 64, "elements": 1024}
     device_file.update(file, "a GPU", values={plans: found})
@@ -190,21 +197,21 @@ def _plans(kind, name=None, value=0):
     keys = [f"{kind} 2", *(f"{kind} {width} 2" for width in (64, 512, 1024, 65536))]
     tuned = replace(H200, tuning=Tuning({} if name is None else {key: {name: value} for key in keys}))
     if kind == "row_forward":
-        return [plan.row_forward(n, 2, tuned) for n in (64, 1000)]
+        return [row_plan.row_forward(n, 2, tuned) for n in (64, 1000)]
     if kind == "row_forward_loop":
-        return [plan.row_forward(n, 2, tuned) for n in (40000, 65536)]
+        return [row_plan.row_forward(n, 2, tuned) for n in (40000, 65536)]
     if kind == "row_backward":
-        return [plan.row_backward(4096, n, 2, tuned) for n in (64, 512, 1000)]
+        return [row_plan.row_backward(4096, n, 2, tuned) for n in (64, 512, 1000)]
     found = []
     for shape in [(32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7), (4, 64, 16, 16)]:
-        p = plan.batch_norm(shape, kind == "batch_norm_nhwc", 2, tuned)
-        once = plan.batch_norm_once(p, 2, 2, tuned)
+        p = batch_norm_plan.batch_norm(shape, kind == "batch_norm_nhwc", 2, tuned)
+        once = one_launch_plan.batch_norm_once(p, 2, 2, tuned)
         found.append((p.block_c, p.block_s, p.splits, once and (once.windows, once.splits, once.kept)))
     return found
 
 
 def test_what_is_written_is_what_plans_read(tmp_path, monkeypatch):
-    plans = plan.row_plans("forward", 4096, 2)
+    plans = row_plan.row_plans("forward", 4096, 2)
     file = tmp_path / "gpu.json"
     chosen = cases(op="rms", dtype="bf16", hidden="4096")
     assert tune._run(chosen, clock_of(plans, threads=256), LATER, file, DESCRIBED) == 0
@@ -214,16 +221,16 @@ def test_what_is_written_is_what_plans_read(tmp_path, monkeypatch):
     assert versions.pop("measured") and versions == {
         k: DESCRIBED[k] for k in DESCRIBED if k not in ("device_name", "os")
     }
-    monkeypatch.setattr(plan_device, "tuning_file", lambda name: file)
+    monkeypatch.setattr(plan, "tuning_file", lambda name: file)
     tuned = replace(H200, tuning=plan.tuning_of("a GPU"))
-    assert plan.row_forward(4096, 2, tuned).options["num_warps"] == 8 != plan.row_forward(4096, 2, H200)
+    assert row_plan.row_forward(4096, 2, tuned).options["num_warps"] == 8 != row_plan.row_forward(4096, 2, H200)
 
 
 def test_a_second_search_keeps_what_it_did_not_measure(tmp_path):
-    file, other = tmp_path / "gpu.json", plan.row_plans("forward", 64, 4)
+    file, other = tmp_path / "gpu.json", row_plan.row_plans("forward", 64, 4)
     kept = {"gains": {other: {"with": {"torch": "2.11"}}}, "constants": {"copy": {"gbps": {"16777216": 7.0}}}}
     file.write_text(json.dumps({"values": {other: {"threads": 64}}, **kept}))
-    plans = plan.row_plans("forward", 4096, 2)
+    plans = row_plan.row_plans("forward", 4096, 2)
     tune._run(cases(op="rms", dtype="bf16", hidden="4096"), clock_of(plans, threads=512), LATER, file, DESCRIBED)
     written = json.loads(file.read_text())
     assert written["values"] == {other: {"threads": 64}, plans: {"threads": 512}}
@@ -236,7 +243,7 @@ def test_a_device_without_a_file_has_the_defaults():
 
 
 def test_a_device_whose_file_has_constants_alone_has_the_defaults(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_device, "tuning_file", lambda name: tmp_path / "gpu.json")
+    monkeypatch.setattr(plan, "tuning_file", lambda name: tmp_path / "gpu.json")
     device_file.update(tmp_path / "gpu.json", "a GPU", constants={})
     assert plan.tuning_of("a GPU") is plan.UNTUNED
 

@@ -10,7 +10,7 @@ CYCLES_PER_S = 1.5e9
 
 
 class VirtualGpu:
-    """As bench.gpu_clock.Gpu, in seconds that pass only here."""
+    """As bench.measure.timing.clock.Gpu, in seconds that pass only here."""
 
     def __init__(self):
         self.host = self.free = 0.0  # the host's time, and when the device will have done what is queued

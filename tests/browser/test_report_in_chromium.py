@@ -9,8 +9,8 @@ import pytest
 from pages import DESKTOP, PHONE, Browser
 from report_runs import PROVIDERS, record, resnet50, sweep, unpacked, write
 
+from bench.page.templating import packed
 from bench.report import render
-from bench.report.templating import packed
 
 pytestmark = pytest.mark.chance
 

@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from bench import environment, results, run, samples, shards, sweep
-from bench.cost import expected_seconds
-from bench.operators import operators
-from bench.progress import Lines
-from bench.providers import providers
-from bench.results import Record
-from bench.runner import Plan
-from bench.shards import gathering
-from bench.shards.dividing import deal
-from bench.shards.team import Team, join
-from bench.sweep import BadArgument
+from bench import run
+from bench.cases import sweep
+from bench.cases.operators import operators
+from bench.cli import BadArgument
+from bench.measure import environment
+from bench.measure.cost import expected_seconds
+from bench.measure.progress import Lines
+from bench.measure.providers import providers
+from bench.measure.runner import Plan
+from bench.ranks import gathering, shards
+from bench.ranks.dividing import deal
+from bench.ranks.team import Team, join
+from bench.results import records as results
+from bench.results import samples
+from bench.results.records import Record
 
 CPU = torch.device("cpu")
 

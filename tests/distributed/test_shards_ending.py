@@ -13,16 +13,19 @@ import rich.console
 import torch
 from torch.distributed import DistNetworkError, HashStore
 
-from bench import environment, results, runner, shards, sweep
+from bench.cases import sweep
+from bench.cases.operators import operators
 from bench.compare import cells as compared
-from bench.operators import operators
-from bench.progress import Lines
-from bench.providers import providers
-from bench.report import data, trust
-from bench.results import RECORDS, SHARDS, Record
-from bench.runner import Plan
-from bench.shards import ending, gathering
-from bench.shards.team import Team
+from bench.measure import environment, runner
+from bench.measure.progress import Lines
+from bench.measure.providers import providers
+from bench.measure.runner import Plan
+from bench.ranks import ending, gathering, shards
+from bench.ranks.team import Team
+from bench.report import trust
+from bench.results import load as data
+from bench.results import records as results
+from bench.results.records import RECORDS, SHARDS, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

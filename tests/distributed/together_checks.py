@@ -2,9 +2,10 @@
 
 import torch
 
-from bench import sweep, together
-from bench.operators import operators
-from bench.together.collectives import recording
+from bench.cases import sweep
+from bench.cases.operators import operators
+from bench.ranks import sync_batch_norm as together
+from bench.ranks.collectives import recording
 
 
 def measured(rank, group, dtype, layout):

@@ -10,20 +10,18 @@ from every_kernel import KERNELS as EVERY_KERNEL
 from torch import Tensor
 
 from bench.audit.small_calls import OFF_CHIP
-from normlib.kernels import (
-    batch_norm,
-    batch_renorm,
-    group_norm,
-    instance_norm,
-    lp_norm,
-    noisy_batch_norm,
-    row_norm,
-    sync_batch_norm,
-    weight_norm,
-)
+from normlib.kernels import weight_norm
+from normlib.kernels.batch_norm import launch as batch_norm
+from normlib.kernels.batch_norm import lp as lp_norm
+from normlib.kernels.batch_norm import noisy as noisy_batch_norm
+from normlib.kernels.batch_norm import renorm as batch_renorm
+from normlib.kernels.batch_norm import sync as sync_batch_norm
+from normlib.kernels.group_norm import instance as instance_norm
+from normlib.kernels.group_norm import launch as group_norm
 from normlib.kernels.plan import UNTUNED, Device
+from normlib.kernels.row_norm import launch as row_norm
 
-# Its programs wait for each other and cannot run one after another; tests/bench/test_audit_counting.py
+# Its programs wait for each other and cannot run one after another; tests/bench/audit/test_audit_counting.py
 # sees every address of it all the same.
 WAITING = {"_row_norm_backward_sliced_kernel"}
 KERNELS = EVERY_KERNEL - WAITING

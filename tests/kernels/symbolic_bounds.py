@@ -30,7 +30,7 @@ from triton_viz.clients.sanitizer import sanitizer
 from triton_viz.core import patch
 from triton_viz.core.config import config
 
-from normlib.kernels.batch_norm_activation import sign_addresses
+from normlib.kernels.batch_norm.activation import sign_addresses
 from normlib.kernels.numerics import INTERPRETED
 
 PROGRAM_ID = (sanitizer.SymbolicExpr.PID0, sanitizer.SymbolicExpr.PID1, sanitizer.SymbolicExpr.PID2)

@@ -13,11 +13,13 @@ import torch
 from errors import assert_right
 
 from normlib import functional, reference
-from normlib.kernels import batch_norm_streaming as streaming
-from normlib.kernels import plan, row_norm, weight_norm
-from normlib.kernels.batch_norm_launch import launch
+from normlib.kernels import weight_norm
+from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.batch_norm import streaming
+from normlib.kernels.batch_norm.grids import launch
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
+from normlib.kernels.row_norm import launch as row_norm
 
 BEYOND = 2**31
 DTYPE = torch.bfloat16
@@ -137,7 +139,7 @@ def corner_tiles(t, p):
 @pytest.mark.parametrize("layout", HUGE)
 def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
     shape, last = HUGE[layout]
-    p = plan.batch_norm(shape, last, DTYPE.itemsize, WIDE)
+    p = batch_norm_plan.batch_norm(shape, last, DTYPE.itemsize, WIDE)
     assert p.splits == p.tiles and p.channels % p.block_c == 0 == p.positions % p.block_s
     x, dy, out = (torch.empty(shape, dtype=DTYPE) for _ in range(3))
     for t in (*corner_tiles(x, p), *corner_tiles(dy, p)):
@@ -209,14 +211,14 @@ def test_a_channel_may_have_more_than_2_31_elements(device):
 def test_an_offset_inside_a_batch_norm_tile_fits_32_bits(channels):
     # The kernels keep it in 32 bits, beside the tile's own in 64.
     for batch, itemsize in product((1, 8, 64, 1024), (2, 4, 8)):
-        p = plan.batch_norm((batch, channels), True, itemsize, Device(132))
+        p = batch_norm_plan.batch_norm((batch, channels), True, itemsize, Device(132))
         assert (p.block_s - 1) * channels + p.block_c <= BEYOND, f"{batch} rows, {itemsize} bytes an element"
 
 
 @pytest.mark.parametrize("positions", [49, 2**13 - 1, 2**14 + 1, 6 * 2**12 - 1, 2**20 - 1, 2**24 + 1, 2**30, 2**31 - 1])
 def test_an_offset_inside_a_contiguous_batch_norm_tile_fits_32_bits(positions):
     for channels, itemsize in product((1, 3, 64, 4096, 2**20), (2, 4, 8)):
-        p = plan.batch_norm((1, channels, positions), False, itemsize, Device(132))
+        p = batch_norm_plan.batch_norm((1, channels, positions), False, itemsize, Device(132))
         assert (p.block_c - 1) * positions + p.block_s <= BEYOND
 
 

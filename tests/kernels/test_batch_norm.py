@@ -8,9 +8,10 @@ from errors import assert_right, relative_error
 from interleaving import interleaved
 
 from normlib import reference
-from normlib.kernels import batch_norm as kernels
-from normlib.kernels import plan as plans
-from normlib.kernels.layouts import dense
+from normlib.kernels.batch_norm import launch as kernels
+from normlib.kernels.batch_norm import one_launch_plan
+from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.host import dense
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 
@@ -229,9 +230,9 @@ def test_fused_forms_are_right_behind_a_barrier(channels_last, multiprocessors, 
     # Ragged channels, of which four are loaded at once: with fewer there is no room for backward in one launch.
     tensors = fused_draw((11, 76, 8, 8), torch.float32, channels_last, device)
     plan = Device(multiprocessors, l2=1 << 30, cooperative=True)
-    tiles = plans.batch_norm((11, 76, 8, 8), channels_last, 4, plan)
+    tiles = batch_norm_plan.batch_norm((11, 76, 8, 8), channels_last, 4, plan)
     assert all(
-        bool(plans.batch_norm_once(tiles, 4, tensors, plan, relu=True, signs=True).kept) is on_chip
+        bool(one_launch_plan.batch_norm_once(tiles, 4, tensors, plan, relu=True, signs=True).kept) is on_chip
         for tensors in (1, 2)
     )
     with interleaved(0) as turns:
@@ -255,9 +256,9 @@ def test_there_is_room_for_the_signs_of_every_plan(channels_last):
     sizes = (1, 2, 7, 33, 300), (1, 3, 32, 33, 65, 96, 1000, 2048), (1, 5, 49, 196, 3136), (2, 4, 8)
     for n, c, s, itemsize in product(*sizes):
         for device in devices:
-            plan = plans.batch_norm((n, c, s), channels_last, itemsize, device)
+            plan = batch_norm_plan.batch_norm((n, c, s), channels_last, itemsize, device)
             needed = plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
-            room = plans.batch_norm_sign_bytes((n, c, s), channels_last, itemsize, device)
+            room = batch_norm_plan.batch_norm_sign_bytes((n, c, s), channels_last, itemsize, device)
             assert needed <= room
             # A bit an element, but for what tiles reach past the ends.
             assert n < 33 or s < 49 or c < 32 or room <= 4 * n * c * s / 8

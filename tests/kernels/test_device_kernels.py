@@ -10,7 +10,7 @@ import pytest
 import torch
 from interleaving import interleaved
 
-from bench.device_figures import MANY, Unmeasured, check_barriers, copying, launching, reading, waiting
+from bench.device_constants.figures import MANY, Unmeasured, check_barriers, copying, launching, reading, waiting
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 
@@ -21,7 +21,7 @@ COMPILED = """
 import json, sys, torch
 from bench.audit.compiling import compiling
 from bench.audit.machine_code import inspect
-from bench.device_figures import copying, launching, reading, waiting
+from bench.device_constants.figures import copying, launching, reading, waiting
 from normlib.kernels.plan import Device
 device, target = Device(132, l2=50 << 20, cooperative=True), sys.argv[1]
 x, counters = torch.empty(1 << 22, device="meta"), torch.empty(2, dtype=torch.int32, device="meta")
@@ -64,7 +64,7 @@ def test_every_element_is_copied(n, rounds, device):
 def test_an_empty_kernel_is_launched_as_often_as_is_asked_for(monkeypatch):
     launched = []
     kernel = SimpleKernel(launched)
-    monkeypatch.setattr("bench.device_figures.empty_kernel", kernel)
+    monkeypatch.setattr("bench.device_constants.figures.empty_kernel", kernel)
     launching(MANY)()
     assert launched == [(1,)] * MANY
 

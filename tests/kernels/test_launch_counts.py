@@ -38,10 +38,10 @@ class Operators(TorchDispatchMode):
 
 def queued_by_every_pass():
     """What each pass of each plan of an H200 declares and queues, and what a planted one does: a dict each."""
-    from bench.absent_gpu import State, absent_gpu
     from bench.audit.calls import launches, one_of_each_plan
     from bench.audit.targets import TARGETS
-    from normlib.kernels import batch_norm_launch
+    from bench.fake_gpu import State, absent_gpu
+    from normlib.kernels.batch_norm import grids as batch_norm_launch
 
     _, h200 = TARGETS["sm_90"]
     state = State(stream=SIDE, launched=[])
@@ -146,7 +146,7 @@ def test_what_is_profiled_is_of_every_operator_mode_and_kernel_and_little():
 
 def kernels_seen(gpu, run):
     """The kernels of one call or replay in the profiler's names and order, the flush before it left out."""
-    from bench.launches import launched, of_one_call
+    from bench.measure.timing.launches import launched, of_one_call
 
     seen = launched(gpu, run, CALLS)
     _, count = of_one_call(seen, CALLS)
@@ -175,8 +175,8 @@ def declared_and_seen(gpu, call, mode, device):
 @pytest.mark.gpu
 def test_the_profiler_counts_what_plans_declare_on_a_side_stream(device):
     from bench.audit.calls import launches
-    from bench.gpu_clock import Gpu
-    from normlib.kernels.device import device_of
+    from bench.measure.timing.clock import Gpu
+    from normlib.kernels.host import device_of
 
     here = device_of(torch.empty(1, device=device))
     wrong = {}

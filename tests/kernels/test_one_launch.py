@@ -14,9 +14,14 @@ from triton.runtime.errors import InterpreterError
 
 from bench.audit.small_calls import OFF_CHIP
 from normlib import BatchNorm2d, reference
-from normlib.kernels import batch_norm as kernels
-from normlib.kernels import batch_norm_launch, batch_norm_on_chip, batch_norm_once, counters, plan
-from normlib.kernels.device import device_of
+from normlib.kernels import counters
+from normlib.kernels.batch_norm import grids as batch_norm_launch
+from normlib.kernels.batch_norm import launch as kernels
+from normlib.kernels.batch_norm import on_chip as batch_norm_on_chip
+from normlib.kernels.batch_norm import one_launch as batch_norm_once
+from normlib.kernels.batch_norm import one_launch_plan
+from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.host import device_of
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 
@@ -72,8 +77,8 @@ def truth_of(x, dy, weight, bias):
 
 def once(case, tensors=1):
     shape, channels_last, dtype, device = CASES[case]
-    p = plan.batch_norm(shape, channels_last, dtype.itemsize, device)
-    return p, plan.batch_norm_once(p, dtype.itemsize, tensors, device)
+    p = batch_norm_plan.batch_norm(shape, channels_last, dtype.itemsize, device)
+    return p, one_launch_plan.batch_norm_once(p, dtype.itemsize, tensors, device)
 
 
 @pytest.fixture
@@ -198,8 +203,8 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], 
 def test_what_a_gpu_is_asked_has_a_barrier_there(shape, channels_last, dtype):
     for l2 in (50 << 20, 60 << 20):  # of an H200, by its data sheet and as PyTorch tells it
         h200 = Device(132, l2=l2, cooperative=True)
-        found = plan.batch_norm_once(
-            plan.batch_norm(shape, channels_last, dtype.itemsize, h200), dtype.itemsize, 1, h200
+        found = one_launch_plan.batch_norm_once(
+            batch_norm_plan.batch_norm(shape, channels_last, dtype.itemsize, h200), dtype.itemsize, 1, h200
         )
         assert found is not None and found.splits > 1
 
@@ -255,7 +260,7 @@ def waiting(device):
     """(a batch norm, x and dy of it) whose passes have a barrier."""
     x, dy = (torch.randn(32, 256, 14, 14, device=device, dtype=torch.bfloat16) for _ in range(2))
     here = device_of(x)
-    found = plan.batch_norm_once(plan.batch_norm(tuple(x.shape), False, 2, here), 2, 1, here)
+    found = one_launch_plan.batch_norm_once(batch_norm_plan.batch_norm(tuple(x.shape), False, 2, here), 2, 1, here)
     if found is None or found.splits == 1:
         pytest.skip("a device that promises no barrier")
     return BatchNorm2d(256, track_running_stats=False).to(device), x, dy

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from normlib.kernels import plan
+from normlib.kernels.batch_norm import one_launch_plan
+from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.plan import Device
+from normlib.kernels.row_norm import plan as row_plan
 
 PLANNING_ALONE = f"""
 import sys, types
@@ -25,31 +28,31 @@ WIDTHS = [1, 2, 3, 49, 64, 100, 511, 512, 513, 768, 1000, 1600, 4095, 4097, 5120
 def test_planning_needs_neither_torch_nor_triton():
     # The package itself imports torch: an empty one in its place, in the same folder.
     done = subprocess.run([sys.executable, "-c", PLANNING_ALONE], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["set()", str(plan.TILE[2])]
+    assert done.stdout.split() == ["set()", str(batch_norm_plan.TILE[2])]
 
 
 @pytest.mark.parametrize("n", WIDTHS)
 def test_chunks_cover_a_row_once_in_powers_of_two(n):
-    chunks = plan.row_chunks(n)
+    chunks = row_plan.row_chunks(n)
     end = 0
     for offset, size in chunks:
         assert offset == end and size & (size - 1) == 0
         end += size
     assert end >= n and chunks[-1][0] < n
-    assert len(chunks) <= plan.MAX_CHUNKS
+    assert len(chunks) <= row_plan.MAX_CHUNKS
 
 
 @pytest.mark.parametrize("n", [5120, 6144, 7168, 12288, 1600, 2560])
 def test_ragged_model_widths_are_not_padded(n):
-    assert sum(size for _, size in plan.row_chunks(n)) == n
+    assert sum(size for _, size in row_plan.row_chunks(n)) == n
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 @pytest.mark.parametrize("n", WIDTHS)
 def test_a_forward_row_does_not_know_how_many_rows_there_are(n, itemsize):
     # The plan has no number of rows to look at; this fails if somebody gives it one.
-    assert plan.row_forward(n, itemsize, H200) is plan.row_forward(n, itemsize, H200)
-    assert "m" not in plan.row_forward.__wrapped__.__code__.co_varnames[:3]
+    assert row_plan.row_forward(n, itemsize, H200) is row_plan.row_forward(n, itemsize, H200)
+    assert "m" not in row_plan.row_forward.__wrapped__.__code__.co_varnames[:3]
 
 
 @pytest.mark.parametrize(
@@ -58,16 +61,16 @@ def test_a_forward_row_does_not_know_how_many_rows_there_are(n, itemsize):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_batch_norm_tiles_cover_every_element(shape, channels_last, itemsize):
-    p = plan.batch_norm(shape, channels_last or len(shape) == 2, itemsize, H200)
+    p = batch_norm_plan.batch_norm(shape, channels_last or len(shape) == 2, itemsize, H200)
     assert p.groups * p.block_c >= shape[1] > (p.groups - 1) * p.block_c
     assert p.tiles * p.block_s >= p.count
     assert p.count * shape[1] == prod(shape)
     assert 1 <= p.splits <= min(p.tiles, 65535)
-    assert p.block_c * p.block_s <= plan.TILE[itemsize]
+    assert p.block_c * p.block_s <= batch_norm_plan.TILE[itemsize]
 
 
 def test_a_few_channels_are_split_over_the_whole_device():
-    p = plan.batch_norm((32, 64, 112, 112), False, 2, H200)
+    p = batch_norm_plan.batch_norm((32, 64, 112, 112), False, 2, H200)
     assert p.groups * p.splits >= 4 * H200.multiprocessors
 
 
@@ -76,8 +79,8 @@ def test_a_few_channels_are_split_over_the_whole_device():
 @pytest.mark.parametrize("batch", [1, 4, 32, 256])
 @pytest.mark.parametrize(("channels", "side"), RESNET50)
 def test_programs_that_wait_for_each_other_are_all_resident(channels, side, batch, channels_last, tensors):
-    p = plan.batch_norm((batch, channels, side, side), channels_last, 2, H200)
-    once = plan.batch_norm_once(p, 2, tensors, H200)
+    p = batch_norm_plan.batch_norm((batch, channels, side, side), channels_last, 2, H200)
+    once = one_launch_plan.batch_norm_once(p, 2, tensors, H200)
     if once is None or once.splits == 1:
         assert once is None or not once.options.get("launch_cooperative_grid")
         return
@@ -95,12 +98,12 @@ def test_programs_that_wait_for_each_other_are_all_resident(channels, side, batc
 @pytest.mark.parametrize(("channels", "side"), RESNET50)
 def test_what_is_held_on_chip_is_all_there_is_and_fits_in_registers(channels, side, itemsize, channels_last, tensors):
     for batch in (1, 2, 3, 8, 32, 64, 256):
-        p = plan.batch_norm((batch, channels, side, side), channels_last, itemsize, H200)
-        once = plan.batch_norm_once(p, itemsize, tensors, H200)
+        p = batch_norm_plan.batch_norm((batch, channels, side, side), channels_last, itemsize, H200)
+        once = one_launch_plan.batch_norm_once(p, itemsize, tensors, H200)
         if once is None or not once.kept:
             continue
         tiled, threads = once.tiled, once.options["num_warps"] * H200.warp_size
-        assert tiled.block_c * tiled.block_s <= plan.KEPT_TILE[itemsize]
+        assert tiled.block_c * tiled.block_s <= one_launch_plan.KEPT_TILE[itemsize]
         assert once.windows == tiled.groups and once.splits * once.kept >= tiled.tiles
         held = tensors * once.kept * tiled.block_c * tiled.block_s * max(itemsize // 4, 1)
         assert held <= threads * once.options["maxnreg"] // 2, "half of the registers are for all the rest"
@@ -117,18 +120,20 @@ def test_what_is_held_on_chip_is_all_there_is_and_fits_in_registers(channels, si
     ],
 )
 def test_a_tensor_is_held_on_chip_where_all_registers_together_have_room(shape, channels_last, held):
-    p = plan.batch_norm(shape, channels_last, 2, H200)
-    off = replace(H200, tuning=plan.Tuning({plan.batch_norm_plans(channels_last, 2): {"on_chip": 0}}))
+    p = batch_norm_plan.batch_norm(shape, channels_last, 2, H200)
+    off = replace(H200, tuning=plan.Tuning({batch_norm_plan.batch_norm_plans(channels_last, 2): {"on_chip": 0}}))
     for tensors, expected in enumerate(held, start=1):
-        once, without = (plan.batch_norm_once(p, 2, tensors, device) for device in (H200, off))
+        once, without = (one_launch_plan.batch_norm_once(p, 2, tensors, device) for device in (H200, off))
         assert bool(once and once.kept) is expected
         assert without is None or not without.kept
 
 
 def test_forward_keeps_signs_by_the_tiles_that_backward_reads_them_by():
     for batch, (channels, side), itemsize, last in product((1, 2, 8, 32), RESNET50, (2, 4), (False, True)):
-        p = plan.batch_norm((batch, channels, side, side), last, itemsize, H200)
-        both = [plan.batch_norm_once(p, itemsize, tensors, H200, relu=True, signs=True) for tensors in (1, 2)]
+        p = batch_norm_plan.batch_norm((batch, channels, side, side), last, itemsize, H200)
+        both = [
+            one_launch_plan.batch_norm_once(p, itemsize, tensors, H200, relu=True, signs=True) for tensors in (1, 2)
+        ]
         tiles = {(once.tiled.block_c, once.tiled.block_s) if once else (p.block_c, p.block_s) for once in both}
         assert len(tiles) == 1, (batch, channels, side, itemsize, last)
 
@@ -136,8 +141,8 @@ def test_forward_keeps_signs_by_the_tiles_that_backward_reads_them_by():
 @pytest.mark.parametrize("tensors", [1, 2])
 @pytest.mark.parametrize(("channels", "side"), RESNET50)
 def test_what_waits_for_its_second_sweep_fits_in_cache(channels, side, tensors):
-    p = plan.batch_norm((32, channels, side, side), False, 2, H200)
-    once = plan.batch_norm_once(p, 2, tensors, H200)
+    p = batch_norm_plan.batch_norm((32, channels, side, side), False, 2, H200)
+    once = one_launch_plan.batch_norm_once(p, 2, tensors, H200)
     groups = p.groups if once is None else once.windows * (1 + once.ahead)  # without a window, all of it
     assert groups * p.block_c * p.count * 2 * tensors <= 0.4 * H200.l2
 
@@ -157,15 +162,15 @@ def test_what_waits_for_its_second_sweep_fits_in_cache(channels, side, tensors):
     ],
 )
 def test_half_a_line_is_swept_at_a_time_where_a_whole_one_outgrows_the_cache(batch, c, itemsize, channels):
-    assert plan.batch_norm((batch, c, 112, 112), True, itemsize, H200).block_c == channels
+    assert batch_norm_plan.batch_norm((batch, c, 112, 112), True, itemsize, H200).block_c == channels
     # Without a barrier nothing waits a few channels at a time, and tiles are as wide as they are anywhere.
-    streaming = plan.batch_norm((batch, c, 112, 112), True, itemsize, replace(H200, cooperative=False))
-    assert streaming.block_c == plan.batch_norm((1, c, 7, 7), True, itemsize, H200).block_c
+    streaming = batch_norm_plan.batch_norm((batch, c, 112, 112), True, itemsize, replace(H200, cooperative=False))
+    assert streaming.block_c == batch_norm_plan.batch_norm((1, c, 7, 7), True, itemsize, H200).block_c
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_only_what_outgrows_its_share_of_the_cache_is_evicted_first(channels_last):
-    policy = lambda batch, device: plan.batch_norm((batch, 64, 56, 56), channels_last, 2, device).evict
+    policy = lambda batch, device: batch_norm_plan.batch_norm((batch, 64, 56, 56), channels_last, 2, device).evict
     assert policy(32, H200) == ""  # 12.8 MB of 20
     assert policy(64, H200) == "evict_first"
     assert policy(64, Device(132, l2=50 << 20)) == ""
@@ -174,7 +179,9 @@ def test_only_what_outgrows_its_share_of_the_cache_is_evicted_first(channels_las
 def test_no_program_waits_for_another_where_the_device_promises_no_barrier():
     alone = Device(132, l2=50 << 20)
     for shape in [(32, 64, 56, 56), (2, 4096, 8, 8), (64, 1000)]:
-        once = plan.batch_norm_once(plan.batch_norm(shape, len(shape) == 2, 2, alone), 2, 1, alone)
+        once = one_launch_plan.batch_norm_once(
+            batch_norm_plan.batch_norm(shape, len(shape) == 2, 2, alone), 2, 1, alone
+        )
         assert once is None or once.splits == 1
 
 
@@ -185,5 +192,5 @@ def test_alignment_is_the_common_power_of_two(lengths, width):
 
 def test_a_backward_pass_leaves_few_partial_rows():
     for m, n in [(1, 64), (300000, 128), (4096, 4096), (64, 65536)]:
-        p = plan.row_backward(m, n, 2, H200)
+        p = row_plan.row_backward(m, n, 2, H200)
         assert 1 <= p.programs <= 4 * H200.multiprocessors

@@ -5,8 +5,9 @@ import torch
 from errors import assert_right
 
 from normlib import reference
-from normlib.kernels import plan, row_norm
 from normlib.kernels.plan import Device
+from normlib.kernels.row_norm import launch as row_norm
+from normlib.kernels.row_norm import plan as row_plan
 
 SHAPES = [(1, 1), (4, 8), (33, 100), (9, 768), (5, 1600), (3, 7168), (2, 20000)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -48,7 +49,7 @@ def test_forward_and_backward_match_float64(shape, dtype, centred, device):
 @pytest.mark.parametrize(("dtype", "centred"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_rows_of_131072_columns_match_float64(dtype, centred, device):
     inputs = draw((2, 131072), dtype, device)
-    assert not plan.row_forward(131072, dtype.itemsize, Device(2)).chunks
+    assert not row_plan.row_forward(131072, dtype.itemsize, Device(2)).chunks
     found, truth = run(*inputs, centred), truth_of(*inputs, centred)
     for name, out in found.items():
         assert_right(out, truth[name], name)

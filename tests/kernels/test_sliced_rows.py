@@ -6,10 +6,11 @@ from errors import assert_right
 from interleaving import interleaved
 
 from normlib import reference
-from normlib.kernels import plan, row_norm
-from normlib.kernels.device import device_of
+from normlib.kernels.host import device_of
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
+from normlib.kernels.row_norm import launch as row_norm
+from normlib.kernels.row_norm import plan as row_plan
 
 # Columns, the last slice partial; rows, uneven over groups and rounds; and a cache in which so many rows may wait.
 CASES = {
@@ -43,7 +44,7 @@ def truth_of(x, dy, dz, weight, centred):
 
 
 def test_the_cases_are_in_slices_and_their_rounds_are_uneven():
-    plans = [plan.row_backward(*shape, dtype.itemsize, device) for shape, dtype, device in CASES.values()]
+    plans = [row_plan.row_backward(*shape, dtype.itemsize, device) for shape, dtype, device in CASES.values()]
     assert {p.slices for p in plans} == {3, 5}
     assert {p.programs for p in plans} == {1, 2}
     assert any(
@@ -91,14 +92,14 @@ def test_slices_of_rows_whose_statistic_is_of_a_part_match_float64():
 
 def test_what_is_not_whole_needs_no_slices():
     shape, dtype, device = CASES["one group"]
-    assert plan.row_backward(*shape, dtype.itemsize, device, whole=False).slices == 0
+    assert row_plan.row_backward(*shape, dtype.itemsize, device, whole=False).slices == 0
 
 
 @pytest.mark.parametrize("n", [8193, 12288, 16384, 65536, 131072])
 def test_all_slices_of_a_gpu_are_resident(n):
     h200 = Device(132, l2=50 << 20, cooperative=True)
     for m in (1, 7, 4096):
-        p = plan.row_backward(m, n, 2, h200)
+        p = row_plan.row_backward(m, n, 2, h200)
         threads = p.rows.options["num_warps"] * h200.warp_size
         assert p.slices * p.programs <= h200.multiprocessors * (h200.registers // (p.rows.options["maxnreg"] * threads))
         assert p.programs <= m and (p.slices - 1) * p.rows.block_n < n <= p.slices * p.rows.block_n

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.library import opcheck
 
 import normlib.functional as N
-from normlib.kernels.batch_norm import empty_signs
+from normlib.kernels.batch_norm.launch import empty_signs
 
 pytestmark = pytest.mark.usefixtures("process_group")
 OPS = torch.ops.normlib

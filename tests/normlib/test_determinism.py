@@ -12,19 +12,17 @@ import triton
 import triton.language as tl
 
 from normlib import functional as N
-from normlib.kernels import (
-    batch_norm,
-    batch_renorm,
-    group_norm,
-    instance_norm,
-    lp_norm,
-    noisy_batch_norm,
-    plan,
-    row_norm,
-    weight_norm,
-)
+from normlib.kernels import weight_norm
+from normlib.kernels.batch_norm import launch as batch_norm
+from normlib.kernels.batch_norm import lp as lp_norm
+from normlib.kernels.batch_norm import noisy as noisy_batch_norm
+from normlib.kernels.batch_norm import renorm as batch_renorm
+from normlib.kernels.group_norm import instance as instance_norm
+from normlib.kernels.group_norm import launch as group_norm
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import INTERPRETER, Device
+from normlib.kernels.row_norm import launch as row_norm
+from normlib.kernels.row_norm import plan as row_plan
 
 H200 = Device(132)
 
@@ -230,7 +228,10 @@ def test_a_row_does_not_depend_on_how_many_there_are_or_on_its_place(name, width
 
 def test_the_widths_are_one_for_each_variant_of_the_plan():
     def variant(width):
-        forward, backward = plan.row_forward(width, 4, INTERPRETER), plan.row_backward(3, width, 4, INTERPRETER).rows
+        forward, backward = (
+            row_plan.row_forward(width, 4, INTERPRETER),
+            row_plan.row_backward(3, width, 4, INTERPRETER).rows,
+        )
         return tuple((len(p.chunks), p.block_m > 1) for p in (forward, backward))
 
     assert [variant(width) for width in WIDTHS] == [
@@ -245,10 +246,10 @@ def test_the_widths_are_one_for_each_variant_of_the_plan():
 @pytest.mark.parametrize("device", [H200, INTERPRETER], ids=["H200", "interpreter"])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_no_plan_of_a_row_looks_at_how_many_there_are(itemsize, device):
-    assert list(signature(plan.row_forward).parameters) == ["n", "itemsize", "device", "tensors"]
+    assert list(signature(row_plan.row_forward).parameters) == ["n", "itemsize", "device", "tensors"]
     for width in (1, 3, 24, 100, 511, 512, 600, 1000, 1600, 4096, 7168, 8192, 12288, 16384, 20000, 131072):
-        alone, beside = (plan.row_forward(width, itemsize, device, tensors) for tensors in (2, 4))
+        alone, beside = (row_plan.row_forward(width, itemsize, device, tensors) for tensors in (2, 4))
         assert replace(alone, programs=0) == replace(beside, programs=0)
-        plans = [plan.row_backward(m, width, itemsize, device) for m in (*ROWS, 132, 528, 10**6, 2**31 - 1)]
+        plans = [row_plan.row_backward(m, width, itemsize, device) for m in (*ROWS, 132, 528, 10**6, 2**31 - 1)]
         # `programs` may differ: it is how rows are dealt out, and a row's dx is one program's work.
         assert len({(str(p.rows), p.block_rows, p.block_columns) for p in plans}) == 1

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import normlib
 from normlib import channels, reference
 from normlib import functional as N
-from normlib.kernels import batch_norm as kernels
+from normlib.kernels.batch_norm import launch as kernels
 
 OPS = torch.ops.normlib
 FORMS = {

@@ -15,8 +15,9 @@ from torch.autograd import gradcheck, gradgradcheck
 import normlib
 import normlib.functional as N
 from normlib import reference
-from normlib.kernels import group_norm as kernels
-from normlib.kernels import plan as plans
+from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.group_norm import launch as kernels
+from normlib.kernels.group_norm import plan as group_norm_plan
 from normlib.kernels.plan import Device
 
 LAYOUTS = {
@@ -58,7 +59,7 @@ def test_a_split_group_matches_float64(shape, groups, last, device):
     x, dy, weight, bias = draw(shape, torch.float32, device, offset=1e3)
     x, dy = (LAYOUTS["channels-last" if last else "contiguous"](t) for t in (x, dy))
     wide = Device(16)
-    assert not plans.group_norm(shape, groups, last, 4, wide).rows
+    assert not group_norm_plan.group_norm(shape, groups, last, 4, wide).rows
     y, mean, rstd = kernels.group_norm_forward(x, groups, weight, bias, 1e-5, wide)
     dtype = weight.dtype
     gradients = kernels.group_norm_backward(dy, x, groups, mean, rstd, weight, dtype, dtype, True, wide)
@@ -245,8 +246,8 @@ H200 = Device(132, l2=50 << 20, cooperative=True)
 def test_a_plans_tiles_hold_whole_groups_or_none(itemsize, last):
     for channels, positions, batch in product((1, 6, 40, 64, 320, 2048), (1, 49, 3136, 1 << 18), (1, 32)):
         for groups in {g for g in (1, 2, 8, 32, channels) if channels % g == 0}:
-            plan = plans.group_norm((batch, channels, positions), groups, last, itemsize, H200)
-            assert plan.block_c * plan.block_s <= plans.TILE[itemsize]
+            plan = group_norm_plan.group_norm((batch, channels, positions), groups, last, itemsize, H200)
+            assert plan.block_c * plan.block_s <= batch_norm_plan.TILE[itemsize]
             assert 1 <= plan.splits <= plan.tiles
             if plan.rows:
                 assert plan.block_c % plan.rows == 0 and plan.rows >= plan.per_group
@@ -256,11 +257,11 @@ def test_a_plans_tiles_hold_whole_groups_or_none(itemsize, last):
 
 def test_no_tile_follows_the_batch_size():
     for groups, last in product((1, 8, 32, 64), (False, True)):
-        found = [plans.group_norm((n, 64, 56, 56), groups, last, 2, H200) for n in (1, 3, 32, 1000)]
+        found = [group_norm_plan.group_norm((n, 64, 56, 56), groups, last, 2, H200) for n in (1, 3, 32, 1000)]
         for whole in (True, False):
             assert len({(p.block_c, p.block_s) for p in found if bool(p.rows) == whole}) <= 1
 
 
 def test_one_image_of_few_groups_is_split_over_more_programs_than_it_has_groups():
-    plan = plans.group_norm((1, 256, 1024, 1024), 32, False, 2, H200)
+    plan = group_norm_plan.group_norm((1, 256, 1024, 1024), 32, False, 2, H200)
     assert plan.groups * plan.splits >= 4 * H200.multiprocessors

@@ -99,7 +99,7 @@ def test_elements_that_tie_for_the_maximum_share_its_derivative_as_in_amax(tied,
 
 @pytest.mark.parametrize("splits", [1, 3])
 def test_ties_are_counted_over_all_splits(splits, device):
-    from normlib.kernels import lp_norm as kernels
+    from normlib.kernels.batch_norm import lp as kernels
     from normlib.kernels.plan import Device
 
     x = torch.full((6, 2, 5), -2.0, device=device)

@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounter
 import normlib
 from normlib import composed, philox, reference
 from normlib import functional as N
-from normlib.kernels import noise
-from normlib.kernels.noisy_batch_norm import noisy_batch_norm_forward
+from normlib.kernels.batch_norm import noise
+from normlib.kernels.batch_norm.noisy import noisy_batch_norm_forward
 from normlib.kernels.plan import Device
 
 SHAPE = (4, 5, 3, 3)

@@ -21,8 +21,8 @@ from term_bounds import ROUNDINGS, terms
 
 from normlib import functional as N
 from normlib import reference
-from normlib.kernels import batch_norm as batch_norm_kernels
-from normlib.kernels import plan
+from normlib.kernels.batch_norm import launch as batch_norm_kernels
+from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.numerics import INTERPRETED, accumulator, load
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_moments, tile_moments
@@ -518,7 +518,7 @@ def test_batch_statistics_do_not_depend_on_how_a_channel_is_split(case, shift, d
     x = given_["x"].to(wide) + shift * STEP
     weight, bias = (given_[k].to(wide) for k in ("weight", "bias"))
     few, many = Device(1), Device(3)
-    splits = [plan.batch_norm(case.batch, False, x.element_size(), d).splits for d in (few, many)]
+    splits = [batch_norm_plan.batch_norm(case.batch, False, x.element_size(), d).splits for d in (few, many)]
     assert splits == [4, case.batch[0]]
     found = []
     for d in (few, many):

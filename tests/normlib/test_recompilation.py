@@ -149,7 +149,7 @@ def waits(x):
 
 def print_launches():
     """What happens for a GPU that is not there, as JSON."""
-    from bench.absent_gpu import absent_gpu
+    from bench.fake_gpu import absent_gpu
     from bench.host_overhead import count
 
     compiled = {}

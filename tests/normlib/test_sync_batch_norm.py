@@ -10,7 +10,7 @@ from torch import nn
 import normlib
 from normlib import reference
 from normlib import sync_batch_norm_formulas as formulas
-from normlib.kernels import sync_batch_norm as kernels
+from normlib.kernels.batch_norm import sync as kernels
 from normlib.kernels.plan import Device
 
 EPS, MOMENTUM = 1e-5, 0.3

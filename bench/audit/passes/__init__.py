@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normlib.kernels.plan import BatchNormPlan, Device, GroupNormPlan, OncePlan, RowBackwardPlan, RowPlan
+from normlib.kernels.batch_norm.one_launch_plan import OncePlan
+from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.group_norm.plan import GroupNormPlan
+from normlib.kernels.plan import Device
+from normlib.kernels.row_norm.plan import RowBackwardPlan, RowPlan
 from normlib.kernels.traffic import Traffic
 
 # By name; what is not in it is not there, or not wanted. Outputs stand for their dtype.
@@ -49,14 +53,14 @@ class Passes:
     """Of one operator: the tensors of its calls, and its passes by mode.
 
     `activations` are shaped as x; `vectors`, from x's shape and dtype, says which others have what shape and dtype.
-    Modes are named as bench/case.py names them; `eval_bwd` is backward in evaluation. Statistics are kept in float32,
+    Modes are named as in bench.cases.case; `eval_bwd` is backward in evaluation. Statistics are kept in float32,
     or float64 for float64.
     """
 
     activations: tuple[str, ...]
     vectors: Callable[[tuple[int, ...], torch.dtype], Mapping[str, Shaped]]
     modes: Mapping[str, Pass]
-    of: Callable[..., Passes] | None = None  # the same with other options (bench/case.py) than the first
+    of: Callable[..., Passes] | None = None  # the same with other options (bench/cases/case.py) than the first
 
 
 def sizes_of(t: Tensors) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normlib.kernels.plan import RowPlan
+from normlib.kernels.row_norm.plan import RowPlan
 
 
 def kind(plan: RowPlan) -> str:

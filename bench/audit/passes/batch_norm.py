@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes._channels import once_kind, planned
-from normlib.kernels import batch_norm, batch_norm_traffic
-from normlib.kernels import plan as plans
+from normlib.kernels.batch_norm import launch as batch_norm
+from normlib.kernels.batch_norm import one_launch_plan
+from normlib.kernels.batch_norm import traffic as batch_norm_traffic
 from normlib.kernels.plan import Device
 
 
@@ -36,7 +37,7 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         plan, merge = planned(t, device)
-        once = plans.batch_norm_once(plan, t["x"].element_size(), 1, device, relu, add)
+        once = one_launch_plan.batch_norm_once(plan, t["x"].element_size(), 1, device, relu, add)
         if once is not None:
             return Declared(once_kind(once), once.tiled, batch_norm_traffic.forward_once(once, sizes(t)), once)
         return Declared("streaming", plan, batch_norm_traffic.forward(plan, merge, sizes(t)))
@@ -62,7 +63,11 @@ def _batch_norm(relu: bool = False, add: bool = False) -> Passes:
 
         def declare(t: Tensors, device: Device) -> Declared:
             plan, merge = planned(t, device)
-            once = None if evaluating else plans.batch_norm_once(plan, t["x"].element_size(), 2, device, relu, add)
+            once = (
+                None
+                if evaluating
+                else one_launch_plan.batch_norm_once(plan, t["x"].element_size(), 2, device, relu, add)
+            )
             if "dx" in t and once is not None:
                 launches = batch_norm_traffic.backward_once(once, sizes(t), relu)
                 return Declared(once_kind(once), once.tiled, launches, once)

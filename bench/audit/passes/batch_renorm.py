@@ -8,8 +8,11 @@ import torch
 
 from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes._channels import once_kind, planned
-from normlib.kernels import batch_norm, batch_renorm, batch_renorm_traffic
 from normlib.kernels import plan as plans
+from normlib.kernels.batch_norm import launch as batch_norm
+from normlib.kernels.batch_norm import one_launch_plan
+from normlib.kernels.batch_norm import renorm as batch_renorm
+from normlib.kernels.batch_norm import renorm_traffic as batch_renorm_traffic
 from normlib.kernels.plan import Device
 
 
@@ -37,7 +40,7 @@ def _batch_renorm() -> Passes:
 
     def declare_backward(t: Tensors, device: Device) -> Declared:
         plan, merge = planned(t, device)
-        once = plans.batch_norm_once(plan, t["x"].element_size(), 2, device) if "dx" in t else None
+        once = one_launch_plan.batch_norm_once(plan, t["x"].element_size(), 2, device) if "dx" in t else None
         columns = plans.merge(1, plan.channels, device)
         launches = batch_renorm_traffic.backward(plan, once, merge, columns, sizes_of(t))
         if once is None:

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes.batch_norm import PASSES as BATCH_NORM
-from bench.operators.group_norm import usual_groups
-from normlib.kernels import group_norm, group_norm_traffic, instance_norm
+from bench.cases.operators.group_norm import usual_groups
 from normlib.kernels import plan as plans
-from normlib.kernels.layouts import is_channels_last
-from normlib.kernels.plan import Device, GroupNormPlan
+from normlib.kernels.group_norm import instance as instance_norm
+from normlib.kernels.group_norm import launch as group_norm
+from normlib.kernels.group_norm import plan as group_norm_plan
+from normlib.kernels.group_norm import traffic as group_norm_traffic
+from normlib.kernels.group_norm.plan import GroupNormPlan
+from normlib.kernels.host import is_channels_last
+from normlib.kernels.plan import Device
 
 
 def _group_norm(groups: int | str | None = None, instances: bool = False) -> Passes:
@@ -33,7 +37,7 @@ def _group_norm(groups: int | str | None = None, instances: bool = False) -> Pas
     def plan_of(t: Tensors, device: Device) -> GroupNormPlan:
         x = t["x"]
         last = is_channels_last(x)
-        return plans.group_norm(tuple(x.shape), groups_of(x), last, x.element_size(), device)
+        return group_norm_plan.group_norm(tuple(x.shape), groups_of(x), last, x.element_size(), device)
 
     def kind(plan: GroupNormPlan) -> str:
         return "one launch" if plan.rows else "streaming"

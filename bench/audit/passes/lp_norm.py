@@ -9,7 +9,8 @@ import torch
 
 from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes._channels import planned
-from normlib.kernels import lp_norm, lp_norm_traffic
+from normlib.kernels.batch_norm import lp as lp_norm
+from normlib.kernels.batch_norm import lp_traffic as lp_norm_traffic
 from normlib.kernels.plan import Device
 
 

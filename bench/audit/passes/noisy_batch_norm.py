@@ -9,7 +9,9 @@ import torch
 from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes._channels import planned
 from bench.audit.passes.batch_norm import PASSES as BATCH_NORM
-from normlib.kernels import batch_norm, noisy_batch_norm, noisy_batch_norm_traffic
+from normlib.kernels.batch_norm import launch as batch_norm
+from normlib.kernels.batch_norm import noisy as noisy_batch_norm
+from normlib.kernels.batch_norm import noisy_traffic as noisy_batch_norm_traffic
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Traffic
 

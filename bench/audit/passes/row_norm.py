@@ -10,8 +10,10 @@ import torch
 from bench.audit.passes import EPS, PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes._rows import kind
 from normlib.kernels import plan as plans
-from normlib.kernels import row_norm, row_norm_traffic
 from normlib.kernels.plan import Device
+from normlib.kernels.row_norm import launch as row_norm
+from normlib.kernels.row_norm import plan as row_plan
+from normlib.kernels.row_norm import traffic as row_norm_traffic
 from normlib.partial_rms_norm import PARTIAL
 
 
@@ -38,7 +40,7 @@ def _row_norm(centred: bool, add: bool = False, partial: float = 1.0) -> Passes:
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
-        plan = plans.row_forward(n, t["x"].element_size(), device, tensors=4 if "residual" in t else 2)
+        plan = row_plan.row_forward(n, t["x"].element_size(), device, tensors=4 if "residual" in t else 2)
         return Declared(kind(plan), plan, row_norm_traffic.forward(plan, m, n, sizes_of(t), partial_n(t)))
 
     def backward(t: Tensors, device: Device) -> object:
@@ -50,7 +52,7 @@ def _row_norm(centred: bool, add: bool = False, partial: float = 1.0) -> Passes:
     def declare_backward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
         whole = "dx" in t and ("dw" in t or "db" in t)
-        plan = plans.row_backward(m, n, t["x"].element_size(), device, whole)
+        plan = row_plan.row_backward(m, n, t["x"].element_size(), device, whole)
         merge = plans.merge(plan.programs, n, device)
         return Declared(
             "slices, barrier" if plan.slices else kind(plan.rows),

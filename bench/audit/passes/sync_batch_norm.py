@@ -10,7 +10,8 @@ from bench.audit.passes import EPS, MOMENTUM, PLAIN, Declared, Pass, Passes, Sha
 from bench.audit.passes._channels import planned
 from bench.audit.synchronized import RANKS
 from normlib.kernels import plan as plans
-from normlib.kernels import sync_batch_norm, sync_batch_norm_traffic
+from normlib.kernels.batch_norm import sync as sync_batch_norm
+from normlib.kernels.batch_norm import sync_traffic as sync_batch_norm_traffic
 from normlib.kernels.plan import Device
 
 _APART = "all of x is swept before the other ranks' messages come"

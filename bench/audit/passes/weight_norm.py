@@ -8,9 +8,9 @@ import torch
 
 from bench.audit.passes import PLAIN, Declared, Pass, Passes, Shaped, Tensors, sizes_of, statistics_dtype
 from bench.audit.passes._rows import kind
-from normlib.kernels import plan as plans
 from normlib.kernels import weight_norm, weight_norm_traffic
 from normlib.kernels.plan import Device
+from normlib.kernels.row_norm import plan as row_plan
 
 
 def _weight_norm() -> Passes:
@@ -23,7 +23,7 @@ def _weight_norm() -> Passes:
 
     def declare_forward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
-        plan = plans.row_forward(n, t["x"].element_size(), device)
+        plan = row_plan.row_forward(n, t["x"].element_size(), device)
         return Declared(kind(plan), plan, weight_norm_traffic.forward(plan, m, n, sizes_of(t)))
 
     def backward(t: Tensors, device: Device) -> object:
@@ -31,7 +31,7 @@ def _weight_norm() -> Passes:
 
     def declare_backward(t: Tensors, device: Device) -> Declared:
         m, n = t["x"].shape
-        plan = plans.row_backward(m, n, t["x"].element_size(), device, whole=False).rows
+        plan = row_plan.row_backward(m, n, t["x"].element_size(), device, whole=False).rows
         return Declared(kind(plan), plan, weight_norm_traffic.backward(plan, m, n, sizes_of(t)))
 
     return Passes(PLAIN, vectors, {"fwd": Pass(forward, declare_forward), "bwd": Pass(backward, declare_backward)})

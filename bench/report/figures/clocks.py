@@ -7,10 +7,10 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bench.report.figures import svg
-from bench.report.figures.axes import WIDTH
-from bench.report.formatting import number
-from bench.report.thresholds import POINTS_DRAWN
+from bench.page import svg
+from bench.page.axes import WIDTH
+from bench.page.formatting import number
+from bench.results.thresholds import POINTS_DRAWN
 
 
 def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | None, name: str) -> Markup:

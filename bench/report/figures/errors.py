@@ -11,11 +11,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from bench.report.figures import svg
-from bench.report.figures.axes import WIDTH, lines, log_limits, size_axis, slug
-from bench.report.formatting import short
-from bench.report.palette import Key
-from bench.report.thresholds import BOUNDS, LARGEST_NORMAL_OFFSET, SMALLEST_SHARE
+from bench.page import svg
+from bench.page.axes import WIDTH, lines, log_limits, size_axis, slug
+from bench.page.formatting import short
+from bench.page.palette import Key
+from bench.results.thresholds import BOUNDS, LARGEST_NORMAL_OFFSET, SMALLEST_SHARE
 
 
 @dataclass(frozen=True)

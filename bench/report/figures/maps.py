@@ -12,11 +12,11 @@ import seaborn as sns
 from markupsafe import Markup
 from matplotlib.axis import Axis
 
-from bench.report.figures import svg
-from bench.report.figures.axes import WIDTH
-from bench.report.formatting import DASH, number
-from bench.report.palette import DIVERGING
-from bench.report.thresholds import HEAT_LIMIT, SQUARES_WRITTEN, SUBJECT
+from bench.page import svg
+from bench.page.axes import WIDTH
+from bench.page.formatting import DASH, number
+from bench.page.palette import DIVERGING
+from bench.results.thresholds import HEAT_LIMIT, SQUARES_WRITTEN, SUBJECT
 
 ON_A_SQUARE = "#1d2023"  # words on the map's own pale colours, which are the same on dark paper
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from markupsafe import Markup
 from matplotlib.colors import to_hex, to_rgb
 
-from bench.headline import Headline
-from bench.report.figures import svg
-from bench.report.formatting import number
-from bench.report.palette import Key
+from bench.page import svg
+from bench.page.formatting import number
+from bench.page.palette import Key
+from bench.results.headline import Headline
 
 WIDTH = 7.6  # inches: a bar has many parts
 LETTER = 0.0115  # of the longest bar: about what a letter of a shape's name takes at this width

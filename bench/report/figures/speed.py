@@ -7,11 +7,11 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from bench.report.figures import svg
-from bench.report.figures.axes import WIDTH, apart, lines, log_limits, size_axis, slug
-from bench.report.formatting import number, round_duration, short
-from bench.report.palette import Key
-from bench.report.thresholds import SUBJECT
+from bench.page import svg
+from bench.page.axes import WIDTH, apart, lines, log_limits, size_axis, slug
+from bench.page.formatting import number, round_duration, short
+from bench.page.palette import Key
+from bench.results.thresholds import SUBJECT
 
 
 def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, top: float, name: str) -> Markup:

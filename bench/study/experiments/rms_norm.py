@@ -7,7 +7,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from bench import environment
+from bench.measure import environment
 from bench.study.setting import Setting
 from bench.study.training import Outcome, accuracy, curve, diverged, end, train
 

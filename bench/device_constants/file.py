@@ -1,0 +1,65 @@
+"""The file of one device, kernels/tuned/NAME.json: what has been measured on it, each part with when and with what.
+
+- `values`: by plans, what plans choose there in place of the defaults (`python -m bench.tune`);
+- `gains`: by plans, what that gained, and the versions that it was measured with;
+- `constants`: by figure, what the device needs for memory, launches and barriers (`python -m bench.device_constants`).
+
+Who writes one part leaves the others as they are. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.cli import BadArgument
+
+# What of an environment stands beside each figure.
+_VERSIONS = ("torch", "triton", "cuda", "git_commit", "git_dirty")
+
+
+def versions(described: Mapping[str, Any], measured: str) -> dict[str, Any]:
+    """Returns what stands beside a figure: when it was measured, and with which versions."""
+    return {"measured": measured, **{key: described[key] for key in _VERSIONS}}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Returns what the file has, {} where there is none; raises ValueError where it is not one JSON object."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name} is not a JSON object")
+    return found
+
+
+def update(file: Path, device_name: str, **parts: Mapping[str, Any]) -> None:
+    """Replaces these parts and keeps the others; a reader sees the old file or the new one, never half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(file)
+    whole = {**read(file), "device_name": device_name, **parts}
+    part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def check(file: Path, device_name: str) -> None:
+    """Makes the file's folder; raises BadArgument where the file is another device's, no such file, or not writable."""
+    try:
+        found = read(file)
+    except (OSError, ValueError) as error:
+        raise BadArgument("--out", f"{str(file)!r} is not a device's file: {error}") from error
+    if found.get("device_name", device_name) != device_name:
+        raise BadArgument("--out", f"{str(file)!r} is the file of {found['device_name']}, and this is {device_name}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _part(file).touch()
+        _part(file).unlink()
+    except OSError as error:
+        raise BadArgument("--out", f"{str(file)!r} cannot be written: {error.strerror}") from error
+
+
+def _part(file: Path) -> Path:
+    return file.with_name(file.name + ".part")

@@ -1,0 +1,371 @@
+"""The cells of one case: each built, every output checked, then timed side by side, and checked on new inputs."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+
+from bench.cases.case import Case
+from bench.cases.operators import Inputs, Operator, Reference
+from bench.measure import accuracy, timing
+from bench.measure.providers import Outputs, Provider, Runnable, Unsupported
+from bench.results.records import INTERPRETER, Record, TensorError, fill
+
+# Triton's OutOfResources (shared memory, registers) is told by its name, so that a CPU run need not import it.
+_OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
+_OOM_TEXT = "can't allocate memory"  # how PyTorch's CPU allocator says it, in a plain RuntimeError
+# One line of a table; what a compiler prints behind that is found by running the cell by itself.
+_REASON_LENGTH = 300
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a run have in common. `yardstick` is PyTorch eager, which errors are compared with."""
+
+    device: torch.device
+    seed: int
+    baseline: str
+    yardstick: Provider
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell that has ended: its record, and every single time that was taken, by series."""
+
+    record: Record
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    poisoned: bool = False  # what follows in this process may be spoiled by it
+
+
+class DeviceLost(Exception):
+    """The device does not answer any more, as after an illegal access: this process can measure nothing more."""
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A cell that is ready to be timed."""
+
+    record: Record
+    cell: Runnable
+    inputs: Inputs
+    provider: Provider
+
+
+def record(
+    case: Case, provider: Provider, operator: Operator, setting: Setting, status: str, reason: str = ""
+) -> Record:
+    """The record of a cell that has no figures."""
+    return Record(
+        op=case.op,
+        shape=list(case.shape),
+        axes=dict(case.axes),
+        dtype=case.dtype,
+        layout=case.layout,
+        mode=case.mode,
+        eps=case.eps,
+        inputs=case.inputs,
+        offset=case.offset,
+        provider=provider.name,
+        backend=provider.name,
+        device=setting.device.type,
+        status=status,
+        reason=reason,
+        bytes_moved=operator.bytes_moved(case),
+        baseline=setting.baseline,
+        seed=setting.seed,
+    )
+
+
+class Problem:
+    """The inputs, float64 references and PyTorch's own errors that the cases of one problem share.
+
+    They are made when the first cell needs them. Every cell works on a copy of the inputs of its own, so that no
+    gradient, running buffer or stray write of one reaches the next.
+    """
+
+    def __init__(self, case: Case, operator: Operator, setting: Setting) -> None:
+        self.case, self._operator, self._setting = case, operator, setting
+        self._inputs: Inputs | None = None
+        self._reference: Reference | None = None
+        self._amplification: dict[str, float] = {}
+        self._yardsticks: dict[str, tuple[dict[str, float] | None, str]] = {}
+        self._fresh: tuple[Case, Inputs, Reference, dict[str, float]] | None = None
+
+    def measure(
+        self,
+        case: Case,
+        providers: Iterable[Provider],
+        finished: Callable[[Finished], None],
+        began: Callable[[str], None] = lambda name: None,
+        graphless: Collection[str] = (),
+    ) -> None:
+        """Measures the case with each provider, and hands over each cell when it has ended, whatever happened in it.
+
+        Cells with inputs other than normal are judged by their errors alone, and so are providers that are never
+        timed; the others are timed side by side. What finds no memory beside the others is measured once more by
+        itself. `began` is told the provider whose code runs from then on, so that a death or a silence has a name. Of
+        `graphless` no CUDA graph is tried.
+
+        Raises DeviceLost once the cell that lost it has been handed over; KeyboardInterrupt and its like pass through.
+        """
+        with _stream(self._setting.device):
+            crowded = self._together(case, tuple(providers), finished, began, graphless)
+            for provider in crowded:
+                self._together(case, (provider,), finished, began, graphless)
+
+    def judge(self, case: Case, provider: Provider) -> Record:
+        """The record of a cell that is checked and not timed, whatever happened in it."""
+        with _stream(self._setting.device):
+            found = self._build(case, provider)
+        return found.record if isinstance(found, _Built) else found
+
+    def _together(
+        self,
+        case: Case,
+        providers: tuple[Provider, ...],
+        finished: Callable[[Finished], None],
+        began: Callable[[str], None],
+        graphless: Collection[str],
+    ) -> list[Provider]:
+        """As `measure`; gives back those that found no memory, unless there was only one."""
+        crowded: list[Provider] = []
+
+        def ended(provider: Provider, cell: Finished) -> None:
+            if cell.record.status == "oom" and len(providers) > 1:
+                crowded.append(provider)
+            else:
+                finished(cell)
+
+        built: dict[str, _Built] = {}
+        for provider in providers:
+            began(provider.name)
+            found = self._build(case, provider)
+            if isinstance(found, _Built):
+                built[provider.name] = found
+            else:
+                ended(provider, Finished(found))
+                if found.status in ("oom", "crash"):
+                    # Only now, with the exception and the frames that it held gone, can memory be given back.
+                    _free(self._setting.device)
+                    ask(self._setting.device)
+        measured = timing.measure_together(
+            {name: one.cell.run for name, one in built.items()},
+            self._setting.device,
+            interpreted=[name for name, one in built.items() if one.record.backend == INTERPRETER],
+            graphless=graphless,
+            seed=self._setting.seed,
+            began=began,
+        )
+        failed = len(measured) < len(built)
+        for name, result in measured.items():
+            one = built.pop(name)
+            began(name)
+            if isinstance(result, Exception):
+                one.record.status, one.record.reason = _ending(result)
+                failed = True
+                ended(one.provider, Finished(one.record))
+                continue
+            try:
+                self._finish(one, case, result)
+            except Exception as error:
+                one.record.status, one.record.reason = _ending(error)
+                failed = True
+            ended(one.provider, Finished(one.record, result.series, result.poisoned))
+        if failed:
+            _free(self._setting.device)
+            ask(self._setting.device)
+        return crowded
+
+    def release(self) -> None:
+        """Lets go of all tensors."""
+        if self._inputs is not None:
+            self._inputs = self._reference = self._fresh = None
+            if self._setting.device.type == "cuda":
+                _free(self._setting.device)
+
+    def _record(self, case: Case, provider: Provider, status: str, reason: str = "") -> Record:
+        return record(case, provider, self._operator, self._setting, status, reason)
+
+    def _build(self, case: Case, provider: Provider) -> _Built | Record:
+        """The cell built and checked, or its record where that is the end of it."""
+        missing = provider.unavailable(self._setting.device)
+        if missing:
+            return self._record(case, provider, "unsupported", missing)
+        record = self._record(case, provider, "ok")
+        shared = "inputs and reference: "
+        try:
+            self._truth(case)
+            shared = ""
+            built = self._checked(record, case, provider)
+        except Unsupported as error:
+            record.status, record.reason = "unsupported", _one_line(str(error))
+        except Exception as error:
+            record.status, reason = _ending(error)
+            record.reason = shared + reason
+        else:
+            if case.inputs == "normal" and provider.timed:
+                return built
+        return record
+
+    def _checked(self, record: Record, case: Case, provider: Provider) -> _Built:
+        device = self._setting.device
+        original, _ = self._truth(case)
+        yardstick, without = self._yardstick(case)
+        inputs = _copy(original)
+        record.backend, record.plan = provider.backend(case, inputs), provider.plan(case, inputs)
+        _synchronize(device)
+        allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+        began = time.perf_counter()
+        cell = provider.build(case, inputs)
+        cell.run()
+        _synchronize(device)
+        record.compile_ms = 1e3 * (time.perf_counter() - began)
+
+        changed = [n for n, t in inputs.items() if not n.startswith("running_") and not _same(t, original[n])]
+        for name, tensor in inputs.items():
+            tensor.detach().copy_(original[name])
+        record.errors = self._check(cell.outputs(), case, yardstick)
+        record.status, record.reason = accuracy.verdict(record.errors)
+        if changed:
+            record.status, record.reason = "wrong", f"writes into its input {', '.join(changed)}"
+        elif record.status == "ok":
+            record.reason = without
+        if device.type == "cuda":
+            # While it is the only one with results in memory: side by side, the peaks of all would mix.
+            torch.cuda.reset_peak_memory_stats(device)
+            cell.run()
+            _synchronize(device)
+            record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
+        return _Built(record, cell, inputs, provider)
+
+    def _finish(self, one: _Built, case: Case, measured: timing.Timing) -> None:
+        fill(one.record, measured)
+        remarks = "; ".join(measured.remarks)
+        if remarks and one.record.status == "ok":
+            one.record.reason = "; ".join(part for part in (one.record.reason, remarks) if part)
+        self._judge_again(one.record, case, one.cell, one.inputs)
+
+    def _judge_again(self, record: Record, case: Case, cell: Runnable, inputs: Inputs) -> None:
+        """Runs what was timed on new inputs, its last results poisoned: a cached or unwritten one shows."""
+        if self._fresh is None or self._fresh[0] != case:
+            self._fresh = case, *self._fresh_truth(case)
+        _, fresh, reference, amplification = self._fresh
+        for name, result in cell.run().items():
+            # A buffer that a run updates begins anew, as the inputs do.
+            stale = result.detach()
+            stale.copy_(fresh[name].view(stale.shape)) if name in fresh else stale.fill_(torch.nan)
+        for name, tensor in inputs.items():
+            tensor.detach().copy_(fresh[name])
+        found = {n: t.view(reference[n].shape) for n, t in cell.run().items() if n in reference}
+        dtypes, dim = self._operator.dtypes(fresh), self._operator.statistics_dim
+        status, reason = accuracy.verdict(accuracy.check(found, reference, dtypes, None, dim, amplification))
+        if record.status == "ok" and status != "ok":
+            record.status, record.reason = status, f"on new inputs after timing: {reason}"
+
+    def _fresh_truth(self, case: Case) -> tuple[Inputs, Reference, dict[str, float]]:
+        """Inputs of another seed, but for what a cell of this mode took in when it was built; and what they give."""
+        original, _ = self._truth(case)
+        new = self._operator.inputs(case, self._setting.device, self._setting.seed + 1)
+        # Backward's graph holds what forward saved; evaluation's buffers are the cell's own, and no result of it.
+        changed = {"bwd": ("dy",), "eval": [n for n in new if not n.startswith("running_")]}.get(case.mode, new)
+        inputs = {name: new[name] if name in changed else tensor for name, tensor in original.items()}
+        reference = self._operator.reference(case, inputs)
+        amplification = self._operator.amplification(inputs, reference)
+        return inputs, {name: reference[name] for name in self._operator.outputs(case.mode)}, amplification
+
+    def _truth(self, case: Case) -> tuple[Inputs, Reference]:
+        """The inputs as they were drawn, and the reference of what the case's mode produces."""
+        if self._inputs is None or self._reference is None:
+            self._inputs = self._operator.inputs(self.case, self._setting.device, self._setting.seed)
+            self._reference = self._operator.reference(self.case, self._inputs)
+            self._amplification = self._operator.amplification(self._inputs, self._reference)
+        return self._inputs, {name: self._reference[name] for name in self._operator.outputs(case.mode)}
+
+    def _check(self, outputs: Outputs, case: Case, yardstick: Mapping[str, float] | None) -> list[TensorError]:
+        inputs, reference = self._truth(case)
+        dtypes = self._operator.dtypes(inputs)
+        assert self._reference is not None
+        for name in (n for n in self._operator.saved if n in outputs):  # given by few, in the dtype that each likes
+            dtype = getattr(outputs[name], "dtype", None)
+            dtypes[name] = dtype if dtype in accuracy.DTYPE_NAMES else torch.float32
+            reference[name] = self._reference[name]
+        return accuracy.check(outputs, reference, dtypes, yardstick, self._operator.statistics_dim, self._amplification)
+
+    def _yardstick(self, case: Case) -> tuple[dict[str, float] | None, str]:
+        """PyTorch's errors in this mode, or None and why there are none."""
+        if case.mode not in self._yardsticks:
+            provider = self._setting.yardstick
+            try:
+                outputs = provider.build(case, _copy(self._truth(case)[0])).outputs()
+                self._yardsticks[case.mode] = accuracy.yardstick(self._check(outputs, case, None)), ""
+            except Exception as error:
+                self._yardsticks[case.mode] = None, f"not compared with {provider.name}: {': '.join(_ending(error))}"
+        return self._yardsticks[case.mode]
+
+
+def _copy(inputs: Inputs) -> Inputs:
+    """Tensors of the same values and strides that share nothing with the originals."""
+    return {name: tensor.detach().clone() for name, tensor in inputs.items()}
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal, NaN in the same places included."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """The status that an exception stands for, and its type and first line as the reason."""
+    seen: BaseException | None = error
+    while seen is not None:
+        # Compilers wrap what went wrong, so that the cause is looked for as well.
+        if any(t.__name__ in _OOM_TYPES for t in type(seen).__mro__) or _OOM_TEXT in str(seen):
+            return "oom", _told(seen)
+        seen = seen.__cause__ or seen.__context__
+    return "crash", _told(error)
+
+
+def _told(error: BaseException) -> str:
+    return ": ".join(part for part in (type(error).__name__, _one_line(str(error))) if part)
+
+
+def _one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:_REASON_LENGTH] if lines else ""
+
+
+def _stream(device: torch.device) -> AbstractContextManager[object]:
+    """A stream of our own: backward runs where its forward ran, and no graph can be captured on the default stream."""
+    return torch.cuda.stream(_own_stream(device)) if device.type == "cuda" else nullcontext()
+
+
+@cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ask(device: torch.device) -> None:
+    """Raises DeviceLost where the device does not answer."""
+    try:
+        _synchronize(device)
+    except RuntimeError as error:
+        raise DeviceLost(_one_line(str(error))) from error
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        # A device that was lost says so here again; `ask` asks for itself.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()

@@ -1,0 +1,184 @@
+"""What machine, what versions, what clocks: the description that stands beside a run's records.
+
+It travels with a published report, so it holds no host name, no user name and no absolute path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.measure import telemetry
+from bench.measure.timing.clock import cache_bytes
+
+if TYPE_CHECKING:
+    from bench.measure.providers import Provider
+
+SCHEMA = 1
+FILE = "environment.json"
+# What must be the same for the cells of two sittings to stand in one table. Clocks and notes may differ.
+_LASTING = (
+    "schema",
+    "device",
+    "device_name",
+    "interpreted",
+    "python",
+    "torch",
+    "triton",
+    "cuda",
+    "cudnn",
+    "git_commit",
+    "ranks",
+)
+_CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
+
+
+def collect(device: torch.device, providers: Mapping[str, Provider]) -> dict[str, Any]:
+    """The machine, the versions and the providers, as keys of environment.json."""
+    gpu = _gpu(device) if device.type == "cuda" else None
+    cpu = _cpu()
+    return {
+        "schema": SCHEMA,
+        "interpreted": interpreting(),
+        "device": device.type,
+        "device_name": gpu["name"] if gpu else cpu,
+        "gpu": gpu,
+        "cpu": cpu,
+        "os": " ".join((platform.system(), platform.release(), platform.machine())),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _package("triton"),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
+        **_git(Path(__file__).resolve().parents[2]),
+        "providers": {name: _provider(provider, device) for name, provider in providers.items()},
+    }
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What may change while a run goes on: clocks, heat and limits of a GPU, how busy the host is, the source."""
+    gpu = telemetry.clocks(device) if device.type == "cuda" else {}
+    return {"taken": now(), **gpu, "load_average": os.getloadavg()[0], **_git(Path(__file__).resolve().parents[2])}
+
+
+def interpreting() -> bool:
+    """Whether the environment asks for Triton's interpreter, by the words that Triton itself takes as yes."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC, in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command(arguments: Sequence[str], program: str = "bench.run") -> str:
+    """The command as typed, except that of an absolute path only the last part is shown."""
+    return shlex.join(["python", "-m", program, *map(_without_folders, arguments)])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], providers: Sequence[str]) -> list[str]:
+    """What keeps a run of these providers from being continued here, one line each; empty where nothing does."""
+    pairs = [(key.replace("_", " "), old.get(key), new.get(key)) for key in _LASTING]
+    for name in providers:
+        was, is_now = (described.get("providers", {}).get(name, {}) for described in (old, new))
+        pairs += [(f"{name}'s {key}", was.get(key), is_now.get(key)) for key in ("version", "unavailable")]
+    return [f"{name} was {was!r}, is {is_now!r}" for name, was, is_now in pairs if was != is_now]
+
+
+def write(folder: Path, environment: Mapping[str, Any]) -> None:
+    """Replaces the folder's environment.json as a whole, so that a reader never sees half of it."""
+    path = folder / FILE
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The folder's environment.json; OSError where there is none, ValueError where it is not one JSON object."""
+    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{FILE} is not a JSON object")
+    return found
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (PurePath(value).name if PurePath(value).is_absolute() else value)
+
+
+def _provider(provider: Provider, device: torch.device) -> dict[str, str]:
+    reason = provider.unavailable(device) or ""
+    try:
+        return {"version": provider.version(), "unavailable": reason}
+    except (ImportError, PackageNotFoundError):
+        return {"version": "", "unavailable": reason or "its package is not installed"}
+
+
+def _package(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        model = None
+    return model[1].strip() if model else platform.processor() or platform.machine()
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    found = torch.cuda.get_device_properties(device)
+    smi = _nvidia_smi(f"GPU-{found.uuid}") if hasattr(found, "uuid") else {}
+    return {
+        "name": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "memory_bytes": found.total_memory,
+        "l2_bytes": cache_bytes(device),
+        "driver": smi.pop("driver_version", None),
+        "clocks": smi or None,
+    }
+
+
+def _nvidia_smi(uuid: str) -> dict[str, str]:
+    """The driver's version, clocks in MHz and the power limit in W; empty where nvidia-smi does not answer."""
+    fields = ("driver_version", *_CLOCKS)
+    answer = _answer(["nvidia-smi", "-i", uuid, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"])
+    figures = [figure.strip() for figure in (answer or "").split(",")]
+    return dict(zip(fields, figures, strict=True)) if len(figures) == len(fields) else {}
+
+
+def _git(root: Path) -> dict[str, Any]:
+    """The commit, and whether the tree differs from it; None for both where the project is not a checkout."""
+    git = ["git", "-C", str(root)]
+    # An archive unpacked inside somebody else's checkout must not be taken for that checkout.
+    if _answer([*git, "rev-parse", "--show-cdup"]) != "":
+        return {"git_commit": None, "git_dirty": None}
+    status = _answer([*git, "status", "--porcelain"])
+    return {"git_commit": _answer([*git, "rev-parse", "HEAD"]), "git_dirty": None if status is None else status != ""}
+
+
+def _answer(arguments: list[str]) -> str | None:
+    """What a program prints, or None where it is not installed, fails or does not come back."""
+    if shutil.which(arguments[0]) is None:
+        return None
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

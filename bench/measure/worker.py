@@ -1,0 +1,289 @@
+"""Where cells are measured: in this process, or in one that may crash, hang or be killed and is then replaced.
+
+A worker is told one case at a time, with the providers to measure, and answers with each cell that has ended. Between
+the answers it names the provider whose code runs, so that the parent knows who it was when the worker dies or falls
+silent: that cell gets its status and reason, and a new worker measures the rest of the case.
+
+Workers come from multiprocessing's fork server: it has imported torch and touched no device, so that a new worker takes
+a fraction of a second, and nothing of the last one is left in it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from bench.cases.case import Case
+from bench.cases.operators import Operator
+from bench.measure import cell, timing
+from bench.measure.cell import DeviceLost, Finished, Problem, Setting
+from bench.measure.providers import Provider
+from bench.results.records import Record
+
+# Long enough for any compiler's autotuning, and for a large case in the interpreter; --cell-timeout changes it.
+SILENCE_S = 600.0
+# A worker that was asked to stop has nothing left to do.
+_STOP_S = 5.0
+BUDGET_SPENT = "the time budget was spent"
+# What decides before triton's import how it works; the fork server has the environment of the time it was started.
+_SWITCHES = ("TRITON_INTERPRET",)
+
+Ended = Callable[[Finished], None]
+Began = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What cells are made of: the same in every process of a run."""
+
+    setting: Setting
+    operators: Mapping[str, Operator]
+
+    def record(self, case: Case, provider: Provider, status: str, reason: str) -> Record:
+        """A cell that has no figures."""
+        return cell.record(case, provider, self.operators[case.op], self.setting, status, reason)
+
+
+class Measurer(Protocol):
+    """Measures one case after the other."""
+
+    def copy_gbps(self) -> float | None:
+        """GB/s of a large copy on the device, None on a CPU; raises RuntimeError where it cannot be had."""
+
+    def measure(
+        self, case: Case, providers: Iterable[Provider], finished: Ended, began: Began, deadline: float
+    ) -> None:
+        """Hands over each of these providers' cells when it has ended; raises DeviceLost where that is the end.
+
+        No two of them have one name. `began` is told that of the provider whose code runs from then on. At `deadline`
+        (of time.monotonic) what has not ended is skipped, if it can be stopped.
+        """
+
+    def close(self) -> None:
+        """Lets go of everything; may be told twice."""
+
+
+class Here:
+    """In this process: for debuggers and notebooks. A crash of the interpreter or a hang takes the run with it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._problem: Problem | None = None
+
+    def copy_gbps(self) -> float | None:
+        return timing.copy_bandwidth(self._parts.setting.device)
+
+    def probe(self) -> None:
+        """Raises DeviceLost where the device does not answer at all."""
+        cell.ask(self._parts.setting.device)
+
+    def measure(
+        self,
+        case: Case,
+        providers: Iterable[Provider],
+        finished: Ended,
+        began: Began,
+        deadline: float = float("inf"),
+        graphless: Collection[str] = (),
+    ) -> None:
+        """`deadline` is left alone: no cell can be stopped from within. Of `graphless` no CUDA graph is tried."""
+        if self._problem is None or self._problem.case != case.problem:
+            self.close()
+            self._problem = Problem(case.problem, self._parts.operators[case.op], self._parts.setting)
+        self._problem.measure(case, providers, finished, began, graphless)
+
+    def close(self) -> None:
+        if self._problem is not None:
+            self._problem.release()
+            self._problem = None
+
+
+class Worker:
+    """In a process of its own, which is replaced when it is lost.
+
+    `silence` is how many seconds it may say nothing before it is taken for hung. Providers and operators reach it by
+    pickle, so their classes must be importable.
+    """
+
+    def __init__(self, parts: Parts, silence: float = SILENCE_S) -> None:
+        self._parts, self._silence = parts, silence
+        # A fork of this process would take its threads' locks and its CUDA context along, in a state of no use.
+        self._context = multiprocessing.get_context("forkserver")
+        # What every backward pass imports; and where it is known to leave a device untouched, what is to be measured.
+        more = [__name__, "normlib"] if parts.setting.device.type == "cpu" else []
+        self._context.set_forkserver_preload(["torch.fx.experimental.symbolic_shapes", "pandas", *more])
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._idle = False
+        # Whose CUDA graph has spoiled a worker, by operator and mode: once is enough.
+        self._graphless: set[tuple[str, str, str]] = set()
+
+    def copy_gbps(self) -> float | None:
+        if self._parts.setting.device.type != "cuda":
+            return None
+        pipe = self._started()
+        pipe.send(None)
+        try:
+            word, answer = pipe.recv() if pipe.poll(self._silence) else ("", f"nothing for {self._silence:g} s")
+        except (EOFError, OSError):
+            word, answer = "", self._death()[1]
+        if word != "copy":
+            self._kill()
+            raise RuntimeError(f"the copy bandwidth cannot be measured: {answer}")
+        assert isinstance(answer, float)
+        return answer
+
+    def measure(
+        self, case: Case, providers: Iterable[Provider], finished: Ended, began: Began, deadline: float = float("inf")
+    ) -> None:
+        waiting = {provider.name: provider for provider in providers}
+        while waiting:
+            loss = self._pass(case, waiting, finished, began, deadline)
+            if loss is None:
+                return
+            self._kill()
+            for name in [loss.running] if loss.running else list(waiting):
+                if name in waiting:  # else it was handed over as its last act
+                    finished(Finished(self._parts.record(case, waiting.pop(name), loss.status, loss.reason)))
+
+    def close(self) -> None:
+        if self._idle and self._pipe is not None and self._process is not None:
+            self._pipe.close()
+            self._process.join(_STOP_S)
+        self._kill()
+
+    def _pass(
+        self, case: Case, waiting: dict[str, Provider], finished: Ended, began: Began, deadline: float
+    ) -> _Loss | None:
+        """One try at the case; takes out of `waiting` what has ended. None where the worker lives on."""
+        running = ""
+        self._idle = False
+        try:
+            pipe = self._started()
+            graphless = [name for name in waiting if (case.op, case.mode, name) in self._graphless]
+            pipe.send((case, tuple(waiting.values()), graphless))
+            while True:
+                patience = min(self._silence, max(0.0, deadline - time.monotonic()))
+                if not pipe.poll(patience):
+                    if time.monotonic() >= deadline:
+                        return _Loss("", "skipped", BUDGET_SPENT)
+                    return _Loss(running, "timeout", f"nothing was heard of it for {self._silence:g} s")
+                word, said = pipe.recv()
+                if word == "began":
+                    running = said
+                    began(said)
+                elif word == "finished":
+                    del waiting[said.record.provider]
+                    finished(said)
+                    if said.poisoned:
+                        self._graphless.add((case.op, case.mode, said.record.provider))
+                        return _Loss(said.record.provider, "", "")
+                elif word == "lost":
+                    if not running:
+                        raise DeviceLost(said)
+                    return _Loss(running, "crash", said)
+                elif word == "unreadable":
+                    return _Loss("", "crash", said)
+                elif word == "failed":
+                    raise RuntimeError(said)
+                else:
+                    self._idle = True
+                    return None
+        except (EOFError, OSError):
+            return _Loss(running, *self._death())
+
+    def _started(self) -> Connection:
+        if self._pipe is None:
+            self._pipe, theirs = self._context.Pipe()
+            environment = {name: value for name in _SWITCHES if (value := os.environ.get(name)) is not None}
+            self._process = self._context.Process(target=_serve, args=(theirs, environment), daemon=True)
+            self._process.start()
+            theirs.close()
+            self._pipe.send(self._parts)
+        return self._pipe
+
+    def _death(self) -> tuple[str, str]:
+        """The status and reason of a worker that has closed its end."""
+        assert self._process is not None
+        self._process.join(_STOP_S)
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return "oom", "its process was killed, as a system does that runs out of memory"
+        if code is not None and code < 0:
+            return "crash", f"its process died of {signal.Signals(-code).name}"
+        return "crash", f"its process ended with status {code}"
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """How a worker was lost, and who was running; "" where nobody was."""
+
+    running: str
+    status: str
+    reason: str
+
+
+def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
+    """A worker's life: what it is to measure comes through the pipe, and it ends when that is closed."""
+    # Ctrl-C reaches every process of the terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(environment)  # before anything imports triton, which the next line does
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        here = Here(pipe.recv())
+        try:
+            here.probe()
+            while True:
+                try:
+                    asked = pipe.recv()
+                except (EOFError, OSError):
+                    raise
+                except Exception as error:  # a provider's class that cannot be imported here, say
+                    pipe.send(("unreadable", f"its process cannot load it: {type(error).__name__}: {error}"))
+                    return
+                if asked is None:
+                    pipe.send(("copy", here.copy_gbps()))
+                    continue
+                case, providers, graphless = asked
+                here.measure(
+                    case,
+                    providers,
+                    lambda ended: pipe.send(("finished", ended)),
+                    lambda name: pipe.send(("began", name)),
+                    graphless=graphless,
+                )
+                pipe.send(("done", None))
+        except DeviceLost as error:
+            pipe.send(("lost", str(error)))
+        except (EOFError, OSError):
+            raise
+        except Exception:
+            pipe.send(("failed", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed closes nothing that a hung worker would notice."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

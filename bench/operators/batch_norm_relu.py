@@ -1,7 +1,0 @@
-"""relu(batch_norm(x)), in one operator."""
-
-from __future__ import annotations
-
-from bench.operators._relu import BatchNormRelu
-
-OPERATOR = BatchNormRelu("batch_norm_relu", "bn_relu", adds=False)

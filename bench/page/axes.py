@@ -1,0 +1,79 @@
+"""What figures have in common: names, lines of providers, axes of sizes."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from bench.page import svg
+from bench.page.formatting import size
+from bench.page.palette import Key
+from bench.results.thresholds import DOTS_AN_OCTAVE, LINE_POINTS, SUBJECT
+
+WIDTH = 4.4  # inches; the page scales it
+
+
+def slug(*parts: str) -> str:
+    """A name that may stand in an id and in a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(parts)).strip("-").lower()
+
+
+def lines(axes: Axes, cells: pd.DataFrame, legend: dict[str, Key], x: str, y: str) -> None:
+    """A line through each provider's median, the subject's on top; a band from `low` to `high` over all its cells."""
+    for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
+        ours = key.provider == SUBJECT
+        # Not seaborn's lineplot, which takes a second for every ten thousand cells, and ten times as long to set up.
+        drawn = _points(cells[cells["provider"] == key.provider], x, y)
+        if len(drawn) > 1:
+            axes.fill_between(
+                drawn[x], drawn["low"], drawn["high"], color=key.colour, alpha=0.2, linewidth=0, zorder=2,
+                gid=slug("band", key.provider),
+            )  # fmt: skip
+        else:
+            axes.vlines(drawn[x], drawn["low"], drawn["high"], color=key.colour, alpha=0.45, linewidth=2.4, zorder=2)
+        axes.plot(
+            drawn[x], drawn[y], color=key.colour, marker=key.marker, markersize=5.5, markeredgecolor=svg.PAPER,
+            markeredgewidth=0.6, linewidth=2.0 if ours else 1.3, zorder=4 if ours else 3,
+            gid=slug("line", key.provider),
+        )  # fmt: skip
+
+
+def _points(cells: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Median, `low` and `high` at each value of x; of more values than can be told apart, neighbours make one."""
+    drawn = cells.groupby(x, as_index=False).agg({y: "median", "low": "min", "high": "max"})
+    if len(drawn) <= LINE_POINTS:
+        return drawn
+    place = np.log(drawn[x] / drawn[x].min()) / np.log(drawn[x].max() / drawn[x].min())
+    cell = (place * (LINE_POINTS - 1)).round()
+    return drawn.groupby(cell).agg({x: "median", y: "median", "low": "min", "high": "max"})
+
+
+def apart(x: pd.Series, y: pd.Series) -> pd.Series:
+    """Which of these points on logarithmic axes to draw: of those that would cover each other, the first."""
+    places = [(np.log2(values) * DOTS_AN_OCTAVE).round() for values in (x, y)]
+    return ~pd.concat(places, axis=1, ignore_index=True).duplicated()
+
+
+def size_axis(axes: Axes, sizes: pd.Series) -> None:
+    """A logarithmic axis of bytes, with ticks at powers of two."""
+    axes.set_xscale("log", base=2)
+    low, high = math.floor(math.log2(sizes.min())), math.ceil(math.log2(sizes.max()))
+    if high - low <= 1:
+        low, high = low - 1, high + 1
+    step = max(1, math.ceil((high - low) / 5))
+    axes.set_xlim(2.0 ** (low - 0.3), 2.0 ** (high + 0.3))
+    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(low, high + 1, step)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+
+
+def log_limits(values: pd.Series | np.ndarray, *others: float) -> tuple[float, float]:
+    """Ends of a logarithmic axis that holds all of these, with a twentieth to spare on either side."""
+    low, high = min([values.min(), *others]), max([values.max(), *others])
+    spare = max((high / low) ** 0.05, 1.1)
+    return float(low / spare), float(high * spare)

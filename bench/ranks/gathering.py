@@ -1,0 +1,103 @@
+"""The files of all ranks into one run's: records in the plan's order, samples, and whether the devices agree."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.cases.case import Case
+from bench.measure import environment
+from bench.results import records as results
+from bench.results import samples
+from bench.results.records import RECORDS, SHARDS, Record
+
+CHECK = "check"  # inside a rank's folder: the case that every rank measures
+# Chosen: equal GPUs side by side differ by a few percent in their clocks. What differs more is to be looked at before
+# cells of different devices are compared.
+AGREEMENT = 0.05
+
+
+def rank_folder(folder: Path, rank: int) -> Path:
+    return folder / SHARDS / f"rank{rank}"
+
+
+def merge(folder: Path, order: Sequence[tuple[Case, str]] = ()) -> list[Record]:
+    """Takes what ranks have left in the folder into the run's own files, and their folders away; gives all records.
+
+    Of two records of a cell the one that was not skipped counts, then the later one. `order` is the plan's. A process
+    that is killed while it merges leaves what can be merged again, to the same records.
+    """
+    found: dict[tuple[Case, str], Record] = {}
+    for record in (*_read(folder), *results.unmerged(folder)):
+        key = record.case, record.provider
+        if record.status != "skipped" or key not in found:
+            found[key] = record
+    known = [found.pop(key) for key in order if key in found]
+    records = [*known, *found.values()]
+    results.rewrite(folder / RECORDS, records)
+    samples.mend(folder / samples.FILE)
+    for path in results.of_ranks(folder, samples.FILE):
+        for taken in samples.read(path):
+            samples.append(folder / samples.FILE, taken)
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    return records
+
+
+def agreement(folder: Path) -> dict[str, Any] | None:
+    """What the ranks found for the case that all have measured: errors and median times by provider; None if nobody."""
+    measured = {int(p.name.removeprefix("rank")): list(_read(p / CHECK)) for p in (folder / SHARDS).glob("rank*")}
+    ranks = sorted(rank for rank, records in measured.items() if records)
+    if len(ranks) < 2:
+        return None
+    providers: dict[str, Any] = {}
+    for name in dict.fromkeys(record.provider for rank in ranks for record in measured[rank]):
+        mine = {rank: record for rank in ranks for record in measured[rank] if record.provider == name}
+        times = {str(r): m.latency_us for r, m in mine.items() if m.latency_us is not None and m.clock == "cuda_event"}
+        providers[name] = {
+            "errors_equal": all(m.errors == mine[ranks[0]].errors for m in mine.values()) if ranks[0] in mine else None,
+            "latency_us": times,
+            "spread": _spread(list(times.values())),
+        }
+    return {"case": measured[ranks[0]][0].case.label, "ranks": ranks, "providers": providers}
+
+
+def said(found: Mapping[str, Any]) -> list[str]:
+    """The agreement in words, a line a provider."""
+    lines = []
+    for name, result in found["providers"].items():
+        errors = "the same errors" if result["errors_equal"] else "errors that differ"
+        spread = result["spread"]
+        if spread is None:
+            times = "no times are compared without a GPU"
+        else:
+            outliers = [
+                f"rank {rank} {value / median(result['latency_us'].values()) - 1:+.1%}"
+                for rank, value in result["latency_us"].items()
+                if abs(value / median(result["latency_us"].values()) - 1) > AGREEMENT
+            ]
+            verdict = f"the devices do not agree ({', '.join(outliers)})" if outliers else "the devices agree"
+            times = f"median times within {spread:.1%}: {verdict}"
+        lines.append(f"{found['case']} by {name} on {len(found['ranks'])} ranks: {errors}, {times}")
+    return lines
+
+
+def device_of(folder: Path, rank: int) -> dict[str, Any]:
+    """What is told of a rank's device; empty where it has not even begun."""
+    try:
+        described = environment.read(rank_folder(folder, rank))
+    except (OSError, ValueError):
+        return {"rank": rank}
+    return {"rank": rank, **{key: described.get(key) for key in ("device_name", "copy_gbps", "conditions")}}
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """From least to most over the median; None of fewer than two."""
+    return (max(values) - min(values)) / median(values) if len(values) > 1 else None
+
+
+def _read(place: Path) -> Iterable[Record]:
+    path = place / RECORDS
+    return results.read(path) if path.exists() else ()

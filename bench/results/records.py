@@ -1,0 +1,199 @@
+"""The record of one cell, and the append-only file of records. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.cases.case import Case, named
+
+RECORDS = "records.jsonl"
+# In a run's folder: what each rank of a sweep over many devices has written, until rank 0 or --resume merges it.
+SHARDS = "shards"
+# `impossible`: faster than the memory can be, so that what was timed is not the work.
+# The clocks of a record. Only the first supports a claim of speed.
+CUDA_EVENT, HOST_CPU, INTERPRETER = "cuda_event", "host_cpu", "interpreter"
+STATUSES = ("ok", "wrong", "impossible", "oom", "crash", "timeout", "unsupported", "skipped")
+
+
+@dataclass
+class TensorError:
+    """How far one output tensor is from float64 (every figure is explained in bench/measure/accuracy.py)."""
+
+    tensor: str
+    dtype: str
+    rel_l2_error: float | None
+    floor_ratio: float | None  # None where the floor is not what this dtype is judged by
+    error_vs_torch: float | None
+    scale_error: float | None
+    max_ulp: float | None
+    max_ulp_index: list[int] | None
+    masks_match: bool  # NaN and Inf exactly where the reference has them
+    ok: bool
+    decided_by: str  # the figure nearest to, or beyond, its bound
+    bound: float | None  # that figure's bound
+
+
+@dataclass
+class Record:
+    """One cell: what was run, how it ended, how wrong and how fast it was."""
+
+    op: str
+    shape: list[int]
+    axes: dict[str, int | str]
+    dtype: str
+    layout: str
+    mode: str
+    eps: float
+    inputs: str = field(default="normal", kw_only=True)  # the family of x
+    offset: float = field(default=0.0, kw_only=True)  # mean/std of the family `offset`
+    provider: str
+    backend: str  # what ran: triton, interpreter, torch, inductor, cudnn, ...
+    device: str
+    status: str
+    reason: str = ""
+    plan: str = ""  # how it ran, where the provider tells: its kernels and their grids
+    errors: list[TensorError] = field(default_factory=list)
+    bytes_moved: int | None = None
+    clock: str = ""  # cuda_event, or host_cpu and interpreter, which support no claim of speed
+    latency_us: float | None = None  # median of cold calls: nothing of theirs in the cache; see bench.measure.timing
+    latency_us_low: float | None = None  # 95% interval of that median, by ranks
+    latency_us_high: float | None = None
+    latency_us_p10: float | None = None
+    latency_us_p90: float | None = None
+    latency_us_min: float | None = None
+    samples: int | None = None
+    noise: float | None = None  # standard error of the mean over the mean
+    stopped: str = ""  # what ended the sampling: noise (low enough), steady (no longer falling) or budget
+    retaken: int | None = None  # samples thrown away and taken again, because the GPU was throttled
+    hot_us: float | None = None  # median of a call whose data the last one left in the cache
+    call_us: float | None = None  # one of many calls in a row, the host's work included
+    graph_us: float | None = None  # median of cold replays of a CUDA graph
+    kernel_us: float | None = None  # the kernels alone, added up
+    launches: int | None = None  # kernels a call
+    sm_clock_mhz: float | None = None  # this and what follows: the mean while the cell was timed
+    mem_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle: str = ""  # why the clocks were held down, reasons separated by commas; "" if they were not
+    compile_ms: float | None = None
+    peak_bytes: int | None = None
+    gbps: float | None = None  # bytes_moved / latency; only with cuda_event
+    roofline_fraction: float | None = None  # gbps over the copy bandwidth of the same run
+    speedup: float | None = None  # baseline's median over this one; only with cuda_event, and if ok
+    speedup_low: float | None = None  # 95% interval of it, from those of both medians
+    speedup_high: float | None = None
+    baseline: str = ""
+    seed: int = 0
+    communication_us: float | None = None  # of the collectives of a step that several ranks take together, alone
+    bytes_sent: int | None = None  # what a rank gives to them
+    rank: int | None = None  # of a sweep over many devices: whose device it was; environment.json says which that is
+
+    @property
+    def case(self) -> Case:
+        """What was measured, without who was measured."""
+        axes = tuple(self.axes.items())
+        return Case(
+            self.op, tuple(self.shape), axes, self.dtype, self.layout, self.mode, self.eps, self.inputs, self.offset
+        )
+
+    @property
+    def cell(self) -> str:
+        """One name for the cell, the same in every run."""
+        shape = "x".join(map(str, self.shape))
+        family = {"normal": (), "offset": (f"offset{self.offset:.0e}",)}.get(self.inputs, (self.inputs,))
+        names = (self.op, shape, *named(self.case.options), self.dtype, self.layout, self.mode, *family, self.provider)
+        return "/".join(names)
+
+    @property
+    def key(self) -> str:
+        """The cell with what its name leaves out: by this a cell is told from every other one of a run."""
+        return f"{self.cell}/{self.eps:g}"
+
+
+def fill(record: Record, measured: object) -> None:
+    """Copies what has been measured into the record, by the names that both have."""
+    for name in (f.name for f in fields(Record)):
+        if hasattr(measured, name):
+            setattr(record, name, getattr(measured, name))
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds one line and hands it to the operating system before returning."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+
+
+def rewrite(path: Path, records: Iterable[Record]) -> None:
+    """Replaces the file as a whole: what a continued run begins with, its last line whole again."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(map(_line, records)), encoding="utf-8")
+    part.replace(path)
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The records of a file, in order; a last line that was cut short is dropped, and so are unknown keys."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                return
+            raise
+        row["errors"] = [TensorError(**_known(TensorError, error)) for error in row.get("errors", [])]
+        yield Record(**_known(Record, row))
+
+
+def of_run(folder: Path) -> Iterator[Record]:
+    """The records of a run's folder, those that its ranks have left unmerged at the end; changes nothing."""
+    yield from read(folder / RECORDS)
+    yield from unmerged(folder)
+
+
+def unmerged(folder: Path) -> Iterator[Record]:
+    """The records that ranks have left in a run's folder.
+
+    Leaves out cells whose process died of SIGTERM: torchrun has sent it, and the cell is still to be measured.
+    """
+    for path in of_ranks(folder, RECORDS):
+        with suppress(FileNotFoundError):  # another process has merged it since
+            for record in read(path):
+                if record.status != "crash" or not record.reason.endswith("died of SIGTERM"):
+                    record.rank = int(path.parent.name.removeprefix("rank"))
+                    yield record
+
+
+def of_ranks(folder: Path, file: str) -> list[Path]:
+    """The files of this name that ranks have left in a run's folder."""
+    return sorted((folder / SHARDS).glob(f"rank*/{file}"))
+
+
+def to_frame(records: list[Record]) -> pd.DataFrame:
+    """One row a cell; an axis becomes a column, and so does each tensor's error (`y.floor_ratio`, ...)."""
+    rows = []
+    for record in records:
+        row = asdict(record)
+        row["cell"] = record.cell
+        row["shape"] = "x".join(map(str, record.shape))
+        row.update(row.pop("axes"))
+        for error in row.pop("errors"):
+            name = error.pop("tensor")
+            row.update({f"{name}.{figure}": value for figure, value in error.items()})
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(asdict(record), allow_nan=True) + "\n"
+
+
+def _known(kind: type[Record] | type[TensorError], row: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {key: value for key, value in row.items() if key in names}

@@ -1,0 +1,185 @@
+"""What batch norm computes backward: dz, the sums dw and db over it, and dx.
+
+    dz = what noise and ReLU let through of dy        dw = sum(dz x_hat)        db = sum(dz)
+    dx = weight rstd (dz - db / n - x_hat dw / n)
+
+The sweep for dx goes through the tiles backwards, to meet in cache what the one for the sums loaded last. The symbols
+are those of batch_norm.py.
+"""
+
+import triton
+import triton.language as tl
+
+from normlib.kernels.batch_norm.activation import load_input, load_signs
+from normlib.kernels.batch_norm.noise import noise_of_tile
+from normlib.kernels.batch_norm.output import normalized
+from normlib.kernels.batch_norm.tiles import addresses
+from normlib.kernels.numerics import STAYS, divide, load, store
+from normlib.kernels.reduction import accurate_sum
+
+
+@triton.jit
+def load_gradient(
+    dy_ptr,
+    signs_ptr,  # of a sum with a residual; or None: then x says which sign it had
+    x,
+    mean,
+    low,
+    scale,
+    shift,
+    at,
+    mask,
+    tile,
+    c0,
+    C,
+    RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+    EVICT: tl.constexpr = STAYS,
+    S=None,
+    noise=None,  # of load_noise, where there was noise behind the activation
+    present=None,  # whether there is such a tile; or None: there is
+):
+    """dz: what noise and activation let through of dy."""
+    dy = load(dy_ptr + at, mask, ACC, EVICT)
+    if noise is not None:
+        factor, _ = noise_of_tile(noise, tile, c0, S, BLOCK_C, BLOCK_S, ACC)
+        dy *= factor
+    if RELU:
+        if signs_ptr is not None:
+            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S, present)
+        else:
+            blocked = normalized(x, mean, low, scale, shift) <= 0.0
+        dy = tl.where(blocked, 0.0, dy)
+    return dy
+
+
+@triton.jit
+def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr, EVICT: tl.constexpr = STAYS):
+    """The gradients of x and of a residual, where there is a place for them."""
+    if dz_ptr is not None:
+        store(dz_ptr + at, dz, mask, EVICT)
+    if dx_ptr is not None:
+        if PRE_RELU:
+            dx = tl.where(x <= 0.0, 0.0, dx)
+        store(dx_ptr + at, dx, mask, EVICT)
+
+
+@triton.jit
+def weight_terms(dz, x, mean, low, mask):
+    """What each element adds to dw / rstd."""
+    return tl.where(mask, dz * ((x - mean) - low), 0.0)
+
+
+@triton.jit
+def input_gradient(dz, x, mean, low, scale, c1, c2):
+    """dx, with c1 = dw rstd / n and c2 = db / n."""
+    return scale * ((dz - c2) - ((x - mean) - low) * c1)
+
+
+@triton.jit
+def sums_of_tiles(
+    dx_ptr,  # written here in evaluation, where dx needs no sums; or None
+    dz_ptr,  # the residual's gradient, written here where no other sweep writes; or None
+    dy_ptr,
+    signs_ptr,
+    x_ptr,
+    mean,
+    low,
+    rstd,
+    scale,
+    shift,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    SUMS: tl.constexpr,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+    noise=None,
+):
+    """(sum(dz x_hat), sum(dz)) over tiles [first, last), a column each; zeros without SUMS."""
+    dw = tl.zeros([BLOCK_C, BLOCK_S], ACC)
+    db = tl.zeros([BLOCK_C, BLOCK_S], ACC)
+    for tile in range(first, last):
+        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = base + offsets
+        if SUMS or (RELU and signs_ptr is None) or (PRE_RELU and dx_ptr is not None):
+            x = load_input(x_ptr + at, mask, PRE_RELU, ACC)
+        else:
+            x = None
+        dz = load_gradient(
+            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
+            RELU, LAST, BLOCK_C, BLOCK_S, ACC, "", S, noise
+        )  # fmt: skip
+        if SUMS:
+            db += dz
+            dw += weight_terms(dz, x, mean, low, mask)
+        store_gradients(dx_ptr, dz_ptr, dz * scale, dz, x, at, mask, PRE_RELU)
+    return accurate_sum(dw, 1) * rstd, accurate_sum(db, 1)
+
+
+@triton.jit
+def add_splits(partials_ptr, c0, C, splits, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
+    """The sum over splits of one plane (splits, C) of partials, in a fixed order, as a column."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    p = tl.arange(0, BLOCK_P)[None, :]
+    lanes = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    for start in range(0, splits, BLOCK_P):
+        split = start + p
+        lanes += load(partials_ptr + split.to(tl.int64) * C + c, (split < splits) & (c < C), ACC)
+    return accurate_sum(lanes, 1)
+
+
+@triton.jit
+def input_gradient_of_tiles(
+    dx_ptr,
+    dz_ptr,  # the residual's gradient, or None
+    dy_ptr,
+    signs_ptr,
+    x_ptr,
+    mean,
+    low,
+    rstd,
+    scale,
+    shift,
+    dw,  # sum(dz x_hat)
+    db,  # sum(dz)
+    n,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+    EVICT: tl.constexpr,
+    noise=None,
+):
+    """dx of tiles [first, last) in training, the last one first."""
+    c1 = divide(dw * rstd, n)
+    c2 = divide(db, n)
+    for i in range(first, last):
+        tile = first + last - 1 - i
+        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = base + offsets
+        x = load_input(x_ptr + at, mask, PRE_RELU, ACC, EVICT)
+        dz = load_gradient(
+            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
+            RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT, S, noise
+        )  # fmt: skip
+        dx = input_gradient(dz, x, mean, low, scale, c1, c2)
+        store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU, EVICT)

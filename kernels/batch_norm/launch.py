@@ -1,0 +1,219 @@
+"""Batch normalization of (N, C, *), contiguous or channels-last, each in its own layout.
+
+Forward in training (Ioffe and Szegedy 2015, algorithm 1), over the n = N * prod(*) elements of a channel:
+
+    mean  = sum(x) / n                        running_mean <- (1 - momentum) running_mean + momentum mean
+    var   = sum((x - mean)^2) / n             running_var  <- (1 - momentum) running_var  + momentum var n / (n - 1)
+    rstd  = 1 / sqrt(var + eps)
+    x_hat = (x - mean) rstd
+    y     = x_hat weight + bias
+
+Backward in training, and in evaluation, where mean and rstd are constants:
+
+    db = sum(dy)       dw = sum(dy x_hat)
+    dx = weight rstd (dy - db / n - x_hat dw / n)            dx = weight rstd dy
+
+Fused with what stands around it in a net, a residual r and ReLUs:
+
+    y = relu(x_hat weight + bias [+ r])       dz = dy where y > 0, else 0: r's gradient, and dy in the formulas above
+    y of relu(x) in place of x                dx as above where x > 0, else 0
+
+No activation is kept for that: without a residual backward computes the sign again from x, with one forward keeps a bit
+an element.
+
+A channel is split over programs, and one of three plans (plan.py) brings their results together:
+
+streaming   three launches each way: partial moments (or sums) of each split, their merge in a fixed order, one sweep
+            that applies the result. Units of one activation moved: training forward 3, backward 5.
+one launch  the splits of a channel group meet at a barrier, merge the partials each for itself, and apply the result
+            to their own tiles, which are still in cache: 2 and 3. A group that is one program's needs no barrier.
+on chip     the same, for a tensor that fits: what a program loads it holds in registers until it is applied, so that
+            the cache is not asked again either.
+
+In the first two the last sweep goes backwards, to meet what was read last, and where a tensor outgrows its share of the
+cache (plan.evict) what that sweep moves leaves first, so as to push out nothing that is still to be met.
+
+Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
+1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs.
+
+This file has the launchers. The kernels are in streaming.py, one_launch.py and on_chip.py; what they share is in
+statistics.py, output.py and gradients.py, over tiles.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlib.kernels import plan as plans
+from normlib.kernels.batch_norm import one_launch_plan
+from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.batch_norm.grids import empty_statistics, launch, launch_merge, launch_once, planned
+from normlib.kernels.batch_norm.on_chip import _batch_norm_backward_on_chip_kernel, _batch_norm_forward_on_chip_kernel
+from normlib.kernels.batch_norm.one_launch import _batch_norm_backward_kernel, _batch_norm_forward_kernel
+from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.batch_norm.streaming import (
+    _batch_norm_input_gradient_kernel,
+    _batch_norm_merge_kernel,
+    _batch_norm_normalize_kernel,
+    _batch_norm_reduce_kernel,
+    _batch_norm_stats_kernel,
+)
+from normlib.kernels.host import device_of, is_channels_last, like, on
+from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.plan import Device
+from normlib.kernels.reduction import sum_partials
+
+
+def empty_signs(x: Tensor, device: Device | None = None) -> Tensor:
+    """Where forward with a residual leaves a bit an element of x (N, C, *) for backward."""
+    device = device or device_of(x)
+    size = batch_norm_plan.batch_norm_sign_bytes(tuple(x.shape), is_channels_last(x), x.element_size(), device)
+    return x.new_empty(size, dtype=torch.uint8)
+
+
+def _kept(signs: Tensor | None, plan: BatchNormPlan) -> Tensor | None:
+    """The signs, where they are a bit of every element in these tiles."""
+    bytes_ = plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
+    if signs is not None and signs.numel() < bytes_:
+        raise ValueError(
+            f"signs are {signs.numel()} bytes of {bytes_}: backward wants them from a forward that kept them"
+        )
+    return signs
+
+
+def batch_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    device: Device | None = None,
+    residual: Tensor | None = None,
+    signs: Tensor | None = None,
+    relu: bool = False,
+    pre_relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean (2, C), rstd (C,)) of x (N, C, *); running buffers, if given, are updated in place.
+
+    A residual like x is added before the ReLU; `signs`, from `empty_signs`, keeps what backward then has to know.
+    """
+    x, device, plan = planned(x, device)
+    residual = None if residual is None else like(x, residual)
+    y = torch.empty_like(x)
+    mean, rstd = empty_statistics(x)
+    if x.numel() == 0:
+        return y, mean.zero_(), rstd.zero_()
+    relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
+    once = one_launch_plan.batch_norm_once(plan, x.element_size(), 1, device, relu, signs is not None)
+    if once is not None:
+        kernel = _batch_norm_forward_on_chip_kernel if once.kept else _batch_norm_forward_kernel
+        outputs = (y, _kept(signs, once.tiled), mean, rstd, running_mean, running_var)
+        inputs = (x, residual, weight, bias)
+        with on(x):
+            launch_once(kernel, once, outputs, 3, inputs, scalars=(eps, momentum), **relus)
+        return y, mean, rstd
+    partials = mean.new_empty((3, plan.splits, plan.channels))
+    with on(x):
+        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=pre_relu)
+        kept = (mean, rstd, running_mean, running_var)
+        launch_merge(_batch_norm_merge_kernel, plan, device, *kept, partials, scalars=(eps, momentum))
+        tensors = (y, _kept(signs, plan), x, residual, mean, rstd, weight, bias)
+        launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), EVAL=False, EVICT=plan.evict, **relus)
+    return y, mean, rstd
+
+
+def batch_norm_eval_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    device: Device | None = None,
+    residual: Tensor | None = None,
+    signs: Tensor | None = None,
+    relu: bool = False,
+    pre_relu: bool = False,
+    std: bool = False,
+) -> Tensor:
+    """y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`.
+
+    With `std` running_var is a standard deviation instead, and eps unused.
+    """
+    x, _, plan = planned(x, device)
+    residual = None if residual is None else like(x, residual)
+    y = torch.empty_like(x)
+    if x.numel():
+        with on(x):
+            tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
+            constants: dict[str, Any] = {"EVAL": True, "RELU": relu, "PRE_RELU": pre_relu, "STD": std}
+            launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), **constants)
+    return y
+
+
+def batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    evaluating: bool,
+    need_dx: bool,
+    need_sums: bool,
+    device: Device | None = None,
+    bias: Tensor | None = None,
+    signs: Tensor | None = None,
+    dz: Tensor | None = None,
+    relu: bool = False,
+    pre_relu: bool = False,
+    std: bool = False,
+    noise: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
+
+    mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var, or with `std` a standard
+    deviation. The gradient of a residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward,
+    or without them the bias. With noise and its seed, see noisy_batch_norm.py, dy is what came back through it.
+    """
+    x, device, plan = planned(x, device)
+    dy = like(x, dy)
+    stats = statistics_dtype(x)
+    dx = torch.empty_like(x) if need_dx else None
+    partials = dw = db = None
+    if need_sums or (need_dx and not evaluating):
+        dw, db = (torch.empty(plan.channels, dtype=stats, device=x.device) for _ in range(2))
+    if x.numel() == 0:
+        return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
+    relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
+    once = None
+    if not evaluating and noise is None:
+        once = one_launch_plan.batch_norm_once(plan, x.element_size(), 2, device, relu, signs is not None)
+        plan = once.tiled if once is not None and signs is not None else plan  # by whose tiles forward kept them
+    tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
+    if dx is not None and once is not None:
+        kernel = _batch_norm_backward_on_chip_kernel if once.kept else _batch_norm_backward_kernel
+        with on(x):
+            launch_once(kernel, once, (dx, dz, dw, db), 2, tensors, **relus)
+        return dx, dw, db
+    if dw is not None:
+        partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
+    drawn: dict[str, Any] = {"noise_ptr": noise, "seed_ptr": seed}
+    sweep = plan if noise is None else batch_norm_plan.batch_norm_drawing(plan, device)
+    with on(x):
+        # In training dx wants a second sweep, which then writes dz too.
+        dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
+        found = (partials, dx_here, dz_here)
+        if any(t is not None for t in found):
+            constants = {"EVAL": evaluating, "STD": std, **drawn, **relus}
+            launch(_batch_norm_reduce_kernel, sweep, *found, *tensors, scalars=(eps,), **constants)
+        if partials is not None:
+            sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
+        if need_dx and not evaluating:
+            constants = {"EVICT": plan.evict, **drawn, **relus}
+            launch(_batch_norm_input_gradient_kernel, sweep, dx, dz, *tensors, dw, db, None, **constants)
+    return dx, dw, db

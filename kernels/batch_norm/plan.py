@@ -1,0 +1,179 @@
+"""Plans of batch norm's sweeps: tiles, splits and what stays in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+
+from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_power_of_2
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: each exists once
+class BatchNormPlan:
+    """Tiles of block_c channels by block_s positions; a channel group's tiles are dealt to `splits` programs.
+
+    x is taken as (batch, C, S) when contiguous, and as (1, S, C) with all positions in one run when channels-last.
+    """
+
+    channels_last: bool
+    batch: int
+    channels: int
+    positions: int  # S: elements of one channel that lie in one run of tiles
+    block_c: int
+    block_s: int
+    splits: int
+    align: int  # a power of two, 16 at most, that divides the length of the contiguous run
+    evict: str  # Triton's eviction policy for what training's last sweep moves
+    options: dict[str, int]
+
+    @property
+    def tiles(self) -> int:
+        return self.batch * cdiv(self.positions, self.block_s)
+
+    @property
+    def groups(self) -> int:
+        return cdiv(self.channels, self.block_c)
+
+    @property
+    def count(self) -> int:
+        """Elements of one channel."""
+        return self.batch * self.positions
+
+
+# Elements of a batch norm tile by itemsize: 32 values a thread at 128 threads, fewer where each takes two registers.
+TILE = {2: 4096, 4: 4096, 8: 1024}
+
+
+def batch_norm_plans(channels_last: bool, itemsize: int) -> str:
+    """What batch norm is tuned with: one layout, elements of one size."""
+    return f"batch_norm_{'nhwc' if channels_last else 'nchw'} {itemsize}"
+
+
+@cache
+def batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dict[str, int]:
+    return device.tuning.of(
+        batch_norm_plans(channels_last, itemsize),
+        tile=TILE[itemsize],
+        programs=4,  # of a multiprocessor, in three launches
+        # Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
+        l2_percent=40,
+        # A second sweep over so few tiles costs one program less than a barrier costs many.
+        alone_tiles=4,
+        # Bytes side by side, channels-last, that tiles of what outgrows the cache have at least.
+        run=64,
+        on_chip=1,  # 0: what registers could hold is swept twice all the same
+    )
+
+
+def cache_room(plan_values: Mapping[str, int], device: Device) -> int:
+    """Bytes that may wait in cache for a second sweep."""
+    return plan_values["l2_percent"] * device.l2 // 100
+
+
+def most_cache_room(plan_values: Mapping[str, int], device: Device) -> int:
+    """The same where nothing else is swept meanwhile and results leave first: all of the cache, by default."""
+    return 5 * cache_room(plan_values, device) // 2
+
+
+def spatial_block(s: int) -> int:
+    """The largest power of two, 128 to 4096, that pads a run of s by a sixth at most; else s padded."""
+    for block in (4096, 2048, 1024, 512, 256, 128):
+        if 6 * (cdiv(s, block) * block - s) <= s:
+            return block
+    return next_power_of_2(s)
+
+
+LINE = 128  # bytes of a cache line
+
+
+def channel_block(c: int, itemsize: int, run: int = 0) -> int:
+    """Of 128, 64, 32 and 16 channels, the one that pads c least.
+
+    The widest of such, of 32 at least; or the narrowest with a run of so many bytes.
+    """
+    blocks = [block for block in (16, 32, 64, 128) if block * itemsize >= run] if run else [128, 64, 32]
+    return min(min(blocks, key=lambda block: cdiv(c, block) * block), next_power_of_2(c))
+
+
+def _run(c: int, count: int, itemsize: int, most: int, least: int) -> int:
+    """Bytes of a tile's run, channels-last, of what does not stay in cache as a whole but a few channels at a time.
+
+    A whole line; or a part of one, `least` bytes or more, where x of so few channels stays, and dy as well if it can.
+    """
+    run = LINE
+    while run > least and 2 * min(run, c * itemsize) * count > most:
+        run //= 2
+    return run if min(run, c * itemsize) * count <= most else LINE
+
+
+@cache
+def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> BatchNormPlan:
+    """The plan of (N, C, *) in the given layout; (N, C) is channels-last by nature."""
+    n, c, s = shape[0], shape[1], prod(shape[2:])
+    batch, positions = (1, n * s) if channels_last else (n, s)
+    chosen = batch_norm_values(channels_last, itemsize, device)
+    tile = chosen["tile"]
+    outgrows = device.cooperative and prod(shape) * itemsize > cache_room(chosen, device)
+    if channels_last:
+        most = most_cache_room(chosen, device)
+        block_c = channel_block(c, itemsize, _run(c, n * s, itemsize, most, chosen["run"]) if outgrows else 0)
+        # Positions follow the batch: no less for a few of them, or each would be a compilation of its own.
+        block_s = tile // block_c
+        while block_s > 1 and (block_s - 1) * c + block_c > 2**31:  # offsets inside a tile have 32 bits
+            block_s //= 2
+    else:
+        block_s = min(spatial_block(positions), tile)
+        block_c = min(tile // block_s, next_power_of_2(c))
+    run = c if channels_last else s
+    tiles, groups = batch * cdiv(positions, block_s), cdiv(c, block_c)
+    align = alignment(run)
+    # A run that starts anywhere is loaded an element at a time, with an address each: half as many a thread, or spill.
+    threads = 128 if align * itemsize >= 8 else 256
+    # A split takes one tile at least. CUDA's grid ends at 65535 along y.
+    splits = max(min(cdiv(chosen["programs"] * device.multiprocessors, groups), tiles, 65535), 1)
+    return BatchNormPlan(
+        channels_last=channels_last,
+        batch=batch,
+        channels=c,
+        positions=positions,
+        block_c=block_c,
+        block_s=block_s,
+        splits=splits,
+        align=align,
+        # Results would push out what is still to be read again: they leave the cache first, as does what has been read
+        # for the last time. A tensor that fits stays, for what comes after the norm.
+        evict="evict_first" if outgrows else "",
+        options=launch_options(threads, device),
+    )
+
+
+@cache
+def batch_norm_drawing(plan: BatchNormPlan, device: Device) -> BatchNormPlan:
+    """The same for sweeps that draw noise, whose words take registers beside every value: 16 values a thread.
+
+    With 32, as without noise, channels-last tiles spill (compiled for sm_90); with fewer than 8 loads are narrow. Where
+    they are narrow anyhow and each has an address of its own, 8 values in tiles half as long: 16 spill on sm_100.
+    """
+    if plan.align == 1 and not plan.channels_last and plan.block_s > 1:
+        plan = replace(plan, block_s=plan.block_s // 2)
+    threads = plan.options["num_warps"] * device.warp_size
+    wanted = min(plan.block_c * plan.block_s // 16, 2 * threads)
+    return replace(plan, options=launch_options(max(wanted, threads), device))
+
+
+def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> int:
+    """Bytes that hold a bit for every element of every tile.
+
+    The batch size may be a symbol, which no branch may ask for its value: where a plan follows it, this is the most
+    that any takes.
+    """
+    n, c, s = shape[0], int(shape[1]), int(prod(shape[2:]))
+    if not channels_last:
+        plan = batch_norm((1, c, s), False, itemsize, device)
+        return n * plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
+    chosen = batch_norm_values(True, itemsize, device)
+    blocks = [channel_block(c, itemsize, run) for run in (0, LINE, chosen["run"])]
+    most = chosen["tile"] // min(blocks)
+    return cdiv(n * s, most) * most * max(cdiv(c, block) * block for block in blocks) // 8

@@ -1,0 +1,195 @@
+"""Batch norm's three launches each way: partial results of each split, their merge, a sweep that applies the result.
+
+Evaluation is the last of them forward, and the first backward. The formulas are those of batch_norm.py.
+"""
+
+import triton
+import triton.language as tl
+
+from normlib.kernels.batch_norm.gradients import input_gradient_of_tiles, sums_of_tiles
+from normlib.kernels.batch_norm.noise import load_noise
+from normlib.kernels.batch_norm.output import normalize_tiles, scale_of, shift_of
+from normlib.kernels.batch_norm.statistics import merge_statistics, moments_of_tiles, statistics
+from normlib.kernels.batch_norm.tiles import BATCH, channel_values, elements_before, store_planes
+from normlib.kernels.numerics import accumulator, even_share
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _batch_norm_stats_kernel(
+    partials_ptr,  # (3, splits, C): mean, low, M2 of each split
+    x_ptr,
+    C,
+    S,
+    tiles,
+    splits,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    c0 = tl.program_id(0) * BLOCK_C
+    split = tl.program_id(1)
+    first, last = even_share(split, splits, tiles)
+    mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _batch_norm_merge_kernel(
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,  # (C,)
+    running_mean_ptr,  # (C,), updated in place, or None
+    running_var_ptr,  # (C,), updated in place, or None
+    partials_ptr,  # (3, splits, C)
+    C,
+    S,
+    tiles,
+    splits,
+    eps,
+    eps_low,
+    momentum,
+    momentum_low,
+    BLOCK_S,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    ACC: tl.constexpr = accumulator(partials_ptr.dtype)
+    c0 = tl.program_id(0) * BLOCK_N
+    merge_statistics(
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, partials_ptr, c0, C, S, tiles, splits,
+        eps, eps_low, momentum, momentum_low, BLOCK_N, BLOCK_S, BLOCK_P, ACC
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _batch_norm_normalize_kernel(
+    y_ptr,
+    signs_ptr,  # one bit an element, for backward, or None
+    x_ptr,
+    residual_ptr,  # like x, or None
+    mean_ptr,  # (2, C): mean, low; in evaluation running_mean (C,)
+    rstd_ptr,  # (C,); in evaluation running_var
+    weight_ptr,  # (C,) or None
+    bias_ptr,  # (C,) or None
+    C,
+    S,
+    tiles,
+    splits,
+    eps,
+    eps_low,
+    EVAL: tl.constexpr,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
+    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
+    STD: tl.constexpr = False,  # whether evaluation's is running_std
+    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    seed_ptr=None,  # (), with noise
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    c0 = tl.program_id(0) * BLOCK_C
+    first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P, STD)
+    scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
+    normalize_tiles(
+        y_ptr, signs_ptr, x_ptr, residual_ptr, mean, low, scale, shift, first, last, c0, C, S,
+        RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT, noise_ptr, seed_ptr
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _batch_norm_reduce_kernel(
+    partials_ptr,  # (2, splits, C): sum(dz x_hat), sum(dz) of each split; or None
+    dx_ptr,  # written here in evaluation, where dx needs no sums; or None
+    dz_ptr,  # the residual's gradient, written here where no other sweep follows; or None
+    dy_ptr,
+    signs_ptr,  # of forward with a residual, or None
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    C,
+    S,
+    tiles,
+    splits,
+    eps,
+    eps_low,
+    EVAL: tl.constexpr,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
+    STD: tl.constexpr = False,  # whether evaluation's is running_std
+    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    seed_ptr=None,  # (), with noise
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    SUMS: tl.constexpr = partials_ptr is not None
+    c0 = tl.program_id(0) * BLOCK_C
+    split = tl.program_id(1)
+    first, last = even_share(split, splits, tiles)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, eps, eps_low, c0, C, EVAL, BLOCK_C, ACC, P, STD)
+    scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
+    noise = None if noise_ptr is None else load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
+    dw, db = sums_of_tiles(
+        dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, first, last, c0, C, S,
+        SUMS, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, noise
+    )  # fmt: skip
+    if SUMS:
+        store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
+
+
+@triton.jit(do_not_specialize=BATCH)
+def _batch_norm_input_gradient_kernel(
+    dx_ptr,
+    dz_ptr,  # the residual's gradient, or None
+    dy_ptr,
+    signs_ptr,  # of forward with a residual, or None
+    x_ptr,
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
+    dw_ptr,  # (C,): sum(dz x_hat), in the statistics' dtype
+    db_ptr,  # (C,): sum(dz)
+    count_ptr,  # (1,): the elements of a channel that mean, rstd, dw and db are of; or None: those of x
+    C,
+    S,
+    tiles,
+    splits,
+    RELU: tl.constexpr,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    EVICT: tl.constexpr = "",  # of what the last sweep moves
+    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    seed_ptr=None,  # (), with noise
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    c0 = tl.program_id(0) * BLOCK_C
+    first, last = even_share(splits - 1 - tl.program_id(1), splits, tiles)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, c0, C, False, BLOCK_C, ACC)
+    scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
+    dw = channel_values(dw_ptr, c0, C, BLOCK_C, ACC)
+    db = channel_values(db_ptr, c0, C, BLOCK_C, ACC)
+    n = elements_before(tiles, S, BLOCK_S).to(ACC) if count_ptr is None else tl.load(count_ptr).to(ACC)
+    noise = None if noise_ptr is None else load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
+    input_gradient_of_tiles(
+        dx_ptr, dz_ptr, dy_ptr, signs_ptr, x_ptr, mean, low, rstd, scale, shift, dw, db, n,
+        first, last, c0, C, S, RELU, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT, noise
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""What a launch asks of its tensors' host: the device, as plans need it, and the layout.
+
+Kernels take (N, C, *) in two layouts: contiguous, and channels-last, with the channels innermost.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from normlib.kernels import plan
+
+_HERE = nullcontext()
+# What plans have in place of each device's own values, while other ones are tried.
+_tried: plan.Tuning | None = None
+
+
+def device_of(tensor: torch.Tensor) -> plan.Device:
+    """The plan's view of the tensor's device; CPU tensors run in the interpreter."""
+    if tensor.is_cpu:
+        return plan.INTERPRETER if _tried is None else _with(plan.INTERPRETER, _tried)
+    return _properties(tensor.device.index)
+
+
+def try_tuning(tuning: plan.Tuning | None) -> None:
+    """Puts these values in the place of every device's own, in this process and from now on; None ends that."""
+    global _tried
+    _tried = tuning
+    _properties.cache_clear()
+
+
+@cache
+def _properties(index: int | None) -> plan.Device:
+    properties = torch.cuda.get_device_properties(index)
+    # On AMD nothing caps a kernel's registers, so how many programs are resident can't be promised to a barrier.
+    nvidia = torch.version.hip is None
+    registers = plan.Device.registers if nvidia else None
+    l2 = properties.L2_cache_size
+    tuning = plan.tuning_of(properties.name) if _tried is None else _tried
+    return plan.Device(properties.multi_processor_count, properties.warp_size, registers, l2, nvidia, tuning)
+
+
+@cache  # plans are cached by the device's identity
+def _with(device: plan.Device, tuning: plan.Tuning) -> plan.Device:
+    return replace(device, tuning=tuning)
+
+
+def on(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's device current for a launch: Triton launches on the current one."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(tensor.device)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether (N, C, *) has its channels innermost: channels-last memory, or no positions at all."""
+    return x.dim() == 2 or (not x.is_contiguous() and x.movedim(1, -1).is_contiguous())
+
+
+def dense(x: Tensor) -> tuple[Tensor, bool]:
+    """(x in one of the two layouts, whether that is channels-last); a copy only if it is in neither."""
+    last = is_channels_last(x)
+    return (x if last and x.movedim(1, -1).is_contiguous() else x.contiguous()), last
+
+
+def like(x: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in x's layout, copied only where it is in another."""
+    if tensor.stride() == x.stride():
+        return tensor
+    return torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)

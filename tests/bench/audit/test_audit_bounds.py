@@ -1,0 +1,61 @@
+"""What a cache of a given size leaves to device memory at least, where the answer is known by hand."""
+
+import pytest
+
+from bench.audit import bounds
+from bench.audit.cache import Programs, expected_units
+from bench.audit.calls import launches
+from normlib.kernels.batch_norm.one_launch_plan import batch_norm_once
+from normlib.kernels.batch_norm.plan import batch_norm
+from normlib.kernels.plan import Device
+from normlib.kernels.traffic import Sweep
+
+H200, CACHE = Device(132, l2=50 << 20, cooperative=True), 50 << 20
+FORWARD = (Sweep(("x",)), Sweep(("x",), ("y",), backwards=True, evicts=True))
+BACKWARD = (Sweep(("dy", "x")), Sweep(("dy", "x"), ("dx",), backwards=True, evicts=True))
+STEM = (32, 64, 112, 112)  # 49 MiB in 16 bits
+RESNET50 = sorted({call.shape for call in launches(["batch_norm"], ["resnet50"])})
+
+
+@pytest.mark.parametrize(("sweeps", "once"), [(FORWARD, 2), (BACKWARD, 3), (FORWARD[1:], 2)])
+def test_every_activation_once_is_the_floor(sweeps, once):
+    assert bounds.once_units(sweeps) == once
+
+
+# Channels-last 16 channels share a sector: of 256 images 98 MiB of x wait beside 50. In a run of one channel 6.
+@pytest.mark.parametrize(
+    ("shape", "channels_last", "sweeps", "least"),
+    [
+        (STEM, True, BACKWARD, 3),
+        ((256, *STEM[1:]), True, FORWARD, 2 + 48 / 98),
+        ((256, *STEM[1:]), True, BACKWARD, 3 + 2 * 146 / 196),
+        ((256, *STEM[1:]), False, BACKWARD, 3),
+        ((256, 8, 112, 112), True, BACKWARD, 3 + 2 * 48 / 98),  # half a sector, and all that there is
+        (STEM, True, FORWARD[1:], 2),
+    ],
+)
+def test_what_waits_beyond_the_cache_comes_twice(shape, channels_last, sweeps, least):
+    plan = batch_norm(shape, channels_last, 2, H200)
+    assert bounds.least_units(plan, sweeps, 2, CACHE) == pytest.approx(least)
+
+
+@pytest.mark.parametrize(("sweeps", "tensors"), [(FORWARD, 1), (BACKWARD, 2)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", RESNET50)
+def test_resnet50s_norms_on_an_h200_move_what_its_cache_allows(shape, channels_last, sweeps, tensors):
+    plan = batch_norm(shape, channels_last, 2, H200)
+    once = batch_norm_once(plan, 2, tensors, H200)
+    if once is None:
+        made = [Programs((sweep,), plan.groups, plan.splits, 0, 3 * 132) for sweep in sweeps]
+    else:
+        made = [Programs(sweeps, once.windows, once.splits, once.ahead, 3 * 132)]
+    least = bounds.least_units(plan, sweeps, 2, CACHE)
+    assert least <= expected_units(plan, made, 2, CACHE) <= bounds.CLOSE * bounds.once_units(sweeps)
+
+
+def test_a_plan_above_the_floor_says_what_keeps_it_there():
+    short, stem = batch_norm((32, 32, 149, 149), False, 2, H200), batch_norm((256, *STEM[1:]), True, 2, H200)
+    assert "no plan does better" in bounds.reason(stem, None, H200, 4.49, 4.49)
+    assert "short loads" in bounds.reason(short, None, H200, 3.85, 3.0)
+    assert "outgrows its share" in bounds.reason(stem, None, H200, 4.87, 4.49)
+    assert "may wait for another" in bounds.reason(stem, None, Device(304, 64, None), 4.87, 4.49)

@@ -1,0 +1,91 @@
+"""What `bench.compare` claims of noise alone, and what it finds in it: many runs, each made up from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_runs import record
+
+from bench.compare.cells import Cell, Run, cell_of
+from bench.compare.comparison import FASTER, SLOWER
+from bench.compare.judging import judge
+from bench.results.intervals import MOST, of_medians, of_samples
+
+PROVIDERS = ("normlib", "torch", "torch_compile")
+CASES, TRIALS = 10, 100
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[str, Cell]:
+    """A cell for every case and provider; their times lie in the samples."""
+    made = [record(case, name, np.ones(20)) for case in range(CASES) for name in PROVIDERS]
+    return {each.key: cell_of(each) for each in made}
+
+
+def times(cells: dict[str, Cell], dice: np.random.Generator, drift: float, slow: float = 1.0) -> dict[str, np.ndarray]:
+    """20 to 200 samples a cell: noise of 1%, one in twenty up to fivefold, and the drift of the case."""
+    shared = {cell.case: dice.normal(0.0, drift) for cell in cells.values()}
+    drawn = {}
+    for key, cell in cells.items():
+        count = dice.integers(20, 201)
+        wild = np.where(dice.random(count) < 0.05, dice.uniform(1.2, 5.0, count), 1.0)
+        factor = slow if cell.provider == "normlib" else 1.0
+        drawn[key] = 50.0 * factor * np.exp(shared[cell.case] + dice.normal(0.0, 0.01, count)) * wild
+    return drawn
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.007])
+def test_in_a_hundred_runs_a_planted_slowdown_is_found_and_nothing_else(cells: dict[str, Cell], drift: float) -> None:
+    """At most 5 trials with a false alarm, and at most 5 in which one cell of the slower provider is missed."""
+    false, missed = 0, 0
+    planted = {key for key, cell in cells.items() if cell.provider == "normlib"}
+    for seed in range(TRIALS):
+        dice = np.random.default_rng(seed)
+        before = Run(Path("a"), cells, times(cells, dice, drift), {})
+        after = replace(before, folder=Path("b"), samples=times(cells, dice, drift, 1.05))
+        found = judge(before, after)
+        slower = {pair.key for pair in found.having(SLOWER)}
+        false += bool(slower - planted or found.having(FASTER))
+        missed += bool(planted - slower)
+    assert false <= 5 and missed <= 5, (false, missed)
+
+
+def test_noise_and_drift_alone_raise_no_alarm_in_a_hundred_runs(cells: dict[str, Cell]) -> None:
+    alarms = 0
+    for seed in range(TRIALS):
+        dice = np.random.default_rng(1000 + seed)
+        before = Run(Path("a"), cells, times(cells, dice, 0.02), {})
+        found = judge(before, replace(before, samples=times(cells, dice, 0.02)))
+        alarms += bool({SLOWER, FASTER} & set(found.said))
+    assert alarms <= 5, alarms
+
+
+def test_an_interval_misses_the_truth_as_seldom_as_it_says() -> None:
+    """At the level of five cells together, 1 in 500 each: in 2000 draws some 4, and 12 would be one chance in 1000."""
+    dice = np.random.default_rng(5)
+    missed = 0
+    for _ in range(2000):
+        a, b = (np.exp(dice.standard_t(3, 20) * 0.02) for _ in range(2))
+        change = of_samples(a, b)
+        assert change
+        low, high = change.interval(5)
+        missed += not low < 0.0 < high
+    assert missed <= 12, missed
+
+
+def test_samples_above_the_most_are_batched_and_say_the_same() -> None:
+    dice = np.random.default_rng(7)
+    a, b = np.exp(dice.normal(3.0, 0.02, 20 * MOST + 7)), np.exp(dice.normal(3.05, 0.02, 20 * MOST + 7))
+    change = of_samples(a, b)
+    assert change and change.estimate == pytest.approx(0.05, abs=4 * change.error)
+    assert change.error < 0.001 and change.freedom < 2 * MOST
+
+
+def test_two_medians_with_their_intervals_give_the_ratio_and_its_error() -> None:
+    change = of_medians((9.9, 10.0, 10.1), (10.4, 10.5, 10.6), (100, 100))
+    low, high = change.interval(1)
+    assert change.estimate == pytest.approx(np.log(1.05))
+    assert 0.025 < low < 0.049 < high < 0.075

@@ -1,0 +1,130 @@
+"""The steps of test_precompile.py that need a process of their own: one of them by its name, told of in JSON."""
+
+import json
+import sys
+
+import torch
+
+from bench.cases import sweep
+from bench.cases.operators import operators
+from bench.measure import precompile
+
+TYPED = {
+    "bn": {"op": "bn", "batch": "32", "channels": "64", "spatial": "14x14", "dtype": "fp16", "layout": "nhwc"},
+    "ln": {"op": "ln", "tokens": "512", "hidden": "1024", "dtype": "bf16"},
+}
+
+
+def cases(name, mode="fwd,bwd"):
+    return sweep.cases(sweep.parse({**TYPED[name], "mode": mode}, operators(), "quick"), operators())
+
+
+def compile_kernels():
+    """As a process does that compiles ahead for an H200."""
+    from bench.audit.targets import TARGETS
+
+    target, device = TARGETS["sm_90"]
+    for name in TYPED:
+        precompile.compile_kernels(cases(name), device, target)
+
+
+def launch():
+    """The same calls by Triton's own driver, on the library that tests/kernels/absent_cuda.c is made to."""
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.driver import CudaDriver
+    from triton.runtime import driver
+
+    from bench.audit.calls import Launch
+    from bench.audit.targets import TARGETS
+
+    class Driver(CudaDriver):
+        def __init__(self):
+            super().__init__()
+            self.get_current_device = lambda: 0
+            self.get_current_stream = lambda device: 0
+
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+    driver.set_active(Driver())
+    for name in TYPED:
+        for case in cases(name):
+            call = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
+            call.passes.modes[case.mode].run(call.tensors("meta"), TARGETS["sm_90"][1])
+
+
+def plainly():
+    """Makes Inductor's C++ quick to compile: no headers compiled beforehand, no search for vector instructions."""
+    from torch._inductor import config, cpu_vec_isa
+
+    config.cpp_cache_precompile_headers = False
+    cpu_vec_isa.valid_vec_isa_list = list
+
+
+def compile_graph():
+    plainly()
+    precompile.compile_graph(cases("bn", "fwd")[0], torch.device("cpu"))
+
+
+def run_graph():
+    """Prints what Inductor's cache gave, and how many graphs Dynamo made, for forward and backward alone."""
+    from torch._dynamo.utils import counters
+
+    from bench.measure.providers import providers
+
+    plainly()
+    forward, backward = cases("bn")
+    inputs = operators()["batch_norm"].inputs(forward, torch.device("cpu"), 0)
+    for case in (forward, backward):
+        providers()["torch_compile"].build(case, inputs)
+    found = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss")}
+    print(json.dumps({**found, "graphs": counters["stats"]["unique_graphs"]}))
+
+
+def specializations():
+    """Prints, by operator, how many kernels Triton tells apart in the smallest preset, and how many we do."""
+    from bench.audit.calls import Launch
+    from bench.fake_gpu import H200, absent_gpu
+    from bench.measure.specializations import PASSES, kernels
+
+    counts = {}
+    for op in operators():
+        every = sweep.cases(sweep.parse({"op": op}, operators(), "smoke"), operators())
+        every += sweep.cases(sweep.parse({"op": op}, operators(), "quick"), operators())
+        with absent_gpu() as found:
+            for case in every:
+                call = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
+                for name in PASSES[case.mode]:
+                    call.passes.modes[name].run(call.tensors("meta"), H200)
+        ours = set().union(*(kernels(case, H200) for case in every))
+        counts[op] = len({(one.kernel, one.key) for one in found}), len(ours)
+    print(json.dumps(counts))
+
+
+def real_calls():
+    """Prints, by operator, how many kernels a cell on a GPU needs and the meta calls lack, and the other way round."""
+    from bench.audit.calls import Launch
+    from bench.fake_gpu import H200, absent_gpu
+    from bench.measure.providers import providers
+    from bench.measure.specializations import PASSES
+
+    differ = {}
+    for op in operators():
+        every = sweep.cases(sweep.parse({"op": op}, operators(), "smoke"), operators())
+        real, meta = set(), set()
+        for case in every:
+            inputs = operators()[op].inputs(case, torch.device("cpu"), 0)
+            with absent_gpu() as found:
+                providers()["normlib"].build(case, inputs).outputs()
+            real |= {(one.kernel, one.key) for one in found}
+            call = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
+            with absent_gpu() as found:
+                for name in PASSES[case.mode]:
+                    call.passes.modes[name].run(call.tensors("meta"), H200)
+            meta |= {(one.kernel, one.key) for one in found}
+        differ[op] = len(real - meta), len(meta - real)
+    print(json.dumps(differ))
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

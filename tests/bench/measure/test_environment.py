@@ -1,0 +1,165 @@
+"""What is written about the machine, and what is not."""
+
+import getpass
+import json
+import socket
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.measure import environment
+from bench.measure.providers import providers
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def described():
+    return environment.collect(CPU, providers())
+
+
+def test_the_description_is_json_and_names_the_versions(described):
+    assert json.loads(json.dumps(described)) == described
+    assert described["schema"] == 1
+    assert described["device"] == "cpu"
+    assert described["device_name"] == described["cpu"] != ""
+    assert described["gpu"] is None
+    assert described["torch"] == torch.__version__
+    assert set(described["providers"]) == set(providers())
+
+
+def test_no_host_no_user_and_no_path_of_this_machine_is_told(described):
+    text = json.dumps(described)
+    for private in (socket.gethostname(), str(Path.home()), str(ROOT)):
+        assert private not in text
+    if getpass.getuser() not in ("root", "user"):
+        assert getpass.getuser() not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["--op", "bn", "--batch", "1,2"], "python -m bench.run --op bn --batch 1,2"),
+        (["--out", "/home/somebody/runs/a"], "python -m bench.run --out a"),
+        (["--out=/home/somebody/runs/a"], "python -m bench.run --out=a"),
+        (["--out", "runs/a b"], "python -m bench.run --out 'runs/a b'"),
+        ([], "python -m bench.run"),
+    ],
+)
+def test_the_command_is_shown_as_typed_without_absolute_folders(typed, shown):
+    assert environment.command(typed) == shown
+
+
+def test_the_time_is_utc_in_iso_8601():
+    now = datetime.fromisoformat(environment.now())
+    assert now.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - now) < timedelta(minutes=1)
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True)
+
+
+def test_the_commit_is_known_and_a_changed_file_makes_it_dirty(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    clean = environment._git(tmp_path)
+    assert len(clean["git_commit"]) == 40
+    assert clean["git_dirty"] is False
+    (tmp_path / "file").write_text("2")
+    assert environment._git(tmp_path) == {"git_commit": clean["git_commit"], "git_dirty": True}
+
+
+def test_an_archive_inside_somebody_elses_checkout_has_no_commit(tmp_path):
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
+    inside = tmp_path / "unpacked"
+    inside.mkdir()
+    assert environment._git(inside) == {"git_commit": None, "git_dirty": None}
+
+
+def test_a_folder_outside_any_checkout_has_no_commit(tmp_path):
+    assert environment._git(tmp_path) == {"git_commit": None, "git_dirty": None}
+
+
+def test_the_same_conditions_differ_in_nothing(described):
+    assert environment.differences(described, dict(described), list(providers())) == []
+
+
+def test_another_version_device_or_commit_is_told(described):
+    other = {**described, "torch": "1.0", "device_name": "another", "git_commit": "0" * 40}
+    found = environment.differences(described, other, [])
+    assert [line.split(" was ")[0] for line in found] == ["device name", "torch", "git commit"]
+    assert f"torch was {torch.__version__!r}, is '1.0'" in found
+
+
+def test_only_the_providers_of_the_run_are_compared(described):
+    changed = {name: {**known, "version": "0"} for name, known in described["providers"].items()}
+    other = {**described, "providers": changed}
+    assert environment.differences(described, other, []) == []
+    assert environment.differences(described, other, ["torch"]) == [
+        f"torch's version was {described['providers']['torch']['version']!r}, is '0'"
+    ]
+
+
+def test_clocks_notes_and_a_dirty_tree_do_not_keep_a_run_from_being_continued(described):
+    other = {**described, "gpu": {"clocks": {"clocks.sm": "1"}}, "notes": ["a"], "git_dirty": "x"}
+    assert environment.differences(described, other, list(providers())) == []
+
+
+def test_what_is_written_is_read_back_and_replaced_as_a_whole(tmp_path):
+    environment.write(tmp_path, {"a": 1, "b": 2})
+    environment.write(tmp_path, {"a": 3})
+    assert environment.read(tmp_path) == {"a": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{broken"])
+def test_what_is_no_description_is_refused(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(ValueError):
+        environment.read(tmp_path)
+
+
+@pytest.mark.parametrize(("value", "asked"), [("1", True), ("TRUE", True), ("on", True), ("0", False), ("", False)])
+def test_the_interpreter_is_asked_for_by_tritons_own_words(monkeypatch, value, asked):
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert environment.interpreting() is asked
+
+
+def test_a_program_that_is_missing_or_fails_answers_nothing():
+    assert environment._answer(["no-such-program-at-all"]) is None
+    assert environment._answer(["false"]) is None
+    assert environment._answer(["echo", "yes"]) == "yes"
+
+
+def test_figures_of_nvidia_smi_are_named(monkeypatch):
+    monkeypatch.setattr(environment, "_answer", lambda arguments: "570.1, 1980, 2619, 1980, 2619, 700.00")
+    assert environment._nvidia_smi("GPU-0") == {
+        "driver_version": "570.1",
+        "clocks.sm": "1980",
+        "clocks.mem": "2619",
+        "clocks.max.sm": "1980",
+        "clocks.max.mem": "2619",
+        "power.limit": "700.00",
+    }
+
+
+@pytest.mark.parametrize("answer", [None, "", "No devices were found"])
+def test_without_an_answer_of_nvidia_smi_there_are_no_figures(monkeypatch, answer):
+    monkeypatch.setattr(environment, "_answer", lambda arguments: answer)
+    assert environment._nvidia_smi("GPU-0") == {}
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_described():
+    described = environment.collect(torch.device("cuda", torch.cuda.current_device()), {})
+    assert described["device_name"] == described["gpu"]["name"]
+    assert described["gpu"]["multiprocessors"] > 0
+    assert described["gpu"]["memory_bytes"] > 0

@@ -1,0 +1,194 @@
+"""A worker's process may do what it likes: it costs one cell, and the others are measured."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+
+import planted
+import pytest
+import torch
+
+from bench.cases import sweep
+from bench.cases.operators import operators
+from bench.measure import runner
+from bench.measure.providers import providers
+from bench.measure.worker import Worker
+from bench.results import records as results
+from bench.results import samples
+
+pytestmark = pytest.mark.chance
+
+# The least that a healthy cell of these sizes never needs: what is silent for longer hangs.
+SILENCE_S = 4.0
+# Far beyond what anything here takes, on whatever machine: only a hang meets it.
+LIMIT_S = 120.0
+SPOILED = {
+    planted.Raises: ("crash", "RuntimeError: it broke"),
+    planted.Dies: ("crash", "died of SIGSEGV"),
+    planted.Exits: ("crash", "ended with status 7"),
+    planted.DiesWhileTimed: ("crash", "died of SIGSEGV"),
+    planted.Hangs: ("timeout", "nothing was heard of it for 4 s"),
+    planted.Allocates: ("oom", "can't allocate memory"),
+    planted.Killed: ("oom", "killed"),
+    planted.GivesNan: ("wrong", "y: NaN"),
+    planted.GivesZeros: ("wrong", "y: scale_error 1 "),
+    planted.GivesThePrevious: ("wrong", "on new inputs after timing: y"),
+    planted.ChangesItsInput: ("wrong", "writes into its input x"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server():
+    """Has the fork server import what it does, which takes a busy machine longer than a cell may be silent."""
+    found = []
+    parts = runner.parts(plan())
+    worker = Worker(parts, LIMIT_S)
+    worker.measure(cases()[0], [planted.TORCH], found.append, lambda name: None)
+    worker.close()
+    assert found[0].record.status == "ok"
+
+
+class Silent:
+    def start(self, cells, done):
+        pass
+
+    def running(self, case, provider):
+        pass
+
+    def finished(self, record):
+        pass
+
+    def stop(self):
+        pass
+
+
+def cases(**given):
+    asked = {"op": "ln", "dtype": "fp32", "tokens": "4", "hidden": "8", "mode": "fwd,bwd", **given}
+    return tuple(sweep.cases(sweep.parse(asked, operators(), "smoke"), operators()))
+
+
+def plan(*chosen, **changes):
+    known = {
+        "cases": cases(),
+        "providers": {provider.name: provider for provider in (planted.TORCH, *chosen)},
+        "operators": operators(),
+        "baseline": "torch",
+        "yardstick": planted.TORCH,
+        "device": torch.device("cpu"),
+        "seed": 0,
+        "cell_timeout": SILENCE_S,
+    }
+    return runner.Plan(**{**known, **changes})
+
+
+def test_each_way_to_fail_has_its_status_and_reason_and_all_other_cells_are_measured(tmp_path):
+    spoilers = [kind() for kind in SPOILED]
+    planned = plan(*spoilers, providers()["normlib"], isolated=True)
+    outcome = runner.run(planned, tmp_path, {}, [], Silent())
+    assert outcome.complete
+    found = {(r.provider, r.mode): r for r in outcome.records}
+    assert len(found) == len(outcome.records) == planned.cells
+    for kind, (status, reason) in SPOILED.items():
+        spoiled = found.pop((kind.__name__.lower(), "fwd"))
+        assert (spoiled.status, reason in spoiled.reason) == (status, True), spoiled
+    assert {(r.status, r.latency_us is not None) for r in found.values()} == {("ok", True)}
+    with_samples = {r.key for r in outcome.records if r.latency_us is not None}
+    assert {kept.key for kept in samples.read(tmp_path / samples.FILE)} == with_samples
+
+
+def test_a_worker_that_cannot_start_costs_its_cells_and_does_not_hang(tmp_path):
+    class Unreachable(planted.Planted):
+        def __reduce__(self):
+            return os._exit, (3,)
+
+    found = []
+    worker = Worker(runner.parts(plan()), SILENCE_S)
+    worker.measure(cases()[0], [planted.TORCH, Unreachable()], found.append, lambda name: None)
+    assert [(f.record.status, f.record.reason) for f in found] == [("crash", "its process ended with status 3")] * 2
+
+
+class Unknown(planted.Planted):
+    """Made here, and known nowhere else."""
+
+    def __reduce__(self):
+        return _elsewhere, ()
+
+
+def _elsewhere():
+    raise LookupError("no such provider")
+
+
+def test_a_provider_that_the_worker_cannot_load_costs_its_cells_and_no_more(tmp_path):
+    found = []
+    worker = Worker(runner.parts(plan()), SILENCE_S)
+    worker.measure(cases()[0], [Unknown()], found.append, lambda name: None)
+    worker.measure(cases()[0], [planted.TORCH], found.append, lambda name: None)
+    worker.close()
+    assert [(f.record.status, f.record.reason) for f in found] == [
+        ("crash", "its process cannot load it: LookupError: no such provider"),
+        ("ok", ""),
+    ]
+
+
+def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
+    # That it hangs would be found much later.
+    limits = {"deadline": time.monotonic() + 3.0, "cell_timeout": LIMIT_S}
+    outcome = runner.run(plan(planted.Hangs(), isolated=True, **limits), tmp_path, {}, [], Silent())
+    assert outcome.stopped_by == "time budget"
+    assert {r.status for r in outcome.records} == {"skipped"}
+
+
+def test_a_cuda_graph_that_spoils_its_process_costs_one_worker_and_is_not_tried_again(tmp_path):
+    planned = plan(planted.SpoilsItsProcess(), cases=cases(tokens="2,3,4", mode="fwd"), isolated=True)
+    outcome = runner.run(planned, tmp_path, {}, [], Silent())
+    assert outcome.complete and {r.status for r in outcome.records} == {"ok"} and len(outcome.records) == 6
+    spoiling = [r.reason for r in outcome.records if r.provider == "spoilsitsprocess"]
+    assert ["no graph of spoilsitsprocess" in reason for reason in spoiling] == [False, True, True]
+
+
+MANY = {"tokens": "1,2,3,4,5,6,7,8", "hidden": "64,96,128,160"}
+KILLS = 10
+# Calls and returns after the first record of a sitting was written: before anything else can be, and until some cells
+# later. Counted, for a busy machine's clock would let a sitting come to its end.
+SOON, LATER = 100, 4000
+
+
+def sit(folder, calls):
+    """One sitting of the run in `folder`, which kills itself after so many calls; None: never."""
+
+    def count(*_):
+        nonlocal calls
+        calls -= 1
+        if not calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def append(path, record):
+        appended(path, record)
+        if calls is not None:
+            sys.setprofile(count)
+
+    appended, results.append = results.append, append
+    runner.run(plan(cases=cases(**MANY)), folder, {}, runner.kept_records(folder), Silent())
+
+
+def test_a_run_that_is_killed_ten_times_ends_with_every_cell_once(tmp_path):
+    rng = random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    for kill in range(KILLS):
+        sitting = context.Process(target=sit, args=(tmp_path, rng.randint(1, LATER if kill % 2 else SOON)))
+        sitting.start()
+        sitting.join()
+        assert sitting.exitcode == -signal.SIGKILL, "the run ended before it was killed ten times"
+    sitting = context.Process(target=sit, args=(tmp_path, None))
+    sitting.start()
+    sitting.join()
+    assert sitting.exitcode == 0
+    lines = (tmp_path / runner.RECORDS).read_text().splitlines()
+    records = list(results.read(tmp_path / runner.RECORDS))
+    assert {(r.case, r.provider) for r in records} == {(case, "torch") for case in cases(**MANY)}
+    assert len(lines) == len(records) == len({r.key for r in records})
+    assert {r.status for r in records} == {"ok"}
+    assert {s.key for s in samples.read(tmp_path / samples.FILE)} == {r.key for r in records}

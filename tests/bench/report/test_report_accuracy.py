@@ -1,0 +1,77 @@
+"""The accuracy section."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+from report_runs import page, record, tensor_error
+
+from bench.report import facts
+from bench.results.load import load
+from bench.results.records import TensorError
+from bench.results.thresholds import BOUNDS
+
+
+def test_figures_that_are_not_finite_are_named_and_never_drawn(run_dir: Callable[..., Path]) -> None:
+    broken = record(status="wrong", reason="y: floor_ratio nan is beyond 1.05".replace("nan", "not a number"))
+    broken.errors = [tensor_error("y", "fp16", 2.0, floor_ratio=math.nan, scale_error=math.inf, rel_l2_error=math.nan)]
+    masks = record(dtype="bf16", status="wrong", reason="y: NaN or Inf in other places than the reference")
+    masks.errors = [tensor_error("y", "bf16", 0.5, masks_match=False, ok=False, decided_by="masks_match", bound=None)]
+    missing = record(dtype="fp32", status="wrong", reason="y: missing")
+    missing.errors = [TensorError("y", "fp32", None, None, None, None, None, None, False, False, "missing", None)]
+    shown = page(run_dir([broken, masks, missing, record(provider="torch")]))
+    figures = shown.column("worst figure")
+    assert figures[broken.cell] == "y floor_ratio not finite (bound 1.05)"
+    assert figures[masks.cell] == "y: NaN or Inf in other places than the reference"
+    assert figures[missing.cell] == "y: missing"
+    assert "1 value not finite, not drawn" in shown.section("accuracy")
+    assert not re.search(r'="[^"]*\b(nan|inf)\b', shown.html)
+
+
+def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(run_dir: Callable[..., Path]) -> None:
+    families = [("normal", 0.0), ("offset", 1e2), ("offset", 1e4), ("huge", 0.0)]
+    made = [
+        record(dtype="fp32", provider=name, inputs=inputs, offset=offset, status="wrong" if wrong else "ok")
+        for (inputs, offset), name in product(families, ("normlib", "torch"))
+        for wrong in [name == "torch" and offset == 1e4]
+    ]
+    made[-1].errors[0].rel_l2_error = math.nan
+    folder = run_dir(made)
+    shown = page(folder)
+    text = shown.section("accuracy")
+    assert "mean/std 1e4 in every statistic" in text and "0 of 1" in text
+    assert any(label.startswith("rel_l2_error against mean/std of x") for label in shown.labels)
+    found = facts.families(load(folder), "layer_norm")
+    assert [(f.name, f.right["torch"]) for f in found] == [
+        ("normal", (1, 1)), ("offset", (1, 1)), ("offset", (0, 1)), ("huge", (1, 1)),
+    ]  # fmt: skip
+
+
+def test_a_run_of_normal_inputs_has_no_families(run_dir: Callable[..., Path]) -> None:
+    folder = run_dir([record()])
+    assert facts.families(load(folder), "layer_norm") == []
+    assert "family of inputs" not in page(folder).section("accuracy")
+
+
+def test_the_bounds_are_those_that_accuracy_judges_by() -> None:
+    from bench.measure import accuracy
+
+    assert BOUNDS["rel_l2_error", "fp32"] == (accuracy.ROUNDINGS * accuracy.STATISTIC_ROUNDING,) * 2
+    assert BOUNDS["floor_ratio", "fp16"] == BOUNDS["floor_ratio", "bf16"] == (accuracy.FLOOR_RATIO_BOUND,) * 2
+    assert BOUNDS["error_vs_torch", "fp32"] == (accuracy.ERROR_VS_TORCH_BOUND,) * 2
+    for dtype, least in accuracy.SCALE_BOUND.items():
+        assert BOUNDS["scale_error", dtype][0] == least
+    assert BOUNDS["scale_error", "fp32"][1] == accuracy.SCALE_BOUND["fp32"] + accuracy.STATISTIC_ROUNDING
+
+
+def test_each_tensors_error_is_drawn_against_size_with_its_bound(run_dir: Callable[..., Path]) -> None:
+    grid: list[dict[str, int | str]] = [{"tokens": n, "hidden": 64} for n in (8, 512)]
+    records = [record(axes=axes, mode="bwd", dtype=dtype) for axes in grid for dtype in ("fp32", "fp16")]
+    shown = page(run_dir(records))
+    for tensor in ("dx", "dw", "db"):
+        assert f"against-size-layer-norm-fp32-{tensor}-line-normlib" in shown.ids
+        assert f"against-size-layer-norm-fp16-{tensor}-bound-1-05" in shown.ids

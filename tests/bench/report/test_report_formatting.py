@@ -1,0 +1,32 @@
+"""Numbers as a reader wants them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bench.page import formatting
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (formatting.number(9.996), "10.0"),
+        (formatting.number(1234567.0), "1,234,567"),
+        (formatting.number(0.0), "0"),
+        (formatting.interval(12.34, 11.9, 12.96), "12.3 µs (11.9–13.0)"),  # noqa: RUF001
+        (formatting.duration(4560.0), "4.56 ms"),
+        (formatting.size(3 * 2**19), "1.5 MiB"),
+        (formatting.times(0.998), "0.998×"),  # noqa: RUF001
+        (formatting.percent(0.05), "5%"),
+        (formatting.percent(0.021), "2.1%"),
+        (formatting.short(1e-5), "1e-5"),
+        (formatting.figure("scale_error", 3.14e-8), "3.1e-8"),
+        (formatting.figure("floor_ratio", math.inf), "not finite"),
+        (formatting.number(math.nan), "–"),  # noqa: RUF001
+        (formatting.times(None), "–"),  # noqa: RUF001
+    ],
+)
+def test_numbers_are_written_with_three_digits_and_a_unit(written: str, expected: str) -> None:
+    assert written == expected

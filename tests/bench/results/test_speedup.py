@@ -1,0 +1,88 @@
+"""What the runner makes of times: speedups, bandwidth, and times that cannot be."""
+
+import pytest
+from scripted import Scripted, Silent, plan, raising, run, statuses
+
+from bench.measure import cell, runner
+from bench.measure.providers import Runnable
+from bench.measure.timing import Timing
+
+
+@pytest.fixture
+def gpu_clock(monkeypatch):
+    """Cells that take as many microseconds as their provider's run says, by a clock that supports claims."""
+
+    def measure_together(runs, device, **others):
+        return {name: timing_of(run.microseconds) for name, run in runs.items()}
+
+    def timing_of(us):
+        low, high = 0.99 * us, 1.01 * us
+        return Timing("cuda_event", us, low, high, low, high, low, samples=100, noise=0.0, stopped="noise")
+
+    monkeypatch.setattr(cell.timing, "measure_together", measure_together)
+
+
+def taking(microseconds, change=lambda out: out):
+    def spoil(built, case, inputs):
+        def run():
+            return change(built.run())
+
+        run.microseconds = microseconds
+        return Runnable(run, lambda: change(built.outputs()))
+
+    return spoil
+
+
+def test_speedup_is_the_baselines_median_over_this_one(tmp_path, gpu_clock):
+    base, fast = Scripted("base", taking(30.0)), Scripted("fast", taking(10.0))
+    outcome, _ = run(tmp_path, plan(base, fast, baseline="base"))
+    assert {r.speedup for r in outcome.records if r.provider == "fast"} == {3.0}
+    assert {r.speedup for r in outcome.records if r.provider == "base"} == {1.0}
+
+
+def test_a_speedup_has_the_uncertainty_of_both_medians_and_the_baselines_own_has_none(tmp_path, gpu_clock):
+    base, fast = Scripted("base", taking(30.0)), Scripted("fast", taking(10.0))
+    outcome, _ = run(tmp_path, plan(base, fast, baseline="base"))
+    # Two medians to 1% each: 1.4% together, and a little more for what 100 samples say of their own scatter.
+    assert {(round(r.speedup_low, 2), round(r.speedup_high, 2)) for r in outcome.records if r.provider == "fast"} == {
+        (2.96, 3.05)
+    }
+    assert {(r.speedup_low, r.speedup_high) for r in outcome.records if r.provider == "base"} == {(None, None)}
+
+
+def test_bandwidth_is_the_bytes_that_must_move_over_the_time_and_its_fraction_of_the_copys(tmp_path, gpu_clock):
+    outcome = runner.run(plan(Scripted(spoil=taking(10.0))), tmp_path, {"copy_gbps": 2.0}, [], Silent())
+    for record in outcome.records:
+        assert record.gbps == pytest.approx(record.bytes_moved * 1e-9 / 10e-6)
+        assert record.roofline_fraction == pytest.approx(record.gbps / 2)
+        assert record.status == "ok"
+
+
+def test_a_time_that_the_memory_cannot_have_made_is_impossible_and_no_speedup(tmp_path, gpu_clock):
+    described = {"copy_gbps": 1e-3, "gpu": {"l2_bytes": 1}}
+    providers = Scripted("base", taking(1e9)), Scripted(spoil=taking(10.0))
+    outcome = runner.run(plan(*providers, baseline="base"), tmp_path, described, [], Silent())
+    assert {(r.status, r.speedup) for r in outcome.records if r.provider == "scripted"} == {("impossible", None)}
+    assert statuses(outcome, "base") == {"ok"}
+
+
+def test_a_wrong_cell_keeps_its_time_and_gets_no_speedup(tmp_path, gpu_clock):
+    wrong = Scripted("wrong", taking(10.0, lambda out: {name: t * 2 for name, t in out.items()}))
+    outcome, _ = run(tmp_path, plan(Scripted("base", taking(30.0)), wrong, baseline="base"))
+    assert {(r.status, r.latency_us, r.speedup) for r in outcome.records if r.provider == "wrong"} == {
+        ("wrong", 10.0, None)
+    }
+
+
+def test_no_speedup_over_a_baseline_that_has_no_time(tmp_path, gpu_clock):
+    base = Scripted("base", raising(RuntimeError("boom")))
+    outcome, _ = run(tmp_path, plan(base, Scripted(spoil=taking(10.0)), baseline="base"))
+    assert {(r.status, r.speedup) for r in outcome.records if r.provider == "scripted"} == {("ok", None)}
+
+
+def test_a_baseline_of_the_earlier_sitting_gives_the_speedup(tmp_path, gpu_clock):
+    base = Scripted("base", taking(30.0))
+    run(tmp_path, plan(base, baseline="base"))
+    outcome, _ = run(tmp_path, plan(base, Scripted(spoil=taking(10.0)), baseline="base"))
+    assert {r.speedup for r in outcome.records if r.provider == "scripted"} == {3.0}
+    assert len(base.built) == 3

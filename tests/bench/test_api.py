@@ -1,0 +1,60 @@
+"""`from bench import run, sweep`: the modules can be called, and what is measured comes back as a frame."""
+
+import pytest
+
+from bench import run
+from bench.cases import sweep
+from bench.cli import BadArgument
+from bench.measure.providers import Provider, providers
+from bench.results import records as results
+
+TINY = {"op": "ln", "tokens": [2, 4], "hidden": 8, "dtype": "fp32", "mode": "fwd"}
+
+
+class Mine(Provider):
+    """A kernel as somebody has it in a notebook: no module, no pickle."""
+
+    name = "mine"
+
+    def version(self):
+        return "0"
+
+    def build(self, case, inputs):
+        return providers()["torch"].build(case, inputs)
+
+
+def test_cases_are_those_of_the_command_line():
+    assert [case.shape for case in sweep(**TINY)] == [(2, 8), (4, 8)]
+    assert sweep(**{**TINY, "tokens": "2,4"}) == sweep(**TINY)
+
+
+def test_a_run_gives_a_frame_with_a_row_a_cell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frame = run(sweep(**TINY), providers=["torch", Mine()])
+    assert list(zip(frame["provider"], frame["shape"], frame["status"], strict=True)) == [
+        (name, shape, "ok") for shape in ("2x8", "4x8") for name in ("torch", "mine")
+    ]
+    assert frame["y.rel_l2_error"].max() < 1e-6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_are_kept_where_a_folder_is_given_and_never_overwritten(tmp_path):
+    frame = run(sweep(**TINY), providers=["torch"], out=tmp_path)
+    assert len(list(results.read(tmp_path / "records.jsonl"))) == len(frame) == 2
+    with pytest.raises(BadArgument, match="already holds a run"):
+        run(sweep(**TINY), providers=["torch"], out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: sweep(op="bm"), "is not one of"),
+        (lambda: sweep(tokns=4), "did you mean tokens"),
+        (lambda: run(sweep(**TINY), providers=["torhc"]), "did you mean torch"),
+        (lambda: run(sweep(**TINY), device="tpu"), "cuda, cpu"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(call, says):
+    with pytest.raises(BadArgument, match=says) as refused:
+        call()
+    assert "\n" not in str(refused.value)

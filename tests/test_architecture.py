@@ -1,0 +1,33 @@
+"""How the rooms of the house may depend on each other; `python tests/architecture.py` prints who imports whom."""
+
+import pytest
+from architecture import circle, imports, rooms
+
+
+@pytest.fixture(scope="module")
+def edges():
+    return imports()
+
+
+def test_no_module_imports_itself_in_a_circle(edges):
+    assert circle(edges) == []
+
+
+def test_no_room_imports_itself_in_a_circle(edges):
+    assert circle(rooms(edges)) == []
+
+
+def test_kernels_import_nothing_of_normlib_outside_kernels(edges):
+    outside = {
+        (module, target)
+        for module, targets in edges.items()
+        if module.startswith("normlib.kernels")
+        for target in targets
+        if not target.startswith("normlib.kernels")
+    }
+    assert outside == set()
+
+
+@pytest.mark.parametrize("room", ["bench.cases", "bench.results", "bench.page"])
+def test_what_is_measured_and_what_a_run_left_do_not_depend_on_how_it_is_measured(edges, room):
+    assert "bench.measure" not in rooms(edges)[room]
