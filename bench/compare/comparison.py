@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.compare.cells import Cell
-from bench.compare.drift import Between
-from bench.compare.errors import Growth
+if TYPE_CHECKING:  # they import numpy, and the command line takes its choices from here
+    from bench.compare.cells import Cell
+    from bench.compare.drift import Between
+    from bench.compare.errors import Growth
 
 SLOWER, FASTER, SAME, UNCLEAR = VERDICTS = ("SLOWER", "FASTER", "SAME", "UNCLEAR")
 NEWLY_WRONG, FIXED, LESS_ACCURATE = "newly wrong", "fixed", "less accurate"
