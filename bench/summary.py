@@ -1,9 +1,9 @@
-"""The compact table at the end of a run: how each provider ended, its worst figure, its speed, and where we lose."""
+"""The table at the end of a run: how each provider's cells ended, its worst error, its speed, and our losses."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from statistics import geometric_mean
 
 from rich.console import Console
@@ -18,7 +18,7 @@ _MOST_LOSSES = 10
 
 
 def summary(console: Console, outcome: Outcome, baseline: str, ours: str) -> None:
-    """Prints one row an operator and provider, then each loss of `ours`: what is wrong, and what is slower."""
+    """Prints a row for each operator and provider, then the losses of `ours`: what is wrong, and what is slower."""
     records = outcome.records
     if not records:
         console.print("no cell was measured")
@@ -32,15 +32,25 @@ def summary(console: Console, outcome: Outcome, baseline: str, ours: str) -> Non
         of_row = [r for r in records if (r.op, r.provider) == (op, provider)]
         count = Counter(r.status for r in of_row)
         row = [op, provider, *(str(count[status] or "") for status in seen), worst_figure(of_row)]
-        table.add_row(*row, *([_mean_speedup(of_row)] if timed else []))
+        if timed:
+            speedups = [r.speedup for r in of_row if r.speedup is not None]
+            row.append(f"{geometric_mean(speedups):.2f}x of {len(speedups)}" if speedups else "")
+        table.add_row(*row)
     console.print(table)
-    _print_losses(console, [r for r in records if r.provider == ours], baseline)
+    mine = [r for r in records if r.provider == ours]
+    bad = [f"{r.status}: {cell_name(r)}" for r in mine if r.status in TROUBLE]
+    slow = sorted((r.speedup, cell_name(r)) for r in mine if r.speedup is not None and r.speedup < 1)
+    for losses in (bad, [f"slower than {baseline}: {name} {speedup:.2f}x" for speedup, name in slow]):
+        for line in losses[:_MOST_LOSSES]:
+            console.print(line, markup=False, soft_wrap=True)
+        if len(losses) > _MOST_LOSSES:
+            console.print(f"... and {len(losses) - _MOST_LOSSES} more, all of them in the report")
     if outcome.stopped_by:
         console.print(f"not complete: stopped by {outcome.stopped_by}; --resume continues it", markup=False)
 
 
 def worst_figure(records: Iterable[Record]) -> str:
-    """The figure nearest to its bound, or furthest beyond it, with the bound; empty where nothing was checked."""
+    """Returns the figure nearest to its bound, or furthest beyond it, with the bound; "" where nothing was checked."""
     errors = [error for record in records for error in record.errors]
     if not errors:
         return ""
@@ -56,18 +66,3 @@ def _strain(error: TensorError) -> tuple[bool, float]:
     if error.bound is None or value is None or value != value:
         return (not error.ok, float("inf") if not error.ok else 0.0)
     return (not error.ok, value / error.bound)
-
-
-def _mean_speedup(records: Iterable[Record]) -> str:
-    speedups = [record.speedup for record in records if record.speedup is not None]
-    return f"{geometric_mean(speedups):.2f}x of {len(speedups)}" if speedups else ""
-
-
-def _print_losses(console: Console, records: Sequence[Record], baseline: str) -> None:
-    bad = [f"{r.status}: {cell_name(r)}" for r in records if r.status in TROUBLE]
-    slow = sorted((r.speedup, cell_name(r)) for r in records if r.speedup is not None and r.speedup < 1)
-    for lines in (bad, [f"slower than {baseline}: {name} {speedup:.2f}x" for speedup, name in slow]):
-        for line in lines[:_MOST_LOSSES]:
-            console.print(line, markup=False, soft_wrap=True)
-        if len(lines) > _MOST_LOSSES:
-            console.print(f"... and {len(lines) - _MOST_LOSSES} more, all of them in the report")
