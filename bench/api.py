@@ -79,7 +79,7 @@ def run(
         cli.one_of("providers", name, known)
     if baseline not in names:
         baseline = ""
-    plan = runner.Plan(
+    plan = runner.RunPlan(
         cases=tuple(cli.unique(cases)),
         providers={name: known[name] for name in sorted(names, key=lambda name: name != baseline)},
         operators=operators(),

@@ -133,7 +133,7 @@ def _run(
     judging = any(family != "normal" for family, _ in asked.families)
     names, baseline, left_out = _providers(given, providers, device, judging)
     cases, smaller = reduced(sweep.cases(asked, operators), device, asked.axes)
-    plan = runner.Plan(
+    plan = runner.RunPlan(
         cases=tuple(cases if budget is None else coarse_first(cases)),
         providers={name: providers[name] for name in names},
         operators=operators,

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure.progress import TROUBLE, cell_name
-from bench.measure.runner import Outcome
+from bench.measure.runner import RunOutcome
 from bench.results.records import STATUSES, Record, TensorError
 
 # Enough to see a pattern; the report has them all.
 _MOST_LOSSES = 10
 
 
-def summary(console: Console, outcome: Outcome, baseline: str, ours: str) -> None:
+def summary(console: Console, outcome: RunOutcome, baseline: str, ours: str) -> None:
     """Prints one row an operator and provider, then each loss of `ours`: what is wrong, and what is slower."""
     records = outcome.records
     if not records:

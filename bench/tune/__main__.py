@@ -28,9 +28,9 @@ from bench.cases.operators._draw import TORCH_DTYPES
 from bench.cli import BadArgument, OneLineParser
 from bench.device_constants import file as device_file
 from bench.measure import devices, environment
-from bench.measure.cell import DeviceLost, Finished, Setting
+from bench.measure.cell import DeviceLost, FinishedCell, RunSettings
 from bench.measure.providers import Provider, providers
-from bench.measure.worker import Measurer, Parts, Worker
+from bench.measure.worker import Measurer, Worker
 from bench.tune.provider import TunedNormlib
 from normlib.kernels import plan
 from normlib.kernels.batch_norm import plan as batch_norm_plan
@@ -150,7 +150,7 @@ def clock_of(
     def clock(case: Case, tuning: Tuning) -> float:
         if time.monotonic() >= end:
             return inf  # rather than a process that is started to be stopped
-        ended: list[Finished] = []
+        ended: list[FinishedCell] = []
         measurer.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
         (record,) = (finished.record for finished in ended)
         if record.status == "ok" and record.latency_us:
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadArgument as error:
         print("bench.tune: error:", error, file=sys.stderr)
         return 2
-    worker = Worker(Parts(Setting(where, 0, "normlib", providers()["torch"]), operators()), silence)
+    worker = Worker(RunSettings(where, 0, "normlib", providers()["torch"], operators()), silence)
     try:
         clock = clock_of(worker, TunedNormlib, end, lambda line: print("no candidate:", line, file=sys.stderr))
         return _run(cases, clock, end, file, described)

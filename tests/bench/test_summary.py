@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from bench.measure.runner import Outcome
+from bench.measure.runner import RunOutcome
 from bench.results.records import Record, TensorError
 from bench.summary import summary, worst_figure
 
@@ -37,7 +37,7 @@ def error(decided_by, value, bound, ok, tensor="y"):
 
 def shown(*records, stopped_by=""):
     console = Console(file=io.StringIO(), width=160)
-    summary(console, Outcome(list(records), stopped_by), "torch", "normlib")
+    summary(console, RunOutcome(list(records), stopped_by), "torch", "normlib")
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 
 
