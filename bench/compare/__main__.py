@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.cli import OneLineParser
-from bench.compare import Incomparable, compare
-from bench.compare.comparison import FAIL_ON, REGRESSIONS, THRESHOLD, Comparison
+from bench.cli import BadArgument, OneLineParser
+from bench.compare import Comparison, Incomparable, compare
+from bench.compare.comparison import FAIL_ON, REGRESSIONS, THRESHOLD
 from bench.compare.page import html
-from bench.compare.plain import plain
-from bench.compare.terminal import show
+from bench.compare.terminal import plain, show
+from bench.results.load import UnreadableRun
 
 PAGE = "compare.html"
 _NOTES = f"""\
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         comparison = compare(given.a, given.b, given.threshold, given.provider)
         page = _write(comparison, given.out)
-    except Incomparable as error:
+    except (BadArgument, Incomparable, UnreadableRun) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     failed = comparison.regressed(given.fail_on)
@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(comparison: Comparison, out: Path | None) -> str:
-    """Writes the page and says where it is. A folder of B that cannot be written to costs the page alone."""
+    """Writes the page and returns where it is. A folder of B that cannot be written to costs only the page."""
     path = out or comparison.b / PAGE
     try:
         path.write_text(html(comparison), encoding="utf-8")
     except OSError as error:
         if out:
-            raise Incomparable(f"--out: {str(out)!r} cannot be written: {error.strerror}") from None
+            raise BadArgument("--out", f"{str(path)!r} cannot be written: {error.strerror}") from None
         return f"none, for {path} cannot be written ({error.strerror}); --out names another place"
     return str(path)
 

@@ -15,7 +15,6 @@ from bench.measure.providers import providers
 from bench.mutants import shares
 from bench.mutants.planting import Mutant, planted
 from bench.results.records import Record
-from bench.summary import worst_figure
 
 
 def _case(
@@ -178,7 +177,8 @@ class Outcome:
         """The figure that caught it, with its bound; or why there is none."""
         if self.record is None:
             return ""
-        return worst_figure([self.record]) if any(not e.ok for e in self.record.errors) else self.record.reason
+        worst = max(self.record.errors, key=lambda error: error.pressure, default=None)
+        return self.record.reason if worst is None or all(e.ok for e in self.record.errors) else worst.words
 
 
 class Gate:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.page import FIGURES, REPORT
-from bench.results.load import UnreadableRun, load
-
-__all__ = ["UnreadableRun", "render"]
+from bench.results.load import load
 
 SUMMARY = "summary.md"
 

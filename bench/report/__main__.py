@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from bench.cli import OneLineParser
-from bench.report import UnreadableRun, render
+from bench.report import render
+from bench.results.load import UnreadableRun
 from bench.study.study import holds_study
 
 REPORTS = Path("reports")

@@ -14,7 +14,8 @@ from report_runs import Page
 from study_runs import runs, write
 from test_report_command import command
 
-from bench.report import UnreadableRun, index
+from bench.report import index
+from bench.results.load import UnreadableRun
 from bench.study.claims import EXPERIMENTS
 from bench.study.page import render
 from bench.study.study import load
