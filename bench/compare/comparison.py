@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.compare.drift import Between
-from bench.compare.errors import ErrorGrowth
 from bench.page.formatting import change, duration
 from bench.results.numbers import present
-from bench.results.records import Record
+
+if TYPE_CHECKING:  # they import numpy, and the command line takes its choices from here
+    from bench.compare.drift import Between
+    from bench.compare.errors import ErrorGrowth
+    from bench.results.records import Record
 
 SLOWER, FASTER, SAME, UNCLEAR = VERDICTS = ("SLOWER", "FASTER", "SAME", "UNCLEAR")
 NEWLY_WRONG, FIXED, LESS_ACCURATE = "newly wrong", "fixed", "less accurate"

@@ -5,61 +5,51 @@ exit status: 0 every one was caught; 1 one survived, or the real kernels fail; 2
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
 from bench import cli
-from bench.measure import environment
+from bench.cli import BadArgument
 from bench.mutants import catalogue
 from bench.mutants.planting import Mutant
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from bench.mutants.gate import Gate, Outcome
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.mutants")
+def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
     about, _, notes = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m bench.mutants", description=about, epilog=notes)
+    parser = cli.Parser(prog="python -m bench.mutants", description=about, epilog=notes)
     parser.add_argument("--only", metavar="NAMES", help="these mutants, separated by commas")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     given = parser.parse_args(argv)
     by_name = {mutant.name: mutant for mutant in catalogue.MUTANTS}
-    try:
-        names = tuple(by_name) if given.only is None else _names(given.only, by_name)
-    except cli.BadArgument as error:
-        print(f"bench.mutants: error: {error}", file=sys.stderr)
-        return 2
+    names = tuple(by_name) if given.only is None else cli.values("--only", given.only)
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        raise BadArgument("--only", f"no mutant is called {', '.join(map(repr, unknown))}; --list names them all")
     chosen = [by_name[name] for name in names]
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 220)
+    console = cli.console(220, markup=False)
     if given.list:
         console.print(_listing(chosen))
         return 0
-    try:
-        return _run(console, chosen)
-    except KeyboardInterrupt:
-        return 130
-
-
-def _names(text: str, known: dict[str, Mutant]) -> tuple[str, ...]:
-    names = cli.values("--only", text)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise cli.BadArgument("--only", f"no mutant is called {', '.join(map(repr, unknown))}; --list names them all")
-    return names
+    return _run(console, chosen)
 
 
 def _run(console: Console, mutants: Sequence[Mutant]) -> int:
-    device = _device()
+    from rich.console import Console
+    from rich.progress import track
+
+    from bench.measure import devices
+
+    device, _ = devices.choose(None)
 
     # From here on triton may be imported.
     from bench.mutants.gate import Gate
@@ -84,16 +74,8 @@ def _run(console: Console, mutants: Sequence[Mutant]) -> int:
     return 1 if survivors else 0
 
 
-def _device() -> torch.device:
-    """A GPU where there is one; else the CPU, with Triton's interpreter switched on before anything imports Triton."""
-    if torch.cuda.is_available() and not environment.interpreting():
-        return torch.device("cuda", torch.cuda.current_device())
-    os.environ["TRITON_INTERPRET"] = "1"
-    return torch.device("cpu")
-
-
 def _broken(gate: Gate, mutants: Sequence[Mutant]) -> list[str]:
-    """The cells of these mutants that the kernels fail as they are, each a line."""
+    """Returns the cells of these mutants that the kernels fail as they are, each a line."""
     from bench.mutants.gate import cases_of
     from bench.mutants.planting import planted
 
@@ -103,6 +85,8 @@ def _broken(gate: Gate, mutants: Sequence[Mutant]) -> list[str]:
 
 
 def _listing(mutants: Sequence[Mutant]) -> Table:
+    from rich.table import Table
+
     table = Table("mutant", "kernels/", "function", "what is planted", box=None, pad_edge=False)
     for mutant in mutants:
         table.add_row(mutant.name, f"{mutant.file}.py", mutant.within, mutant.about)
@@ -110,6 +94,8 @@ def _listing(mutants: Sequence[Mutant]) -> Table:
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
+    from rich.table import Table
+
     table = Table("mutant", "kernels/", "what is planted", "verdict", "cell", "figure", box=None, pad_edge=False)
     table.add_column("cells", justify="right")
     for outcome in outcomes:

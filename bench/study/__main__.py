@@ -6,57 +6,52 @@ exit status: 0 done, whatever came out; 1 a run failed; 2 unusable arguments; 13
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from bench import cli, folders
-from bench.cli import BadArgument, OneLineParser
-from bench.measure import environment
-from bench.study import data, page, records, terminal
+from bench.cli import BadArgument
+from bench.study.choices import PACKAGED, SCALES, cifar10_files
 from bench.study.claims import BY_NAME
-from bench.study.networks import VGG, VGG_IMAGE
-from bench.study.runner import Plan, cores, run
-from bench.study.setting import SCALES
-from bench.study.verdict import verdicts
-from normlib import backend_for
+
+if TYPE_CHECKING:
+    from bench.study import records
+    from bench.study.runner import Plan
 
 PROGRAM = "python -m bench.study"
-# What decides which runs there are, and is taken from the study that is continued.
+# Options that decide which runs there are; they are taken from the study that is continued.
 _ARGUMENTS = ("only", "data", "scale", "seeds", "device")
-# What is said once, when a study begins.
+# Keys of environment.json that are written when a study begins and kept when it is continued.
 _KEPT = ("run", "started", "command", "arguments", "layers", "study", "processes", "wall_seconds")
 _NOTES = f"""\
---data: {", ".join(data.PACKAGED)} ship inside packages; CIFAR-10 is the folder of its binary files (data_batch_*.bin).
+--data: {", ".join(PACKAGED)} ship inside packages; CIFAR-10 is the folder of its binary files (data_batch_*.bin).
 --scale: {"; ".join(f"{scale.name}: {scale.about}" for scale in SCALES.values())}.
 Experiments that sweep a quantity run with one seed. Runs go on side by side on a CPU, one a core.
 
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.study")
+def main(typed: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
-    typed = list(sys.argv[1:] if argv is None else argv)
     given = vars(_parser().parse_args(typed))
-    try:
-        return _main(typed, given)
-    except BadArgument as error:
-        print(f"bench.study: error: {error}", file=sys.stderr)
-        return 2
-
-
-def _main(typed: list[str], given: dict[str, Any]) -> int:
     stored = {} if given["resume"] is None else _continued(given)
     asked = given | stored.get("arguments", {}) | ({"data": given["data"]} if given["data"] else {})
     if given["force"] and not stored:
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
-    plan = _plan(asked, 0 if given["in_process"] else cores())
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    plan = _plan(asked, given["in_process"])
+
+    import torch
+
+    from bench.measure import environment
+    from bench.study import page, terminal
+    from bench.study.runner import run
+    from bench.study.verdict import verdicts
+    from normlib import backend_for
+
+    console = cli.console(200, markup=False)
     if given["list"]:
         console.print(terminal.listing(plan.chosen))
         return 0
@@ -70,7 +65,9 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
                 "--resume", f"{given['resume']} was run elsewhere: {'; '.join(changed)}; --force continues it"
             )
         folder = Path(given["resume"])
-        described |= {key: stored[key] for key in _KEPT} | {"notes": [*stored["notes"], _continuation(changed)]}
+        forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
+        notes = [*stored["notes"], f"continued {environment.now()}{forced}"]
+        described |= {key: stored[key] for key in _KEPT} | {"notes": notes}
         kept = _kept(folder)
     else:
         folder, kept = folders.new(given["out"], f"study-{plan.device}"), []
@@ -101,32 +98,45 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
     return 1 if any(ended.state == "failed" for ended in runs) else 0
 
 
-def _plan(asked: Mapping[str, Any], processes: int) -> Plan:
+def _plan(asked: Mapping[str, Any], in_process: bool) -> Plan:
     names = tuple(BY_NAME) if asked["only"] is None else cli.some_of("--only", asked["only"], BY_NAME)
-    seeds = "3" if asked["seeds"] is None else asked["seeds"]
-    if not re.fullmatch("[1-9][0-9]{0,3}", seeds):
-        raise BadArgument("--seeds", f"{seeds!r} is not a whole number from 1 to 9999")
+    seeds = cli.count("--seeds", "3" if asked["seeds"] is None else asked["seeds"])
     scale = SCALES[cli.one_of("--scale", asked["scale"] or "pilot", SCALES)]
-    images = data.load("digits" if asked["data"] is None else asked["data"])
+    if asked["device"] is not None:
+        cli.one_of("--device", asked["device"], cli.DEVICES)
+    source = "digits" if asked["data"] is None else asked["data"]
+    if source not in PACKAGED:
+        cifar10_files(Path(source))
+
+    # Here, because torch takes seconds to import, which a bad argument need not wait for.
+    from bench.study import data
+    from bench.study.networks import VGG, VGG_IMAGE
+    from bench.study.runner import Plan, cores
+
+    images = data.load(source)
     if scale.network in VGG and images.image != VGG_IMAGE:
         raise BadArgument("--scale", f"{scale.name} needs --data with the folder of CIFAR-10's binary files")
     device = _device(asked["device"])
     # One process has a GPU to itself, as one study should.
-    return Plan(
-        tuple(BY_NAME[name] for name in names), int(seeds), images, scale, device, 0 if device == "cuda" else processes
-    )
+    processes = 0 if in_process or device == "cuda" else cores()
+    return Plan(tuple(BY_NAME[name] for name in names), seeds, images, scale, device, processes)
 
 
 def _device(asked: str | None) -> str:
-    """`cuda` or `cpu`. On a CPU PyTorch's operators run the layers, or with TRITON_INTERPRET=1 the kernels."""
+    """Returns `cuda` or `cpu`; on a CPU PyTorch's operators run the layers, or with TRITON_INTERPRET=1 the kernels."""
+    import torch
+
+    from bench.measure import environment
+
     gpu = torch.cuda.is_available() and not environment.interpreting()
-    if asked is not None and cli.one_of("--device", asked, ("cuda", "cpu")) == "cuda" and not gpu:
+    if asked == "cuda" and not gpu:
         raise BadArgument("--device", "there is no GPU that PyTorch can use here (or TRITON_INTERPRET is set); cpu is")
     return asked or ("cuda" if gpu else "cpu")
 
 
 def _continued(given: Mapping[str, Any]) -> dict[str, Any]:
-    # The folder of images may be said anew, and has to be: it is not kept.
+    """Returns environment.json of the study to continue."""
+    # The folder of images may be given again, and has to be: it is not kept.
     beside = [f"--{key}" for key in (*_ARGUMENTS, "out") if given[key] and key != "data"]
     if beside:
         raise BadArgument(", ".join(beside), "not together with --resume, which takes them from the study")
@@ -134,18 +144,15 @@ def _continued(given: Mapping[str, Any]) -> dict[str, Any]:
     if "study" not in stored:
         raise BadArgument("--resume", f"{given['resume']!r} holds a run of another kind")
     images = stored["study"]["data"]
-    if images not in data.PACKAGED and not given["data"]:
+    if images not in PACKAGED and not given["data"]:
         raise BadArgument("--resume", f"{given['resume']!r} was run on {images}: name its folder again with --data")
     return stored
 
 
-def _continuation(changed: Sequence[str]) -> str:
-    forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
-    return f"continued {environment.now()}{forced}"
-
-
 def _kept(folder: Path) -> list[records.Run]:
-    """What an earlier sitting left; what failed is to be run again."""
+    """Returns the runs that an earlier sitting left, but not those that failed, which are run again."""
+    from bench.study import records
+
     try:
         return list({kept.key: kept for kept in records.read(folder) if kept.state != "failed"}.values())
     except FileNotFoundError:
@@ -154,9 +161,9 @@ def _kept(folder: Path) -> list[records.Run]:
         raise BadArgument("--resume", f"{folder} has records that cannot be read: {error}") from error
 
 
-def _parser() -> OneLineParser:
+def _parser() -> cli.Parser:
     about, _, status = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
+    parser = cli.Parser(
         prog=PROGRAM,
         description=about,
         epilog=_NOTES + status,
@@ -164,7 +171,7 @@ def _parser() -> OneLineParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="NAMES", help="these experiments, separated by commas; --list has all")
-    parser.add_argument("--data", metavar="WHAT", help=f"{', '.join(data.PACKAGED)} or a folder (default digits)")
+    parser.add_argument("--data", metavar="WHAT", help=f"{', '.join(PACKAGED)} or a folder (default digits)")
     parser.add_argument("--scale", metavar="NAME", help=f"{', '.join(SCALES)} (default pilot)")
     parser.add_argument("--seeds", metavar="N", help="so many runs of each condition (default 3)")
     parser.add_argument("--device", metavar="NAME", help="cuda or cpu; default cuda where there is one")

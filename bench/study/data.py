@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.cli import BadArgument
+from bench.study.choices import PACKAGED, cifar10_files
 
-PACKAGED = ("digits", "mnist5k")
 CLASSES = 10
 # The published binary format: a byte for the label, then 32 x 32 pixels of red, green and blue.
 _CIFAR_IMAGE = (3, 32, 32)
@@ -74,14 +74,7 @@ def _mnist5k() -> tuple[Tensor, Tensor]:
 
 def cifar10(folder: Path) -> Data:
     """CIFAR-10 from data_batch_*.bin and test_batch.bin; each colour with mean 0 and deviation 1 over training."""
-    training = sorted(folder.glob("data_batch_*.bin"))
-    test = folder / "test_batch.bin"
-    if not training or not test.is_file():
-        raise BadArgument(
-            "--data",
-            f"{str(folder)!r} is neither {', '.join(PACKAGED)} nor a folder with CIFAR-10's data_batch_*.bin and "
-            "test_batch.bin",
-        )
+    training, test = cifar10_files(folder)
     x, y = (torch.cat(parts) for parts in zip(*map(_cifar_file, training), strict=True))
     test_x, test_y = _cifar_file(test)
     deviation, mean = torch.std_mean(x, (0, 2, 3), keepdim=True)

@@ -17,11 +17,12 @@ import torch
 from bench.measure import environment
 from bench.results import samples
 from bench.study import records
+from bench.study.choices import Scale
 from bench.study.data import Data
 from bench.study.experiment import Experiment
 from bench.study.experiments import experiments
 from bench.study.records import Run
-from bench.study.setting import Scale, Setting
+from bench.study.setting import Setting
 
 # (experiment, condition, seed), which is also a record's key.
 Planned = tuple[str, str, int]

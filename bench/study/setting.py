@@ -10,33 +10,10 @@ import torch
 from torch import nn
 
 from bench.study import networks
+from bench.study.choices import Scale
 from bench.study.data import CLASSES, Data
 from bench.study.layers import norm
 from bench.study.training import Batches
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Which network the experiments on images train by default, and how."""
-
-    name: str
-    about: str
-    network: str
-    steps: int
-    lr: float = 0.1
-    batch: int = 128
-
-
-SCALES = {
-    scale.name: scale
-    for scale in (
-        # By 600 steps the plain network has learnt digits too.
-        Scale("pilot", "an MLP of 10 layers of 64, 600 steps; minutes on two CPU cores", "mlp", steps=600),
-        # Santurkar et al. (2018): 15000 steps, VGG.
-        Scale("full", "VGG-11 on CIFAR-10, 15000 steps; hours on a GPU", "vgg11", steps=15000),
-        Scale("full-vgg16", "the same with VGG-16", "vgg16", steps=15000),
-    )
-}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from bench.cases import sweep
 from bench.cases.operators import operators
 from bench.device_constants import file as device_file
 from bench.measure import cell, devices, environment
+from bench.measure import worker as workers
 from bench.measure.cell import DeviceLost, RunSettings
 from bench.measure.worker import Worker
 from bench.tune import __main__ as tune
@@ -329,7 +330,7 @@ def test_the_command_measures_in_a_worker_and_keeps_what_it_found_before_the_dev
 ):
     monkeypatch.setattr(devices, "gpu", lambda: torch.device("cuda", 3))
     monkeypatch.setattr(environment, "collect", lambda device, providers: DESCRIBED)
-    monkeypatch.setattr(tune, "Worker", Measurer)
+    monkeypatch.setattr(workers, "Worker", Measurer)
     file = tmp_path / "gpu.json"
     assert tune.main(["--op", "rms", "--dtype", "bf16", "--cell-timeout", "7s", "--out", str(file)]) == 1
     (measurer,) = made

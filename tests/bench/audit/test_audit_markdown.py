@@ -38,6 +38,5 @@ def test_a_kept_audit_found_nothing_wrong_and_is_small(folder):
 
 def test_a_table_is_made_of_an_audits_folder_alone(tmp_path, capsys):
     assert markdown.main([str(tmp_path)]) == 2
-    assert (
-        capsys.readouterr().err == "bench.audit.markdown: error: give one folder that bench.audit --out has written\n"
-    )
+    said = "bench.audit.markdown: error: arguments: give one folder that bench.audit --out has written\n"
+    assert capsys.readouterr().err == said

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from made_up_runs import PROVIDERS, Draw, steady, write
 
-from bench.compare import compare
 from bench.compare.__main__ import main
 from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SAME, SLOWER, UNCLEAR, Comparison
+from bench.compare.judging import compare
 from bench.results.load import UnreadableRun
 from bench.results.records import Record
 

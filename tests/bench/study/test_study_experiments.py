@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from bench.study import data, layers, networks, runner, setting, training
+from bench.study.choices import SCALES
 from bench.study.claims import BY_NAME
 from bench.study.experiments import _shift, ics_linear
-from bench.study.setting import SCALES, Setting
+from bench.study.setting import Setting
 from bench.study.verdict import judged
 from normlib import backend
 
