@@ -73,7 +73,7 @@ def measure(
     for name in names:
         cli.one_of("providers", name, known)
     baseline = baseline if baseline in names else ""
-    plan = runner.Plan(
+    plan = runner.RunPlan(
         cases=cli.unique(cases),
         providers={name: known[name] for name in sorted(names, key=lambda name: name != baseline)},
         operators=operators(),

@@ -11,13 +11,13 @@ from bench.cases import sweep
 from bench.cases.reduced import reduced
 from bench.measure.cost import Expected, expected
 from bench.measure.providers import Provider
-from bench.measure.runner import Plan
+from bench.measure.runner import RunPlan
 
 # Units of time in seconds, the largest first.
 _UNITS = {"h": 3600, "min": 60, "s": 1}
 
 
-def show(console: Console, plan: Plan, providers: Mapping[str, Provider]) -> None:
+def show(console: Console, plan: RunPlan, providers: Mapping[str, Provider]) -> None:
     """Prints tables on a terminal; elsewhere one line a row, the table's name first, for grep and cut."""
     operators = ((o.name, o.short, "x".join(o.axes), ", ".join(o.modes)) for o in plan.operators.values())
     installed = ((name, provider.unavailable(plan.device) or "available") for name, provider in providers.items())
@@ -48,7 +48,7 @@ def _parts(expects: Expected) -> str:
     )
 
 
-def _presets(plan: Plan) -> Iterator[tuple[str, ...]]:
+def _presets(plan: RunPlan) -> Iterator[tuple[str, ...]]:
     """Yields a row for each preset and group of operators that describe it alike."""
     for preset in sweep.presets_of(plan.operators.values()):
         having = [operator for operator in plan.operators.values() if preset in operator.presets]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.measure.providers import Provider
-    from bench.measure.runner import Outcome, Plan
+    from bench.measure.runner import RunOutcome, RunPlan
     from bench.results.records import Record
 
 DEFAULT_BASELINE = YARDSTICK = "torch"
@@ -170,11 +170,11 @@ def _run(request: RunRequest) -> int:
     return _status(outcome, request.given["against"], folder)
 
 
-def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Provider]) -> tuple[Plan, list[str]]:
+def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Provider]) -> tuple[RunPlan, list[str]]:
     """Returns what is measured on this device, and notes about what is smaller than asked for or left out."""
     from bench.cases.order import coarse_first
     from bench.cases.reduced import reduced
-    from bench.measure.runner import Plan
+    from bench.measure.runner import RunPlan
     from bench.measure.worker import SILENCE_S
 
     given, asked = request.given, request.sweep
@@ -183,7 +183,7 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
     )
     cases, smaller = reduced(sweep.cases(asked, operators()), device, asked.axes)
     lacking = [name for name in asked.operators if asked.preset not in operators()[name].presets]
-    plan = Plan(
+    plan = RunPlan(
         cases=tuple(cases if given["time_budget"] is None else coarse_first(cases)),
         providers={name: providers[name] for name in names},
         operators=operators(),
@@ -225,7 +225,9 @@ def _providers(
     return tuple(sorted(names, key=lambda name: name != baseline)), baseline, left_out
 
 
-def _begin(request: RunRequest, plan: Plan, described: dict[str, Any], notes: list[str]) -> tuple[Path, list[Record]]:
+def _begin(
+    request: RunRequest, plan: RunPlan, described: dict[str, Any], notes: list[str]
+) -> tuple[Path, list[Record]]:
     """Returns the run's folder, new or continued, with the records that are there; completes what is `described`."""
     from bench.measure import environment
     from bench.ranks import shards
@@ -264,7 +266,7 @@ def _begin(request: RunRequest, plan: Plan, described: dict[str, Any], notes: li
         raise BadArgument("--resume", f"{given['resume']} has records that cannot be read: {error}") from error
 
 
-def _tell(console: Console, outcome: Outcome, folder: Path, described: Mapping[str, Any]) -> None:
+def _tell(console: Console, outcome: RunOutcome, folder: Path, described: Mapping[str, Any]) -> None:
     """Prints the table of providers, the headlines and where the report is, which it makes."""
     from bench.report import render
     from bench.results.headline import headlines
@@ -278,7 +280,7 @@ def _tell(console: Console, outcome: Outcome, folder: Path, described: Mapping[s
         console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
 
 
-def _status(outcome: Outcome, against: str | None, folder: Path) -> int:
+def _status(outcome: RunOutcome, against: str | None, folder: Path) -> int:
     """Returns the exit status; compares with the run `against`, and prints what bench.compare prints."""
     if outcome.stopped_by == "interrupt":
         return 130

@@ -32,14 +32,13 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
     given = _parser().parse_args(arguments)
     # Here, because numpy, jinja2 and rich take long to import, which a bad argument need not wait for.
-    from bench.compare.cells import Incomparable
-    from bench.compare.judging import compare
-    from bench.compare.plain import plain
-    from bench.compare.terminal import show
+    from bench.compare.judging import Incomparable, compare
+    from bench.compare.terminal import plain, show
+    from bench.results.load import UnreadableRun
 
     try:
         comparison = compare(given.a, given.b, given.threshold, given.provider)
-    except Incomparable as error:
+    except (Incomparable, UnreadableRun) as error:
         raise BadArgument("A or B", str(error)) from error
     page = _write(comparison, given.out)
     failed = comparison.regressed(given.fail_on)
@@ -62,7 +61,7 @@ def _write(comparison: Comparison, out: Path | None) -> str:
         path.write_text(html(comparison), encoding="utf-8")
     except OSError as error:
         if out:
-            raise BadArgument("--out", f"{str(out)!r} cannot be written: {error.strerror}") from None
+            raise BadArgument("--out", f"{str(path)!r} cannot be written: {error.strerror}") from None
         return f"none, for {path} cannot be written ({error.strerror}); --out names another place"
     return str(path)
 

@@ -15,7 +15,6 @@ from bench.measure.providers import providers
 from bench.mutants import shares
 from bench.mutants.planting import Mutant, planted
 from bench.results.records import Record
-from bench.summary import worst_figure
 
 
 def _case(
@@ -178,20 +177,21 @@ class Outcome:
         """The figure that caught it, with its bound; or why there is none."""
         if self.record is None:
             return ""
-        return worst_figure([self.record]) if any(not e.ok for e in self.record.errors) else self.record.reason
+        worst = max(self.record.errors, key=lambda error: error.pressure, default=None)
+        return self.record.reason if worst is None or all(e.ok for e in self.record.errors) else worst.words
 
 
 class Gate:
     """The cells, with inputs, references and PyTorch's errors that all mutants share."""
 
     def __init__(self, device: torch.device) -> None:
-        self._setting = cell.Setting(device, 0, "torch", providers()["torch"])
+        self._settings = cell.RunSettings(device, 0, "torch", providers()["torch"], operators())
         self._problems: dict[Case, cell.Problem] = {}
 
     def measure(self, case: Case) -> Record:
         """The record of one cell, of the kernels that are planted now."""
         if case.problem not in self._problems:
-            self._problems[case.problem] = cell.Problem(case.problem, operators()[case.op], self._setting)
+            self._problems[case.problem] = cell.Problem(case.problem, self._settings)
         provider = shares.PROVIDER if "ranks" in dict(case.axes) else providers()["normlib"]
         return self._problems[case.problem].judge(case, provider)
 

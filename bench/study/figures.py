@@ -15,8 +15,9 @@ from bench.page import axes as common
 from bench.page import svg
 from bench.page.axes import WIDTH, log_limits, slug
 from bench.page.figure import Panel
-from bench.page.formatting import number, plural, short
+from bench.page.formatting import number, plural
 from bench.page.palette import Key
+from bench.results.numbers import short
 from bench.study.experiment import Experiment, Figure
 from bench.study.points import last_finite, over_seeds, points
 from bench.study.records import Run

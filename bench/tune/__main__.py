@@ -28,7 +28,7 @@ from bench.device_constants import file as device_file
 
 # What imports torch is imported inside functions, so that a bad argument is told at once.
 if TYPE_CHECKING:
-    from bench.measure.cell import Finished
+    from bench.measure.cell import FinishedCell
     from bench.measure.providers import Provider
     from bench.measure.worker import Measurer
     from normlib.kernels.plan import Tuning
@@ -152,7 +152,7 @@ def clock_of(
     def clock(case: Case, tuning: Tuning) -> float:
         if time.monotonic() >= end:
             return inf  # rather than a process that is started to be stopped
-        ended: list[Finished] = []
+        ended: list[FinishedCell] = []
         measurer.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
         (record,) = (finished.record for finished in ended)
         if record.status == "ok" and record.latency_us:
@@ -188,9 +188,9 @@ def main(argv: Sequence[str]) -> int:
     cases = sweep.cases(sweep.parse(asked, operators(), "quick"), operators())
 
     from bench.measure import devices, environment
-    from bench.measure.cell import DeviceLost, Setting
+    from bench.measure.cell import DeviceLost, RunSettings
     from bench.measure.providers import providers
-    from bench.measure.worker import Parts, Worker
+    from bench.measure.worker import Worker
     from bench.tune.provider import TunedNormlib
     from normlib.kernels.plan import tuning_file
 
@@ -198,7 +198,7 @@ def main(argv: Sequence[str]) -> int:
     described = environment.collect(where, {})
     file = given["out"] or tuning_file(described["device_name"])
     device_file.check(file, described["device_name"])
-    worker = Worker(Parts(Setting(where, 0, "normlib", providers()["torch"]), operators()), silence)
+    worker = Worker(RunSettings(where, 0, "normlib", providers()["torch"], operators()), silence)
     try:
         clock = clock_of(worker, TunedNormlib, end, lambda line: print("no candidate:", line, file=sys.stderr))
         return _run(cases, clock, end, file, described)

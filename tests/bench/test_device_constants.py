@@ -19,8 +19,7 @@ from bench.device_constants import file as device_file
 from bench.device_constants.__main__ import measure
 from bench.device_constants.figures import MANY, Session, Unmeasured
 from bench.measure import devices, environment
-from bench.measure.timing.cuda_graph import NotCaptured
-from bench.measure.timing.phases import Phases
+from bench.measure.timing.phases import NotCaptured, Phases
 from normlib.kernels import plan
 from normlib.kernels.plan import Device
 
@@ -40,7 +39,7 @@ DESCRIBED = {
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr("bench.measure.timing.sampling.REST_S", 0.0)
+    monkeypatch.setattr("bench.measure.sampling.REST_S", 0.0)
     return VirtualGpu()
 
 
@@ -77,7 +76,7 @@ def test_what_a_run_raises_is_raised(gpu, on):
         raise ValueError("boom")
 
     with pytest.raises(ValueError, match="boom"):
-        device_figures.medians(on.phases, {"good": gpu.call(US), "bad": fails}, device_figures.Lane.cold)
+        device_figures.medians(on.phases, {"good": gpu.call(US), "bad": fails}, device_figures.BlockTimer.cold)
 
 
 def test_the_hosts_part_of_a_launch_is_timed_while_the_device_is_idle(gpu):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 TABLE = re.compile(r"<!-- python -m bench\.audit\.markdown (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 TABLES = [
     pytest.param(found[1], found[0], id=f"{document}: {found[1]}")
-    for document in ("README.md", "reports/README.md")
+    for document in ("docs/audit.md", "reports/README.md")
     for found in TABLE.finditer((ROOT / document).read_text(encoding="utf-8"))
 ]
 
