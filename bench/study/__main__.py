@@ -6,30 +6,31 @@ exit status: 0 done, whatever came out; 1 a run failed; 2 unusable arguments; 13
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from bench import cli, folders
+from bench import cli
 from bench.cli import BadArgument, OneLineParser
-from bench.measure import environment
-from bench.study import data, page, records, terminal
-from bench.study.claims import BY_NAME
-from bench.study.networks import VGG, VGG_IMAGE
-from bench.study.runner import Plan, cores, run
+from bench.study import data, records
+from bench.study.experiment import Experiment
+from bench.study.experiments import BY_NAME
+from bench.study.records import StudyRun
 from bench.study.setting import SCALES
-from bench.study.verdict import verdicts
-from normlib import backend_for
+from bench.study.study import GateVerdict, Study
 
-PROGRAM = "python -m bench.study"
-# What decides which runs there are, and is taken from the study that is continued.
+# The arguments that decide which runs there are; a study that is continued keeps them.
 _ARGUMENTS = ("only", "data", "scale", "seeds", "device")
-# What is said once, when a study begins.
+# Written once, when a study begins.
 _KEPT = ("run", "started", "command", "arguments", "layers", "study", "processes", "wall_seconds")
 _NOTES = f"""\
 --data: {", ".join(data.PACKAGED)} ship inside packages; CIFAR-10 is the folder of its binary files (data_batch_*.bin).
@@ -37,6 +38,9 @@ _NOTES = f"""\
 Experiments that sweep a quantity run with one seed. Runs go on side by side on a CPU, one a core.
 
 """
+_STYLES = {"reproduced": "green", "not reproduced": "bold red", "not decided": "yellow"}
+# Seconds between lines of progress where there is no terminal.
+_PERIOD = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,49 +55,73 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(typed: list[str], given: dict[str, Any]) -> int:
-    stored = {} if given["resume"] is None else _continued(given)
+    stored = {} if given["resume"] is None else _stored(given)
     asked = given | stored.get("arguments", {}) | ({"data": given["data"]} if given["data"] else {})
     if given["force"] and not stored:
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
-    plan = _plan(asked, 0 if given["in_process"] else cores())
+    names = tuple(BY_NAME) if asked["only"] is None else cli.some_of("--only", asked["only"], BY_NAME)
+    chosen = tuple(BY_NAME[name] for name in names)
+    seeds = "3" if asked["seeds"] is None else asked["seeds"]
+    if not re.fullmatch("[1-9][0-9]{0,3}", seeds):
+        raise BadArgument("--seeds", f"{seeds!r} is not a whole number from 1 to 9999")
+    scale = SCALES[cli.one_of("--scale", asked["scale"] or "pilot", SCALES)]
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     if given["list"]:
-        console.print(terminal.listing(plan.chosen))
+        console.print(_listing(chosen))
         return 0
-    described = environment.collect(torch.device(plan.device), {})
+
+    # Listing and --help need no torch.
+    import torch
+
+    from bench import folders
+    from bench.measure import environment
+    from bench.study import page, runner
+    from normlib import backend_for
+
+    images = data.load("digits" if asked["data"] is None else asked["data"])
+    if scale.network != "mlp" and images.image != data.CIFAR_IMAGE:
+        raise BadArgument("--scale", f"{scale.name} needs --data with the folder of CIFAR-10's binary files")
+    gpu = torch.cuda.is_available() and not environment.interpreting()
+    device = asked["device"] or ("cuda" if gpu else "cpu")
+    if cli.one_of("--device", device, ("cuda", "cpu")) == "cuda" and not gpu:
+        raise BadArgument("--device", "there is no GPU that PyTorch can use here (or TRITON_INTERPRET is set); cpu is")
+    # One process has a GPU to itself, as one study should.
+    processes = 0 if given["in_process"] or device == "cuda" else _cores()
+    plan = runner.StudyPlan(chosen, int(seeds), images, scale, device, processes)
+    described = environment.collect(torch.device(device), {})
     if stored:
         changed = environment.differences(stored, described, ())
-        if plan.data.name != stored["study"]["data"]:
-            changed.append(f"data was {stored['study']['data']!r}, is {plan.data.name!r}")
+        if images.name != stored["study"]["data"]:
+            changed.append(f"data was {stored['study']['data']!r}, is {images.name!r}")
         if changed and not given["force"]:
-            raise BadArgument(
-                "--resume", f"{given['resume']} was run elsewhere: {'; '.join(changed)}; --force continues it"
-            )
+            refused = f"{given['resume']} was run elsewhere: {'; '.join(changed)}; --force continues it"
+            raise BadArgument("--resume", refused)
         folder = Path(given["resume"])
-        described |= {key: stored[key] for key in _KEPT} | {"notes": [*stored["notes"], _continuation(changed)]}
+        forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
+        notes = [*stored["notes"], f"continued {environment.now()}{forced}"]
+        described |= {key: stored[key] for key in _KEPT} | {"notes": notes}
         kept = _kept(folder)
     else:
-        folder, kept = folders.new(given["out"], f"study-{plan.device}"), []
+        folder, kept = folders.new(given["out"], f"study-{device}"), []
         described |= {
             "run": folder.resolve().name,
             "started": environment.now(),
             "command": environment.command(typed, "bench.study"),
-            # Not the folder of the images, which is somebody's own: it has to be named again to continue.
-            "arguments": {key: asked[key] for key in _ARGUMENTS} | {"data": plan.data.name, "device": plan.device},
-            "layers": backend_for(torch.empty(0, device=plan.device)),
-            "study": {"experiments": [e.name for e in plan.chosen], "data": plan.data.name, "scale": plan.scale.name}
-            | {"network": plan.scale.network, "seeds": plan.seeds},
-            "processes": plan.processes,
+            # Not the folder of the images, which may be private: to continue, it has to be named again.
+            "arguments": {key: asked[key] for key in _ARGUMENTS} | {"data": images.name, "device": device},
+            "layers": backend_for(torch.empty(0, device=device)),
+            "study": {"experiments": list(names), "data": images.name, "scale": scale.name}
+            | {"network": scale.network, "seeds": plan.seeds},
+            "processes": processes,
             "wall_seconds": 0.0,
             "notes": [],
         }
-    console.print(
-        f"{len(plan.chosen)} experiments, {len(plan.runs)} runs on {described['device_name']}; layers run by "
-        f"{described['layers']}"
-    )
-    with terminal.Display(console, len(plan.runs), len(kept)) as display:
-        runs, stopped_by = run(plan, folder, described, kept, display.finished)
-    console.print(terminal.verdict_table(verdicts(runs)))
+    on = f"{described['device_name']}; layers run by {described['layers']}"
+    console.print(f"{len(chosen)} experiments, {len(plan.runs)} runs on {on}")
+    with _StudyProgress(console, len(plan.runs), len(kept)) as progress:
+        runs, stopped_by = runner.run(plan, folder, described, kept, progress.finished)
+    verdicts = Study(folder, described, tuple(runs)).verdicts.values()
+    console.print(_verdict_table(verdict for of_one in verdicts for verdict in of_one))
     if runs:
         console.print(f"report: {page.render(folder)}", soft_wrap=True)
     if stopped_by == "interrupt":
@@ -101,32 +129,16 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
     return 1 if any(ended.state == "failed" for ended in runs) else 0
 
 
-def _plan(asked: Mapping[str, Any], processes: int) -> Plan:
-    names = tuple(BY_NAME) if asked["only"] is None else cli.some_of("--only", asked["only"], BY_NAME)
-    seeds = "3" if asked["seeds"] is None else asked["seeds"]
-    if not re.fullmatch("[1-9][0-9]{0,3}", seeds):
-        raise BadArgument("--seeds", f"{seeds!r} is not a whole number from 1 to 9999")
-    scale = SCALES[cli.one_of("--scale", asked["scale"] or "pilot", SCALES)]
-    images = data.load("digits" if asked["data"] is None else asked["data"])
-    if scale.network in VGG and images.image != VGG_IMAGE:
-        raise BadArgument("--scale", f"{scale.name} needs --data with the folder of CIFAR-10's binary files")
-    device = _device(asked["device"])
-    # One process has a GPU to itself, as one study should.
-    return Plan(
-        tuple(BY_NAME[name] for name in names), int(seeds), images, scale, device, 0 if device == "cuda" else processes
-    )
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _device(asked: str | None) -> str:
-    """`cuda` or `cpu`. On a CPU PyTorch's operators run the layers, or with TRITON_INTERPRET=1 the kernels."""
-    gpu = torch.cuda.is_available() and not environment.interpreting()
-    if asked is not None and cli.one_of("--device", asked, ("cuda", "cpu")) == "cuda" and not gpu:
-        raise BadArgument("--device", "there is no GPU that PyTorch can use here (or TRITON_INTERPRET is set); cpu is")
-    return asked or ("cuda" if gpu else "cpu")
+def _stored(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the environment.json of the study to continue; BadArgument where it cannot be continued."""
+    from bench import folders
 
-
-def _continued(given: Mapping[str, Any]) -> dict[str, Any]:
-    # The folder of images may be said anew, and has to be: it is not kept.
+    # The folder of images is not stored, so it may be given anew.
     beside = [f"--{key}" for key in (*_ARGUMENTS, "out") if given[key] and key != "data"]
     if beside:
         raise BadArgument(", ".join(beside), "not together with --resume, which takes them from the study")
@@ -139,13 +151,8 @@ def _continued(given: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _continuation(changed: Sequence[str]) -> str:
-    forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
-    return f"continued {environment.now()}{forced}"
-
-
-def _kept(folder: Path) -> list[records.Run]:
-    """What an earlier sitting left; what failed is to be run again."""
+def _kept(folder: Path) -> list[StudyRun]:
+    """Returns the runs of an earlier start; failed ones are to be run again."""
     try:
         return list({kept.key: kept for kept in records.read(folder) if kept.state != "failed"}.values())
     except FileNotFoundError:
@@ -154,10 +161,55 @@ def _kept(folder: Path) -> list[records.Run]:
         raise BadArgument("--resume", f"{folder} has records that cannot be read: {error}") from error
 
 
+class _StudyProgress:
+    """A bar on a terminal, a line every few seconds anywhere else; a failed run is printed at once."""
+
+    def __init__(self, console: Console, planned: int, done: int) -> None:
+        self._console, self._planned, self._done, self._told = console, planned, done, 0.0
+        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=planned, completed=done)
+
+    def __enter__(self) -> _StudyProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def finished(self, run: StudyRun) -> None:
+        """Counts a run that has ended and whose record is written."""
+        self._done += 1
+        what = f"{run.experiment}, {run.condition}, seed {run.seed}"
+        self._bar.update(self._task, advance=1, description=what)
+        if run.state == "failed":
+            self._console.print(f"failed: {what}: {run.reason}", markup=False, soft_wrap=True)
+        if not self._console.is_terminal and (time.monotonic() - self._told >= _PERIOD or self._done == self._planned):
+            self._told = time.monotonic()
+            self._console.print(f"{self._done}/{self._planned} runs: {what}", markup=False, soft_wrap=True)
+
+
+def _listing(experiments: Sequence[Experiment]) -> Table:
+    table = Table("experiment", "claim", "source", "conditions", box=None, pad_edge=False)
+    for e in experiments:
+        table.add_row(e.name, e.claim, f"{e.source.authors} ({e.source.year})", ", ".join(e.conditions))
+    return table
+
+
+def _verdict_table(verdicts: Iterable[GateVerdict]) -> Table:
+    table = Table("experiment", "holds if", "figures, median over seeds (lowest to highest)", "seeds", "verdict")
+    table.box, table.pad_edge = None, False
+    for of in verdicts:
+        figures = "; ".join(f"{condition}: {figure}" for condition, _, figure in of.compared)
+        seeds = f"{list(of.outcomes.values()).count(True)} of {len(of.outcomes)}"
+        table.add_row(of.experiment.name, of.gate.text, figures, seeds, of.word, style=_STYLES[of.word])
+    return table
+
+
 def _parser() -> OneLineParser:
     about, _, status = (__doc__ or "").partition("\n\n")
     parser = OneLineParser(
-        prog=PROGRAM,
+        prog="python -m bench.study",
         description=about,
         epilog=_NOTES + status,
         allow_abbrev=False,

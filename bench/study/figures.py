@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,21 +17,22 @@ from bench.page.axes import WIDTH, log_limits, slug
 from bench.page.figure import Panel
 from bench.page.formatting import number, plural, short
 from bench.page.palette import Key
+from bench.results.thresholds import POINTS_DRAWN
 from bench.study.experiment import Experiment, Figure
-from bench.study.points import last_finite, over_seeds, points
-from bench.study.records import Run
+from bench.study.records import StudyRun
 
 HEIGHT = 2.9  # inches
 MARKS = 7  # markers of a curve, by which conditions are told apart without their colours
 TICKS = 9  # settings of a sweep that each have a tick of their own
-# How far above all others a run is followed that blows up: it may reach 1e30 before it ends, and they would lie on the
-# axis.
+# A run that blows up is drawn up to this many times all others: it may reach 1e30 before it ends, and would press the
+# others onto the axis.
 FOLLOWED = 3.0
+NUMBERS = ["x", "y", "low", "high"]
 
 Legend = dict[str, Key]
 
 
-def panels(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> list[Panel]:
+def panels(experiment: Experiment, runs: Sequence[StudyRun], legend: Legend) -> list[Panel]:
     """An experiment's figures, each over all of its runs; those that have something to draw."""
     first, *others = (experiment.figure, *experiment.also)
     names = [slug("study", experiment.name), *(slug("study", experiment.name, how.series) for how in others)]
@@ -39,7 +40,7 @@ def panels(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> list[
     return [Panel(how.y, image) for how, image in zip((first, *others), images, strict=True) if image]
 
 
-def _image(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
+def _image(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> Markup | None:
     if how.kind == "bars":
         return _bars(how, runs, legend, name)
     frame = points(runs, how.series)
@@ -104,7 +105,7 @@ def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
     return said
 
 
-def _bars(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
+def _bars(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> Markup | None:
     """A bar to the median of the seeds, a line over their range; what did not stay finite is written."""
     values = {condition: _values(runs, condition, how.series) for condition in legend}
     shown = [condition for condition in legend if len(values[condition])]
@@ -139,7 +140,7 @@ def _bars(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup
         return svg.inline(drawing, name, f"{how.y}: {'; '.join(said)}")
 
 
-def _values(runs: Sequence[Run], condition: str, name: str) -> np.ndarray:
+def _values(runs: Sequence[StudyRun], condition: str, name: str) -> np.ndarray:
     return np.array([run.values[name] for run in runs if run.condition == condition and name in run.values], float)
 
 
@@ -150,8 +151,10 @@ def _by_condition(frame: pd.DataFrame, legend: Legend) -> list[tuple[Key, pd.Dat
 
 
 def _crosses(axes: Axes, frame: pd.DataFrame, legend: Legend) -> None:
-    """Where runs that diverged were last seen; of one that had left the figure, at its edge."""
-    for name, ends in last_finite(frame).groupby("condition"):
+    """A cross at the last finite point of each run that diverged; at the figure's edge where it had left the figure."""
+    seen = frame[frame["diverged"] & frame["y"].notna()]
+    last = seen.sort_values("x").groupby(["condition", "seed"], as_index=False).last()
+    for name, ends in last.groupby("condition"):
         axes.plot(
             ends["x"], ends["high"].clip(upper=_top(frame)), "x", color=legend[str(name)].colour, markersize=7,
             markeredgewidth=2, clip_on=False, zorder=5, gid=slug("diverged", str(name)),
@@ -199,3 +202,36 @@ def _log_ticks(axis: Axis, span: float) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0), numticks=6))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def points(runs: Iterable[StudyRun], series: str) -> pd.DataFrame:
+    """`condition`, `seed`, `x`, `y`, `low` and `high` of a series; of a band `y` is the middle.
+
+    What is not finite is NaN, and `diverged` says of each row whether its run has such a point or stops before others.
+    """
+    frames = [_of(run, series) for run in runs if series in run.series]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["condition", "seed", *NUMBERS])
+    frame = frame.astype(dict.fromkeys(NUMBERS, float))
+    by_run = frame.groupby(["condition", "seed"])
+    stopped = by_run["x"].transform("max") < frame["x"].max()
+    return frame.assign(
+        diverged=stopped | frame["y"].isna().groupby([frame["condition"], frame["seed"]]).transform("any")
+    )
+
+
+def _of(run: StudyRun, series: str) -> pd.DataFrame:
+    recorded = {axis: np.asarray(values, float) for axis, values in run.series[series].items()}
+    low, high = (recorded.get(end, recorded.get("y")) for end in ("low", "high"))
+    frame = pd.DataFrame({"x": recorded["x"], "low": low, "high": high}).replace([np.inf, -np.inf], np.nan)
+    return frame.assign(condition=run.condition, seed=run.seed, y=(frame["low"] + frame["high"]) / 2)
+
+
+def over_seeds(frame: pd.DataFrame, band: bool = False) -> pd.DataFrame:
+    """Of one condition at each x: the median of the seeds that are finite there, and their range.
+
+    Of a band the ends are medians themselves. Of more points than can be told apart, neighbours make one.
+    """
+    ends = ("median", "median") if band else ("min", "max")
+    drawn = frame.groupby("x", as_index=False).agg({"y": "median", "low": ends[0], "high": ends[1]})
+    place = np.arange(len(drawn)) * POINTS_DRAWN // max(len(drawn), POINTS_DRAWN)
+    return drawn.groupby(place).agg({"x": "median", "y": "median", "low": "min", "high": "max"}).dropna()

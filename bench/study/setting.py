@@ -1,22 +1,34 @@
-"""What every run of a study has in common: the images, the device, and how large everything is."""
+"""What a run of an experiment is given and gives back. Imports torch only when something is trained.
+
+A loss is the mean cross-entropy in nats of training batches; an auc is a loss's mean over all steps of a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-from bench.study import networks
-from bench.study.data import CLASSES, Data
-from bench.study.layers import norm
-from bench.study.training import Batches
+    from bench.study.data import ImageData
+
+T = TypeVar("T")
+# Points of one series: "x" with "y", or with "low" and "high" where it is a band.
+Points = Mapping[str, Sequence[float]]
+
+# A loss "at the end" is the mean of this share of the steps: one batch says little.
+_END = 0.1
+# Points of a stored curve; more would not be seen on a page.
+_POINTS = 150
 
 
 @dataclass(frozen=True)
-class Scale:
+class StudyScale:
     """Which network the experiments on images train by default, and how."""
 
     name: str
@@ -30,33 +42,110 @@ class Scale:
 SCALES = {
     scale.name: scale
     for scale in (
-        # By 600 steps the plain network has learnt digits too.
-        Scale("pilot", "an MLP of 10 layers of 64, 600 steps; minutes on two CPU cores", "mlp", steps=600),
+        # In 600 steps the plain network learns digits too.
+        StudyScale("pilot", "an MLP of 10 layers of 64, 600 steps; minutes on two CPU cores", "mlp", steps=600),
         # Santurkar et al. (2018): 15000 steps, VGG.
-        Scale("full", "VGG-11 on CIFAR-10, 15000 steps; hours on a GPU", "vgg11", steps=15000),
-        Scale("full-vgg16", "the same with VGG-16", "vgg16", steps=15000),
+        StudyScale("full", "VGG-11 on CIFAR-10, 15000 steps; hours on a GPU", "vgg11", steps=15000),
+        StudyScale("full-vgg16", "the same with VGG-16", "vgg16", steps=15000),
     )
 }
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Handed to every experiment."""
+class StudySetting:
+    """What every run is given: the images, the device, and the scale."""
 
-    data: Data
+    data: ImageData
     device: torch.device
-    scale: Scale
+    scale: StudyScale
 
     def network(self, layer: str, *, depth: int = 10, **changes: Any) -> nn.Module:
-        """The scale's network with this norm (layers.py). `depth` is an MLP's; `changes` are `behind` and `dropout`."""
+        """Returns the scale's network with this norm. `depth` is an MLP's; `changes` are `behind` and `dropout`."""
+        from bench.study import networks
+
         if self.scale.network in networks.VGG:
-            return networks.vgg(self.scale.network, CLASSES, norm(layer, dims=2), **changes).to(self.device)
+            norm = networks.norm(layer, dims=2)
+            return networks.vgg(self.scale.network, self.data.classes, norm, **changes).to(self.device)
         return self.mlp(layer, depth=depth, **changes)
 
     def mlp(self, layer: str, options: Mapping[str, Any] | None = None, **changes: Any) -> nn.Module:
-        """An MLP whatever the scale; `options` are the norm's, `changes` those of networks.mlp."""
-        return networks.mlp(self.data.image, CLASSES, norm(layer, **(options or {})), **changes).to(self.device)
+        """Returns an MLP whatever the scale; `options` are the norm's, `changes` those of networks.mlp."""
+        from bench.study import networks
 
-    def batches(self, seed: int, *, size: int | None = None, steps: int | None = None) -> Batches:
-        """The scale's batches, or others in size and number."""
-        return Batches(self.data, size or self.scale.batch, steps or self.scale.steps, seed)
+        norm = networks.norm(layer, **(options or {}))
+        return networks.mlp(self.data.image, self.data.classes, norm, **changes).to(self.device)
+
+    def train(
+        self,
+        network: nn.Module,
+        seed: int,
+        observe: Callable[[int, Tensor, Tensor], None] | None = None,
+        *,
+        lr: float | None = None,
+        size: int | None = None,
+        steps: int | None = None,
+    ) -> list[float]:
+        """Returns the loss of every step (training.train); rate, batch size and steps are the scale's unless given."""
+        from bench.study import training
+
+        batches = training.Batches(self.data, size or self.scale.batch, steps or self.scale.steps, seed)
+        return training.train(network, batches, lr or self.scale.lr, observe)
+
+    def watch(
+        self, network: nn.Module, seed: int, look: Callable[[Tensor, Tensor], T], looks: int, lr: float | None = None
+    ) -> tuple[list[float], dict[int, T]]:
+        """Trains and calls `look` with the batch at about `looks` steps, after backward and before the update.
+
+        Returns the losses, and by step what `look` returned.
+        """
+        every, seen = max(1, self.scale.steps // looks), dict[int, T]()
+
+        def observe(step: int, x: Tensor, y: Tensor) -> None:
+            if step % every == 0:
+                seen[step] = look(x, y)
+
+        return self.train(network, seed, observe, lr=lr), seen
+
+    def accuracy(self, network: nn.Module) -> float:
+        """Returns the share of the test images that are classified right."""
+        from bench.study import training
+
+        return training.accuracy(network, self.data)
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What a run found; `diverged` says which loss was no longer finite, if one was."""
+
+    values: Mapping[str, float]
+    series: Mapping[str, Points] = field(default_factory=dict)
+    diverged: str = ""
+
+
+def at(name: str, setting: float) -> str:
+    """Returns the name of a value taken at one setting of a sweep: `loss at 0.1`."""
+    return f"{name} at {setting:g}"
+
+
+def end(losses: Sequence[float]) -> float:
+    """Returns the loss at the end of a run; inf where it diverged."""
+    return fmean(losses[-max(1, round(_END * len(losses))) :])
+
+
+def summary(losses: Sequence[float]) -> dict[str, float]:
+    """Returns the values that most experiments report of a run's losses."""
+    return {"auc": fmean(losses), "loss": end(losses)}
+
+
+def diverged(losses: Sequence[float]) -> str:
+    """Says at which step a loss stopped being finite; "" if at none."""
+    step = next((step for step, loss in enumerate(losses) if not isfinite(loss)), None)
+    return "" if step is None else f"the loss is not finite from step {step} on"
+
+
+def curve(y: Sequence[float], x: Sequence[float] | None = None) -> Points:
+    """Returns a series for the record, over steps unless x is given; neighbours are averaged to keep it short."""
+    x = range(len(y)) if x is None else x
+    width = -(-len(y) // _POINTS) or 1
+    starts = range(0, len(y), width)
+    return {name: [fmean(values[i : i + width]) for i in starts] for name, values in (("x", x), ("y", y))}
