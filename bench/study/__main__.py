@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -25,8 +24,8 @@ from bench.study import data, records
 from bench.study.experiment import Experiment
 from bench.study.experiments import BY_NAME
 from bench.study.records import StudyRun
-from bench.study.setting import SCALES
 from bench.study.study import GateVerdict, Study
+from bench.study.training import SCALES
 
 # The arguments that decide which runs there are; a study that is continued keeps them.
 _ARGUMENTS = ("only", "data", "scale", "seeds", "device")
@@ -86,7 +85,8 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
     if cli.one_of("--device", device, ("cuda", "cpu")) == "cuda" and not gpu:
         raise BadArgument("--device", "there is no GPU that PyTorch can use here (or TRITON_INTERPRET is set); cpu is")
     # One process has a GPU to itself, as one study should.
-    processes = 0 if given["in_process"] or device == "cuda" else _cores()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = 0 if given["in_process"] or device == "cuda" else cores
     plan = runner.StudyPlan(chosen, int(seeds), images, scale, device, processes)
     described = environment.collect(torch.device(device), {})
     if stored:
@@ -118,8 +118,22 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
         }
     on = f"{described['device_name']}; layers run by {described['layers']}"
     console.print(f"{len(chosen)} experiments, {len(plan.runs)} runs on {on}")
-    with _StudyProgress(console, len(plan.runs), len(kept)) as progress:
-        runs, stopped_by = runner.run(plan, folder, described, kept, progress.finished)
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, told = bar.add_task("", total=len(plan.runs), completed=len(kept)), 0.0
+
+        def finished(run: StudyRun) -> None:
+            nonlocal told
+            what = f"{run.experiment}, {run.condition}, seed {run.seed}"
+            bar.update(task, advance=1, description=what)
+            if run.state == "failed":
+                console.print(f"failed: {what}: {run.reason}", markup=False, soft_wrap=True)
+            done = int(bar.tasks[task].completed)
+            if not console.is_terminal and (time.monotonic() - told >= _PERIOD or done == len(plan.runs)):
+                told = time.monotonic()
+                console.print(f"{done}/{len(plan.runs)} runs: {what}", markup=False, soft_wrap=True)
+
+        runs, stopped_by = runner.run(plan, folder, described, kept, finished)
     verdicts = Study(folder, described, tuple(runs)).verdicts.values()
     console.print(_verdict_table(verdict for of_one in verdicts for verdict in of_one))
     if runs:
@@ -127,11 +141,6 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
     if stopped_by == "interrupt":
         return 130
     return 1 if any(ended.state == "failed" for ended in runs) else 0
-
-
-def _cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stored(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,34 +168,6 @@ def _kept(folder: Path) -> list[StudyRun]:
         return []
     except (ValueError, TypeError, KeyError) as error:
         raise BadArgument("--resume", f"{folder} has records that cannot be read: {error}") from error
-
-
-class _StudyProgress:
-    """A bar on a terminal, a line every few seconds anywhere else; a failed run is printed at once."""
-
-    def __init__(self, console: Console, planned: int, done: int) -> None:
-        self._console, self._planned, self._done, self._told = console, planned, done, 0.0
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=planned, completed=done)
-
-    def __enter__(self) -> _StudyProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._bar.stop()
-
-    def finished(self, run: StudyRun) -> None:
-        """Counts a run that has ended and whose record is written."""
-        self._done += 1
-        what = f"{run.experiment}, {run.condition}, seed {run.seed}"
-        self._bar.update(self._task, advance=1, description=what)
-        if run.state == "failed":
-            self._console.print(f"failed: {what}: {run.reason}", markup=False, soft_wrap=True)
-        if not self._console.is_terminal and (time.monotonic() - self._told >= _PERIOD or self._done == self._planned):
-            self._told = time.monotonic()
-            self._console.print(f"{self._done}/{self._planned} runs: {what}", markup=False, soft_wrap=True)
 
 
 def _listing(experiments: Sequence[Experiment]) -> Table:

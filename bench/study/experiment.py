@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from bench.study.setting import StudyOutcome, StudySetting
+from bench.study.training import StudyOutcome, StudySetting
 
 PLAIN, BN = "plain", "BN"
 
@@ -73,10 +73,10 @@ class Experiment:
     title: str
     claim: str
     source: Source
-    operators: tuple[str, ...]  # as bench/cases/operators has them
-    conditions: tuple[str, ...]
     figure: Figure
     gates: tuple[Gate, ...] = ()  # none: reported, and not judged
+    conditions: tuple[str, ...] = (PLAIN, BN)
+    operators: tuple[str, ...] = ("batch_norm",)  # as bench/cases/operators has them
     sweep: bool = False  # over a quantity, so that one seed is enough
     also: tuple[Figure, ...] = ()  # figures beside the first, of series that every run records too
 

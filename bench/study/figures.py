@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from math import isfinite
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -33,11 +36,13 @@ Legend = dict[str, Key]
 
 
 def panels(experiment: Experiment, runs: Sequence[StudyRun], legend: Legend) -> list[Panel]:
-    """An experiment's figures, each over all of its runs; those that have something to draw."""
-    first, *others = (experiment.figure, *experiment.also)
-    names = [slug("study", experiment.name), *(slug("study", experiment.name, how.series) for how in others)]
-    images = [_image(how, runs, legend, name) for how, name in zip((first, *others), names, strict=True)]
-    return [Panel(how.y, image) for how, image in zip((first, *others), images, strict=True) if image]
+    """Returns an experiment's figures, each over all of its runs; those that have something to draw."""
+    found: list[Panel] = []
+    for how in (experiment.figure, *experiment.also):
+        name = slug("study", experiment.name, *[how.series] * (how in experiment.also))
+        if image := _image(how, runs, legend, name):
+            found.append(Panel(how.y, image))
+    return found
 
 
 def _image(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> Markup | None:
@@ -107,9 +112,12 @@ def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
 
 def _bars(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> Markup | None:
     """A bar to the median of the seeds, a line over their range; what did not stay finite is written."""
-    values = {condition: _values(runs, condition, how.series) for condition in legend}
-    shown = [condition for condition in legend if len(values[condition])]
-    if not any(np.isfinite(values[condition]).any() for condition in shown):
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        if how.series in run.values:
+            values.setdefault(run.condition, []).append(run.values[how.series])
+    shown = [condition for condition in legend if condition in values]
+    if not any(map(isfinite, chain(*values.values()))):
         return None
     height = 0.75 + 0.42 * len(shown)
     with svg.style():
@@ -117,13 +125,12 @@ def _bars(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> M
         axes = drawing.subplots()
         said = []
         for row, condition in enumerate(shown):
-            finite = values[condition][np.isfinite(values[condition])]
-            middle = float(np.median(finite)) if len(finite) else 0.0
-            lost = len(values[condition]) - len(finite)
-            words = " ".join([number(middle)] * bool(len(finite)) + [f"({lost} diverged)"] * bool(lost))
+            finite = [value for value in values[condition] if isfinite(value)]
+            middle, lost = median(finite or [0.0]), len(values[condition]) - len(finite)
+            words = " ".join([number(middle)] * bool(finite) + [f"({lost} diverged)"] * bool(lost))
             axes.barh(row, middle, height=0.6, color=legend[condition].colour, gid=slug("bar", condition))
-            if len(finite):
-                axes.hlines(row, finite.min(), finite.max(), color=svg.INK, linewidth=1.4)
+            if finite:
+                axes.hlines(row, min(finite), max(finite), color=svg.INK, linewidth=1.4)
             axes.annotate(
                 words, (max([middle, *finite]), row), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
                 color=svg.INK,
@@ -138,10 +145,6 @@ def _bars(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> M
         axes.set_xlabel(how.y)
         drawing.subplots_adjust(left=0.27, right=0.98, bottom=0.5 / height, top=1 - 0.06 / height)
         return svg.inline(drawing, name, f"{how.y}: {'; '.join(said)}")
-
-
-def _values(runs: Sequence[StudyRun], condition: str, name: str) -> np.ndarray:
-    return np.array([run.values[name] for run in runs if run.condition == condition and name in run.values], float)
 
 
 def _by_condition(frame: pd.DataFrame, legend: Legend) -> list[tuple[Key, pd.DataFrame]]:
@@ -205,33 +208,28 @@ def _log_ticks(axis: Axis, span: float) -> None:
 
 
 def points(runs: Iterable[StudyRun], series: str) -> pd.DataFrame:
-    """`condition`, `seed`, `x`, `y`, `low` and `high` of a series; of a band `y` is the middle.
+    """Returns `condition`, `seed`, `x`, `y`, `low` and `high` of a series; of a band `y` is the middle.
 
-    What is not finite is NaN, and `diverged` says of each row whether its run has such a point or stops before others.
+    What is not finite is NaN. `diverged` is True in all rows of a run that has such a point or stops before others.
     """
-    frames = [_of(run, series) for run in runs if series in run.series]
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["condition", "seed", *NUMBERS])
-    frame = frame.astype(dict.fromkeys(NUMBERS, float))
-    by_run = frame.groupby(["condition", "seed"])
+    frames = [pd.DataFrame(columns=["condition", "seed", *NUMBERS])]
+    for run in runs:
+        if recorded := run.series.get(series):
+            low, high = (np.asarray(recorded.get(end, recorded.get("y")), float) for end in ("low", "high"))
+            frame = pd.DataFrame({"x": recorded["x"], "low": low, "high": high}).replace([np.inf, -np.inf], np.nan)
+            frames.append(frame.assign(condition=run.condition, seed=run.seed, y=(frame["low"] + frame["high"]) / 2))
+    frame = pd.concat(frames[1:] or frames, ignore_index=True).astype(dict.fromkeys(NUMBERS, float))
+    by_run = frame.assign(lost=frame["y"].isna()).groupby(["condition", "seed"])
     stopped = by_run["x"].transform("max") < frame["x"].max()
-    return frame.assign(
-        diverged=stopped | frame["y"].isna().groupby([frame["condition"], frame["seed"]]).transform("any")
-    )
-
-
-def _of(run: StudyRun, series: str) -> pd.DataFrame:
-    recorded = {axis: np.asarray(values, float) for axis, values in run.series[series].items()}
-    low, high = (recorded.get(end, recorded.get("y")) for end in ("low", "high"))
-    frame = pd.DataFrame({"x": recorded["x"], "low": low, "high": high}).replace([np.inf, -np.inf], np.nan)
-    return frame.assign(condition=run.condition, seed=run.seed, y=(frame["low"] + frame["high"]) / 2)
+    return frame.assign(diverged=stopped | by_run["lost"].transform("any"))
 
 
 def over_seeds(frame: pd.DataFrame, band: bool = False) -> pd.DataFrame:
-    """Of one condition at each x: the median of the seeds that are finite there, and their range.
+    """Returns one condition's median at each x over the seeds that are finite there, and their range.
 
     Of a band the ends are medians themselves. Of more points than can be told apart, neighbours make one.
     """
-    ends = ("median", "median") if band else ("min", "max")
-    drawn = frame.groupby("x", as_index=False).agg({"y": "median", "low": ends[0], "high": ends[1]})
+    low, high = ("median", "median") if band else ("min", "max")
+    drawn = frame.groupby("x", as_index=False).agg({"y": "median", "low": low, "high": high})
     place = np.arange(len(drawn)) * POINTS_DRAWN // max(len(drawn), POINTS_DRAWN)
     return drawn.groupby(place).agg({"x": "median", "y": "median", "low": "min", "high": "max"}).dropna()

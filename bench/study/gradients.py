@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from bench.study.setting import StudySetting, diverged
+from bench.study.training import StudySetting, diverged
 
 # Santurkar et al. (2018), section 3.1: steps of 1/2 to 4 times the learning rate.
 MULTIPLES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)

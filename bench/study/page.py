@@ -29,16 +29,9 @@ SECTIONS = {
 NAMES = 6
 # The two conditions of most experiments keep their colour and shape in all of them.
 PLACES = {BN: 0, PLAIN: 1}
-# Columns of the table of all values: title, whether it holds numbers, and whether it is hidden at first.
-COLUMNS = (
-    ("experiment", False, False),
-    ("condition", False, False),
-    ("seed", True, False),
-    ("status", False, False),
-    ("value", False, False),
-    ("figure", True, False),
-    ("seconds of the run", True, True),
-)
+# Columns of the table of all values, and those with numbers; the last is hidden at first.
+COLUMNS = ("experiment", "condition", "seed", "status", "value", "figure", "seconds of the run")
+NUMERIC = ("seed", "figure", "seconds of the run")
 NO_NUMBER = 1e300  # stands for infinity, which JSON lacks: more than any figure
 # What ran the layers, as normlib.backend_for calls it.
 BACKENDS = {"triton": "Triton kernels", "interpreter": "Triton's interpreter", "torch": "PyTorch's operators"}
@@ -97,17 +90,14 @@ def _context(study: Study) -> dict[str, Any]:
 
 
 def _experiment(study: Study, experiment: Experiment) -> dict[str, Any]:
-    runs = study.of(experiment)
-    ran = {run.condition for run in runs}
+    runs, verdicts, word = study.of(experiment), study.verdicts[experiment.name], study.word(experiment)
     keys = palette.keys(list(dict.fromkeys((*PLACES, *experiment.conditions))), PLACES)
-    legend = {name: keys[name] for name in experiment.conditions if name in ran}
+    legend = {run.condition: keys[run.condition] for run in runs}
+    of_seed = {(run.condition, run.seed, name): figure for run in runs for name, figure in run.values.items()}
     found: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        for name, figure in run.values.items():
-            found.setdefault((run.condition, name), []).append(figure)
+    for (condition, _, name), figure in of_seed.items():
+        found.setdefault((condition, name), []).append(figure)
     names = list(dict.fromkeys(name for _, name in found))
-    verdicts = study.verdicts[experiment.name]
-    word = study.word(experiment)
     return {
         "is": experiment,
         "word": word or "reported",
@@ -117,7 +107,7 @@ def _experiment(study: Study, experiment: Experiment) -> dict[str, Any]:
         "legend": legend.values(),
         "panels": panels(experiment, runs, legend),
         "endings": _endings(runs),
-        "of_seed": {(run.condition, run.seed, name): figure for run in runs for name, figure in run.values.items()},
+        "of_seed": of_seed,
         "names": names if len(names) <= NAMES else [],
         "spreads": {key: spread(figures) for key, figures in found.items()},
     }
@@ -156,25 +146,16 @@ def _endings(runs: Sequence[StudyRun]) -> list[str]:
 
 def _setting(study: Study) -> list[tuple[str, str]]:
     """The study's settings in a few words each; what was not recorded is left out."""
-    env = study.environment
-    chosen = env.get("study") or {}
-    ran, seconds = str(env.get("layers") or ""), env.get("wall_seconds")
+    env, chosen = study.environment, study.environment.get("study") or {}
+    ran, s = str(env.get("layers") or ""), env.get("wall_seconds") or 0.0
     rows = [
-        ("Data", chosen.get("data")),
-        ("Network", chosen.get("network")),
-        ("Scale", chosen.get("scale")),
-        ("Seeds", len(study.seeds) or None),
+        *((name.capitalize(), chosen.get(name)) for name in ("data", "network", "scale")),
+        ("Seeds", len({run.seed for run in study.runs})),
         ("Layers by", BACKENDS.get(ran, ran)),
-        ("Time", _time(seconds) if seconds else None),
-        ("Processes", env.get("processes") or None),
+        ("Time", s and (f"{s:.0f} s" if s < 120 else f"{s / 60:.0f} min" if s < 7200 else f"{s / 3600:.1f} h")),
+        ("Processes", env.get("processes")),
     ]
     return [(name, str(found)) for name, found in rows if found]
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _banners(study: Study) -> list[str]:
@@ -209,7 +190,7 @@ def _table(study: Study) -> dict[str, Any]:
         for run in study.of(experiment)
         for name in run.values or [""]
     ]
-    columns = [{"title": title, "numeric": numeric, "hidden": hidden} for title, numeric, hidden in COLUMNS]
+    columns = [{"title": t, "numeric": t in NUMERIC, "hidden": t == COLUMNS[-1]} for t in COLUMNS]
     return {"noun": "value", "columns": columns, "rows": rows}
 
 

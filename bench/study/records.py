@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.study.setting import Points
+from bench.study.training import Points
 
 FILE = "study.jsonl"
 State = Literal["ok", "diverged", "failed"]

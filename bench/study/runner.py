@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from bench.study.data import ImageData
 from bench.study.experiment import Experiment
 from bench.study.experiments import BY_NAME
 from bench.study.records import StudyRun
-from bench.study.setting import StudyScale, StudySetting
+from bench.study.training import StudyScale, StudySetting
 
 # (experiment, condition, seed), which is also a record's key.
 RunKey = tuple[str, str, int]
@@ -91,10 +91,8 @@ def _ended(plan: StudyPlan, waiting: Sequence[RunKey]) -> Iterator[StudyRun]:
     # Not forked: a process that has used threads or a GPU cannot be.
     pool = ProcessPoolExecutor(plan.processes, multiprocessing.get_context("spawn"), _begin, (setting,))
     try:
-        going: set[Future[StudyRun]] = {pool.submit(_run_in_process, key) for key in waiting}
-        while going:
-            over, going = wait(going, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in over)
+        for future in as_completed([pool.submit(_run_in_process, key) for key in waiting]):
+            yield future.result()
     except BaseException:  # Ctrl-C in particular, which does not wait for runs that nobody will write down
         for process in multiprocessing.active_children():
             process.terminate()

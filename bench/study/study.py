@@ -77,11 +77,6 @@ class Study:
         runs = [run for run in self.runs if run.experiment == experiment.name and run.condition in order]
         return sorted(runs, key=lambda run: (order.index(run.condition), run.seed))
 
-    @property
-    def seeds(self) -> list[int]:
-        """Every seed that has a run."""
-        return sorted({run.seed for run in self.runs})
-
 
 def holds_study(folder: Path) -> bool:
     """Returns True where a folder holds a study, False where it holds a run of bench.run."""

@@ -1,7 +1,7 @@
 """Batch norm before the activation, and behind it."""
 
 from bench.study.experiment import IOFFE_SZEGEDY, PLAIN, Experiment, Figure
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged, summary
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged, summary
 
 EXPERIMENT = Experiment(
     __name__,
@@ -9,7 +9,6 @@ EXPERIMENT = Experiment(
     title="Before or behind the activation",
     claim="Batch norm belongs before the nonlinearity, whose inputs have the more stable distribution.",
     source=IOFFE_SZEGEDY("section 3.2"),
-    operators=("batch_norm",),
     conditions=(PLAIN, "BN before", "BN behind"),
     figure=Figure("curves", "step", "training loss", "loss"),
 )

@@ -1,7 +1,7 @@
 """Dropout beside batch norm."""
 
 from bench.study.experiment import BN, IOFFE_SZEGEDY, PLAIN, Experiment, Figure
-from bench.study.setting import StudyOutcome, StudySetting, diverged, end
+from bench.study.training import StudyOutcome, StudySetting, diverged, end
 
 EXPERIMENT = Experiment(
     __name__,
@@ -9,7 +9,6 @@ EXPERIMENT = Experiment(
     title="Dropout beside batch norm",
     claim="Batch norm regularizes, and with it dropout can be left out.",
     source=IOFFE_SZEGEDY("section 3.4"),
-    operators=("batch_norm",),
     conditions=(PLAIN, "plain + dropout", BN, "BN + dropout"),
     figure=Figure("bars", "", "test accuracy", "test accuracy"),
 )

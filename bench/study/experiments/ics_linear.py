@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from bench.study.experiment import BN, COSINE, PLAIN, SANTURKAR, SHIFT, Experiment, Gate
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged
 
 EXPERIMENT = Experiment(
     __name__,
@@ -11,7 +11,6 @@ EXPERIMENT = Experiment(
     title="Internal covariate shift of a deep linear network",
     claim="Batch norm does not reduce internal covariate shift: the layers before turn a layer's gradient further.",
     source=SANTURKAR("section 2.2, figure 3"),
-    operators=("batch_norm",),
     conditions=(PLAIN, BN, "plain, lr 1e-6", "BN, lr 1e-6"),
     gates=(
         Gate("lr 1e-7: cosine(plain) > .8", lambda cosine: cosine > 0.8, (PLAIN, "cosine")),

@@ -2,8 +2,8 @@
 
 from statistics import fmean
 
-from bench.study.experiment import BN, COSINE, PLAIN, SANTURKAR, SHIFT, Experiment
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged
+from bench.study.experiment import COSINE, SANTURKAR, SHIFT, Experiment
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged
 
 EXPERIMENT = Experiment(
     __name__,
@@ -11,8 +11,6 @@ EXPERIMENT = Experiment(
     title="Internal covariate shift of an MLP",
     claim="Batch norm does not reduce internal covariate shift in a nonlinear network either.",
     source=SANTURKAR("section 2.2, figure 3"),
-    operators=("batch_norm",),
-    conditions=(PLAIN, BN),
     figure=SHIFT,
     also=(COSINE,),
 )

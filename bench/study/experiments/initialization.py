@@ -1,7 +1,7 @@
 """Training from initial weights of several scales."""
 
 from bench.study.experiment import BN, IOFFE_SZEGEDY, PLAIN, Experiment, Figure, Gate
-from bench.study.setting import StudyOutcome, StudySetting, at, end
+from bench.study.training import StudyOutcome, StudySetting, at, end
 
 EXPERIMENT = Experiment(
     __name__,
@@ -9,8 +9,6 @@ EXPERIMENT = Experiment(
     title="Scale of the initial weights",
     claim="With batch norm training depends little on the scale of the initial weights.",
     source=IOFFE_SZEGEDY("section 3.3"),
-    operators=("batch_norm",),
-    conditions=(PLAIN, BN),
     gates=(
         Gate("loss(BN) < .5 for initial weights x .01 to x 10", lambda loss: loss < 0.5, (BN, "largest loss")),
         Gate(

@@ -4,7 +4,7 @@ from math import inf, isfinite
 from statistics import fmean
 
 from bench.study.experiment import BN, PLAIN, SANTURKAR, Experiment, Figure, Gate, of
-from bench.study.setting import StudyOutcome, StudySetting
+from bench.study.training import StudyOutcome, StudySetting
 
 EXPERIMENT = Experiment(
     __name__,
@@ -12,8 +12,6 @@ EXPERIMENT = Experiment(
     title="Loss along the gradient",
     claim="With batch norm the loss changes less along the direction of the gradient.",
     source=SANTURKAR("section 3.2, figure 4a"),
-    operators=("batch_norm",),
-    conditions=(PLAIN, BN),
     gates=(
         Gate("mean range(BN) < 1/3 mean range(plain)", lambda bn, plain: bn < plain / 3, *of("mean range", BN, PLAIN)),
     ),

@@ -3,7 +3,7 @@
 from math import log10
 
 from bench.study.experiment import BN, IOFFE_SZEGEDY, PLAIN, Experiment, Figure, Gate
-from bench.study.setting import StudyOutcome, StudySetting, at, end
+from bench.study.training import StudyOutcome, StudySetting, at, end
 
 EXPERIMENT = Experiment(
     __name__,
@@ -11,8 +11,6 @@ EXPERIMENT = Experiment(
     title="Learning rates",
     claim="Batch norm lets a network train at much higher learning rates.",
     source=IOFFE_SZEGEDY("section 3.3"),
-    operators=("batch_norm",),
-    conditions=(PLAIN, BN),
     gates=(
         Gate("decades with loss < .1: BN >= 1.5", lambda decades: decades >= 1.5, (BN, "decades")),
         Gate("decades with loss < .1: plain <= .5", lambda decades: decades <= 0.5, (PLAIN, "decades")),

@@ -3,7 +3,7 @@
 from math import inf
 
 from bench.study.experiment import BN, PLAIN, SANTURKAR, Experiment, Figure, Gate, of
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged, summary
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged, summary
 
 EXPERIMENT = Experiment(
     __name__,

@@ -3,7 +3,7 @@
 from math import inf
 
 from bench.study.experiment import BN, IOFFE, Experiment, Figure, Gate, of
-from bench.study.setting import Points, StudyOutcome, StudySetting, at, curve, diverged, end
+from bench.study.training import Points, StudyOutcome, StudySetting, at, curve, diverged, end
 
 EXPERIMENT = Experiment(
     __name__,
@@ -11,7 +11,6 @@ EXPERIMENT = Experiment(
     title="Normalizing by moving averages while training",
     claim="Training blows up when the statistics are moving averages that no gradient passes through.",
     source=IOFFE("section 2"),
-    operators=("batch_norm",),
     conditions=(BN, "moving averages"),
     gates=(
         Gate(

@@ -1,7 +1,7 @@
 """Batch norm with noise behind it, which moves the distributions at every step."""
 
 from bench.study.experiment import BN, PLAIN, SANTURKAR, Experiment, Figure, Gate
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged, summary
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged, summary
 
 EXPERIMENT = Experiment(
     __name__,

@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from bench.study.experiment import BN, PLAIN, SANTURKAR, Experiment, Figure, Gate, of
-from bench.study.setting import StudyOutcome, StudySetting
+from bench.study.training import StudyOutcome, StudySetting
 
 EXPERIMENT = Experiment(
     __name__,
@@ -11,8 +11,6 @@ EXPERIMENT = Experiment(
     title="Gradient predictiveness",
     claim="With batch norm the gradient changes less along its own direction, so that it predicts more.",
     source=SANTURKAR("section 3.2, figure 4b"),
-    operators=("batch_norm",),
-    conditions=(PLAIN, BN),
     gates=(
         Gate(
             "change of gradient(BN) < 1/2 change of gradient(plain)",

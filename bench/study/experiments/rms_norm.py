@@ -5,7 +5,7 @@ from itertools import pairwise
 from statistics import median
 
 from bench.study.experiment import Experiment, Figure, Source
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged, summary
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged, summary
 
 EXPERIMENT = Experiment(
     __name__,

@@ -1,7 +1,7 @@
 """The variance of activations in a deep network without a norm."""
 
 from bench.study.experiment import Experiment, Figure, Gate, Source
-from bench.study.setting import StudyOutcome, StudySetting
+from bench.study.training import StudyOutcome, StudySetting
 
 EXPERIMENT = Experiment(
     __name__,

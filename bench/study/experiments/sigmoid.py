@@ -1,7 +1,7 @@
 """Training of a network of sigmoids."""
 
 from bench.study.experiment import BN, IOFFE_SZEGEDY, PLAIN, Experiment, Figure, Gate, of
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged
 
 EXPERIMENT = Experiment(
     __name__,
@@ -9,8 +9,6 @@ EXPERIMENT = Experiment(
     title="A sigmoid network",
     claim="Batch norm keeps saturating nonlinearities out of saturation, and such networks train.",
     source=IOFFE_SZEGEDY("section 4.1, figure 1"),
-    operators=("batch_norm",),
-    conditions=(PLAIN, BN),
     gates=(
         Gate(
             "test accuracy(BN) - test accuracy(plain) > .2",

@@ -1,7 +1,7 @@
 """The accuracy that each norm loses in small batches."""
 
 from bench.study.experiment import BN, IOFFE, Experiment, Figure, Gate, of
-from bench.study.setting import StudyOutcome, StudySetting, at
+from bench.study.training import StudyOutcome, StudySetting, at
 
 EXPERIMENT = Experiment(
     __name__,

@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from bench.study.experiment import BN, PLAIN, SANTURKAR, Experiment, Figure, Gate, of
-from bench.study.setting import StudyOutcome, StudySetting, curve
+from bench.study.training import StudyOutcome, StudySetting, curve
 
 EXPERIMENT = Experiment(
     __name__,
@@ -11,8 +11,6 @@ EXPERIMENT = Experiment(
     title="Effective smoothness",
     claim="With batch norm the gradient is smoother: its change over the distance gone is smaller.",
     source=SANTURKAR("section 3.2, figure 4c"),
-    operators=("batch_norm",),
-    conditions=(PLAIN, BN),
     gates=(
         Gate(
             "effective smoothness(BN) < effective smoothness(plain)",

@@ -1,7 +1,7 @@
 """Accuracy with and without batch norm, at two learning rates. The published figures are those of scale `full`."""
 
 from bench.study.experiment import BN, PLAIN, SANTURKAR, Experiment, Figure
-from bench.study.setting import StudyOutcome, StudySetting, curve, diverged, summary
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged, summary
 
 EXPERIMENT = Experiment(
     __name__,
@@ -9,7 +9,6 @@ EXPERIMENT = Experiment(
     title="With and without batch norm",
     claim="With batch norm a network becomes more accurate, and bears a learning rate five times as large.",
     source=SANTURKAR("section 2, figure 1"),
-    operators=("batch_norm",),
     conditions=(PLAIN, BN, "plain, lr .5", "BN, lr .5"),
     figure=Figure("curves", "step", "test accuracy", "test accuracy"),
 )

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench.study import data, networks, setting, training
+from bench.study import data, networks
 from bench.study.experiments import BY_NAME, ics_linear
 from bench.study.gradients import shift
 from bench.study.runner import run_one
-from bench.study.setting import SCALES, StudySetting
 from bench.study.study import judged
+from bench.study.training import SCALES, StudySetting, diverged, end
 from normlib import backend
 
 CPU = torch.device("cpu")
@@ -108,12 +108,12 @@ def test_the_gates_of_a_claim_do_not_hold_without_the_norm(name, gate, composed,
 
 def test_interpreted_kernels_and_pytorchs_operators_give_the_same_losses(monkeypatch):
     images = data.load("digits")
-    doubled = replace(images, x=images.x.double())
+    doubled = replace(small(3), data=replace(images, x=images.x.double()))
 
     def losses():
         torch.manual_seed(0)
         network = networks.mlp(images.image, images.classes, networks.norm("BN"), depth=2, width=8).double()
-        return training.train(network, training.Batches(doubled, 16, 3, seed=0), 0.1)
+        return doubled.train(network, 0, size=16)
 
     monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", True)
     interpreted = losses()
@@ -122,15 +122,14 @@ def test_interpreted_kernels_and_pytorchs_operators_give_the_same_losses(monkeyp
     torch.testing.assert_close(interpreted, losses(), rtol=1e-12, atol=0)
 
 
-def test_looking_ahead_and_measuring_the_shift_leave_training_as_it_is(composed):
-    setting = small(6)
+def test_measuring_the_shift_leaves_training_as_it_is(composed):
+    six_steps = small(6)
     torch.manual_seed(0)
-    alone = setting.train(setting.network("BN"), 0)
+    alone = six_steps.train(six_steps.network("BN"), 0)
     torch.manual_seed(0)
-    network = setting.network("BN")
-
+    network = six_steps.network("BN")
     look = lambda x, y: shift(network, lambda: nn.functional.cross_entropy(network(x), y), 0.1)
-    assert setting.watch(network, 0, look, looks=6)[0] == alone
+    assert six_steps.watch(network, 0, look, looks=6)[0] == alone
 
 
 def test_the_shift_of_two_matrices_is_what_the_definition_says():
@@ -180,17 +179,16 @@ def test_vgg_has_as_many_layers_with_weights_as_its_name_says(name, matrices):
 
 
 def test_a_loss_that_diverged_is_infinite_from_there_on(composed):
-    eight_steps = small(8)
-    losses = eight_steps.train(eight_steps.network("plain"), 0, lr=1e6)
+    setting = small(8)
+    losses = setting.train(setting.network("plain"), 0, lr=1e6)
     assert len(losses) == 8
     assert isfinite(losses[0])
-    assert losses[-1] == inf == setting.end(losses)
-    assert "not finite from step" in setting.diverged(losses)
+    assert losses[-1] == inf == end(losses)
+    assert "not finite from step" in diverged(losses)
 
 
 def test_batches_show_every_image_once_before_any_comes_again():
-    images = data.load("digits")
-    numbered = replace(images, x=torch.arange(10.0), y=torch.arange(10))
-    seen = torch.cat([x for x, _ in training.Batches(numbered, 5, 4, seed=3)])
+    numbered = replace(small(4), data=replace(data.load("digits"), x=torch.arange(10.0), y=torch.arange(10)))
+    seen = torch.cat([x for x, _ in numbered.batches(3, 5, 4)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
