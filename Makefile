@@ -38,9 +38,9 @@ coverage: $(READY)
 	$(COVERAGE) json -q -o $(VENV)/coverage.json
 	$(VENV)/bin/python tests/unexecuted.py $(VENV)/coverage.json
 
-# Plants bugs in the kernels and sees whether the accuracy gate notices each.
+# Plants bugs in the kernels, one at a time; the accuracy gate has to notice each.
 mutants: $(READY)
-	$(VENV)/bin/python -m bench.mutants
+	$(VENV)/bin/python -m pytest tests/mutants -m ''
 
 # Out of bounds, races, unwritten memory; on a GPU compute-sanitizer too.
 sanitize: $(READY)

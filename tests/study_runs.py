@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -10,8 +12,19 @@ from typing import Any
 
 import report_runs
 
-from bench.study.records import Run, append
+from bench.study.records import StudyRun, append
 
+WITHOUT_TORCH = """
+import runpy, sys
+class Absent:
+    # Not None in sys.modules, where SciPy takes any entry of that name for PyTorch.
+    def find_spec(name, *_):
+        if name.partition(".")[0] in ("torch", "triton", "normlib"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
 STEPS = list(range(0, 100, 5))
 RATES = [0.001, 0.01, 0.1, 1.0, 10.0]
 
@@ -24,11 +37,11 @@ def curve(name: str, ends_at: float, until: int = len(STEPS)) -> dict[str, Any]:
 
 def run(
     experiment: str, condition: str, seed: int, values: Mapping[str, float], series: Mapping[str, Any], **rest: Any
-) -> Run:
-    return Run(experiment, condition, seed, values, series, seconds=1.5, **rest)
+) -> StudyRun:
+    return StudyRun(experiment, condition, seed, values, series, seconds=1.5, **rest)
 
 
-def runs() -> list[Run]:
+def runs() -> list[StudyRun]:
     """Reproduced, not reproduced, not decided, and not judged; every kind of figure."""
     made = []
     for seed in range(3):
@@ -65,7 +78,7 @@ def environment(**changes: Any) -> dict[str, Any]:
     return described | changes
 
 
-def write(folder: Path, made: Sequence[Run], **described: Any) -> Path:
+def write(folder: Path, made: Sequence[StudyRun], **described: Any) -> Path:
     """Writes a study's files and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(**described)))
@@ -73,3 +86,8 @@ def write(folder: Path, made: Sequence[Run], **described: Any) -> Path:
     for one in made:
         append(folder, one)
     return folder
+
+
+def without_torch(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m` with a module and arguments on a machine that has neither torch nor triton."""
+    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *argv], capture_output=True, text=True, timeout=300)

@@ -13,7 +13,7 @@ from bench.report import facts
 from bench.report.sections.trust import completeness
 from bench.report.sections.verdict import RunVerdict
 from bench.results.load import LoadedRun, UnreadableRun, load, ordered
-from bench.study import study, words
+from bench.study import study
 
 INDEX = "index.html"
 AUDIT = "audit.html"  # beside the records of an audit, which are no run's
@@ -90,13 +90,13 @@ def _study(folder: Path) -> Entry:
         found = study.load(folder)
     except UnreadableRun as error:
         return Entry(folder.name, page, problem=str(error).removeprefix(f"{folder}/"))
-    reproduced, *others = words.cards(found)
+    reproduced, *others = study.cards(found)
     return Entry(
         name=folder.name,
         page=page,
         started=day(found.environment["started"]) or "",
         device=str(found.environment["device_name"] or found.environment["device"] or ""),
-        measured=words.asked(found),
+        measured=study.asked(found),
         right=f"{reproduced.value} claims reproduced",
         tone=reproduced.tone,
         sentences=tuple(f"{card.title}: {card.detail}" for card in others if card.tone in ("bad", "caution")),

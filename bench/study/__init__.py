@@ -1,5 +1,6 @@
 """The literature's experiments on normalization, run with these layers: `python -m bench.study`.
 
-claims.py says what each experiment claims and which inequalities (gates) decide it; experiments/ runs them, a file
-each; records.py keeps what came out, verdict.py judges it and page.py shows it. All but experiments/ imports no torch.
+experiments/ has a module an experiment: its claim, the inequalities (gates) that decide it, and the code that runs it.
+runner.py runs them, records.py keeps the results, study.py judges them and page.py shows them. Torch is imported only
+where something is trained.
 """

@@ -1,13 +1,16 @@
-"""What an experiment of the literature is, as data. Imports no torch."""
+"""What an experiment declares: its claim, the inequalities that decide it, and how it is drawn. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-# What one seed gave: (condition, value's name) -> figure. A loss that diverged is inf.
-Values = Mapping[tuple[str, str], float]
+from bench.study.training import StudyOutcome, StudySetting
+
+PLAIN, BN = "plain", "BN"
 
 
 @dataclass(frozen=True)
@@ -16,25 +19,37 @@ class Source:
 
     authors: str
     year: int
-    where: str
     url: str
+    where: str
 
 
-@dataclass(frozen=True)
+IOFFE_SZEGEDY = partial(Source, "Ioffe and Szegedy", 2015, "https://arxiv.org/abs/1502.03167")
+IOFFE = partial(Source, "Ioffe", 2017, "https://arxiv.org/abs/1702.03275")
+SANTURKAR = partial(Source, "Santurkar, Tsipras, Ilyas and Madry", 2018, "https://arxiv.org/abs/1805.11604")
+
+
 class Gate:
-    """An inequality on which a claim stands or falls, in every seed; `shows` are the values that it compares."""
+    """An inequality that decides a claim, in every seed.
 
-    text: str
-    holds: Callable[[Values], bool]
-    shows: tuple[tuple[str, str], ...]
+    `shows` are the values that it compares, each (condition, name); `holds` takes them in that order. A loss that
+    diverged is inf.
+    """
+
+    def __init__(self, text: str, holds: Callable[..., bool], *shows: tuple[str, str]) -> None:
+        self.text, self.holds, self.shows = text, holds, shows
+
+
+def of(name: str, *conditions: str) -> tuple[tuple[str, str], ...]:
+    """Returns one value of several conditions, as a gate shows it."""
+    return tuple((condition, name) for condition in conditions)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """How the literature draws it, a condition a line or bar.
+    """How the literature draws an experiment, with a line or bar for each condition.
 
-    curves: series `y` over `x`, a point a step; bands: a series with `low` and `high` in place of y, else the same;
-    lines: series `y` over a swept x, a point a setting; bars: no series, but the value `series` of each condition.
+    curves: series `y` over `x`, a point a step; bands: the same with `low` and `high` in place of y; lines: series `y`
+    over a swept x, a point a setting; bars: no series, but the value `series` of each condition.
     """
 
     kind: Literal["curves", "bands", "lines", "bars"]
@@ -44,17 +59,33 @@ class Figure:
     log: tuple[Literal["x", "y"], ...] = ()
 
 
+# Internal covariate shift: a layer's gradient before and after the layers below have taken their step.
+SHIFT = Figure("curves", "step", "L2 distance of gradients before and after", "shift", ("y",))
+COSINE = Figure("curves", "step", "cosine of gradients before and after", "cosine")
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: its claim, where that was made, what is compared and what decides it."""
+    """The claim of one module of experiments/, its source, what is compared and what decides it."""
 
-    name: str
+    module: str  # whose `run` runs it
+    place: int  # among the others, in runs and on the page
     title: str
     claim: str
     source: Source
-    operators: tuple[str, ...]  # as bench/operators has them
-    conditions: tuple[str, ...]
-    gates: tuple[Gate, ...]  # none: reported, and not judged
     figure: Figure
+    gates: tuple[Gate, ...] = ()  # none: reported, and not judged
+    conditions: tuple[str, ...] = (PLAIN, BN)
+    operators: tuple[str, ...] = ("batch_norm",)  # as bench/cases/operators has them
     sweep: bool = False  # over a quantity, so that one seed is enough
     also: tuple[Figure, ...] = ()  # figures beside the first, of series that every run records too
+
+    @property
+    def name(self) -> str:
+        return self.module.rpartition(".")[2]
+
+    @property
+    def run(self) -> Callable[[str, int, StudySetting], StudyOutcome]:
+        """Runs (condition, seed, setting), with PyTorch's own generator already seeded."""
+        found: Callable[[str, int, StudySetting], StudyOutcome] = sys.modules[self.module].run
+        return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from math import isfinite
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -18,29 +21,32 @@ from bench.page.figure import Panel
 from bench.page.formatting import number, plural
 from bench.page.palette import Key
 from bench.results.numbers import short
+from bench.results.thresholds import POINTS_DRAWN
 from bench.study.experiment import Experiment, Figure
-from bench.study.points import last_finite, over_seeds, points
-from bench.study.records import Run
+from bench.study.records import StudyRun
 
 HEIGHT = 2.9  # inches
 MARKS = 7  # markers of a curve, by which conditions are told apart without their colours
 TICKS = 9  # settings of a sweep that each have a tick of their own
-# How far above all others a run is followed that blows up: it may reach 1e30 before it ends, and they would lie on the
-# axis.
+# A run that blows up is drawn up to this many times all others: it may reach 1e30 before it ends, and would press the
+# others onto the axis.
 FOLLOWED = 3.0
+NUMBERS = ["x", "y", "low", "high"]
 
 Legend = dict[str, Key]
 
 
-def panels(experiment: Experiment, runs: Sequence[Run], legend: Legend) -> list[Panel]:
-    """An experiment's figures, each over all of its runs; those that have something to draw."""
-    first, *others = (experiment.figure, *experiment.also)
-    names = [slug("study", experiment.name), *(slug("study", experiment.name, how.series) for how in others)]
-    images = [_image(how, runs, legend, name) for how, name in zip((first, *others), names, strict=True)]
-    return [Panel(how.y, image) for how, image in zip((first, *others), images, strict=True) if image]
+def panels(experiment: Experiment, runs: Sequence[StudyRun], legend: Legend) -> list[Panel]:
+    """Returns an experiment's figures, each over all of its runs; those that have something to draw."""
+    found: list[Panel] = []
+    for how in (experiment.figure, *experiment.also):
+        name = slug("study", experiment.name, *[how.series] * (how in experiment.also))
+        if image := _image(how, runs, legend, name):
+            found.append(Panel(how.y, image))
+    return found
 
 
-def _image(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
+def _image(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> Markup | None:
     if how.kind == "bars":
         return _bars(how, runs, legend, name)
     frame = points(runs, how.series)
@@ -105,11 +111,14 @@ def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
     return said
 
 
-def _bars(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup | None:
+def _bars(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> Markup | None:
     """A bar to the median of the seeds, a line over their range; what did not stay finite is written."""
-    values = {condition: _values(runs, condition, how.series) for condition in legend}
-    shown = [condition for condition in legend if len(values[condition])]
-    if not any(np.isfinite(values[condition]).any() for condition in shown):
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        if how.series in run.values:
+            values.setdefault(run.condition, []).append(run.values[how.series])
+    shown = [condition for condition in legend if condition in values]
+    if not any(map(isfinite, chain(*values.values()))):
         return None
     height = 0.75 + 0.42 * len(shown)
     with svg.style():
@@ -117,13 +126,12 @@ def _bars(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup
         axes = drawing.subplots()
         said = []
         for row, condition in enumerate(shown):
-            finite = values[condition][np.isfinite(values[condition])]
-            middle = float(np.median(finite)) if len(finite) else 0.0
-            lost = len(values[condition]) - len(finite)
-            words = " ".join([number(middle)] * bool(len(finite)) + [f"({lost} diverged)"] * bool(lost))
+            finite = [value for value in values[condition] if isfinite(value)]
+            middle, lost = median(finite or [0.0]), len(values[condition]) - len(finite)
+            words = " ".join([number(middle)] * bool(finite) + [f"({lost} diverged)"] * bool(lost))
             axes.barh(row, middle, height=0.6, color=legend[condition].colour, gid=slug("bar", condition))
-            if len(finite):
-                axes.hlines(row, finite.min(), finite.max(), color=svg.INK, linewidth=1.4)
+            if finite:
+                axes.hlines(row, min(finite), max(finite), color=svg.INK, linewidth=1.4)
             axes.annotate(
                 words, (max([middle, *finite]), row), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
                 color=svg.INK,
@@ -140,10 +148,6 @@ def _bars(how: Figure, runs: Sequence[Run], legend: Legend, name: str) -> Markup
         return svg.inline(drawing, name, f"{how.y}: {'; '.join(said)}")
 
 
-def _values(runs: Sequence[Run], condition: str, name: str) -> np.ndarray:
-    return np.array([run.values[name] for run in runs if run.condition == condition and name in run.values], float)
-
-
 def _by_condition(frame: pd.DataFrame, legend: Legend) -> list[tuple[Key, pd.DataFrame]]:
     """In the order of the experiment, those with a finite point."""
     parts = {str(name): part for name, part in frame.groupby("condition") if part["y"].notna().any()}
@@ -151,8 +155,10 @@ def _by_condition(frame: pd.DataFrame, legend: Legend) -> list[tuple[Key, pd.Dat
 
 
 def _crosses(axes: Axes, frame: pd.DataFrame, legend: Legend) -> None:
-    """Where runs that diverged were last seen; of one that had left the figure, at its edge."""
-    for name, ends in last_finite(frame).groupby("condition"):
+    """A cross at the last finite point of each run that diverged; at the figure's edge where it had left the figure."""
+    seen = frame[frame["diverged"] & frame["y"].notna()]
+    last = seen.sort_values("x").groupby(["condition", "seed"], as_index=False).last()
+    for name, ends in last.groupby("condition"):
         axes.plot(
             ends["x"], ends["high"].clip(upper=_top(frame)), "x", color=legend[str(name)].colour, markersize=7,
             markeredgewidth=2, clip_on=False, zorder=5, gid=slug("diverged", str(name)),
@@ -200,3 +206,31 @@ def _log_ticks(axis: Axis, span: float) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0), numticks=6))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def points(runs: Iterable[StudyRun], series: str) -> pd.DataFrame:
+    """Returns `condition`, `seed`, `x`, `y`, `low` and `high` of a series; of a band `y` is the middle.
+
+    What is not finite is NaN. `diverged` is True in all rows of a run that has such a point or stops before others.
+    """
+    frames = [pd.DataFrame(columns=["condition", "seed", *NUMBERS])]
+    for run in runs:
+        if recorded := run.series.get(series):
+            low, high = (np.asarray(recorded.get(end, recorded.get("y")), float) for end in ("low", "high"))
+            frame = pd.DataFrame({"x": recorded["x"], "low": low, "high": high}).replace([np.inf, -np.inf], np.nan)
+            frames.append(frame.assign(condition=run.condition, seed=run.seed, y=(frame["low"] + frame["high"]) / 2))
+    frame = pd.concat(frames[1:] or frames, ignore_index=True).astype(dict.fromkeys(NUMBERS, float))
+    by_run = frame.assign(lost=frame["y"].isna()).groupby(["condition", "seed"])
+    stopped = by_run["x"].transform("max") < frame["x"].max()
+    return frame.assign(diverged=stopped | by_run["lost"].transform("any"))
+
+
+def over_seeds(frame: pd.DataFrame, band: bool = False) -> pd.DataFrame:
+    """Returns one condition's median at each x over the seeds that are finite there, and their range.
+
+    Of a band the ends are medians themselves. Of more points than can be told apart, neighbours make one.
+    """
+    low, high = ("median", "median") if band else ("min", "max")
+    drawn = frame.groupby("x", as_index=False).agg({"y": "median", "low": low, "high": high})
+    place = np.arange(len(drawn)) * POINTS_DRAWN // max(len(drawn), POINTS_DRAWN)
+    return drawn.groupby(place).agg({"x": "median", "y": "median", "low": "min", "high": "max"}).dropna()

@@ -1,24 +1,90 @@
-"""The networks that are trained, each defined once, with the norm as an argument."""
+"""The networks that are trained, each defined once with the norm as an argument, and the norms by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bench.study.layers import Norm
+import normlib
+
+# Returns the layer for a number of features.
+Norm = Callable[[int], nn.Module]
 
 # Simonyan and Zisserman (2014), table 1, columns A and D: channels of the convolutions, M where the maximum is taken.
-_VGG: dict[str, tuple[int | str, ...]] = {
+VGG: dict[str, tuple[int | str, ...]] = {
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
 }
-# Of the two layers between the convolutions and the classes: for 32 x 32 pixels one position is left, not the 7 x 7 for
-# which the paper has 4096.
+# Of the two layers between the convolutions and the classes. The paper has 4096 for its 7 x 7 positions; 32 x 32 pixels
+# leave one position.
 _VGG_WIDTH = 512
-VGG, VGG_IMAGE = tuple(_VGG), (3, 32, 32)
+
+
+class StudyNoise(nn.Module):
+    """The noise of noisy batch norm without the norm: y = s x + m in training, x in evaluation.
+
+    Every step draws mu ~ U(-.5, .5) and sigma ~ U(1, 1.25), then for each element m ~ U(mu - .1, mu + .1) and
+    s ~ N(sigma, .1). Santurkar et al. (2018), section 2.1 and appendix.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape, which the result has too."""
+        if not self.training:
+            return x
+        mu, sigma = torch.rand(2, device=x.device).unbind()
+        shift = mu - 0.5 + 0.2 * (torch.rand_like(x) - 0.5)
+        scale = 1 + 0.25 * sigma + 0.1 * torch.randn_like(x)
+        return scale * x + shift
+
+
+class MovingAverages(normlib.BatchNorm1d):
+    """Normalizes by moving averages in training too, through which no gradient passes; training is known to blow up.
+
+    A batch moves the averages first and is then normalized by them. Ioffe (2017), section 2.
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """input: (N, C), which the result has too."""
+        if self.training:
+            with torch.no_grad():
+                super().forward(input)
+        statistics = self.running_mean, self.running_var
+        return normlib.functional.batch_norm(input, *statistics, self.weight, self.bias, eps=self.eps)
+
+
+# Norms over the batch have a class for (N, C) and one for (N, C, H, W); the name here lacks the ending.
+_OVER_BATCH: dict[str, tuple[str, dict[str, Any]]] = {
+    "BN": ("BatchNorm", {}),
+    "noisy BN": ("NoisyBatchNorm", {}),
+    "batch renorm": ("BatchRenorm", {}),
+    "l1": ("LpNorm", {"p": 1}),
+    "l2": ("LpNorm", {"p": 2}),
+    "linf": ("LpNorm", {"p": float("inf")}),
+}
+_OTHERS: dict[str, Norm] = {
+    "layer norm": normlib.LayerNorm,
+    "RMS norm": normlib.RMSNorm,
+    "noise": lambda features: StudyNoise(),
+    "moving averages": MovingAverages,
+}
+
+
+def norm(name: str, dims: int = 1, **options: Any) -> Norm | None:
+    """Returns the layer that a condition names, for (N, C) or with dims=2 for (N, C, H, W); None for `plain`.
+
+    `options` go to the layer's constructor.
+    """
+    if name == "plain":
+        return None
+    if name in _OTHERS:
+        return _OTHERS[name]
+    layer, arguments = _OVER_BATCH[name]
+    return partial(getattr(normlib, f"{layer}{dims}d"), **arguments, **options)
 
 
 def mlp(
@@ -32,7 +98,7 @@ def mlp(
     behind: bool = False,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """`depth` hidden layers of linear, norm, activation (or `behind` the activation the norm)."""
+    """Returns `depth` hidden layers of linear, norm, activation; with `behind` the norm follows the activation."""
     layers: list[nn.Module] = [nn.Flatten()]
     features = prod(image)
     for _ in range(depth):
@@ -43,7 +109,7 @@ def mlp(
 
 
 def deep_linear(features: int, norm: Norm | None, depth: int) -> nn.Sequential:
-    """`depth` square matrices in a row, with a norm behind each but the last: a line of nothing but products."""
+    """Returns `depth` square matrices in a row, with a norm behind each but the last and no activation."""
     layers: list[nn.Module] = []
     for _ in range(depth - 1):
         layers += [_glorot(nn.Linear(features, features, bias=False)), *([norm(features)] if norm else [])]
@@ -51,13 +117,13 @@ def deep_linear(features: int, norm: Norm | None, depth: int) -> nn.Sequential:
 
 
 def vgg(name: str, classes: int, norm: Norm | None, *, behind: bool = False, dropout: float = 0.0) -> nn.Sequential:
-    """VGG for (N, 3, 32, 32), a norm between every convolution and its ReLU; `norm` is one for (N, C, H, W).
+    """Returns VGG for (N, 3, 32, 32), with a norm for (N, C, H, W) between every convolution and its ReLU.
 
-    As in the paper there is dropout between the convolutions and the classes alone.
+    As in the paper, dropout is only between the convolutions and the classes.
     """
     layers: list[nn.Module] = []
     channels = 3
-    for width in _VGG[name]:
+    for width in VGG[name]:
         if isinstance(width, str):
             layers.append(nn.MaxPool2d(2))
             continue
@@ -72,15 +138,8 @@ def vgg(name: str, classes: int, norm: Norm | None, *, behind: bool = False, dro
 
 
 def matrices(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of linear layers and convolutions, in order; no biases, and nothing of a norm."""
+    """Returns the weights of linear layers and convolutions, in order, without biases and the norms' parameters."""
     return [parameter for parameter in network.parameters() if parameter.dim() > 1]
-
-
-@torch.no_grad()
-def scale(network: nn.Module, factor: float) -> None:
-    """Multiplies the weights of linear layers and convolutions."""
-    for weight in matrices(network):
-        weight.mul_(factor)
 
 
 def _block(
@@ -91,7 +150,7 @@ def _block(
 
 
 def _glorot(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """Glorot and Bengio (2010), equation 16, and no bias to begin with."""
+    """Initializes by Glorot and Bengio (2010), equation 16, with a bias of zero."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""What the runs of a study gave, one JSON line a run, append-only. Imports no torch.
+"""The records of a study: one JSON line a run, append-only. Imports no torch.
 
 JSON has no inf and no NaN: a figure is a number, "inf", "-inf" or null, in values as in series.
 """
@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-FILE = "study.jsonl"
+from bench.study.training import Points
 
-# Points of one series: "x" with "y", or with "low" and "high" where it is a band.
-Points = Mapping[str, Sequence[float]]
+FILE = "study.jsonl"
 State = Literal["ok", "diverged", "failed"]
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One condition of one experiment with one seed.
 
-    `diverged` is a loss that was no longer finite: an answer as good as any other. `failed` is none; `reason` says why.
+    `diverged` is a result: a loss was no longer finite. `failed` is an error in the run; `reason` says which.
     """
 
     experiment: str
@@ -37,18 +36,18 @@ class Run:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """By this a run is told from every other one of a study."""
+        """What identifies a run within a study."""
         return self.experiment, self.condition, self.seed
 
 
-def append(folder: Path, run: Run) -> None:
+def append(folder: Path, run: StudyRun) -> None:
     """Adds one line and hands it to the operating system before returning."""
     with (folder / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(_strict(asdict(run)), allow_nan=False) + "\n")
 
 
-def read(folder: Path) -> Iterator[Run]:
-    """The runs of a folder, in order, where the later of two counts; a last line that was cut short is dropped."""
+def read(folder: Path) -> Iterator[StudyRun]:
+    """Yields the runs of a folder in order; of two with one key the later counts. Drops a last line cut short."""
     with (folder / FILE).open(encoding="utf-8") as file:
         for line in file:
             try:
@@ -62,11 +61,11 @@ def read(folder: Path) -> Iterator[Run]:
                 name: {axis: [_figure(value) for value in points] for axis, points in series.items()}
                 for name, series in row["series"].items()
             }
-            yield Run(**row)
+            yield StudyRun(**row)
 
 
 def _strict(value: Any) -> Any:
-    """The same with every figure as strict JSON has it, to seven digits: more than float32 holds."""
+    """Returns the same with every figure as strict JSON has it, to seven digits: more than float32 holds."""
     if isinstance(value, dict):
         return {key: _strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -80,5 +80,5 @@ def _found() -> dict[str, Passes]:
 
 
 # Of every operator by its name. Last, for the families import what stands above; and not at first use, when others may
-# stand in the kernels' place (bench/mutants).
+# stand in the kernels' place (tests/mutants).
 PASSES = _found()

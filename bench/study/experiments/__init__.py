@@ -1,21 +1,16 @@
-"""The experiments, found by themselves: each module here has the name of its claim and a function `run`."""
+"""The experiments of the literature, found by themselves: a module each, with its claim as EXPERIMENT and `run`.
+
+Importing them needs no torch; running them does.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from functools import cache
 
-from bench.study.setting import Setting
-from bench.study.training import Outcome
+from bench.study.experiment import Experiment
 
-# (condition, seed, setting) -> what came out; PyTorch's own generator is seeded with the seed by then.
-Experiment = Callable[[str, int, Setting], Outcome]
-
-
-@cache
-def experiments() -> dict[str, Experiment]:
-    """Every experiment by name."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    return {name: importlib.import_module(f"{__name__}.{name}").run for name in names}
+_found: list[Experiment] = [
+    importlib.import_module(f"{__name__}.{module.name}").EXPERIMENT for module in pkgutil.iter_modules(__path__)
+]
+BY_NAME = {found.name: found for found in sorted(_found, key=lambda found: found.place)}

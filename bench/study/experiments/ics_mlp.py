@@ -1,29 +1,31 @@
-"""How far does a step of the layers before turn the gradient of a layer, in the network that learns images?"""
+"""Internal covariate shift in the network that learns images."""
 
 from statistics import fmean
 
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from bench.study.experiment import COSINE, SANTURKAR, SHIFT, Experiment
+from bench.study.training import StudyOutcome, StudySetting, curve, diverged
 
-from bench.study.experiments._shift import Shift, shift
-from bench.study.setting import Setting
-from bench.study.training import Outcome, curve, diverged, train
+EXPERIMENT = Experiment(
+    __name__,
+    place=14,
+    title="Internal covariate shift of an MLP",
+    claim="Batch norm does not reduce internal covariate shift in a nonlinear network either.",
+    source=SANTURKAR("section 2.2, figure 3"),
+    figure=SHIFT,
+    also=(COSINE,),
+)
+_LOOKS = 60  # steps of a run at which the shift is measured
 
-# Steps of a run at which it is measured.
-_LOOKS = 60
 
+def run(condition: str, seed: int, setting: StudySetting) -> StudyOutcome:
+    """Returns means over steps and layers of the shift and of the cosine."""
+    from torch.nn.functional import cross_entropy
 
-def run(condition: str, seed: int, setting: Setting) -> Outcome:
-    """Means over steps and layers of the shift and of the cosine."""
-    network, lr = setting.network(condition), setting.scale.lr
-    every = max(1, setting.scale.steps // _LOOKS)
-    found: dict[int, Shift] = {}
+    from bench.study.gradients import shift
 
-    def observe(step: int, x: Tensor, y: Tensor, loss: float) -> None:
-        if step % every == 0:
-            found[step] = shift(network, lambda: cross_entropy(network(x), y), lr)
-
-    losses = train(network, setting.batches(seed), lr, observe)
-    distances, cosines = [seen.distance for seen in found.values()], [seen.cosine for seen in found.values()]
-    series = {"shift": curve(distances, list(found)), "cosine": curve(cosines, list(found))}
-    return Outcome({"shift": fmean(distances), "cosine": fmean(cosines)}, series, diverged(losses))
+    network = setting.network(condition)
+    look = lambda x, y: shift(network, lambda: cross_entropy(network(x), y), setting.scale.lr)
+    losses, seen = setting.watch(network, seed, look, _LOOKS)
+    distances, cosines = map(list, zip(*seen.values(), strict=True))
+    series = {"shift": curve(distances, list(seen)), "cosine": curve(cosines, list(seen))}
+    return StudyOutcome({"shift": fmean(distances), "cosine": fmean(cosines)}, series, diverged(losses))

@@ -1,26 +1,38 @@
-"""How far does the loss move along the gradient?"""
+"""The loss along the gradient."""
 
-import math
+from math import inf, isfinite
 from statistics import fmean
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from bench.study.experiment import BN, PLAIN, SANTURKAR, Experiment, Figure, Gate, of
+from bench.study.training import StudyOutcome, StudySetting
 
-from bench.study.experiments._along_gradient import look_along
-from bench.study.setting import Setting
-from bench.study.training import Outcome
+EXPERIMENT = Experiment(
+    __name__,
+    place=3,
+    title="Loss along the gradient",
+    claim="With batch norm the loss changes less along the direction of the gradient.",
+    source=SANTURKAR("section 3.2, figure 4a"),
+    gates=(
+        Gate("mean range(BN) < 1/3 mean range(plain)", lambda bn, plain: bn < plain / 3, *of("mean range", BN, PLAIN)),
+    ),
+    figure=Figure("bands", "step", "loss over steps of 1/2 to 4 times the learning rate", "loss range", ("y",)),
+)
 
 
-def run(condition: str, seed: int, setting: Setting) -> Outcome:
-    """The mean over steps of the largest loss ahead less the smallest."""
-    seen = look_along(setting.network(condition), seed, setting, _loss)
-    ranges = [high - low for low, high in zip(seen.low, seen.high, strict=True)]
-    bands = {"loss range": {"x": seen.steps, "low": seen.low, "high": seen.high}}
-    return Outcome({"mean range": fmean(ranges)}, bands, seen.diverged)
+def run(condition: str, seed: int, setting: StudySetting) -> StudyOutcome:
+    """Returns the mean over steps of the largest loss ahead less the smallest."""
+    import torch
+    from torch.nn.functional import cross_entropy
 
+    from bench.study.gradients import look_along
 
-@torch.no_grad()
-def _loss(network: nn.Module, x: Tensor, y: Tensor, gradient: list[Tensor], distance: float) -> float:
-    loss = cross_entropy(network(x), y).item()
-    return loss if math.isfinite(loss) else math.inf
+    network = setting.network(condition)
+
+    @torch.no_grad()
+    def loss(x: torch.Tensor, y: torch.Tensor, gradient: list[torch.Tensor], distance: float) -> float:
+        found = cross_entropy(network(x), y).item()
+        return found if isfinite(found) else inf
+
+    band, reason = look_along(network, seed, setting, loss)
+    ranges = [high - low for low, high in zip(band["low"], band["high"], strict=True)]
+    return StudyOutcome({"mean range": fmean(ranges)}, {"loss range": band}, reason)

@@ -9,9 +9,9 @@ import torch
 
 from bench.measure import environment
 from bench.study import __main__ as command
-from bench.study import data, page, records, runner
-from bench.study.choices import SCALES
-from bench.study.training import Outcome
+from bench.study import data, page, records
+from bench.study.experiments import selu
+from bench.study.training import SCALES, StudyOutcome
 from normlib import backend
 
 CHEAP = ["--only", "selu", "--in-process"]
@@ -37,10 +37,10 @@ def counted(monkeypatch):
         def __call__(self, condition, seed, setting):
             self.does((condition, seed))
             self.ran.append((condition, seed))
-            return Outcome({"variance": 1.0 if condition == "SELU" else 0.0})
+            return StudyOutcome({"variance": 1.0 if condition == "SELU" else 0.0})
 
     made = Counted()
-    monkeypatch.setattr(runner, "experiments", lambda: {"selu": made})
+    monkeypatch.setattr(selu, "run", made)
     return made
 
 

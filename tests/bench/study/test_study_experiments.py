@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench.study import data, layers, networks, runner, setting, training
-from bench.study.choices import SCALES
-from bench.study.claims import BY_NAME
-from bench.study.experiments import _shift, ics_linear
-from bench.study.setting import Setting
-from bench.study.verdict import judged
+from bench.study import data, networks
+from bench.study.experiments import BY_NAME, ics_linear
+from bench.study.gradients import shift
+from bench.study.runner import run_one
+from bench.study.study import judged
+from bench.study.training import SCALES, StudySetting, diverged, end
 from normlib import backend
 
 CPU = torch.device("cpu")
@@ -27,12 +27,11 @@ def composed(monkeypatch):
 @pytest.fixture
 def without_norms(monkeypatch):
     """Every norm is the identity; noise stays noise."""
-    real = layers.norm
+    real = networks.norm
     nothing = lambda name, dims=1, **options: (
         real(name) if name in ("plain", "noise") else lambda features: nn.Identity()
     )
-    monkeypatch.setattr(setting, "norm", nothing)
-    monkeypatch.setattr(ics_linear, "norm", nothing)
+    monkeypatch.setattr(networks, "norm", nothing)
 
 
 @pytest.fixture
@@ -43,13 +42,13 @@ def little_regression(monkeypatch):
 
 
 def small(steps):
-    return Setting(data.load("digits"), CPU, replace(SCALES["pilot"], steps=steps))
+    return StudySetting(data.load("digits"), CPU, replace(SCALES["pilot"], steps=steps))
 
 
 def held(name, steps, *texts):
     """Of the gates of one experiment that say these words, run at a small scale with seed 0: whether each holds."""
     experiment = BY_NAME[name]
-    runs = [runner.one(small(steps), (name, condition, 0)) for condition in experiment.conditions]
+    runs = [run_one(small(steps), (name, condition, 0)) for condition in experiment.conditions]
     assert [run.reason for run in runs if run.state == "failed"] == []
     gates = [v for v in judged(experiment, runs) if not texts or any(text in v.gate.text for text in texts)]
     assert gates
@@ -60,7 +59,7 @@ def held(name, steps, *texts):
 def test_an_experiment_gives_what_its_gates_compare_and_its_figure_draws(name, composed, little_regression):
     experiment = BY_NAME[name]
     for condition in experiment.conditions:
-        run = runner.one(small(3), (name, condition, 0))
+        run = run_one(small(3), (name, condition, 0))
         assert run.state != "failed", run.reason
         assert {shown for where, shown in (s for g in experiment.gates for s in g.shows) if where == condition} <= set(
             run.values
@@ -109,12 +108,12 @@ def test_the_gates_of_a_claim_do_not_hold_without_the_norm(name, gate, composed,
 
 def test_interpreted_kernels_and_pytorchs_operators_give_the_same_losses(monkeypatch):
     images = data.load("digits")
-    doubled = replace(images, x=images.x.double())
+    doubled = replace(small(3), data=replace(images, x=images.x.double()))
 
     def losses():
         torch.manual_seed(0)
-        network = networks.mlp(images.image, data.CLASSES, layers.norm("BN"), depth=2, width=8).double()
-        return training.train(network, training.Batches(doubled, 16, 3, seed=0), 0.1)
+        network = networks.mlp(images.image, images.classes, networks.norm("BN"), depth=2, width=8).double()
+        return doubled.train(network, 0, size=16)
 
     monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", True)
     interpreted = losses()
@@ -123,17 +122,14 @@ def test_interpreted_kernels_and_pytorchs_operators_give_the_same_losses(monkeyp
     torch.testing.assert_close(interpreted, losses(), rtol=1e-12, atol=0)
 
 
-def test_looking_ahead_and_measuring_the_shift_leave_training_as_it_is(composed):
-    setting = small(6)
+def test_measuring_the_shift_leaves_training_as_it_is(composed):
+    six_steps = small(6)
     torch.manual_seed(0)
-    alone = training.train(setting.network("BN"), setting.batches(0), 0.1)
+    alone = six_steps.train(six_steps.network("BN"), 0)
     torch.manual_seed(0)
-    network = setting.network("BN")
-
-    def observe(step, x, y, loss):
-        _shift.shift(network, lambda: nn.functional.cross_entropy(network(x), y), 0.1)
-
-    assert training.train(network, setting.batches(0), 0.1, observe) == alone
+    network = six_steps.network("BN")
+    look = lambda x, y: shift(network, lambda: nn.functional.cross_entropy(network(x), y), 0.1)
+    assert six_steps.watch(network, 0, look, looks=6)[0] == alone
 
 
 def test_the_shift_of_two_matrices_is_what_the_definition_says():
@@ -143,14 +139,14 @@ def test_the_shift_of_two_matrices_is_what_the_definition_says():
         network[0].weight.fill_(3.0)
         network[1].weight.fill_(2.0)
     x = torch.full((1, 1), 0.5, dtype=torch.float64)
-    found = _shift.shift(network, lambda: network(x).sum(), lr=0.1)
-    assert found.distance == pytest.approx(0.1 * 2.0 * 0.5 * 0.5)
-    assert found.cosine == pytest.approx(1.0)
+    distance, cosine = shift(network, lambda: network(x).sum(), lr=0.1)
+    assert distance == pytest.approx(0.1 * 2.0 * 0.5 * 0.5)
+    assert cosine == pytest.approx(1.0)
 
 
 def test_the_noise_without_a_norm_is_that_of_noisy_batch_norm():
     """Of zeros what is added is left, .2 wide around a mean that each step draws; large values show the factor."""
-    noise = layers.Noise()
+    noise = networks.StudyNoise()
     centres = []
     for _ in range(20):
         shift = noise(torch.zeros(100, 100))
@@ -166,7 +162,7 @@ def test_the_noise_without_a_norm_is_that_of_noisy_batch_norm():
 
 
 def test_no_gradient_passes_through_moving_averages_and_the_batch_moves_them_first(composed):
-    layer = layers.MovingAverages(2)
+    layer = networks.MovingAverages(2)
     x = torch.randn(16, 2, requires_grad=True)
     y = layer(x)
     mean, var = 0.1 * x.mean(0), 0.9 + 0.1 * x.var(0)
@@ -177,23 +173,22 @@ def test_no_gradient_passes_through_moving_averages_and_the_batch_moves_them_fir
 
 @pytest.mark.parametrize(("name", "matrices"), [("vgg11", 11), ("vgg16", 16)])
 def test_vgg_has_as_many_layers_with_weights_as_its_name_says(name, matrices):
-    plain, normed = (networks.vgg(name, 10, layers.norm(norm, dims=2)) for norm in ("plain", "BN"))
+    plain, normed = (networks.vgg(name, 10, networks.norm(norm, dims=2)) for norm in ("plain", "BN"))
     assert len(networks.matrices(plain)) == len(networks.matrices(normed)) == matrices
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in normed) == matrices - 1
 
 
 def test_a_loss_that_diverged_is_infinite_from_there_on(composed):
     setting = small(8)
-    losses = training.train(setting.network("plain"), setting.batches(0), 1e6)
+    losses = setting.train(setting.network("plain"), 0, lr=1e6)
     assert len(losses) == 8
     assert isfinite(losses[0])
-    assert losses[-1] == inf == training.end(losses)
-    assert "not finite from step" in training.diverged(losses)
+    assert losses[-1] == inf == end(losses)
+    assert "not finite from step" in diverged(losses)
 
 
 def test_batches_show_every_image_once_before_any_comes_again():
-    images = data.load("digits")
-    numbered = replace(images, x=torch.arange(10.0), y=torch.arange(10))
-    seen = torch.cat([x for x, _ in training.Batches(numbered, 5, 4, seed=3)])
+    numbered = replace(small(4), data=replace(data.load("digits"), x=torch.arange(10.0), y=torch.arange(10)))
+    seen = torch.cat([x for x, _ in numbered.batches(3, 5, 4)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from report_runs import Page
-from study_runs import runs, write
-from test_report_command import command
+from study_runs import runs, without_torch, write
 
 from bench.report import index
 from bench.results.load import UnreadableRun
-from bench.study.claims import EXPERIMENTS
+from bench.study.experiments import BY_NAME
 from bench.study.page import render
 from bench.study.study import load
 
@@ -54,8 +53,7 @@ def test_every_verdict_stands_with_its_experiment_and_is_counted_at_the_top(show
         "dropout": "reported",
     }
     for name, word in words.items():
-        title = next(experiment.title for experiment in EXPERIMENTS if experiment.name == name)
-        assert article(shown, name).startswith(f"{title}: {word} ")
+        assert article(shown, name).startswith(f"{BY_NAME[name].title}: {word} ")
     of = Counter(words.values())
     for word in ("reproduced", "not reproduced", "not decided"):
         assert f"{word.capitalize()} {of[word]} of 5" in shown.section("verdict")
@@ -140,7 +138,7 @@ def test_every_value_of_every_run_is_in_the_table_and_infinity_is_written_as_csv
 
 def test_a_claim_is_linked_with_its_source_and_nothing_else_leads_outside(shown: Page) -> None:
     outside = [reference for reference in shown.references if not reference.startswith(("#", "data:,"))]
-    sources = {experiment.source.url for experiment in EXPERIMENTS}
+    sources = {experiment.source.url for experiment in BY_NAME.values()}
     assert outside and set(outside) <= sources
     inside = {reference[1:] for reference in shown.references if reference.startswith("#")}
     assert inside <= set(shown.ids) and len(shown.ids) == len(set(shown.ids))
@@ -186,7 +184,7 @@ def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
 
 def test_the_page_is_made_again_without_torch_and_with_its_figures_as_files(tmp_path: Path) -> None:
     folder = write(tmp_path / "study", runs()[:6])
-    done = command(str(folder), "--figures")
+    done = without_torch("bench.report", str(folder), "--figures")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == str(folder / "report.html")
     assert {path.name for path in (folder / "figures").iterdir()} >= {"study-noisy-bn.svg", "study-noisy-bn.png"}

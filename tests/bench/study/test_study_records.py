@@ -1,26 +1,24 @@
 """Records of a study survive a kill and figures that JSON has not; verdicts say no more than the seeds do."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from math import inf, isnan, nan
 
 import pytest
+from study_runs import without_torch
 
 from bench.cases.operators import operators
 from bench.study import records
-from bench.study.claims import BY_NAME, EXPERIMENTS
-from bench.study.experiments import experiments
-from bench.study.records import Run
-from bench.study.verdict import judged, overall
+from bench.study.experiments import BY_NAME
+from bench.study.records import StudyRun
+from bench.study.study import judged, overall
 
 LANDSCAPE, SWEPT = BY_NAME["landscape"], BY_NAME["learning_rate"]
 
 
 def landscape(seed, bn, plain=3.0, **rest):
     """Both conditions of one seed: the claim is that BN's range is below a third of plain's."""
-    return [Run("landscape", c, seed, {"mean range": v}, **rest) for c, v in (("BN", bn), ("plain", plain))]
+    return [StudyRun("landscape", c, seed, {"mean range": v}, **rest) for c, v in (("BN", bn), ("plain", plain))]
 
 
 def word(experiment, *seeds):
@@ -30,7 +28,9 @@ def word(experiment, *seeds):
 
 def test_figures_that_json_lacks_come_back_and_the_file_is_strict_json(tmp_path):
     points = {"loss": {"x": [0.0, 1.0], "y": [2.5, inf]}}
-    run = Run("noisy_bn", "plain", 0, {"auc": inf, "least": -inf, "none": nan, "loss": 0.1}, points, "diverged", "so")
+    run = StudyRun(
+        "noisy_bn", "plain", 0, {"auc": inf, "least": -inf, "none": nan, "loss": 0.1}, points, "diverged", "so"
+    )
     records.append(tmp_path, run)
     (line,) = (tmp_path / records.FILE).read_text().splitlines()
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -41,7 +41,7 @@ def test_figures_that_json_lacks_come_back_and_the_file_is_strict_json(tmp_path)
 
 def test_a_last_line_that_was_cut_short_costs_that_run_alone(tmp_path):
     for seed in range(2):
-        records.append(tmp_path, Run("selu", "SELU", seed, {"variance": 1.0}))
+        records.append(tmp_path, StudyRun("selu", "SELU", seed, {"variance": 1.0}))
     path = tmp_path / records.FILE
     path.write_text(path.read_text()[:-9])
     assert [run.seed for run in records.read(tmp_path)] == [0]
@@ -74,7 +74,7 @@ def test_a_run_that_failed_leaves_the_claim_undecided():
 
 
 def test_one_seed_is_enough_for_a_sweep():
-    runs = [Run("learning_rate", c, 0, {"decades": d}) for c, d in (("BN", 2.0), ("plain", 0.0))]
+    runs = [StudyRun("learning_rate", c, 0, {"decades": d}) for c, d in (("BN", 2.0), ("plain", 0.0))]
     verdicts = list(judged(SWEPT, runs))
     assert [verdict.word for verdict in verdicts] == ["reproduced", "reproduced"]
     assert overall(verdicts) == "reproduced"
@@ -82,16 +82,18 @@ def test_one_seed_is_enough_for_a_sweep():
     assert overall([]) is None
 
 
-def test_every_claim_has_its_experiment_and_every_experiment_its_claim():
-    assert set(experiments()) == set(BY_NAME)
-    for experiment in EXPERIMENTS:
+def test_every_experiment_runs_and_its_gates_compare_its_conditions():
+    for experiment in BY_NAME.values():
+        assert callable(experiment.run)
         assert {condition for gate in experiment.gates for condition, _ in gate.shows} <= set(experiment.conditions)
 
 
 def test_every_operator_that_a_claim_names_is_measured_too():
-    assert {name for experiment in EXPERIMENTS for name in experiment.operators} <= set(operators())
+    assert {name for experiment in BY_NAME.values() for name in experiment.operators} <= set(operators())
 
 
-def test_claims_records_and_verdicts_are_read_where_there_is_no_torch():
-    code = "import sys; sys.modules['torch'] = None; import bench.study.claims, bench.study.verdict"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize(("argument", "said"), [("--list", "landscape"), ("--help", "exit status: 0 done")])
+def test_claims_are_listed_and_explained_where_there_is_no_torch(argument, said):
+    done = without_torch("bench.study", argument)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
