@@ -36,7 +36,7 @@ class StudyRun:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What identifies a run within a study."""
+        """(experiment, condition, seed), which a study has once."""
         return self.experiment, self.condition, self.seed
 
 
