@@ -170,7 +170,7 @@ def _banners(study: Study) -> list[str]:
 
 
 def _table(study: Study) -> dict[str, Any]:
-    """Returns columns and rows for the page's script: a row for each value of a run; a run without values is one row."""
+    """Returns columns and rows for the page's script: a row for each value of a run, or one if it has none."""
     rows = [
         {
             "id": "/".join((*map(str, run.key), name)).rstrip("/"),
