@@ -19,7 +19,7 @@ from bench.study import data, records
 from bench.study.experiment import Experiment
 from bench.study.experiments import BY_NAME
 from bench.study.records import StudyRun
-from bench.study.training import SCALES
+from bench.study.training import SCALES, StudySetting
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,7 +82,15 @@ def main(typed: Sequence[str]) -> int:
     # One process has a GPU to itself, as one study should.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = 0 if given["in_process"] or device == "cuda" else cores
-    plan = runner.StudyPlan(chosen, seeds, images, scale, device, processes)
+    setting = StudySetting(images.to(torch.device(device)), torch.device(device), scale)
+    # Seed by seed, so that a study that is stopped early has all experiments with fewer seeds.
+    planned = [
+        (experiment.name, condition, seed)
+        for seed in range(seeds)
+        for experiment in chosen
+        if seed == 0 or not experiment.sweep
+        for condition in experiment.conditions
+    ]
     described = environment.collect(torch.device(device), {})
     if stored:
         changed = environment.differences(stored, described, ())
@@ -106,16 +114,16 @@ def main(typed: Sequence[str]) -> int:
             "arguments": {key: asked[key] for key in _ARGUMENTS} | {"data": images.name, "device": device},
             "layers": backend_for(torch.empty(0, device=device)),
             "study": {"experiments": list(names), "data": images.name, "scale": scale.name}
-            | {"network": scale.network, "seeds": plan.seeds},
+            | {"network": scale.network, "seeds": seeds},
             "processes": processes,
             "wall_seconds": 0.0,
             "notes": [],
         }
     on = f"{described['device_name']}; layers run by {described['layers']}"
-    console.print(f"{len(chosen)} experiments, {len(plan.runs)} runs on {on}")
+    console.print(f"{len(chosen)} experiments, {len(planned)} runs on {on}")
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, told = bar.add_task("", total=len(plan.runs), completed=len(kept)), 0.0
+        task, told = bar.add_task("", total=len(planned), completed=len(kept)), 0.0
 
         def finished(run: StudyRun) -> None:
             nonlocal told
@@ -124,11 +132,11 @@ def main(typed: Sequence[str]) -> int:
             if run.state == "failed":
                 console.print(f"failed: {what}: {run.reason}", markup=False, soft_wrap=True)
             done = int(bar.tasks[task].completed)
-            if not console.is_terminal and (time.monotonic() - told >= _PERIOD or done == len(plan.runs)):
+            if not console.is_terminal and (time.monotonic() - told >= _PERIOD or done == len(planned)):
                 told = time.monotonic()
-                console.print(f"{done}/{len(plan.runs)} runs: {what}", markup=False, soft_wrap=True)
+                console.print(f"{done}/{len(planned)} runs: {what}", markup=False, soft_wrap=True)
 
-        runs, stopped_by = runner.run(plan, folder, described, kept, finished)
+        runs, stopped_by = runner.run(setting, planned, processes, folder, described, kept, finished)
     verdicts = Study(folder, described, tuple(runs)).verdicts.values()
     console.print(_verdict_table(verdict for of_one in verdicts for verdict in of_one))
     if runs:

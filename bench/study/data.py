@@ -49,7 +49,7 @@ def load(name: str) -> ImageData:
 
 @cache
 def _packaged(name: str) -> ImageData:
-    """Pixels from 0 to 1. The split is always the same: the test images belong to the data, not to a seed."""
+    """Loads pixels from 0 to 1. The split is always the same: test images belong to the data, not to a seed."""
     import torch
 
     if name == "digits":  # 1797 images in 17 shades
@@ -78,7 +78,7 @@ def cifar10_files(folder: Path) -> tuple[list[Path], Path]:
 
 
 def _cifar10(folder: Path) -> ImageData:
-    """CIFAR-10 from data_batch_*.bin and test_batch.bin; each colour with mean 0 and deviation 1 over training."""
+    """Loads data_batch_*.bin and test_batch.bin; each colour has mean 0 and deviation 1 over the training images."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""What an experiment declares: its claim, the inequalities that decide it, and how it is drawn. Needs no torch."""
+"""The declaration of an experiment: its claim, the inequalities that decide it, and its figure. Imports no torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def of(name: str, *conditions: str) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class Figure:
-    """How the literature draws an experiment, with a line or bar for each condition.
+    """A figure as the literature draws it, with a line or bar for each condition.
 
     curves: series `y` over `x`, a point a step; bands: the same with `low` and `high` in place of y; lines: series `y`
     over a swept x, a point a setting; bars: no series, but the value `series` of each condition.
@@ -86,6 +86,6 @@ class Experiment:
 
     @property
     def run(self) -> Callable[[str, int, StudySetting], StudyOutcome]:
-        """Runs (condition, seed, setting), with PyTorch's own generator already seeded."""
+        """Runs a condition with a seed in a setting; PyTorch's own generator is seeded already."""
         found: Callable[[str, int, StudySetting], StudyOutcome] = sys.modules[self.module].run
         return found

@@ -1,4 +1,4 @@
-"""The figures of a study, drawn as the literature draws them: a condition a line, a band or a bar."""
+"""The figures of a study, drawn as the literature draws them, with a line, band or bar for each condition."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Legend = dict[str, Key]
 
 
 def panels(experiment: Experiment, runs: Sequence[StudyRun], legend: Legend) -> list[Panel]:
-    """Returns an experiment's figures, each over all of its runs; those that have something to draw."""
+    """Returns those of an experiment's figures that have something to draw."""
     found: list[Panel] = []
     for how in (experiment.figure, *experiment.also):
         name = slug("study", experiment.name, *[how.series] * (how in experiment.also))
@@ -63,7 +63,7 @@ def _image(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> 
 
 
 def _curves(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
-    """A line through the median of the seeds, a band over their range, a cross where a run diverged."""
+    """Draws a line through the median of the seeds, a band over their range, a cross where a run diverged."""
     said = []
     for key, part in _by_condition(frame, legend):
         drawn = over_seeds(part)
@@ -79,7 +79,7 @@ def _curves(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
 
 
 def _bands(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
-    """A band from the lowest to the highest, each end the median of the seeds; the widest lies behind the others."""
+    """Draws a band from `low` to `high`, each the median of the seeds; the widest lies behind the others."""
     said = []
     parts = [(key, part, over_seeds(part, band=True)) for key, part in _by_condition(frame, legend)]
     for key, part, drawn in sorted(parts, key=lambda one: -float((one[2]["high"] - one[2]["low"]).median())):
@@ -96,7 +96,7 @@ def _bands(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
 
 
 def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
-    """A line over what is swept; a cross at the top where a setting's runs diverged."""
+    """Draws a line over the swept quantity, and a cross at the top where a setting's runs diverged."""
     common.lines(axes, frame.rename(columns={"condition": "provider"}), legend, "x", "y")
     said = []
     for place, (key, part) in enumerate(_by_condition(frame, legend)):
@@ -112,7 +112,7 @@ def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
 
 
 def _bars(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> Markup | None:
-    """A bar to the median of the seeds, a line over their range; what did not stay finite is written."""
+    """Draws a bar to the median of the seeds and a line over their range; counts runs that diverged in words."""
     values: dict[str, list[float]] = {}
     for run in runs:
         if how.series in run.values:
@@ -149,13 +149,13 @@ def _bars(how: Figure, runs: Sequence[StudyRun], legend: Legend, name: str) -> M
 
 
 def _by_condition(frame: pd.DataFrame, legend: Legend) -> list[tuple[Key, pd.DataFrame]]:
-    """In the order of the experiment, those with a finite point."""
+    """Returns the conditions that have a finite point, in the order of the experiment."""
     parts = {str(name): part for name, part in frame.groupby("condition") if part["y"].notna().any()}
     return [(key, parts[name]) for name, key in legend.items() if name in parts]
 
 
 def _crosses(axes: Axes, frame: pd.DataFrame, legend: Legend) -> None:
-    """A cross at the last finite point of each run that diverged; at the figure's edge where it had left the figure."""
+    """Draws a cross at the last finite point of each run that diverged, or at the edge that it left the figure by."""
     seen = frame[frame["diverged"] & frame["y"].notna()]
     last = seen.sort_values("x").groupby(["condition", "seed"], as_index=False).last()
     for name, ends in last.groupby("condition"):
@@ -171,14 +171,14 @@ def _diverged(part: pd.DataFrame) -> str:
 
 
 def _top(frame: pd.DataFrame) -> float:
-    """The highest value that is drawn of curves and bands."""
+    """Returns the highest value that is drawn of curves and bands."""
     whole = frame.loc[~frame["diverged"], "high"]
     first = frame.loc[frame["x"] == frame["x"].min(), "high"]
     return min(float(frame["high"].max()), FOLLOWED * float((whole if whole.notna().any() else first).max()))
 
 
 def _scales(axes: Axes, how: Figure, frame: pd.DataFrame) -> None:
-    # Of a sweep each setting stands for itself, whatever became of the others.
+    # Each setting of a sweep is drawn in full, even where others diverged.
     top = float(frame["high"].max()) if how.kind == "lines" else _top(frame)
     values = pd.concat([frame["low"], frame["high"]]).dropna().clip(upper=top)
     if "y" in how.log:
@@ -202,7 +202,7 @@ def _scales(axes: Axes, how: Figure, frame: pd.DataFrame) -> None:
 
 
 def _log_ticks(axis: Axis, span: float) -> None:
-    """Round values, some five in all; matplotlib's own has 10 to some power, or none at all in less than a decade."""
+    """Puts some five ticks at round values; matplotlib's own are powers of ten, or none within a decade."""
     axis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0), numticks=6))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

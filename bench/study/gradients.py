@@ -1,6 +1,6 @@
-"""Gradients that are looked at beside training: ahead along a step, and before and after the layers below have moved.
+"""Measures gradients during training: ahead along a step, and before and after the layers below have moved.
 
-Both move the network and put it back, so that training goes on as if nobody had looked.
+Both move the network and restore it, so that training is not affected.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def look_along(
     setting: StudySetting,
     look: Callable[[Tensor, Tensor, list[Tensor], float], float],
 ) -> tuple[dict[str, list[float]], str]:
-    """Trains the network and looks ahead along the gradient every few steps.
+    """Trains the network, and calls `look` some way ahead along the gradient every few steps.
 
     `look(x, y, gradient, distance)` gets the batch, the gradient before the step and the distance gone. Returns the
-    lowest and the highest result of every look as a band, and where the loss diverged.
+    lowest and highest results at each step as a band, and where the loss diverged.
     """
     lr = setting.scale.lr
 

@@ -1,4 +1,4 @@
-"""The networks that are trained, each defined once with the norm as an argument, and the norms by name."""
+"""The networks that are trained, with the norm as an argument, and the norms by name."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _VGG_WIDTH = 512
 
 
 class StudyNoise(nn.Module):
-    """The noise of noisy batch norm without the norm: y = s x + m in training, x in evaluation.
+    """Noisy batch norm's noise without the norm: y = s x + m in training, y = x in evaluation.
 
     Every step draws mu ~ U(-.5, .5) and sigma ~ U(1, 1.25), then for each element m ~ U(mu - .1, mu + .1) and
     s ~ N(sigma, .1). Santurkar et al. (2018), section 2.1 and appendix.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: any shape, which the result has too."""
+        """x: any shape; y has the same."""
         if not self.training:
             return x
         mu, sigma = torch.rand(2, device=x.device).unbind()
@@ -49,7 +49,7 @@ class MovingAverages(normlib.BatchNorm1d):
     """
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """input: (N, C), which the result has too."""
+        """input: (N, C); the result has the same shape."""
         if self.training:
             with torch.no_grad():
                 super().forward(input)

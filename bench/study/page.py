@@ -1,4 +1,4 @@
-"""A study's records -> one HTML file that opens offline, in the style of the reports. Imports no torch."""
+"""The page of a study: one HTML file that opens offline, in the style of the reports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLACES = {BN: 0, PLAIN: 1}
 COLUMNS = ("experiment", "condition", "seed", "status", "value", "figure", "seconds of the run")
 NUMERIC = ("seed", "figure", "seconds of the run")
 NO_NUMBER = 1e300  # stands for infinity, which JSON lacks: more than any figure
-# What ran the layers, as normlib.backend_for calls it.
+# By the names of normlib.backend_for.
 BACKENDS = {"triton": "Triton kernels", "interpreter": "Triton's interpreter", "torch": "PyTorch's operators"}
 
 METHOD = (
@@ -114,7 +114,7 @@ def _experiment(study: Study, experiment: Experiment) -> dict[str, Any]:
 
 
 def _why(verdicts: Sequence[GateVerdict]) -> str:
-    """An experiment's verdict in plain words: the gates that do not hold in every seed, and the count of the others."""
+    """Explains an experiment's verdict: the gates that do not hold in every seed, and the count of the others."""
     if not verdicts:
         return "Reported, and not judged: no inequality decides this claim."
     missed = [verdict for verdict in verdicts if not all(verdict.outcomes.values())]
@@ -130,7 +130,7 @@ def _why(verdicts: Sequence[GateVerdict]) -> str:
 
 
 def _endings(runs: Sequence[StudyRun]) -> list[str]:
-    """Which conditions diverged or failed, in how many of their runs, and why; nothing where all went well."""
+    """Lists the conditions that diverged or failed, in how many of their runs, and why."""
     of_condition = Counter(run.condition for run in runs)
     alike: dict[tuple[str, str], Counter[str]] = {}
     for run in runs:
@@ -145,7 +145,7 @@ def _endings(runs: Sequence[StudyRun]) -> list[str]:
 
 
 def _setting(study: Study) -> list[tuple[str, str]]:
-    """The study's settings in a few words each; what was not recorded is left out."""
+    """Returns the study's settings, a few words each; what was not recorded is left out."""
     env, chosen = study.environment, study.environment.get("study") or {}
     ran, s = str(env.get("layers") or ""), env.get("wall_seconds") or 0.0
     rows = [
@@ -159,7 +159,7 @@ def _setting(study: Study) -> list[tuple[str, str]]:
 
 
 def _banners(study: Study) -> list[str]:
-    """Warnings above the verdicts."""
+    """Returns the warnings above the verdicts."""
     env = study.environment
     found = ["The kernels ran in Triton's interpreter: the times of runs say nothing."] if env["interpreted"] else []
     if not env["complete"]:
@@ -170,7 +170,7 @@ def _banners(study: Study) -> list[str]:
 
 
 def _table(study: Study) -> dict[str, Any]:
-    """Columns and rows for the page's script: a row a value of a run; a run without values is one row."""
+    """Returns columns and rows for the page's script: a row for each value of a run, or one if it has none."""
     rows = [
         {
             "id": "/".join((*map(str, run.key), name)).rstrip("/"),

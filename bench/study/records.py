@@ -36,7 +36,7 @@ class StudyRun:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What identifies a run within a study."""
+        """(experiment, condition, seed), which a study has once."""
         return self.experiment, self.condition, self.seed
 
 
@@ -56,12 +56,7 @@ def read(folder: Path) -> Iterator[StudyRun]:
                 if line.endswith("\n"):
                     raise
                 return
-            row["values"] = {name: _figure(value) for name, value in row["values"].items()}
-            row["series"] = {
-                name: {axis: [_figure(value) for value in points] for axis, points in series.items()}
-                for name, series in row["series"].items()
-            }
-            yield StudyRun(**row)
+            yield StudyRun(**row | {key: _figures(row[key]) for key in ("values", "series")})
 
 
 def _strict(value: Any) -> Any:
@@ -77,5 +72,10 @@ def _strict(value: Any) -> Any:
     return None if math.isnan(value) else str(value)
 
 
-def _figure(value: float | str | None) -> float:
+def _figures(value: Any) -> Any:
+    """Returns what `_strict` has written with its figures as floats."""
+    if isinstance(value, dict):
+        return {key: _figures(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_figures(inner) for inner in value]
     return math.nan if value is None else float(value)

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,59 +15,37 @@ import torch
 from bench.measure import environment
 from bench.results import samples
 from bench.study import records
-from bench.study.data import ImageData
-from bench.study.experiment import Experiment
 from bench.study.experiments import BY_NAME
 from bench.study.records import StudyRun
-from bench.study.training import StudyScale, StudySetting
+from bench.study.training import StudySetting
 
 # (experiment, condition, seed), which is also a record's key.
 RunKey = tuple[str, str, int]
 
 
-@dataclass(frozen=True)
-class StudyPlan:
-    """What a study runs. `processes` run side by side, each on one core; 0 means in this very process."""
-
-    chosen: tuple[Experiment, ...]
-    seeds: int
-    data: ImageData
-    scale: StudyScale
-    device: str
-    processes: int = 0
-
-    @property
-    def runs(self) -> list[RunKey]:
-        """Seed by seed, so that a study that is stopped early has all experiments with fewer seeds."""
-        return [
-            (experiment.name, condition, seed)
-            for seed in range(self.seeds)
-            for experiment in self.chosen
-            if seed == 0 or not experiment.sweep
-            for condition in experiment.conditions
-        ]
-
-
 def run(
-    plan: StudyPlan,
+    setting: StudySetting,
+    planned: Sequence[RunKey],
+    processes: int,
     folder: Path,
     described: Mapping[str, Any],
     kept: Iterable[StudyRun],
     finished: Callable[[StudyRun], None],
 ) -> tuple[list[StudyRun], str]:
-    """Runs what is not among `kept`. Returns every run, and what stopped the study ("" if nothing did).
+    """Runs what is planned and not among `kept`. Returns every run, and what stopped the study ("" if nothing did).
 
-    Ctrl-C ends the study: finished runs stay, and `--resume` runs the rest.
+    `processes` run side by side, each on one core; 0 means in this very process. Ctrl-C ends the study: finished runs
+    stay, and `--resume` runs the rest.
     """
     runs = list(kept)
     done = {run.key for run in runs}
-    waiting = [key for key in plan.runs if key not in done]
-    described = {**described, "finished": None, "complete": False, "stopped_by": "", "runs_planned": len(plan.runs)}
+    waiting = [key for key in planned if key not in done]
+    described = {**described, "finished": None, "complete": False, "stopped_by": "", "runs_planned": len(planned)}
     samples.mend(folder / records.FILE)
     environment.write(folder, described)
     stopped_by, began = "error", time.monotonic()
     try:
-        for ended in _ended(plan, waiting):
+        for ended in _ended(setting, waiting, processes):
             records.append(folder, ended)
             runs.append(ended)
             finished(ended)
@@ -82,14 +59,13 @@ def run(
     return runs, stopped_by
 
 
-def _ended(plan: StudyPlan, waiting: Sequence[RunKey]) -> Iterator[StudyRun]:
+def _ended(setting: StudySetting, waiting: Sequence[RunKey], processes: int) -> Iterator[StudyRun]:
     """Yields the runs as they end: one after the other here, or in processes of their own, in any order."""
-    setting = StudySetting(plan.data.to(torch.device(plan.device)), torch.device(plan.device), plan.scale)
-    if not plan.processes:
+    if not processes:
         yield from (run_one(setting, key) for key in waiting)
         return
     # Not forked: a process that has used threads or a GPU cannot be.
-    pool = ProcessPoolExecutor(plan.processes, multiprocessing.get_context("spawn"), _begin, (setting,))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (setting,))
     try:
         for future in as_completed([pool.submit(_run_in_process, key) for key in waiting]):
             yield future.result()

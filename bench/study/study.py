@@ -38,7 +38,7 @@ class GateVerdict:
 
     @property
     def seeds_held(self) -> str:
-        """In how many seeds the gate holds: `2 of 3 seeds, in 1 a run failed or is missing`."""
+        """The count of seeds in which the gate holds: `2 of 3 seeds, in 1 a run failed or is missing`."""
         outcomes = Counter(self.outcomes.values())
         text = f"{outcomes[True]} of {plural(len(self.outcomes), 'seed')}"
         return f"{text}, in {outcomes[None]} a run failed or is missing" if outcomes[None] else text
@@ -46,7 +46,7 @@ class GateVerdict:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that the page is made from; `runs` has each condition and seed once."""
+    """The content of a study's folder; `runs` has each experiment, condition and seed once."""
 
     folder: Path
     environment: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Study:
 
     @cached_property
     def verdicts(self) -> dict[str, list[GateVerdict]]:
-        """The gates of each experiment, judged; of one without a gate an empty list."""
+        """The verdict on each gate of each experiment; an empty list where it has none."""
         return {experiment.name: list(judged(experiment, self.of(experiment))) for experiment in self.experiments}
 
     def word(self, experiment: Experiment) -> Word | None:

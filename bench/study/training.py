@@ -1,4 +1,4 @@
-"""What a run of an experiment is given, how it trains, and what it gives back. Imports torch only to train.
+"""Input, training loop and result of a run of an experiment. Imports torch only to train.
 
 A loss is the mean cross-entropy in nats of training batches; an auc is a loss's mean over all steps of a run.
 """
@@ -31,7 +31,7 @@ _CHUNK = 2048
 
 @dataclass(frozen=True)
 class StudyScale:
-    """Which network the experiments on images train by default, and how."""
+    """The network that experiments on images train by default, with steps, learning rate and batch size."""
 
     name: str
     about: str
@@ -55,7 +55,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class StudySetting:
-    """What every run is given: the images, the device, and the scale."""
+    """The input of every run: the images, the device, and the scale; it builds and trains networks."""
 
     data: ImageData
     device: torch.device
@@ -71,7 +71,7 @@ class StudySetting:
         return self.mlp(layer, depth=depth, **changes)
 
     def mlp(self, layer: str, options: Mapping[str, Any] | None = None, **changes: Any) -> nn.Module:
-        """Returns an MLP whatever the scale; `options` are the norm's, `changes` those of networks.mlp."""
+        """Returns an MLP at every scale; `options` are the norm's, `changes` those of networks.mlp."""
         from bench.study import networks
 
         norm = networks.norm(layer, **(options or {}))
@@ -138,7 +138,7 @@ class StudySetting:
         return self.train(network, seed, observe, lr=lr), seen
 
     def accuracy(self, network: nn.Module) -> float:
-        """Returns the share of the test images that are classified right in evaluation; training mode comes back."""
+        """Returns the share of the test images that the network classifies right; leaves it in training mode."""
         import torch
 
         network.eval()
@@ -151,7 +151,7 @@ class StudySetting:
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """What a run found; `diverged` says which loss was no longer finite, if one was."""
+    """The result of a run; `diverged` says which loss was no longer finite, if one was."""
 
     values: Mapping[str, float]
     series: Mapping[str, Points] = field(default_factory=dict)
@@ -164,7 +164,7 @@ def at(name: str, setting: float) -> str:
 
 
 def end(losses: Sequence[float]) -> float:
-    """Returns the loss at the end of a run; inf where it diverged."""
+    """Returns the mean loss at the end of a run; inf where it diverged."""
     return fmean(losses[-max(1, round(_END * len(losses))) :])
 
 

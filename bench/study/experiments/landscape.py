@@ -1,4 +1,4 @@
-"""The loss along the gradient."""
+"""The range of the loss along the gradient."""
 
 from math import inf, isfinite
 from statistics import fmean

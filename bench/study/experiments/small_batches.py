@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
     sweep=True,
 )
 BATCHES = (2, 4, 8, 32)
-# A network that trains whatever the batch: in ten layers the noise of two images' statistics leaves nothing.
+# Three layers train with every batch size; in ten, the noise of two images' statistics leaves nothing to learn from.
 _DEPTH = 3
 # Times the scale's steps, because batches of two pass over the images 64 times as slowly.
 _LONGER = 5

@@ -20,7 +20,7 @@ EXPERIMENT = Experiment(
     ),
     figure=Figure("curves", "step", "largest change of gradient / distance", "smoothness", ("y",)),
 )
-# The plain network of ten layers stands still for hundreds of steps, and what does not move is smooth.
+# The plain network of ten layers does not move for hundreds of steps, in which it would count as smooth.
 _DEPTH = 6
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,28 +27,23 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+def outcome(condition, seed, setting):
+    return StudyOutcome({"variance": float(condition == "SELU")})
+
+
 @pytest.fixture
 def counted(monkeypatch):
-    """Stands in for every experiment: notes what runs, and does what the test puts in `does`."""
-
-    class Counted:
-        def __init__(self):
-            self.ran, self.does = [], lambda planned: None
-
-        def __call__(self, condition, seed, setting):
-            self.does((condition, seed))
-            self.ran.append((condition, seed))
-            return StudyOutcome({"variance": 1.0 if condition == "SELU" else 0.0})
-
-    made = Counted()
+    """Stands in for the experiment that is run; `side_effect` is what it does."""
+    made = Mock(side_effect=outcome)
     monkeypatch.setattr(selu, "run", made)
     return made
 
 
-def raising(error, at):
-    def does(planned):
-        if planned == at:
+def raising(error, *at):
+    def does(*run):
+        if run[:2] == at:
             raise error
+        return outcome(*run)
 
     return does
 
@@ -89,26 +85,28 @@ def test_runs_side_by_side_give_the_records_of_runs_one_after_the_other(elsewher
 
 
 def test_ctrl_c_keeps_what_is_done_and_resume_runs_the_rest(elsewhere, counted):
-    counted.does = raising(KeyboardInterrupt, at=("SELU", 1))
+    counted.side_effect = raising(KeyboardInterrupt, "SELU", 1)
     assert command.main([*CHEAP, "--out", "study"]) == 130
     described = environment.read(elsewhere / "study")
     assert (described["complete"], described["stopped_by"], described["runs_planned"]) == (False, "interrupt", 6)
-    done, counted.ran, counted.does = counted.ran, [], lambda planned: None
-    assert len(done) == 2
+    assert len(list(records.read(elsewhere / "study"))) == 2
+    counted.reset_mock()
+    counted.side_effect = outcome
     assert command.main(["--resume", "study", "--in-process"]) == 0
-    assert set(counted.ran) == {(c, seed) for c in ("SELU", "ReLU") for seed in (1, 2)}
+    assert {call.args[:2] for call in counted.mock_calls} == {(c, seed) for c in ("SELU", "ReLU") for seed in (1, 2)}
     assert environment.read(elsewhere / "study")["complete"] is True
     assert len(list(records.read(elsewhere / "study"))) == 6
 
 
 def test_a_run_that_fails_costs_no_other_and_is_run_again_on_resume(elsewhere, counted, capsys):
-    counted.does = raising(ValueError("no such thing\nat all"), at=("ReLU", 0))
+    counted.side_effect = raising(ValueError("no such thing\nat all"), "ReLU", 0)
     assert command.main([*CHEAP, "--out", "study"]) == 1
     assert "failed: selu, ReLU, seed 0: ValueError: no such thing" in capsys.readouterr().out
     assert [run.state for run in records.read(elsewhere / "study")].count("failed") == 1
-    counted.ran, counted.does = [], lambda planned: None
+    counted.reset_mock()
+    counted.side_effect = outcome
     assert command.main(["--resume", "study", "--in-process"]) == 0
-    assert counted.ran == [("ReLU", 0)]
+    assert [call.args[:2] for call in counted.mock_calls] == [("ReLU", 0)]
 
 
 def test_a_study_of_another_machine_is_continued_only_by_force(elsewhere, counted, capsys):
@@ -124,7 +122,7 @@ def test_the_list_names_every_experiment_and_runs_nothing(elsewhere, counted, ca
     assert command.main(["--list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in command.BY_NAME)
-    assert not counted.ran
+    assert not counted.called
     assert not (elsewhere / "reports").exists()
 
 
@@ -177,12 +175,8 @@ def test_cifar_10s_pixels_are_red_green_and_blue_planes_with_mean_0_and_deviatio
     torch.testing.assert_close(found.x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.x.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
     # The second pixel of the third row of the first image's green, against its neighbour.
-    step = (raw[0, 1 + 1024 + 65] / 255.0 - raw[0, 1 + 1024 + 64] / 255.0) / (
-        np.concatenate([np.fromfile(elsewhere / "cifar" / f"data_batch_{i}.bin", np.uint8) for i in (1, 2)])
-        .reshape(16, 3073)[:, 1025:2049]
-        .std(ddof=1)
-        / 255
-    )
+    both = [np.fromfile(elsewhere / "cifar" / f"data_batch_{i}.bin", np.uint8).reshape(8, 3073) for i in (1, 2)]
+    step = (raw[0, 1 + 1024 + 65] / 1.0 - raw[0, 1 + 1024 + 64]) / np.concatenate(both)[:, 1025:2049].std(ddof=1)
     assert float(found.x[0, 1, 2, 1] - found.x[0, 1, 2, 0]) == pytest.approx(step, rel=1e-4)
 
 

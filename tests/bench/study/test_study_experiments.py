@@ -55,39 +55,33 @@ def held(name, steps, *texts):
     return [verdict.outcomes[0] for verdict in gates]
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_an_experiment_gives_what_its_gates_compare_and_its_figure_draws(name, composed, little_regression):
-    experiment = BY_NAME[name]
+@pytest.mark.parametrize("experiment", BY_NAME.values(), ids=BY_NAME)
+def test_an_experiment_gives_what_its_gates_compare_and_its_figure_draws(experiment, composed, little_regression):
     for condition in experiment.conditions:
-        run = run_one(small(3), (name, condition, 0))
+        run = run_one(small(3), (experiment.name, condition, 0))
         assert run.state != "failed", run.reason
-        assert {shown for where, shown in (s for g in experiment.gates for s in g.shows) if where == condition} <= set(
-            run.values
-        )
+        assert {name for gate in experiment.gates for of, name in gate.shows if of == condition} <= set(run.values)
         if experiment.figure.kind == "bars":
             assert experiment.figure.series in run.values
             continue
-        axes = {"x", "low", "high"} if experiment.figure.kind == "bands" else {"x", "y"}
         points = run.series[experiment.figure.series]
-        assert set(points) == axes
+        assert set(points) == ({"x", "low", "high"} if experiment.figure.kind == "bands" else {"x", "y"})
         assert len({len(values) for values in points.values()}) == 1
 
 
 # With the steps by which the real layers hold them, so that the identity has something to lose.
-ADVANTAGES = [("noisy_bn", 60, ("auc",)), ("lp_norms", 60, ("l1", "l2")), ("sigmoid", 60, ())]
-
-
-@pytest.mark.parametrize(("name", "steps", "gates"), ADVANTAGES)
-def test_a_gate_that_claims_a_norms_advantage_holds_with_the_norm(name, steps, gates, composed):
+@pytest.mark.parametrize(
+    ("name", "steps", "gates"), [("noisy_bn", 60, ("auc",)), ("lp_norms", 60, ("l1", "l2")), ("sigmoid", 60, ())]
+)
+def test_a_gate_that_claims_a_norms_advantage_holds_with_the_norm_and_fails_without(
+    name, steps, gates, composed, request
+):
     assert all(held(name, steps, *gates))
-
-
-@pytest.mark.parametrize(("name", "steps", "gates"), ADVANTAGES)
-def test_a_gate_that_claims_a_norms_advantage_fails_without_the_norm(name, steps, gates, composed, without_norms):
+    request.getfixturevalue("without_norms")
     assert not any(held(name, steps, *gates))
 
 
-# Too dear to hold in a test; where all conditions are one network they must fail all the same.
+# Training until they hold takes too long for a test; where all conditions are one network they must fail all the same.
 @pytest.mark.parametrize(
     ("name", "gate"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +30,16 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return page(write(tmp_path_factory.mktemp("study"), runs()))
 
 
+def found(pattern: str, shown: Page) -> str:
+    """The one place of the page with this pattern, or its group."""
+    (part,) = re.findall(pattern, shown.html, re.DOTALL)
+    return str(part)
+
+
 def article(shown: Page, name: str) -> str:
     """The text of one experiment."""
-    part = re.search(rf'<article class="experiment" id="{name}">(.*?)</article>', shown.html, re.DOTALL)
-    assert part
-    return " ".join(re.sub(r"<[^>]+>", " ", part[1]).split())
+    part = found(rf'<article class="experiment" id="{name}">(.*?)</article>', shown)
+    return " ".join(re.sub(r"<[^>]+>", " ", part).split())
 
 
 def label(shown: Page, start: str) -> str:
@@ -74,9 +78,8 @@ def test_each_seed_has_its_outcome_with_the_values_that_were_compared(shown: Pag
 
 def test_diverged_runs_are_crosses_in_the_figure_and_words_beside_it(shown: Page) -> None:
     assert "study-noisy-bn-diverged-plain-noise" in shown.ids
-    assert "Diverged: plain + noise in 3 of 3 runs: the loss is not finite from step 45 on." in article(
-        shown, "noisy_bn"
-    )
+    said = "Diverged: plain + noise in 3 of 3 runs: the loss is not finite from step 45 on."
+    assert said in article(shown, "noisy_bn")
     assert "and 3 of 3 runs diverged" in label(shown, "training loss against step")
     assert "plain 2.30 at 0.001, 2.20 at 0.01, 2.00 at 0.1, diverged at 1, diverged at 10" in label(
         shown, "training loss at the end against learning rate"
@@ -84,8 +87,9 @@ def test_diverged_runs_are_crosses_in_the_figure_and_words_beside_it(shown: Page
 
 
 def test_a_run_that_failed_leaves_its_claim_open_and_its_reason_in_sight(shown: Page) -> None:
-    assert "in 1 a run failed or is missing" in article(shown, "predictiveness")
-    assert "Failed: plain in 1 of 1 run: RuntimeError: out of memory." in article(shown, "predictiveness")
+    text = article(shown, "predictiveness")
+    assert "in 1 a run failed or is missing" in text
+    assert "Failed: plain in 1 of 1 run: RuntimeError: out of memory." in text
     assert "Runs that failed 1 of " in shown.section("verdict")
 
 
@@ -98,17 +102,14 @@ def test_an_experiment_without_a_gate_shows_its_values_and_concludes_nothing(sho
 def test_every_condition_is_drawn_and_keeps_its_colour_from_figure_to_figure(shown: Page) -> None:
     assert {f"study-noisy-bn-line-{name}" for name in ("plain", "bn", "noisy-bn", "plain-noise")} <= set(shown.ids)
     assert {"study-landscape-band-plain", "study-landscape-band-bn", "study-dropout-bar-bn"} <= set(shown.ids)
-    drawn = re.findall(
-        r'<g id="study-(?:noisy-bn|sigmoid|learning-rate)-line-bn"><path [^>]*?stroke: (#[0-9a-f]+)', shown.html
-    )
+    line = r'<g id="study-(?:noisy-bn|sigmoid|learning-rate)-line-bn"><path [^>]*?stroke: (#[0-9a-f]+)'
+    drawn = re.findall(line, shown.html)
     assert len(drawn) == 3 and len(set(drawn)) == 1
 
 
 def figure(shown: Page, name: str) -> str:
     """The SVG of a figure."""
-    part = re.search(rf'id="study-{name}-figure_1".*?</svg>', shown.html, re.DOTALL)
-    assert part
-    return part[0]
+    return found(rf'id="study-{name}-figure_1".*?</svg>', shown)
 
 
 def test_a_run_that_blows_up_does_not_press_the_others_onto_the_axis(tmp_path: Path) -> None:
@@ -190,24 +191,17 @@ def test_the_page_is_made_again_without_torch_and_with_its_figures_as_files(tmp_
     assert {path.name for path in (folder / "figures").iterdir()} >= {"study-noisy-bn.svg", "study-noisy-bn.png"}
 
 
-def broken_line(folder: Path) -> None:
-    (folder / "study.jsonl").write_text("not json\n{}\n")
-
-
-def foreign_line(folder: Path) -> None:
-    (folder / "study.jsonl").write_text('{"op": "layer_norm"}\n{"op": "layer_norm"}\n')
-
-
-def broken_environment(folder: Path) -> None:
-    (folder / "environment.json").write_text("[1,")
-
-
-@pytest.mark.parametrize("spoil", [broken_line, foreign_line, broken_environment])
-def test_a_study_that_cannot_be_read_is_one_line_and_stays_in_the_list(
-    spoil: Callable[[Path], None], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("study.jsonl", "not json\n{}\n"),
+        ("study.jsonl", '{"op": "layer_norm"}\n{"op": "layer_norm"}\n'),
+        ("environment.json", "[1,"),
+    ],
+)
+def test_a_study_that_cannot_be_read_is_one_line_and_stays_in_the_list(file: str, content: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "broken", runs()[:1])
-    spoil(folder)
+    (folder / file).write_text(content)
     with pytest.raises(UnreadableRun) as error:
         render(folder)
     assert len(str(error.value).splitlines()) == 1 and not (folder / "report.html").exists()
