@@ -24,7 +24,7 @@ from bench import cli
 from bench.cases import sweep
 from bench.cases.case import Case
 from bench.cases.operators import operators
-from bench.cases.operators._draw import TORCH_DTYPES
+from bench.cases.random_inputs import TORCH_DTYPES
 from bench.cli import BadArgument, OneLineParser
 from bench.device_constants import file as device_file
 from bench.measure import devices, environment
