@@ -75,7 +75,6 @@ class RunRequest:
 def main(typed: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
     began = time.monotonic()
-    _choose_device_early(typed)
     given = vars(_parser().parse_args(typed))
     if given["op"] != "sync_bn":
         return _run(_request(typed, given, began))
@@ -86,18 +85,6 @@ def main(typed: Sequence[str]) -> int:
 
     new_folder = partial(folders.new, given["out"])
     return sync_batch_norm.main(given, device, operators()["batch_norm"], new_folder, [*typed])
-
-
-def _choose_device_early(typed: Sequence[str]) -> None:
-    """Switches Triton's interpreter on before operators() imports triton; goes when they are declared without torch."""
-    from bench.measure import devices
-
-    early = cli.Parser(add_help=False, allow_abbrev=False)
-    early.add_argument("--device")
-    early.add_argument("--resume")
-    first, _ = early.parse_known_args(typed)
-    stored = {} if first.resume is None else folders.stored(first.resume)
-    devices.choose(stored.get("device") if first.device is None else first.device)
 
 
 def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRequest:

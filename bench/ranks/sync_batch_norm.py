@@ -27,7 +27,7 @@ from bench import cli
 from bench.cases import sweep
 from bench.cases.case import Case
 from bench.cases.operators import Operator
-from bench.cases.operators.batch_norm import laid_out
+from bench.cases.random_inputs import laid_out
 from bench.cli import BadArgument
 from bench.measure import accuracy, environment, runner
 from bench.measure.telemetry import cache_bytes

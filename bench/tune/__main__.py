@@ -72,7 +72,7 @@ class Tuned:
 
 def plans_of(case: Case) -> str | None:
     """The group of plans that a case's time depends on; None where that is more than one, or none at all."""
-    from bench.cases.operators._draw import TORCH_DTYPES
+    from bench.cases.random_inputs import TORCH_DTYPES
     from normlib.kernels.batch_norm import plan as batch_norm_plan
     from normlib.kernels.row_norm import plan as row_plan
 

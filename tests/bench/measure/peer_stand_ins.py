@@ -1,4 +1,4 @@
-"""What takes a library's place where it cannot be: functions of its recorded signatures, which compute with PyTorch.
+"""Stand-ins for libraries that cannot be installed: functions of their recorded signatures that compute with PyTorch.
 
 Their parameters have the library's own names, defaults filled in. What they compute is what the library documents.
 """
