@@ -1,7 +1,5 @@
 """Runs that nobody measured and their rendered reports taken apart; the figures describe no machine."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

@@ -1,7 +1,5 @@
 """`python -m bench.compare A B`: what is slower, faster, newly wrong or less accurate in run B than in run A."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """What is not the same around two runs, by their environment.json. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -12,8 +12,6 @@ All of this can only withhold a claim, never make one: a cell's interval is the 
 and the change less the drift, both widened by what is uncertain about them.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Two runs -> a verdict a cell: SLOWER, FASTER, SAME or UNCLEAR; newly wrong; less accurate."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace

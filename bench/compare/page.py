@@ -1,7 +1,5 @@
 """A comparison -> one HTML file that opens offline, in the style of the reports."""
 
-from __future__ import annotations
-
 from math import expm1
 
 from bench.compare import comparison as words
@@ -15,9 +13,8 @@ from bench.compare.comparison import (
     UNCLEAR,
     Comparison,
 )
-from bench.page.card import Card
 from bench.page.formatting import change
-from bench.page.templating import scripts, style, templates
+from bench.page.templating import Card, scripts, style, templates
 from bench.results.intervals import FALSE_ALARMS, MOST
 
 # Of each list; a page of some megabytes still opens on a telephone, and --json has every cell.

@@ -1,7 +1,5 @@
 """A comparison on a terminal: what differs around the runs, a line a provider, then the worst cells; or JSON."""
 
-from __future__ import annotations
-
 from math import expm1, isfinite
 from typing import Any
 

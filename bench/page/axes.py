@@ -1,14 +1,14 @@
 """What figures have in common: names, lines of providers, axes of sizes."""
 
-from __future__ import annotations
-
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 
 from bench.page import svg
 from bench.page.formatting import size
@@ -67,9 +67,27 @@ def size_axis(axes: Axes, sizes: pd.Series) -> None:
         low, high = low - 1, high + 1
     step = max(1, math.ceil((high - low) / 5))
     axes.set_xlim(2.0 ** (low - 0.3), 2.0 ** (high + 0.3))
-    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(low, high + 1, step)]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+    ticks(axes.xaxis, FixedLocator([2.0**power for power in range(low, high + 1, step)]), size)
+
+
+def ticks(axis: Axis, places: Locator, written: Callable[[float], str]) -> None:
+    """Puts ticks at these places and no others, and says how their values are written."""
+    axis.set_major_locator(places)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+
+
+def log_axis(
+    axes: Axes,
+    which: str,
+    limits: tuple[float, float],
+    subs: tuple[float, ...],
+    written: Callable[[float], str],
+    count: int = 7,
+) -> None:
+    """Makes axis `x` or `y` logarithmic, with about `count` ticks at these multiples of powers of ten."""
+    axes.set(**{f"{which}scale": "log", f"{which}lim": limits})
+    ticks(getattr(axes, f"{which}axis"), LogLocator(subs=subs, numticks=count), written)
 
 
 def log_limits(values: pd.Series | np.ndarray, *others: float) -> tuple[float, float]:

@@ -1,7 +1,5 @@
 """The environment of a run as rows of words."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

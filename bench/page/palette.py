@@ -1,7 +1,5 @@
 """How a provider is drawn: one colour and one shape, the same in every report that it is in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A matplotlib figure as inline SVG: colours that follow the page, ids that cannot collide, no dates."""
 
-from __future__ import annotations
-
 import io
 import re
 import xml.etree.ElementTree as ET

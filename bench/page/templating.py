@@ -1,10 +1,9 @@
-"""The templates, the style and the scripts that every page of ours is made with."""
-
-from __future__ import annotations
+"""The templates, the style, the scripts, and the cards and panels that pages are made of."""
 
 import base64
 import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,25 @@ from markupsafe import Markup
 from bench.page import formatting
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Card:
+    """A verdict: a title, the figure, and what stands behind it."""
+
+    title: str
+    value: str
+    detail: str
+    tone: str = "plain"  # good, bad, caution, plain
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing with the words above and below it."""
+
+    title: str
+    image: Markup
+    note: str = ""
 
 
 def templates(**options: Any) -> Environment:
@@ -31,16 +49,16 @@ def templates(**options: Any) -> Environment:
 
 
 def style() -> Markup:
-    """The style sheet, to stand inside a page."""
+    """Returns the style sheet, to stand inside a page."""
     return Markup((HERE / "style.css").read_text(encoding="utf-8"))
 
 
 def scripts(*names: str) -> Markup:
-    """Scripts of scripts/ in this order, to stand inside a page."""
+    """Returns scripts of scripts/ in this order, to stand inside a page."""
     return Markup("\n".join((HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in names))
 
 
 def packed(data: Any) -> str:
-    """JSON, gzipped, in base64: the rows of a table repeat each other, and take a tenth of the space."""
+    """Returns JSON, gzipped, in base64: the rows of a table repeat each other, and take a tenth of the space."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
     return base64.b64encode(gzip.compress(text, mtime=0)).decode()

@@ -1,7 +1,5 @@
 """Records -> one HTML file that opens offline, and a summary for a pull request. Imports neither torch nor triton."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bench.page import FIGURES, REPORT

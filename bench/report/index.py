@@ -1,7 +1,5 @@
 """A folder of runs -> index.html: every run and study with its headline, and every audit, the newest first."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

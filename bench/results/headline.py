@@ -4,8 +4,6 @@ The times are those of cold calls, one norm after another: what a step of the mo
 of theirs is left in the cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

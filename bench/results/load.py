@@ -1,7 +1,5 @@
 """A run's folder -> its records, and frames of them: one row a cell, a tensor, or a timed case of the subject."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

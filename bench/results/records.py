@@ -1,7 +1,5 @@
 """The record of one cell, and the append-only file of records. Imports no torch."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator

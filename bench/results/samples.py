@@ -1,7 +1,5 @@
 """Every single measurement of a run, in a file beside its records. Imports no torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

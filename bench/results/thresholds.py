@@ -1,7 +1,5 @@
 """Every number of the report that somebody chose, each with its reason."""
 
-from __future__ import annotations
-
 SUBJECT = "normlib"  # the provider that the verdicts are about
 
 # The figure that a tensor's dtype is judged by. fp32 cannot reach its rounding floor, so it is held against torch.

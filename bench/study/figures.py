@@ -14,9 +14,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from bench.page import axes as common
 from bench.page import svg
 from bench.page.axes import WIDTH, log_limits, slug
-from bench.page.figure import Panel
 from bench.page.formatting import number, plural
 from bench.page.palette import Key
+from bench.page.templating import Panel
 from bench.results.numbers import short
 from bench.study.experiment import Experiment, Figure
 from bench.study.points import last_finite, over_seeds, points

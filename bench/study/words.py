@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from bench.page.card import Card
 from bench.page.formatting import DASH, number, plural
+from bench.page.templating import Card
 from bench.study.experiment import Experiment
 from bench.study.records import Run
 from bench.study.study import Study

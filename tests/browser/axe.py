@@ -1,7 +1,5 @@
 """axe-core, the accessibility checker, fetched from npm when a test wants it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tarfile

@@ -1,7 +1,5 @@
 """Headless Chromium, one for all tests of a file. Without Chromium, its driver or selenium they are skipped."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What tests ask of a page in a browser."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Every page of ours under axe-core, on light paper and on dark."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report in headless Chromium, without a network."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The state of the GPU over the run: one value a cell, in the order in which the cells were measured."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from markupsafe import Markup

@@ -1,7 +1,5 @@
 """The subject's speedup over two axes, as a heat map."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any

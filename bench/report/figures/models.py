@@ -1,7 +1,5 @@
 """What a model's norms take together, provider by provider: one bar each, stacked by shape."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from markupsafe import Markup

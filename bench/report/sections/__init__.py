@@ -4,8 +4,6 @@ A template that writes nothing leaves its section out. Its macro `definitions`, 
 the section uses; the section on the method lists them all.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The table of all cells, as data for the page's script."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Where the subject loses: peers that are faster, peers that are more accurate, cells that are not ok."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,15 +1,13 @@
 """How far the figures can be believed: warnings, noise by provider, the state of the machine before and after."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
 
 from bench.page import palette
 from bench.page.axes import slug
-from bench.page.figure import Panel
 from bench.page.formatting import number, percent, plural
+from bench.page.templating import Panel
 from bench.report import facts
 from bench.report.figures import clocks
 from bench.report.sections import Section

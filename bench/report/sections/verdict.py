@@ -1,15 +1,13 @@
 """The first screen: cards and three sentences on accuracy, speed and losses."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.page.card import Card
 from bench.page.formatting import duration, number, percent, plural, times
+from bench.page.templating import Card
 from bench.report import facts
 from bench.report.facts import geomean
 from bench.report.sections import Section

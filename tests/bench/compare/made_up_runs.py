@@ -4,8 +4,6 @@
 a case, to see how report and comparison bear it. Every time in it is drawn, and describes no machine.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """`bench.compare`: runs that are made up, with changes planted in them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What `bench.compare` claims of noise alone, and what it finds in it: many runs, each made up from a seed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

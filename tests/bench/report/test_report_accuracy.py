@@ -1,7 +1,5 @@
 """The accuracy section."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

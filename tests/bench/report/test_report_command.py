@@ -1,7 +1,5 @@
 """`python -m bench.report` on a machine that has neither torch nor triton."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The figures of speed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from itertools import product

@@ -1,7 +1,5 @@
 """Where we lose, and what is not ok."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The report as a page: one file that asks for nothing, the same bytes every time, hostile text escaped."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

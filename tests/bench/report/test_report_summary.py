@@ -1,7 +1,5 @@
 """summary.md, the list of all runs, and the figures as files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote

@@ -1,7 +1,5 @@
 """The data of the table of all cells."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote

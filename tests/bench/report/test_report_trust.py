@@ -1,7 +1,5 @@
 """The section that says how far the figures can be believed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

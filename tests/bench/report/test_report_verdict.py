@@ -1,7 +1,5 @@
 """The first screen: cards, sentences and warnings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
