@@ -1,4 +1,4 @@
-"""Runs that nobody measured and their rendered reports taken apart; the figures describe no machine."""
+"""Made-up runs, whose figures describe no machine, and their rendered reports taken apart."""
 
 import base64
 import gzip
@@ -9,7 +9,6 @@ import re
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from bench.cases import models
 from bench.report import render
@@ -21,18 +20,18 @@ ROOT = Path(__file__).parents[1]
 PROVIDERS = ("normlib", "torch", "torch_compile", "cudnn")
 SLOWNESS = {"normlib": 1.0, "torch": 1.6, "torch_compile": 1.15, "cudnn": 1.3}
 TENSORS = {"fwd": ("y",), "bwd": ("dx", "dw", "db"), "fwd_bwd": ("y", "dx", "dw", "db"), "eval": ("y",)}
-GRIDS: dict[str, list[dict[str, int | str]]] = {
+GRIDS = {
     "batch_norm": [{"batch": n, "channels": c, "spatial": "14x14"} for n in (1, 256) for c in (64, 256)],
     "layer_norm": [{"tokens": m, "hidden": n} for m in (16, 16384) for n in (768, 4096)],
     "rms_norm": [{"tokens": m, "hidden": n} for m in (16, 16384) for n in (768, 4096)],
 }
 
 
-def shape_of(axes: dict[str, int | str]) -> list[int]:
+def shape_of(axes):
     return [int(part) for value in axes.values() for part in str(value).split("x")]
 
 
-def tensor_error(tensor: str, dtype: str, share: float, torch_share: float = 0.9, **changes: Any) -> TensorError:
+def tensor_error(tensor, dtype, share, torch_share=0.9, **changes):
     """An error at `share` of its bound."""
     fp32 = dtype == "fp32"
     bound = 2.0 if fp32 else 1.05
@@ -59,21 +58,21 @@ def tensor_error(tensor: str, dtype: str, share: float, torch_share: float = 0.9
 
 
 def record(
-    op: str = "layer_norm",
-    axes: dict[str, int | str] | None = None,
-    dtype: str = "fp16",
-    layout: str = "",
-    mode: str = "fwd",
-    provider: str = "normlib",
+    op="layer_norm",
+    axes=None,
+    dtype="fp16",
+    layout="",
+    mode="fwd",
+    provider="normlib",
     *,
-    status: str = "ok",
-    reason: str = "",
-    clock: str = "cuda_event",
-    latency_us: float = 10.0,
-    baseline_us: float = 16.0,
-    share: float = 0.9,
-    **changes: Any,
-) -> Record:
+    status="ok",
+    reason="",
+    clock="cuda_event",
+    latency_us=10.0,
+    baseline_us=16.0,
+    share=0.9,
+    **changes,
+):
     """One record as a runner writes it: figures of speed only from a GPU's clock, errors only of what ran."""
     axes = axes or {"tokens": 1024, "hidden": 4096}
     shape, ran, gpu = shape_of(axes), status in ("ok", "wrong"), clock == "cuda_event"
@@ -100,7 +99,7 @@ def record(
     return made
 
 
-def sweep(clock: str = "cuda_event", grids: dict[str, list[dict[str, int | str]]] | None = None) -> list[Record]:
+def sweep(clock="cuda_event", grids=None):
     """Three operators over their grids, dtypes, layouts and modes for every provider, with every status in it."""
     dice = random.Random(7)
     made = []
@@ -120,20 +119,14 @@ def sweep(clock: str = "cuda_event", grids: dict[str, list[dict[str, int | str]]
                 if dtype != "fp32":
                     share = dice.uniform(0.952, 0.97)
                 made.append(
-                    record(
-                        **case,
-                        provider=name,
-                        latency_us=times[name],
-                        baseline_us=times["torch"],
-                        share=share,
-                    )
+                    record(**case, provider=name, latency_us=times[name], baseline_us=times["torch"], share=share)
                 )
     made += [
         record(axes={"tokens": 65536, "hidden": 65536}, provider=name, status="oom", reason="out of memory: 8.00 GiB")
         for name in PROVIDERS
     ]
     for tokens in (3, 5):
-        axes: dict[str, int | str] = {"tokens": tokens, "hidden": 1000}
+        axes = {"tokens": tokens, "hidden": 1000}
         made.append(
             record(
                 "rms_norm",
@@ -157,7 +150,7 @@ def sweep(clock: str = "cuda_event", grids: dict[str, list[dict[str, int | str]]
     return made
 
 
-def resnet50() -> list[Record]:
+def resnet50():
     """The training step of ResNet-50, for every provider."""
     return [
         record(
@@ -170,9 +163,9 @@ def resnet50() -> list[Record]:
     ]  # fmt: skip
 
 
-def environment(clock: str = "cuda_event", **changes: Any) -> dict[str, Any]:
+def environment(clock="cuda_event", **changes):
     gpu = clock == "cuda_event"
-    described: dict[str, Any] = {
+    described = {
         "schema": 1,
         "run": "test-run",
         "started": "2026-01-02T03:04:05+00:00",
@@ -230,7 +223,7 @@ def environment(clock: str = "cuda_event", **changes: Any) -> dict[str, Any]:
     return described | changes
 
 
-def measured(records: list[Record], seed: int = 3) -> list[samples.Samples]:
+def measured(records, seed=3):
     """Samples of each timed cell that scatter about its median, a few of them far above."""
     dice = random.Random(seed)
     return [
@@ -242,7 +235,7 @@ def measured(records: list[Record], seed: int = 3) -> list[samples.Samples]:
     ]
 
 
-def write(folder: Path, records: list[Record], **described: Any) -> Path:
+def write(folder, records, **described):
     """Writes a run's files; samples of what a GPU's clock timed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(**described)))
@@ -254,32 +247,32 @@ def write(folder: Path, records: list[Record], **described: Any) -> Path:
     return folder
 
 
-def unpacked(text: str) -> Any:
-    """What bench.page.templating.packed has packed."""
+def unpacked(text):
+    """Undoes bench.page.templating.packed."""
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 class Page(HTMLParser):
     """A rendered report taken apart: the text that is shown, references, ids, and the table's data."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
         images = re.search(r'id="figures-data">(.*?)</script>', html)
         assert images
         drawn = unpacked(images[1])
         self.html = html = re.sub(r'<div data-figure="(\d+)"></div>', lambda place: drawn[int(place[1])], html)
-        self.shown: list[str] = []
-        self.references: list[str] = []
-        self.ids: list[str] = []
-        self.tags: list[str] = []
-        self.labels: list[str] = []
+        self.shown = []
+        self.references = []
+        self.ids = []
+        self.tags = []
+        self.labels = []
         self._hidden = ""
         self.feed(html)
         data = re.search(r'<script type="application/gzip" id="cells-data">(.*?)</script>', html, re.DOTALL)
         assert data
         self.data = unpacked(data[1])
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         if tag in ("script", "style"):
             self._hidden = tag
@@ -291,34 +284,34 @@ class Page(HTMLParser):
             if name == "aria-label":
                 self.labels.append(value or "")
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         if tag == self._hidden:
             self._hidden = ""
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if not self._hidden:
             self.shown.append(data)
 
     @property
-    def text(self) -> str:
+    def text(self):
         return re.sub(r"\s+", " ", " ".join(self.shown))
 
-    def section(self, name: str) -> str:
+    def section(self, name):
         """The text of one section, tags taken out."""
         part = re.search(rf'<section id="{name}">(.*?)</section>', self.html, re.DOTALL)
         assert part
         return re.sub(r"\s+", " ", re.sub(r"<script.*?</script>|<[^>]+>", " ", part[1], flags=re.DOTALL))
 
     @property
-    def titles(self) -> set[str]:
+    def titles(self):
         """The columns of the table."""
         return {column["title"] for column in self.data["columns"]}
 
-    def column(self, title: str) -> dict[str, Any]:
+    def column(self, title):
         """The values of one column of the table, by cell."""
         place = [column["title"] for column in self.data["columns"]].index(title)
         return {row["id"]: row["is"][place] for row in self.data["rows"]}
 
 
-def page(folder: Path) -> Page:
+def page(folder):
     return Page(render(folder).read_text(encoding="utf-8"))

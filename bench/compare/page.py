@@ -3,16 +3,7 @@
 from math import expm1
 
 from bench.compare import comparison as words
-from bench.compare.comparison import (
-    FASTER,
-    FIXED,
-    LESS_ACCURATE,
-    NEWLY_WRONG,
-    SAME,
-    SLOWER,
-    UNCLEAR,
-    Comparison,
-)
+from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SAME, SLOWER, UNCLEAR, Comparison
 from bench.page.formatting import change
 from bench.page.templating import Card, scripts, style, templates
 from bench.results.intervals import FALSE_ALARMS, MOST
@@ -20,7 +11,7 @@ from bench.results.intervals import FALSE_ALARMS, MOST
 # Of each list; a page of some megabytes still opens on a telephone, and --json has every cell.
 ROWS = 1000
 
-# What is listed, in this order: the words, the title, and what the list means.
+# The lists, in this order: the word, the title, and what the list means.
 LISTS = (
     (NEWLY_WRONG, "Newly wrong", "Cells that were ok in A and are not in B."),
     (SLOWER, "Slower", "Cells whose whole interval lies beyond the threshold."),
@@ -65,7 +56,7 @@ def html(comparison: Comparison) -> str:
             sections={
                 "verdict": "Verdict",
                 **{_id(word): title for word, title, _ in lists},
-                **({"only": "In one run alone"} if only else {}),
+                **({"only": "In only one run"} if only else {}),
                 "conditions": "Conditions",
                 "method": "Method",
             },
@@ -104,7 +95,7 @@ def _cards(comparison: Comparison) -> list[Card]:
         cards.append(Card("Speed", "not compared", "That needs a GPU's clock in both runs."))
     cards.append(_card(comparison, "Less accurate", LESS_ACCURATE, of, "caution", "No error grew beyond luck."))
     alone = len(comparison.only_a) + len(comparison.only_b)
-    detail = f"{len(comparison.only_a):,} in A alone, {len(comparison.only_b):,} in B alone"
+    detail = f"{len(comparison.only_a):,} only in A, {len(comparison.only_b):,} only in B"
     cards.append(Card("Cells in both", f"{of:,}", detail, "caution" if alone else "plain"))
     return cards
 

@@ -1,9 +1,9 @@
-"""Numbers as a reader wants them: three digits, a unit, and a dash where there is none."""
+"""Numbers as text: three digits, a unit, and a dash where there is none."""
 
 import math
 from typing import Any
 
-from bench.results.numbers import DASH as DASH
+from bench.results.numbers import DASH as DASH  # for pages, which import it from here
 from bench.results.numbers import present, scientific
 
 
@@ -77,5 +77,5 @@ def spoken(name: str) -> str:
 
 
 def day(moment: Any) -> str | None:
-    """An ISO 8601 moment as people write it, or nothing: 2026-01-02 03:04 UTC."""
+    """An ISO 8601 time without seconds, or None: 2026-01-02 03:04 UTC."""
     return str(moment)[:16].replace("T", " ") + " UTC" if moment else None

@@ -48,7 +48,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure of the report."""
+    """Sets the look of every figure."""
     with sns.axes_style("ticks"), rc_context(STYLE):
         yield
 
@@ -59,7 +59,7 @@ FILE_DPI = 200  # of PNG files and of maps too large to be drawn square by squar
 
 @contextmanager
 def files_in(folder: Path | None) -> Iterator[None]:
-    """Every figure that is put into a page meanwhile is also left in this folder, as NAME.svg and NAME.png."""
+    """Also writes every figure that is drawn meanwhile into this folder, as NAME.svg and NAME.png."""
     if folder:
         folder.mkdir(exist_ok=True)
     token = _FOLDER.set(folder)
@@ -70,14 +70,14 @@ def files_in(folder: Path | None) -> Iterator[None]:
 
 
 def new(width: float, height: float) -> Figure:
-    """A figure in inches that no global state knows of."""
+    """Returns a figure, in inches, that pyplot does not know of."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
 def inline(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an <svg> element whose ids begin with `name`; `alt` is what a screen reader says."""
+    """Returns the figure as an <svg> element whose ids begin with `name`; a screen reader reads `alt`."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(
@@ -109,7 +109,7 @@ NUMBERED = re.compile(r"-(?!figure_1$)[A-Za-z][A-Za-z0-9.]*_\d+$")
 
 
 def _slim(element: ET.Element) -> None:
-    """Takes out what draws nothing: ids that nobody refers to, groups that then say nothing, turns by no angle."""
+    """Removes what draws nothing: ids without a reference, groups without attributes, rotations by 0."""
     for child in list(element):
         _slim(child)
     if NUMBERED.search(element.get("id", "")):

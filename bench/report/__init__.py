@@ -1,4 +1,4 @@
-"""Records -> one HTML file that opens offline, and a summary for a pull request. Imports neither torch nor triton."""
+"""Makes one HTML file, which opens offline, of a run, and a summary for a pull request. Imports no torch."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def render(run_dir: Path, figures: bool = False) -> Path:
     samples.jsonl there, and nothing else; the same files give the same bytes.
     Raises UnreadableRun, with one line, where one of the first two is missing or broken; nothing is written then.
     """
-    # Here, for the libraries that draw take a second to import, and bench.compare draws nothing.
+    # Imported here because the libraries that draw take a second, which only a report needs.
     from bench.page import svg
     from bench.report import markdown, page
 

@@ -1,4 +1,4 @@
-"""Every number of the report that somebody chose, each with its reason."""
+"""The numbers of the report that somebody chose, each with its reason."""
 
 SUBJECT = "normlib"  # the provider that the verdicts are about
 

@@ -12,7 +12,7 @@ from bench.results.thresholds import POINTS_DRAWN
 
 
 def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | None, name: str) -> Markup:
-    """One quantity against the number of the cell; cells whose clocks were held down are marked, `limit` is a line."""
+    """Draws one quantity against the number of the cell; marks cells whose clocks were held down, and the limit."""
     values = cells[column].to_numpy(float)
     held = (cells["throttle"] != "").to_numpy()
     places = np.arange(1, len(values) + 1)

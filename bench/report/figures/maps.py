@@ -21,7 +21,7 @@ ON_A_SQUARE = "#1d2023"  # words on the map's own pale colours, which are the sa
 
 
 def heat_axes(cells: pd.DataFrame, names: list[str]) -> tuple[str, str] | None:
-    """The two axes with the most values, in the operator's order, or None where there are not two."""
+    """Returns the two axes with the most values, in the operator's order, or None where there are not two."""
     counts = {name: cells[name].nunique() for name in names}
     if len(counts) < 2 or max(counts.values()) < 2:
         return None
@@ -31,7 +31,7 @@ def heat_axes(cells: pd.DataFrame, names: list[str]) -> tuple[str, str] | None:
 
 
 def axis_order(value: Any) -> tuple[float, str]:
-    """Numbers by size, 14x14 by its product, words by name."""
+    """Sorts numbers by size, 14x14 by its product, words by name."""
     digits = re.findall(r"\d+", axis_text(value))
     return (math.prod(map(int, digits)) if digits else math.inf, str(value))
 
@@ -42,7 +42,7 @@ def axis_text(value: Any) -> str:
 
 
 def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> Markup:
-    """The subject's lowest speedup for each pair of values of two axes; a cell that is not ok shows its status."""
+    """Draws the subject's lowest speedup for each pair of values of two axes, or the status of a cell not ok."""
     down, across = axes_names
     rows, columns = (sorted(cells[axis].unique(), key=axis_order) for axis in axes_names)
     values = np.full((len(rows), len(columns)), np.nan)
@@ -86,7 +86,7 @@ def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> 
 
 
 def _thin(axis: Axis) -> None:
-    """Leaves about ten of the labels of an axis."""
+    """Keeps about ten of the labels of an axis."""
     places, labels = axis.get_ticklocs(), axis.get_ticklabels()
     step = math.ceil(len(labels) / 10)
     axis.set_ticks(list(places[::step]), [label.get_text() for label in labels[::step]])

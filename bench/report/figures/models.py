@@ -1,4 +1,4 @@
-"""What a model's norms take together, provider by provider: one bar each, stacked by shape."""
+"""The time of all norms of a model: a bar for each provider, stacked by shape."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ LETTER = 0.0115  # of the longest bar: about what a letter of a shape's name tak
 
 
 def stacked(headline: Headline, legend: dict[str, Key], name: str) -> Markup:
-    """Milliseconds of each provider, the fastest on top; a part is all norms of one shape, the largest shape first."""
+    """Draws the milliseconds of each provider, the fastest on top; a part is all norms of one shape."""
     order = sorted(headline.milliseconds, key=lambda provider: (headline.milliseconds[provider], provider))
     longest = max(headline.milliseconds.values())
     with svg.style():
@@ -54,6 +54,6 @@ def _lighter(colour: str) -> str:
 
 
 def _light(colour: str) -> bool:
-    """Whether dark words stand out better, by WCAG's relative luminance: 0.18 is as far from black as from white."""
+    """Returns whether dark text is easier to read, by WCAG's relative luminance: 0.18 is the middle."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18

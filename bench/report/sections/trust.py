@@ -1,4 +1,4 @@
-"""How far the figures can be believed: warnings, noise by provider, the state of the machine before and after."""
+"""Reasons to trust the figures, or not: warnings, noise by provider, the state of the machine before and after."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from bench.results.load import LoadedRun, ordered
 from bench.results.numbers import DASH, present
 from bench.results.thresholds import ABOVE_ROOF, NOISY_SPREAD, SUBJECT
 
-# What has no reason to change while a run goes on; clocks, heat and load have.
+# Conditions that should not change during a run, as clocks, heat and load do.
 LASTING = ("driver", "git commit", "git dirty", "max sm clock mhz", "max mem clock mhz", "power limit w")
 # What is drawn over the run: the record's field, its words, its unit, and the key of its limit among the conditions.
 OVER_THE_RUN = (
@@ -69,7 +69,7 @@ def warnings(run: LoadedRun) -> list[str]:
 
 
 def _timing_warnings(run: LoadedRun, timed: pd.DataFrame) -> list[str]:
-    """Returns what speaks against the times of a run that has some."""
+    """Returns the warnings about the times of a run that has some."""
 
     def count(which: pd.Series) -> str:
         return f"{plural(int(which.sum()), 'timed cell')} of {len(timed):,}"

@@ -1,15 +1,14 @@
-"""Runs that nobody measured: records and samples of any number of cells, for tests of report and comparison.
+"""Made-up runs: records and samples of any number of cells, for tests of report and comparison.
 
 `python tests/bench/compare/made_up_runs.py FOLDER CASES [SEED]` writes one as a GPU run would leave it, four providers
-a case, to see how report and comparison bear it. Every time in it is drawn, and describes no machine.
+a case, to try report and comparison on many cells. Every time in it is drawn, and describes no machine.
 """
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,10 +24,10 @@ BOUND = {"fp32": 2.0, "fp16": 1.05, "bf16": 1.05}
 Draw = Callable[[int, str, np.random.Generator], np.ndarray]
 
 
-def steady(noise: float = 0.01, least: int = 20, most: int = 200, outliers: float = 0.05) -> Draw:
+def steady(noise=0.01, least=20, most=200, outliers=0.05):
     """Times of some cell that scatter by `noise`, of which a share of `outliers` is up to five times as long."""
 
-    def draw(case: int, provider: str, dice: np.random.Generator) -> np.ndarray:
+    def draw(case, provider, dice):
         count = int(dice.integers(least, most + 1))
         base = (5.0 + case % 97) * (1.0 + 0.2 * PROVIDERS.index(provider))
         wild = np.where(dice.random(count) < outliers, dice.uniform(1.2, 5.0, count), 1.0)
@@ -37,7 +36,7 @@ def steady(noise: float = 0.01, least: int = 20, most: int = 200, outliers: floa
     return draw
 
 
-def errors(case: int, dtype: str, mode: str) -> list[TensorError]:
+def errors(case, dtype, mode):
     """Errors within their bounds, in every run the same."""
     found = []
     for place, tensor in enumerate(TENSORS[mode]):
@@ -54,7 +53,7 @@ def errors(case: int, dtype: str, mode: str) -> list[TensorError]:
     return found
 
 
-def record(case: int, provider: str, samples: np.ndarray) -> Record:
+def record(case, provider, samples):
     """The record of one ok cell of layer norm, timed on a GPU."""
     dtype, mode = ("fp32", "fp16", "bf16")[case % 3], ("fwd", "fwd_bwd")[case // 3 % 2]
     tokens, hidden = 64 * (1 + case // 6 // 64), 128 * (1 + case // 6 % 64)
@@ -76,15 +75,7 @@ def record(case: int, provider: str, samples: np.ndarray) -> Record:
     )  # fmt: skip
 
 
-def write(
-    folder: Path,
-    cases: int,
-    draw: Draw,
-    seed: int = 0,
-    names: Sequence[str] = PROVIDERS,
-    change: Callable[[Record], Any] | None = None,
-    **environment: Any,
-) -> Path:
+def write(folder, cases, draw, seed=0, names=PROVIDERS, change=None, **environment):
     """Writes a whole run; `change` may alter each record before it is written."""
     folder.mkdir(parents=True, exist_ok=True)
     dice = np.random.default_rng(seed)

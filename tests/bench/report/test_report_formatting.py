@@ -26,5 +26,5 @@ from bench.results import numbers
         (formatting.times(None), "–"),  # noqa: RUF001
     ],
 )
-def test_numbers_are_written_with_three_digits_and_a_unit(written: str, expected: str) -> None:
+def test_numbers_are_written_with_three_digits_and_a_unit(written, expected):
     assert written == expected

@@ -1,9 +1,5 @@
 """The first screen: cards, sentences and warnings."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 from report_runs import page, record, resnet50, tensor_error
 
@@ -13,7 +9,7 @@ from bench.report.sections.verdict import RunVerdict, geomean_interval
 from bench.results.load import load
 
 
-def test_a_wrong_cell_has_no_speedup_even_if_its_record_claims_one(run_dir: Callable[..., Path]) -> None:
+def test_a_wrong_cell_has_no_speedup_even_if_its_record_claims_one(run_dir):
     wrong = record(status="wrong", reason="y: floor_ratio 1.7 is beyond 1.05", share=1.6, speedup=9.0, latency_us=1.0)
     folder = run_dir([wrong, record(provider="torch", latency_us=16.0)])
     shown = page(folder)
@@ -26,7 +22,7 @@ def test_a_wrong_cell_has_no_speedup_even_if_its_record_claims_one(run_dir: Call
     assert "Not right: 1 of 1 normlib cell" in shown.text
 
 
-def test_an_impossible_time_is_a_red_card_and_no_speedup(run_dir: Callable[..., Path]) -> None:
+def test_an_impossible_time_is_a_red_card_and_no_speedup(run_dir):
     cached = record(status="impossible", reason="9000 GB/s of 4000", speedup=9.0, gbps=9e3, roofline_fraction=2.2)
     folder = run_dir([cached, record(provider="torch", latency_us=16.0)])
     shown, run = page(folder), load(folder)
@@ -37,21 +33,21 @@ def test_an_impossible_time_is_a_red_card_and_no_speedup(run_dir: Callable[..., 
     assert "9000 GB/s of 4000" in shown.section("losses")
 
 
-def test_no_card_speaks_of_impossible_times_where_there_are_none(run_dir: Callable[..., Path]) -> None:
+def test_no_card_speaks_of_impossible_times_where_there_are_none(run_dir):
     assert "Impossible times" not in {card.title for card in RunVerdict(load(run_dir([record()]))).cards()}
 
 
-def test_a_wrong_peer_is_no_peer_to_beat_or_to_lose_to(run_dir: Callable[..., Path]) -> None:
+def test_a_wrong_peer_is_no_peer_to_beat_or_to_lose_to(run_dir):
     broken = record(provider="cudnn", status="wrong", reason="y: wrong", latency_us=1.0, share=3.0)
     run = load(run_dir([record(), record(provider="torch", latency_us=16.0), broken]))
     assert losses.slower(run) == []
     assert list(run.duels["provider_peer"]) == ["torch"]
 
 
-def test_the_verdict_gives_the_geometric_mean_and_its_range(run_dir: Callable[..., Path]) -> None:
+def test_the_verdict_gives_the_geometric_mean_and_its_range(run_dir):
     records = []
     for tokens, speedup in ((8, 4.0), (16, 0.25), (32, 8.0)):
-        axes: dict[str, int | str] = {"tokens": tokens, "hidden": 256}
+        axes = {"tokens": tokens, "hidden": 256}
         records.append(record(axes=axes, latency_us=10.0, baseline_us=10.0 * speedup))
         records.append(record(axes=axes, provider="torch", latency_us=10.0 * speedup, baseline_us=10.0 * speedup))
     cards = {card.title: card for card in RunVerdict(load(run_dir(records))).cards()}
@@ -61,7 +57,7 @@ def test_the_verdict_gives_the_geometric_mean_and_its_range(run_dir: Callable[..
     assert "layer_norm 16x256 fp16 fwd, against torch. A peer is faster in 1 of 3 cells" in cards["Worst cell"].detail
 
 
-def test_the_interval_of_the_mean_is_that_of_its_cells_medians(run_dir: Callable[..., Path]) -> None:
+def test_the_interval_of_the_mean_is_that_of_its_cells_medians(run_dir):
     """A ratio of two medians is sqrt(2) times as wide as each, and the mean of n of them sqrt(n) times narrower."""
     interval = {"latency_us_low": 10.0 / 1.02, "latency_us_high": 10.0 * 1.02}
     records = [
@@ -77,14 +73,14 @@ def test_the_interval_of_the_mean_is_that_of_its_cells_medians(run_dir: Callable
     assert geomean_interval(load(run_dir(records[:1])).against) is None
 
 
-def test_what_a_model_takes_is_in_the_head(run_dir: Callable[..., Path]) -> None:
+def test_what_a_model_takes_is_in_the_head(run_dir):
     shown = page(run_dir(resnet50(), arguments={"preset": "resnet50"}))
     assert "all 53 batch norms of one resnet50 training step, batch 32, fp16 nhwc: " in shown.section("verdict")
     assert any(label.startswith("all 53 batch norms") and "torch_compile" in label for label in shown.labels)
     assert "In a model" not in page(run_dir(resnet50())).text.replace("resnet50", "")
 
 
-def test_the_worst_tensor_of_the_worst_cell_comes_first(run_dir: Callable[..., Path]) -> None:
+def test_the_worst_tensor_of_the_worst_cell_comes_first(run_dir):
     records = [record(mode="bwd", share=0.4), record(share=0.9), record(dtype="fp32", share=0.7)]
     records[0].errors[1] = tensor_error("dw", "fp16", 0.97)
     run = load(run_dir(records))
@@ -106,11 +102,11 @@ def test_the_worst_tensor_of_the_worst_cell_comes_first(run_dir: Callable[..., P
         ({"copy_gbps": None}, "The copy bandwidth was not measured"),
     ],
 )  # fmt: skip
-def test_the_reader_is_told(described: dict[str, Any], expected: str, run_dir: Callable[..., Path]) -> None:
+def test_the_reader_is_told(described, expected, run_dir):
     assert expected in page(run_dir([record()], **{"cells_planned": 9} | described)).text
 
 
-def test_noise_and_impossible_bandwidth_are_pointed_out(run_dir: Callable[..., Path]) -> None:
+def test_noise_and_impossible_bandwidth_are_pointed_out(run_dir):
     noisy = record(latency_us_p10=8.0, latency_us_p90=12.0)
     cached = record(provider="torch", roofline_fraction=1.8)
     text = page(run_dir([noisy, cached])).section("verdict")

@@ -1,4 +1,4 @@
-"""What the runner makes of times: speedups, bandwidth, and times that cannot be."""
+"""Speedups, bandwidth, and impossible times."""
 
 import pytest
 from scripted import Scripted, Silent, plan, raising, run, statuses
