@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -37,42 +38,18 @@ def tensor_error(tensor, dtype, share, torch_share=0.9, **changes):
     bound = 2.0 if fp32 else 1.05
     rel = (6e-8 if fp32 else 2e-4 if dtype == "fp16" else 1.6e-3) * bound * share
     error = TensorError(
-        tensor=tensor,
-        dtype=dtype,
-        rel_l2_error=rel,
-        floor_ratio=None if fp32 else bound * share,
-        error_vs_torch=share / torch_share,
-        scale_error=3e-8 * share,
-        max_ulp=1.5 * share,
-        max_ulp_index=[0, 3],
-        masks_match=True,
-        ok=share <= 1,
+        tensor=tensor, dtype=dtype, rel_l2_error=rel, floor_ratio=None if fp32 else bound * share,
+        error_vs_torch=bound * share if fp32 else share / torch_share, scale_error=3e-8 * share, max_ulp=1.5 * share,
+        max_ulp_index=[0, 3], masks_match=True, ok=share <= 1, bound=bound,
         decided_by="error_vs_torch" if fp32 else "floor_ratio",
-        bound=bound,
-    )
-    if fp32:
-        error.error_vs_torch = bound * share
-    for name, value in changes.items():
-        setattr(error, name, value)
-    return error
+    )  # fmt: skip
+    return replace(error, **changes)
 
 
 def record(
-    op="layer_norm",
-    axes=None,
-    dtype="fp16",
-    layout="",
-    mode="fwd",
-    provider="normlib",
-    *,
-    status="ok",
-    reason="",
-    clock="cuda_event",
-    latency_us=10.0,
-    baseline_us=16.0,
-    share=0.9,
-    **changes,
-):
+    op="layer_norm", axes=None, dtype="fp16", layout="", mode="fwd", provider="normlib", *, status="ok", reason="",
+    clock="cuda_event", latency_us=10.0, baseline_us=16.0, share=0.9, **changes,
+):  # fmt: skip
     """One record as a runner writes it: figures of speed only from a GPU's clock, errors only of what ran."""
     axes = axes or {"tokens": 1024, "hidden": 4096}
     shape, ran, gpu = shape_of(axes), status in ("ok", "wrong"), clock == "cuda_event"
@@ -94,9 +71,7 @@ def record(
             made.latency_us_low, made.latency_us_high = 0.998 * latency_us, 1.002 * latency_us
             made.noise, made.stopped, made.retaken = 0.004, "noise", 0
             made.sm_clock_mhz, made.mem_clock_mhz, made.power_w, made.temperature_c = 1500.0, 2600.0, 400.0, 50.0
-    for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+    return replace(made, **changes)
 
 
 def sweep(clock="cuda_event", grids=None):
@@ -116,37 +91,16 @@ def sweep(clock="cuda_event", grids=None):
                     made.append(record(**case, provider=name, status="unsupported", reason=why))
                     continue
                 share = 0.5 if name == "torch" else dice.uniform(0.3, 0.9)
-                if dtype != "fp32":
-                    share = dice.uniform(0.952, 0.97)
-                made.append(
-                    record(**case, provider=name, latency_us=times[name], baseline_us=times["torch"], share=share)
-                )
-    made += [
-        record(axes={"tokens": 65536, "hidden": 65536}, provider=name, status="oom", reason="out of memory: 8.00 GiB")
-        for name in PROVIDERS
-    ]
-    for tokens in (3, 5):
-        axes = {"tokens": tokens, "hidden": 1000}
-        made.append(
-            record(
-                "rms_norm",
-                axes,
-                provider="normlib",
-                status="wrong",
-                reason="y: floor_ratio 1.7 is beyond 1.05",
-                share=1.62,
-                clock=clock,
-            )
-        )
-    made.append(
-        record(
-            axes={"tokens": 7, "hidden": 8},
-            provider="torch_compile",
-            status="crash",
-            reason="RuntimeError: device-side assert",
-        )
-    )
-    made.append(record(axes={"tokens": 7, "hidden": 8}, provider="cudnn", status="timeout", reason="no answer in 60 s"))
+                share = share if dtype == "fp32" else dice.uniform(0.952, 0.97)
+                timed = {"latency_us": times[name], "baseline_us": times["torch"]}
+                made.append(record(**case, provider=name, share=share, **timed))
+    huge, small = {"tokens": 65536, "hidden": 65536}, {"tokens": 7, "hidden": 8}
+    made += [record(axes=huge, provider=name, status="oom", reason="out of memory: 8.00 GiB") for name in PROVIDERS]
+    wrong = {"status": "wrong", "reason": "y: floor_ratio 1.7 is beyond 1.05", "share": 1.62, "clock": clock}
+    made += [record("rms_norm", {"tokens": tokens, "hidden": 1000}, **wrong) for tokens in (3, 5)]
+    crash = "RuntimeError: device-side assert"
+    made.append(record(axes=small, provider="torch_compile", status="crash", reason=crash))
+    made.append(record(axes=small, provider="cudnn", status="timeout", reason="no answer in 60 s"))
     return made
 
 
@@ -165,7 +119,16 @@ def resnet50():
 
 def environment(clock="cuda_event", **changes):
     gpu = clock == "cuda_event"
-    described = {
+    before = {
+        "taken": "2026-01-02T03:04:05+00:00", "sm_clock_mhz": 1500, "temperature_c": 41, "driver": "1.2.3",
+        "max_sm_clock_mhz": 1980, "power_limit_w": 700.0,
+    }  # fmt: skip
+    after = before | {"taken": "2026-01-02T03:14:05+00:00", "sm_clock_mhz": 1480, "temperature_c": 63}
+    clocks = {"clocks.sm": "1500"}
+    described = {"name": "Example GPU", "capability": "9.0", "driver": "1.2.3", "l2_bytes": 50 * 2**20}
+    providers = {name: {"version": "1.0", "unavailable": ""} for name in PROVIDERS}
+    providers["liger"] = {"version": "", "unavailable": "its package is not installed"}
+    return {
         "schema": 1,
         "run": "test-run",
         "started": "2026-01-02T03:04:05+00:00",
@@ -175,15 +138,7 @@ def environment(clock="cuda_event", **changes):
         "interpreted": not gpu,
         "device": "cuda" if gpu else "cpu",
         "device_name": "Example GPU" if gpu else "Example CPU",
-        "gpu": {
-            "name": "Example GPU",
-            "capability": "9.0",
-            "driver": "1.2.3",
-            "l2_bytes": 50 * 2**20,
-            "clocks": {"clocks.sm": "1500"},
-        }
-        if gpu
-        else None,
+        "gpu": described | {"clocks": clocks} if gpu else None,
         "cpu": "Example CPU",
         "os": "Linux",
         "python": "3.12.0",
@@ -194,33 +149,14 @@ def environment(clock="cuda_event", **changes):
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "git_dirty": False,
         "baseline": "torch",
-        "providers": {name: {"version": "1.0", "unavailable": ""} for name in PROVIDERS}
-        | {"liger": {"version": "", "unavailable": "its package is not installed"}},
+        "providers": providers,
         "copy_gbps": 4000.0 if gpu else None,
         "complete": True,
         "stopped_by": "",
         "cells_planned": None,
-        "conditions": {
-            "before": {
-                "taken": "2026-01-02T03:04:05+00:00",
-                "sm_clock_mhz": 1500,
-                "temperature_c": 41,
-                "driver": "1.2.3",
-            }
-            | {"max_sm_clock_mhz": 1980, "power_limit_w": 700.0},
-            "after": {
-                "taken": "2026-01-02T03:14:05+00:00",
-                "sm_clock_mhz": 1480,
-                "temperature_c": 63,
-                "driver": "1.2.3",
-            }
-            | {"max_sm_clock_mhz": 1980, "power_limit_w": 700.0},
-        }
-        if gpu
-        else None,
+        "conditions": {"before": before, "after": after} if gpu else None,
         "notes": ["clocks were not locked"],
-    }
-    return described | changes
+    } | changes
 
 
 def measured(records, seed=3):
@@ -253,24 +189,18 @@ def unpacked(text):
 
 
 class Page(HTMLParser):
-    """A rendered report taken apart: the text that is shown, references, ids, and the table's data."""
+    """A rendered page taken apart: the text that is shown, references, ids, and the data of a report's table."""
 
     def __init__(self, html):
         super().__init__()
-        images = re.search(r'id="figures-data">(.*?)</script>', html)
-        assert images
-        drawn = unpacked(images[1])
-        self.html = html = re.sub(r'<div data-figure="(\d+)"></div>', lambda place: drawn[int(place[1])], html)
-        self.shown = []
-        self.references = []
-        self.ids = []
-        self.tags = []
-        self.labels = []
+        drawn, self.data = (
+            unpacked(found[1]) if (found := re.search(rf'id="{name}-data">(.*?)</script>', html, re.DOTALL)) else None
+            for name in ("figures", "cells")
+        )
+        self.html = re.sub(r'<div data-figure="(\d+)"></div>', lambda place: drawn[int(place[1])], html)
+        self.shown, self.references, self.ids, self.tags, self.labels = [], [], [], [], []
         self._hidden = ""
-        self.feed(html)
-        data = re.search(r'<script type="application/gzip" id="cells-data">(.*?)</script>', html, re.DOTALL)
-        assert data
-        self.data = unpacked(data[1])
+        self.feed(self.html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.results.records import Record, TensorError
+import report_runs
 
 PROVIDERS = ("normlib", "torch", "torch_compile", "cudnn")
 TENSORS = {"fwd": ("y", "mean", "rstd"), "fwd_bwd": ("y", "dx", "dw", "db", "mean", "rstd")}
-BOUND = {"fp32": 2.0, "fp16": 1.05, "bf16": 1.05}
 
 # Microseconds of one cell: (case, provider, dice) -> samples.
 Draw = Callable[[int, str, np.random.Generator], np.ndarray]
@@ -36,42 +36,24 @@ def steady(noise=0.01, least=20, most=200, outliers=0.05):
     return draw
 
 
-def errors(case, dtype, mode):
-    """Errors within their bounds, in every run the same."""
-    found = []
-    for place, tensor in enumerate(TENSORS[mode]):
-        kind = "fp32" if tensor in ("mean", "rstd") else dtype
-        share = 0.3 + 0.1 * ((case + place) % 7) if kind == "fp32" else 0.953
-        found.append(
-            TensorError(
-                tensor=tensor, dtype=kind, rel_l2_error=1e-7 * share if kind == "fp32" else 2e-4,
-                floor_ratio=None if kind == "fp32" else 1.05 * share, error_vs_torch=2.0 * share, scale_error=1e-8,
-                max_ulp=1.5, max_ulp_index=[case, 3], masks_match=True, ok=True,
-                decided_by="error_vs_torch" if kind == "fp32" else "floor_ratio", bound=BOUND[kind],
-            )
-        )  # fmt: skip
-    return found
-
-
 def record(case, provider, samples):
-    """The record of one ok cell of layer norm, timed on a GPU."""
+    """The record of one ok cell of layer norm, timed on a GPU, whose errors are the same in every run."""
     dtype, mode = ("fp32", "fp16", "bf16")[case % 3], ("fwd", "fwd_bwd")[case // 3 % 2]
-    tokens, hidden = 64 * (1 + case // 6 // 64), 128 * (1 + case // 6 % 64)
-    moved = 2 * tokens * hidden * (4 if dtype == "fp32" else 2)
-    ranked = np.sort(samples)
+    axes = {"tokens": 64 * (1 + case // 6 // 64), "hidden": 128 * (1 + case // 6 % 64)}
+    ranked, median = np.sort(samples), float(np.median(samples))
     half = 0.98 * len(ranked) ** 0.5
     low, high = (ranked[int(np.clip(len(ranked) / 2 + side * half, 0, len(ranked) - 1))] for side in (-1, 1))
-    median = float(np.median(ranked))
-    return Record(
-        op="layer_norm", shape=[tokens, hidden], axes={"tokens": tokens, "hidden": hidden}, dtype=dtype,
-        layout="rows", mode=mode, eps=1e-5, provider=provider, backend=provider, device="cuda", status="ok",
-        errors=errors(case, dtype, mode), bytes_moved=moved, clock="cuda_event", latency_us=median,
-        latency_us_low=float(low), latency_us_high=float(high), latency_us_p10=float(ranked[len(ranked) // 10]),
-        latency_us_p90=float(ranked[-len(ranked) // 10]), latency_us_min=float(ranked[0]), samples=len(ranked),
-        noise=0.001, stopped="noise", retaken=0, hot_us=0.8 * median, call_us=1.2 * median, graph_us=0.9 * median,
-        kernel_us=0.85 * median, launches=1, sm_clock_mhz=1500.0, mem_clock_mhz=2000.0, power_w=400.0,
-        temperature_c=50.0, compile_ms=200.0, peak_bytes=moved, gbps=moved / median / 1e3,
-        roofline_fraction=moved / median / 4e6, speedup=1.0, baseline="torch",
+    kinds = {tensor: "fp32" if tensor in ("mean", "rstd") else dtype for tensor in TENSORS[mode]}
+    shares = [0.3 + 0.1 * ((case + place) % 7) for place in range(len(kinds))]
+    return report_runs.record(
+        axes=axes, dtype=dtype, layout="rows", mode=mode, provider=provider, latency_us=median, samples=len(ranked),
+        errors=[
+            report_runs.tensor_error(tensor, kind, share if kind == "fp32" else 0.953)
+            for (tensor, kind), share in zip(kinds.items(), shares, strict=True)
+        ],
+        latency_us_low=float(low), latency_us_high=float(high), latency_us_min=float(ranked[0]),
+        latency_us_p10=float(ranked[len(ranked) // 10]), latency_us_p90=float(ranked[-len(ranked) // 10]),
+        hot_us=0.8 * median, call_us=1.2 * median, graph_us=0.9 * median, kernel_us=0.85 * median, launches=1,
     )  # fmt: skip
 
 

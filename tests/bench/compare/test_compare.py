@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up_runs import PROVIDERS, steady, write
+from report_runs import Page
 
 from bench.compare import compare
 from bench.compare.__main__ import main
@@ -320,24 +320,6 @@ def test_runs_that_share_no_cell_cannot_be_compared(runs, capsys):
     assert "no cell is in both" in one_line(capsys, str(a), str(b))
 
 
-class Tags(HTMLParser):
-    def __init__(self, html):
-        super().__init__()
-        self.tags = []
-        self.references = []
-        self.ids = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-
-    def handle_data(self, data):
-        self.text += data
-
-
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \" ' & {{ 7 * 7 }}"
 
 
@@ -351,20 +333,20 @@ def test_the_page_is_one_file_and_runs_nothing_that_a_record_says(runs):
 
     a, b = runs(change=broken, change_a=hostile, cases=2, b={"torch": HOSTILE})
     assert main([str(a), str(b)]) == 1
-    page = Tags((b / "compare.html").read_text(encoding="utf-8"))
+    page = Page((b / "compare.html").read_text(encoding="utf-8"))
     assert page.tags.count("script") == 1  # the button for dark paper
     assert not {"img", "iframe"} & set(page.tags)
     assert all(reference.startswith(("#", "data:,")) for reference in page.references)
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert page.text.count(HOSTILE) > 3
+    assert page.text.count(" ".join(HOSTILE.split())) > 3
 
 
 def test_the_page_lists_what_changed_and_says_what_it_leaves_out(runs, monkeypatch):
     monkeypatch.setattr("bench.compare.page.ROWS", 5)
     a, b = runs(slowed("normlib", 1.05))
     main([str(a), str(b)])
-    page = Tags((b / "compare.html").read_text(encoding="utf-8")).text
+    page = Page((b / "compare.html").read_text(encoding="utf-8")).text
     assert f"5 of {CASES} are here" in page
     assert f"{CASES} of {CASES * len(PROVIDERS)}" in page
 

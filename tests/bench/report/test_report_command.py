@@ -38,30 +38,19 @@ def test_a_report_is_made_without_torch_and_triton(run_dir):
     assert "1.60×" in (folder / "report.html").read_text(encoding="utf-8")  # noqa: RUF001
 
 
-def broken_line(folder):
-    (folder / "records.jsonl").write_text("not json\n{}\n")
-
-
-def foreign_record(folder):
-    (folder / "records.jsonl").write_text('{"op": "layer_norm"}\n{"op": "layer_norm"}\n')
-
-
-def no_records(folder):
-    (folder / "records.jsonl").unlink()
-
-
-def no_environment(folder):
-    (folder / "environment.json").unlink()
-
-
-def broken_environment(folder):
-    (folder / "environment.json").write_text("[1,")
-
-
-@pytest.mark.parametrize("spoil", [broken_line, foreign_record, no_records, no_environment, broken_environment])
-def test_a_folder_that_cannot_be_read_is_one_line_and_status_2(spoil, run_dir):
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("records.jsonl", "not json\n{}\n"),
+        ("records.jsonl", '{"op": "layer_norm"}\n{"op": "layer_norm"}\n'),
+        ("records.jsonl", None),
+        ("environment.json", None),
+        ("environment.json", "[1,"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_one_line_and_status_2(file, text, run_dir):
     folder = run_dir([record()])
-    spoil(folder)
+    (folder / file).unlink() if text is None else (folder / file).write_text(text)
     done = command(str(folder))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "RUN_DIR" in done.stderr
