@@ -54,31 +54,26 @@ def test_errors_below_the_unit_roundoff_of_fp32_are_no_loss(run_dir):
     assert losses.less_accurate(load(run_dir([ours, exact]))) == []
 
 
-def test_no_loss_is_said_in_a_sentence(run_dir):
-    shown = page(run_dir([record(share=0.9), record(provider="torch", latency_us=16.0, share=0.92)]))
-    assert "Nowhere in this run" in shown.section("losses")
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ({"share": 0.9}, "Nowhere in this run"),
+        ({"status": "unsupported", "reason": "hidden beyond 65536"}, "hidden beyond 65536"),
+    ],
+)
+def test_a_subject_that_cannot_serve_a_cell_is_a_loss_and_no_loss_is_said_in_a_sentence(ours, said, run_dir):
+    shown = page(run_dir([record(**ours), record(provider="torch", latency_us=16.0, share=0.92)]))
+    assert said in shown.section("losses")
 
 
-def test_a_subject_that_cannot_serve_a_cell_is_a_loss(run_dir):
-    shown = page(run_dir([record(status="unsupported", reason="hidden beyond 65536"), record(provider="torch")]))
-    assert "hidden beyond 65536" in shown.section("losses")
-
-
-def test_equal_reasons_become_one_line_with_a_count(run_dir):
-    records = [
+def test_reasons_that_differ_in_numbers_become_one_line_with_a_count_and_dtypes_are_kept_apart(run_dir):
+    reasons = [f"tried to allocate {n}.00 GiB" for n in (2, 3)] + [f"no {dtype} here" for dtype in ("fp16", "fp32")]
+    records = [record(axes={"tokens": n, "hidden": 8}, status="oom", reason=why) for n, why in enumerate(reasons, 1)]
+    records += [
         record(axes={"tokens": n, "hidden": 64}, provider="cudnn", status="unsupported", reason="no bf16")
         for n in range(1, 201)
     ]
-    records += [
-        record(axes={"tokens": n, "hidden": 8}, status="oom", reason=f"tried to allocate {n}.00 GiB") for n in (2, 3)
-    ]
     groups = losses.failures(load(run_dir(records)).cells)
     assert [(group["status"], len(group["cells"]), group["alike"]) for group in groups] == [
-        ("oom", 2, True),
-        ("unsupported", 200, False),
-    ]
-
-
-def test_dtypes_in_reasons_are_kept_apart(run_dir):
-    records = [record(dtype=d, status="unsupported", reason=f"no {d} here") for d in ("fp16", "fp32")]
-    assert len(losses.failures(load(run_dir(records)).cells)) == 2
+        ("oom", 2, True), ("oom", 1, False), ("oom", 1, False), ("unsupported", 200, False),
+    ]  # fmt: skip

@@ -14,9 +14,7 @@ def test_the_summary_has_verdict_model_losses_and_command(run_dir):
     records = resnet50()
     peer = next(one for one in records if one.provider == "cudnn")
     peer.latency_us = 1.0
-    folder = run_dir(records, arguments={"preset": "resnet50"})
-    render(folder)
-    text = (folder / "summary.md").read_text(encoding="utf-8")
+    text = summary(run_dir(records, arguments={"preset": "resnet50"}))
     assert "- Right: 12 normlib cells compared with float64, none wrong" in text
     assert "- all 53 batch norms of one resnet50 training step" in text
     assert "Where normlib loses most time:" in text and "| cudnn |" in text
@@ -25,18 +23,20 @@ def test_the_summary_has_verdict_model_losses_and_command(run_dir):
     assert all(line.endswith("|") for line in tables)
 
 
-def test_an_interpreted_summary_claims_no_speed(run_dir):
-    folder = run_dir([record(clock="interpreter")], clock="interpreter")
+def summary(folder):
     render(folder)
-    text = (folder / "summary.md").read_text(encoding="utf-8")
+    return (folder / "summary.md").read_text(encoding="utf-8")
+
+
+def test_an_interpreted_summary_claims_no_speed(run_dir):
+    text = summary(run_dir([record(clock="interpreter")], clock="interpreter"))
     assert "nothing here says anything about speed" in text and "×" not in text  # noqa: RUF001
 
 
 def test_hostile_names_stay_text_in_the_summary_and_in_the_list(run_dir):
     records = [record(status="crash", reason=HOSTILE), record(op=HOSTILE), record(provider=HOSTILE, latency_us=5.0)]
     folder = run_dir(records, device_name=HOSTILE, baseline=HOSTILE)
-    render(folder)
-    text = (folder / "summary.md").read_text(encoding="utf-8")
+    text = summary(folder)
     assert "<img" not in text and "](http" not in text and "@someone" not in text and "\n# head" not in text
     listed = index.write(folder.parent).read_text(encoding="utf-8")
     assert "<img" not in listed and "&lt;img" in listed
@@ -63,12 +63,9 @@ def test_an_audit_stands_in_the_list_by_its_command(tmp_path):
     write(tmp_path / "run", [record()], started="2026-01-01T00:00:00+00:00")
     for name, described in (("audit", '{"command": "python -m bench.audit", "taken": "2026-02-01"}'), ("torn", "{")):
         (tmp_path / name).mkdir()
-        for file, text in (
-            ("records.jsonl", '{"record": "pass"}\n'),
-            ("audit.html", ""),
-            ("environment.json", described),
-        ):
-            (tmp_path / name / file).write_text(text)
+        (tmp_path / name / "records.jsonl").write_text('{"record": "pass"}\n')
+        (tmp_path / name / "audit.html").touch()
+        (tmp_path / name / "environment.json").write_text(described)
     listed = index.write(tmp_path).read_text(encoding="utf-8")
     assert '<a href="audit/audit.html">' in listed and "an audit of the kernels: python -m bench.audit" in listed
     assert listed.index(">audit<") < listed.index(">run<") < listed.index(">torn<")
