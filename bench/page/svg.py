@@ -12,6 +12,7 @@ from typing import Any
 import seaborn as sns
 from markupsafe import Markup
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -74,6 +75,17 @@ def new(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
+
+
+@contextmanager
+def drawing(width: float, height: float, margins: tuple[float, float, float, float]) -> Iterator[tuple[Figure, Axes]]:
+    """Sets the look of a figure in inches, and gives it with axes whose edges are left, right, bottom and top."""
+    with style():
+        figure = new(width, height)
+        axes = figure.subplots()
+        left, right, bottom, top = margins
+        figure.subplots_adjust(left, bottom, right, top)
+        yield figure, axes
 
 
 def inline(figure: Figure, name: str, alt: str) -> Markup:

@@ -34,9 +34,8 @@ def error_figure(
     shown = [key for key in legend.values() if key.provider in set(drawn["provider"])]
     floor = (bounds[0] if bounds else float(drawn[figure_name].max()) or 1.0) * SMALLEST_SHARE
     drawn = drawn.assign(**{figure_name: drawn[figure_name].clip(lower=floor)})
-    with svg.style():
-        figure = svg.new(WIDTH, 0.75 + len(tensors) * (0.14 + 0.13 * len(shown)))
-        axes = figure.subplots()
+    height = 0.75 + len(tensors) * (0.14 + 0.13 * len(shown))
+    with svg.drawing(WIDTH, height, (0.22, 0.96, 0.5 / height, 1 - 0.06 / height)) as (figure, axes):
         for place, key in enumerate(shown):
             part = drawn[drawn["provider"] == key.provider].groupby("tensor")[figure_name]
             offset = (place - (len(shown) - 1) / 2) * 0.78 / len(shown)
@@ -66,8 +65,6 @@ def error_figure(
             spare = (high / low) ** 0.05
             _scale(axes, "x", low / spare, high * spare)
         axes.set_xlabel(figure_name)
-        height = figure.get_figheight()
-        figure.subplots_adjust(left=0.22, right=0.96, bottom=0.5 / height, top=1 - 0.06 / height)
         alt = f"{figure_name} of {', '.join(tensors)} for {', '.join(key.provider for key in shown)}"
         return svg.inline(figure, name, alt), undrawn
 
@@ -85,9 +82,7 @@ def against(
     `errors` has finite, positive values of the figure and a column named by `x`.
     """
     drawn = errors.assign(low=errors[figure_name], high=errors[figure_name])
-    with svg.style():
-        figure = svg.new(WIDTH, 2.5)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.5, (0.18, 0.97, 0.19, 0.97)) as (figure, axes):
         lines(axes, drawn, legend, x, figure_name)
         for bound in sorted(set(bounds or ())):
             axes.axhline(bound, color=svg.LIMIT, linewidth=1.4, zorder=1, gid=slug("bound", short(bound)))
@@ -101,7 +96,6 @@ def against(
             largest = lambda value: f"≤ {value:g}" if value == LARGEST_NORMAL_OFFSET else short(value)
             ticks(axes.xaxis, FixedLocator(sorted(drawn[x].unique())), largest)
         axes.set(xlabel=f"{x} of x", ylabel=figure_name)
-        figure.subplots_adjust(left=0.18, right=0.97, bottom=0.19, top=0.97)
         return svg.inline(figure, name, f"{figure_name} against {x} of x for {', '.join(legend)}")
 
 

@@ -19,9 +19,7 @@ def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | N
         low=cells["gbps"] * cells["latency_us"] / cells["latency_us_p90"],
         high=cells["gbps"] * cells["latency_us"] / cells["latency_us_p10"],
     )
-    with svg.style():
-        figure = svg.new(WIDTH, 2.9)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.9, (0.14, 0.97, 0.17, 0.97)) as (figure, axes):
         lines(axes, drawn, legend, "size", "gbps")
         size_axis(axes, cells["size"])
         axes.set_ylim(0, top)
@@ -34,16 +32,13 @@ def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | N
                 f"copy {number(copy_gbps)}", (0, copy_gbps), (3, 3), xycoords=axes.get_yaxis_transform(),
                 textcoords="offset points", va="bottom", fontsize=8, color=svg.INK,
             )  # fmt: skip
-        figure.subplots_adjust(left=0.14, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"GB/s against the size of x for {', '.join(legend)}")
 
 
 def latency(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, name: str) -> Markup:
     """Draws time against the bytes of x on logarithmic axes, with what a copy of these bytes takes as a dashed line."""
     drawn = cells.assign(low=cells["latency_us_p10"], high=cells["latency_us_p90"])
-    with svg.style():
-        figure = svg.new(WIDTH, 2.9)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.9, (0.2, 0.97, 0.17, 0.97)) as (figure, axes):
         lines(axes, drawn, legend, "size", "latency_us")
         size_axis(axes, cells["size"])
         if copy_gbps:
@@ -52,7 +47,6 @@ def latency(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None
         # Not down to the roof of the smallest size, which is far below what a launch takes.
         log_axis(axes, "y", log_limits(pd.concat([drawn["low"], drawn["high"]])), (1.0, 3.0), round_duration)
         axes.set(xlabel="size of x", ylabel="time of a call")
-        figure.subplots_adjust(left=0.2, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"time of a call against the size of x for {', '.join(legend)}")
 
 
@@ -64,9 +58,7 @@ def roofline(
     Norms do so little arithmetic that bandwidth bounds them, or, where little is moved, `least_us`, the time of the
     run's shortest call.
     """
-    with svg.style():
-        figure = svg.new(WIDTH, 2.9)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.9, (0.16, 0.97, 0.17, 0.97)) as (figure, axes):
         for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
             ours = key.provider == SUBJECT
             part = cells[cells["provider"] == key.provider]
@@ -83,5 +75,4 @@ def roofline(
         axes.plot(ends, roof, color=svg.INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1, gid="roof")
         log_axis(axes, "y", log_limits(cells["gbps"], copy_gbps or cells["gbps"].max()), (1.0, 3.0), short)
         axes.set(xlabel="bytes that must move", ylabel="GB/s")
-        figure.subplots_adjust(left=0.16, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"GB/s against the bytes that must move, every cell of {', '.join(legend)}")

@@ -87,8 +87,7 @@ class RunVerdict:
         if mean is None:
             return Card(title, "none", f"No right {SUBJECT} cell has a time beside it.", "caution")
         detail = f"Geometric mean of {plural(len(ratios), 'cell')}"
-        if len(pairs) == len(ratios) and (interval := geomean_interval(pairs)):
-            error = interval[1] / mean - 1
+        if len(pairs) == len(ratios) and (error := mean_error(pairs)) >= 0:  # and not NaN
             detail += f", {f'±{percent(error)}' if error >= LEAST_SHOWN else f'within ±{percent(LEAST_SHOWN)}'} (95%)"
         return Card(
             title,
@@ -174,16 +173,12 @@ class RunVerdict:
         return f"Where not: {'; '.join(parts)}."
 
 
-def geomean_interval(pairs: pd.DataFrame) -> tuple[float, float] | None:
-    """Returns the 95% interval of the geometric mean of `ratio`, from the cells' own; None where a cell lacks one.
+def mean_error(pairs: pd.DataFrame) -> float:
+    """Returns the share by which the geometric mean of `ratio` may be off at 95%; NaN where a cell has no interval.
 
     It says how well these cells were measured, and nothing about cells that were not.
     """
-    mean = geomean(pairs["ratio"])
-    error = float(np.sqrt(pairs["log_variance"].sum(skipna=False))) / max(len(pairs), 1)
-    if mean is None or not np.isfinite(error):
-        return None
-    return mean * float(np.exp(-1.96 * error)), mean * float(np.exp(1.96 * error))
+    return float(np.exp(1.96 * np.sqrt(pairs["log_variance"].sum(skipna=False)) / max(len(pairs), 1))) - 1
 
 
 def _by_status(cells: pd.DataFrame) -> str:
