@@ -171,15 +171,14 @@ def measured(records, seed=3):
     ]
 
 
-def write(folder, records, **described):
-    """Writes a run's files; samples of what a GPU's clock timed."""
+def write(folder, records, taken=None, **described):
+    """Writes a run's files; samples of what a GPU's clock timed, if no others are given."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(**described)))
-    (folder / "records.jsonl").touch()
-    for one in records:
-        results.append(folder / "records.jsonl", one)
-    for taken in measured(records):
-        samples.append(folder / "samples.jsonl", taken)
+    results.rewrite(folder / "records.jsonl", records)
+    (folder / "samples.jsonl").unlink(missing_ok=True)
+    for one in measured(records) if taken is None else taken:
+        samples.append(folder / "samples.jsonl", one)
     return folder
 
 

@@ -70,11 +70,17 @@ def head(title):
 
 
 @pytest.mark.parametrize("name", ["report", "interpreted"])
-def test_a_report_opens_without_a_network_asks_for_nothing_and_its_console_stays_empty(name, browser, request):
+def test_a_report_opens_without_a_network_asks_for_nothing_is_silent_and_fits_its_screen(name, browser, request):
     page = request.getfixturevalue(name)
-    browser.open(page, wait=ROW)
-    assert browser.requests() == [page.as_uri()]
-    assert browser.console() == []
+    try:
+        for size in (PHONE, DESKTOP):
+            browser.size(*size)
+            browser.open(page, wait=ROW)
+            assert (browser.requests(), browser.console()) == ([page.as_uri()], [])
+            assert browser.beyond_the_edge() == []
+            assert browser.run("return document.documentElement.scrollWidth") == size[0]
+    finally:
+        browser.size(*DESKTOP)
 
 
 def test_a_click_on_a_head_sorts_and_another_sorts_the_other_way(browser, report):
@@ -138,7 +144,7 @@ def test_a_link_in_the_text_leads_to_a_row_that_a_filter_had_hidden(browser, rep
     assert browser.run("return document.querySelector('tr.found').dataset.cell") == wanted
 
 
-def test_what_is_shown_is_copied_as_csv(browser, report):
+def test_what_is_shown_is_copied_as_csv_and_so_is_the_command(browser, report):
     browser.open(report, wait=ROW)
     browser.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     ask(browser, "filter", "torch_compile fp32 layer_norm")
@@ -148,17 +154,12 @@ def test_what_is_shown_is_copied_as_csv(browser, report):
     assert lines[0].startswith("cell,operator,shape,dtype") and len(lines) == 1 + len(column(browser, "shape"))
     assert all("torch_compile" in line for line in lines[1:])
     browser.wait("return document.getElementById('csv').textContent === 'Copied'")
-
-
-def test_the_command_is_copied(browser, report):
-    browser.open(report, wait=".copy")
-    browser.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     click(browser, ".copy")
-    browser.wait("return window.copied !== undefined")
-    assert browser.run("return window.copied") == "python -m bench.run --op all --preset quick --seed 0"
+    command = "python -m bench.run --op all --preset quick --seed 0"
+    browser.wait(f"return window.copied === {command!r}")
 
 
-def test_the_button_turns_the_page_dark_and_back_and_the_page_remembers(browser, report):
+def test_the_button_turns_the_page_dark_and_back_and_the_page_remembers_or_follows_the_system(browser, report):
     paper = "return getComputedStyle(document.body).backgroundColor"
     browser.open(report, wait="#theme")
     light = browser.run(paper)
@@ -169,27 +170,12 @@ def test_the_button_turns_the_page_dark_and_back_and_the_page_remembers(browser,
     click(browser, "#theme")
     assert browser.run(paper) == light == "rgb(255, 255, 255)"
     browser.run("localStorage.clear()")
-
-
-def test_a_page_is_dark_where_the_system_is(browser, report):
     browser.dark(True)
     try:
         browser.open(report, wait="#theme")
-        assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+        assert browser.run(paper) == "rgb(22, 24, 27)"
     finally:
         browser.dark(False)
-
-
-@pytest.mark.parametrize("width", [DESKTOP, PHONE])
-@pytest.mark.parametrize("name", ["report", "interpreted"])
-def test_nothing_reaches_beyond_the_edge(width, name, browser, request):
-    browser.size(*width)
-    try:
-        browser.open(request.getfixturevalue(name), wait=ROW)
-        assert browser.beyond_the_edge() == []
-        assert browser.run("return document.documentElement.scrollWidth") == width[0]
-    finally:
-        browser.size(*DESKTOP)
 
 
 def test_the_keyboard_reaches_sections_the_button_and_the_table(browser, report):

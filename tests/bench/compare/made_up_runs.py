@@ -4,10 +4,8 @@
 a case, to try report and comparison on many cells. Every time in it is drawn, and describes no machine.
 """
 
-import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import report_runs
 
+from bench.results import samples
+
 PROVIDERS = ("normlib", "torch", "torch_compile", "cudnn")
 TENSORS = {"fwd": ("y", "mean", "rstd"), "fwd_bwd": ("y", "dx", "dw", "db", "mean", "rstd")}
 
-# Microseconds of one cell: (case, provider, dice) -> samples.
-Draw = Callable[[int, str, np.random.Generator], np.ndarray]
-
 
 def steady(noise=0.01, least=20, most=200, outliers=0.05):
-    """Times of some cell that scatter by `noise`, of which a share of `outliers` is up to five times as long."""
+    """Draws the microseconds of a cell, which scatter by `noise`; some are outliers, up to five times as long."""
 
     def draw(case, provider, dice):
         count = int(dice.integers(least, most + 1))
@@ -57,23 +54,15 @@ def record(case, provider, samples):
     )  # fmt: skip
 
 
-def write(folder, cases, draw, seed=0, names=PROVIDERS, change=None, **environment):
+def write(folder, cases, draw, seed=0, names=PROVIDERS, change=lambda record: None, **environment):
     """Writes a whole run; `change` may alter each record before it is written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    dice = np.random.default_rng(seed)
-    described = {"device": "cuda", "device_name": "Example GPU", "interpreted": False, "baseline": "torch", "seed": 0,
-                 "complete": True, "copy_gbps": 4000.0, "providers": {}, "notes": []}  # fmt: skip
-    (folder / "environment.json").write_text(json.dumps(described | environment))
-    with (folder / "records.jsonl").open("w") as records, (folder / "samples.jsonl").open("w") as taken:
-        for case in range(cases):
-            for provider in names:
-                samples = draw(case, provider, dice)
-                made = record(case, provider, samples)
-                if change:
-                    change(made)
-                records.write(json.dumps(asdict(made)) + "\n")
-                taken.write(json.dumps({"key": made.key, "cold_us": [round(s, 4) for s in samples.tolist()]}) + "\n")
-    return folder
+    dice, records, taken = np.random.default_rng(seed), [], []
+    for case, provider in product(range(cases), names):
+        cold = draw(case, provider, dice)
+        records.append(record(case, provider, cold))
+        change(records[-1])
+        taken.append(samples.Samples(records[-1].key, {"cold_us": cold.tolist()}))
+    return report_runs.write(folder, records, taken, **environment)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def slowed(provider, factor):
 def runs(tmp_path):
     """Writes runs A and B: B's times, and what is done to its records, may be given; `a` and `b` are environments."""
 
-    def make(draw=NOISE, change=None, change_a=None, cases=CASES, a=None, b=None, **both):
+    def make(draw=NOISE, change=id, change_a=id, cases=CASES, a=None, b=None, **both):
         before = write(tmp_path / "a", cases, NOISE, 1, change=change_a, **both, **(a or {}))
         return before, write(tmp_path / "b", cases, draw, 2, change=change, **both, **(b or {}))
 

@@ -20,7 +20,7 @@ def test_what_was_measured_beside_the_time_is_in_the_table_and_what_was_not_is_n
     bare = page(run_dir([record()]))
     assert not bare.titles & {"hot µs", "with host µs", "in a graph µs", "launches", "throttled by"}
     more = record(mode="bwd", hot_us=8.0, graph_us=9.0, noise=0.002, sm_clock_mhz=1512.0, retaken=3, throttle="power")
-    shown = page(run_dir([more]))
+    shown = page(run_dir([record(), more]))
     values = {title: shown.column(title)[more.cell] for title in ("hot µs", "in a graph µs", "SM MHz", "retaken")}
     assert values == {
         "hot µs": [8.0, "8.00"], "in a graph µs": [9.0, "9.00"], "SM MHz": [1512.0, "1,512"], "retaken": [3.0, "3"],
