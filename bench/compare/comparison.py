@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import expm1
 from pathlib import Path
 
 from bench.compare.drift import Between
@@ -107,6 +108,11 @@ class Comparison:
     def said(self) -> list[str]:
         """The words that hold for some cell, in the order of WORDS."""
         return [word for word in WORDS if self.total(word)]
+
+    def typical(self, provider: str) -> str:
+        """Returns the median change of a provider's cells, in words; empty where speed is not compared."""
+        known = self.between and provider in self.between.typical
+        return change(expm1(self.between.typical[provider])) if self.between and known else ""
 
     def total(self, word: str) -> int:
         """Returns for how many cells a word holds."""

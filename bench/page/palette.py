@@ -35,21 +35,9 @@ SHAPES = (
 )
 # A place in COLOURS and SHAPES for every provider of bench. There are more providers than colours that can be told
 # apart: the formulas, which stand beside hard inputs, share those of peers that need a GPU.
-PLACES = {
-    SUBJECT: 0,
-    "torch": 1,
-    "torch_compile": 2,
-    "cudnn": 3,
-    "liger": 4,
-    "quack": 5,
-    "flash_linear_attention": 6,
-    "apex": 7,
-    "transformer_engine": 8,
-    "flag_gems": 9,
-    "one_pass": 2,
-    "two_pass": 3,
-    "welford": 4,
-}
+_OWN = (SUBJECT, "torch", "torch_compile", "cudnn", "liger", "quack", "flash_linear_attention", "apex",
+        "transformer_engine", "flag_gems")  # fmt: skip
+PLACES = {name: place for place, name in enumerate(_OWN)} | {"one_pass": 2, "two_pass": 3, "welford": 4}
 
 
 def keys(providers: Sequence[str], places: Mapping[str, int] = PLACES) -> dict[str, Key]:

@@ -21,29 +21,20 @@ INK, MUTED, GRID, LIMIT, PAPER = "#1c1f23", "#5d646d", "#e4e5e3", "#c2410c", "#f
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", LIMIT: "--limit", PAPER: "--paper"}
 
 STYLE: dict[Any, Any] = {
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 8.5),
+    # The grid's lines are enough, and a tick of its own doubles what a label takes.
+    **dict.fromkeys(("xtick.bottom", "ytick.left", "axes.spines.right", "axes.spines.top", "text.parse_math"), False),
     "axes.grid": True,
-    "axes.labelcolor": MUTED,
     "axes.labelsize": 9,
     "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
     "font.family": "DejaVu Sans",  # ships with matplotlib: the layout is the same on every machine
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "path.simplify": True,
     "svg.fonttype": "none",
     "text.color": INK,
-    "text.parse_math": False,
-    # The grid's lines are enough, and a tick of its own doubles what a label takes.
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "xtick.color": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.color": MUTED,
-    "ytick.labelsize": 8.5,
 }
 
 

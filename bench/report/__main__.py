@@ -24,7 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--figures: needs a RUN_DIR whose figures are meant")
     try:
         for run_dir in given.run_dirs:
-            print(_page(run_dir, given.figures))
+            if holds_study(run_dir):
+                # Imported here because what draws takes a second to import.
+                from bench.study.page import render as render_study
+
+                print(render_study(run_dir, given.figures))
+            else:
+                print(render(run_dir, given.figures))
     except UnreadableRun as error:
         print(f"{parser.prog}: RUN_DIR: {error}", file=sys.stderr)
         return 2
@@ -36,14 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(index.write(folder))
     return 0
-
-
-def _page(folder: Path, figures: bool) -> Path:
-    if not holds_study(folder):
-        return render(folder, figures)
-    from bench.study.page import render as render_study  # here, for what draws takes a second to import
-
-    return render_study(folder, figures)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from bench.results.load import LoadedRun, UnreadableRun
 from bench.results.numbers import present, short
 from bench.results.thresholds import DOTS, SUBJECT, TABLE_ROWS
 
-REASON_LENGTH = 160
-NO_NUMBER = 1e300
+REASON_LENGTH = 160  # characters of a reason in a row; the section on failed cells has the whole
+NO_NUMBER = 1e300  # stands for infinity, which JSON lacks, and is larger than any number of a run
 _precise = partial(number, digits=4)
 
 
@@ -48,7 +48,7 @@ def _inputs(row: dict[str, Any]) -> str:
 
 
 def _of_bound(row: dict[str, Any]) -> float | None:
-    """Returns the pressure in percent; JSON has no infinity, so NO_NUMBER stands for it."""
+    """Returns the pressure in percent."""
     return None if pd.isna(row["pressure"]) else min(100.0 * row["pressure"], NO_NUMBER)
 
 

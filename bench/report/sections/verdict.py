@@ -106,7 +106,7 @@ class RunVerdict:
     def _peer_accuracy_card(self) -> Card:
         title = "Cells where a peer is more accurate"
         if not self.less_accurate:
-            detail = f"By more than {ACCURACY_MARGIN:.0%}, in any tensor, counting right cells alone"
+            detail = f"By more than {ACCURACY_MARGIN:.0%}, in any tensor, counting only right cells"
             return Card(title, f"0 of {self.right:,}", detail, "good")
         worst = self.less_accurate[0]
         detail = f"By more than {ACCURACY_MARGIN:.0%} in some tensor; widest {worst['tensor']} {times(worst['ratio'])} "
