@@ -111,8 +111,8 @@ class Comparison:
 
     def typical(self, provider: str) -> str:
         """Returns the median change of a provider's cells, in words; empty where speed is not compared."""
-        known = self.between and provider in self.between.typical
-        return change(expm1(self.between.typical[provider])) if self.between and known else ""
+        known = self.between.typical if self.between else {}
+        return change(expm1(known[provider])) if provider in known else ""
 
     def total(self, word: str) -> int:
         """Returns for how many cells a word holds."""
