@@ -34,10 +34,13 @@ class Panel:
     note: str = ""
 
 
-def templates(**options: Any) -> Environment:
-    """Returns the environment of all pages' templates, with the filters of formatting.py; options are Jinja's."""
+def templates(*folders: str, **options: Any) -> Environment:
+    """Returns the environment of all pages' templates, and of those in `folders`, with the filters of formatting.py.
+
+    Options are Jinja's.
+    """
     environment = Environment(
-        loader=FileSystemLoader(sorted(HERE.parent.glob("*/templates"))),
+        loader=FileSystemLoader([*sorted(HERE.parent.glob("*/templates")), *folders]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

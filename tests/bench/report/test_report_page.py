@@ -8,8 +8,7 @@ import sys
 import pytest
 from report_runs import GRIDS, PROVIDERS, ROOT, page, record, sweep, tensor_error, write
 
-from bench.report import render
-from bench.report.sections import sections
+from bench.report import render, sections
 from bench.results.load import load
 
 RUNS = {
@@ -52,9 +51,20 @@ def test_no_two_elements_share_an_id_and_links_lead_somewhere(any_page):
 
 
 def test_every_section_is_there_in_every_run(any_page):
-    for name in sections():
+    for name in sections.every():
         if name != "throughput" or name in any_page.ids:
             assert len(any_page.section(name)) > 20
+
+
+def test_a_new_section_is_a_file_and_a_template(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path)])
+    section = 'SECTION = Section(45, "Extra", lambda run: {"count": len(run.records)})'
+    (tmp_path / "extra.py").write_text(f"from bench.report.sections import Section\n{section}\n")
+    template = '<section id="extra"><h2>Extra</h2>{{ count }} record</section>'
+    (tmp_path / "extra.html.j2").write_text("{% macro definitions() %}a new term{% endmacro %}" + template)
+    shown = page(run_dir([record()]))
+    assert "1 record" in shown.section("extra") and "a new term" in shown.section("method")
+    assert 'href="#extra"' in shown.html and shown.ids.index("failed") > shown.ids.index("extra")
 
 
 @pytest.mark.chance
