@@ -1,6 +1,4 @@
-"""Every number of the report that somebody chose, each with its reason."""
-
-from __future__ import annotations
+"""The numbers of the report that somebody chose, each with its reason."""
 
 SUBJECT = "normlib"  # the provider that the verdicts are about
 
