@@ -10,7 +10,7 @@ from rich.table import Table
 from bench.cases import sweep
 from bench.cases.operators import Operator
 from bench.cases.reduced import reduced
-from bench.measure.cost import Expected, expected
+from bench.measure.cost import ExpectedTime, expected
 from bench.measure.providers import Provider
 from bench.measure.runner import RunPlan
 
@@ -38,7 +38,7 @@ def about(seconds: float) -> str:
     return f"about {max(seconds / length, 1):.2g} {unit}"
 
 
-def made_up(expects: Expected) -> str:
+def made_up(expects: ExpectedTime) -> str:
     """Returns what an expected time consists of, where anything is compiled."""
     if not expects.kernels + expects.graphs:
         return ""

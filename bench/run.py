@@ -96,8 +96,10 @@ def _main(typed: list[str]) -> int:
     given = vars(_parser(operators()).parse_args(typed))
     if given["op"] == "sync_bn":  # whose cells all ranks measure together
         from bench.ranks import sync_batch_norm as together
+        from bench.report import render
 
-        return together.main(given, device, operators()["batch_norm"], partial(folders.new, given["out"]), typed)
+        folder_of = partial(folders.new, given["out"])
+        return together.main(given, device, operators()["batch_norm"], folder_of, typed, render)
     if first.resume is not None:
         _refuse_beside_resume(given)
         again = {key: given[key] for key in _BESIDE_RESUME if given[key] not in (None, False)}
@@ -193,7 +195,7 @@ def _run(
     ):
         console.print(line, markup=False)
     given_to = (plan, folder, described, kept, display(console))
-    with team.ending if team else nullcontext():  # until all has been told
+    with team.signals if team else nullcontext():  # until all has been told
         try:
             outcome = shards.lead(team, *given_to) if team else runner.run(*given_to)
         finally:

@@ -1,6 +1,6 @@
 """`python -m bench.scaling`: what more devices do to a sweep's time and to synchronized batch norm's step, on paper.
 
-The tables of docs/scaling.md. Nothing here was timed. A sweep is dealt to ranks as bench/shards does it, by the
+The tables of docs/scaling.md. Nothing here was timed. A sweep is dealt to ranks by bench/ranks/shards.py, with the
 expected seconds of bench/measure/cost.py. A step is what its bytes take at a bandwidth, and its two collectives by the
 latency-bandwidth model: an all-gather of m bytes a rank takes log2(P) latencies, by recursive doubling, and its bytes
 (Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH", 2005, section 4.1).
@@ -83,7 +83,7 @@ def sweep_seconds(devices: int) -> float:
     from bench.cases import sweep
     from bench.cases.operators import operators
     from bench.measure.cost import expected
-    from bench.ranks.dividing import deal
+    from bench.ranks.shards import deal
 
     cases = sweep.cases(sweep.Sweep(tuple(operators()), "full"), operators())
     gpu = torch.device("cuda")  # of which only the kind is asked

@@ -18,7 +18,7 @@ _PERIOD = 5.0
 
 
 class ProgressDisplay(Protocol):
-    """What the runner calls while it works."""
+    """The interface that the runner calls while it works."""
 
     def start(self, cells: int, done: int) -> None:
         """`cells` are planned, `done` of them in an earlier sitting."""

@@ -17,7 +17,7 @@ from bench.measure import environment
 from bench.measure.cell import DeviceLost, FinishedCell, RunSettings
 from bench.measure.progress import ProgressDisplay
 from bench.measure.providers import Provider
-from bench.measure.worker import BUDGET_SPENT, SILENCE_S, InProcess, Measurer, Worker
+from bench.measure.worker import BUDGET_SPENT, SILENCE_S, InProcess, Worker
 from bench.results import records as results
 from bench.results import samples, speedup
 from bench.results.records import RECORDS, Record
@@ -27,7 +27,7 @@ TABLE = "records.csv"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What one run measures, and how long it may take. Among `providers` the baseline comes first, for the speedups."""
+    """The cells of one run and the time that they may take. The baseline comes first among `providers`."""
 
     cases: tuple[Case, ...]
     providers: Mapping[str, Provider]
@@ -46,7 +46,7 @@ class RunPlan:
 
     @property
     def settings(self) -> RunSettings:
-        """What every process that measures for this plan needs."""
+        """The settings for each process that measures for this plan."""
         return RunSettings(self.device, self.seed, self.baseline, self.yardstick, self.operators)
 
 
@@ -75,7 +75,7 @@ def run(
     results.rewrite(folder / RECORDS, outcome.records)
     samples.mend(folder / samples.FILE)
     environment.write(folder, described)
-    measurer: Measurer = Worker(plan.settings, plan.cell_timeout) if plan.isolated else InProcess(plan.settings)
+    measurer = Worker(plan.settings, plan.cell_timeout) if plan.isolated else InProcess(plan.settings)
     ahead = None
     if plan.isolated:
         from bench.measure.precompile import Ahead
@@ -149,7 +149,7 @@ class _CaseWriter:
         return sum(record.status == "skipped" for record in ended)
 
 
-def _sweep(plan: RunPlan, measurer: Measurer, writer: _CaseWriter) -> str:
+def _sweep(plan: RunPlan, measurer: Worker | InProcess, writer: _CaseWriter) -> str:
     """Measures the cells that are not known yet; returns what stopped it, if anything."""
     skipped = 0
     for case in plan.cases:

@@ -1,4 +1,4 @@
-"""Whatever ends a sweep over ranks, and at whatever moment: rank 0 merges and says which cells are missing."""
+"""A sweep over ranks that ends early, at any moment: rank 0 merges and says which cells are missing."""
 
 import multiprocessing
 import os
@@ -10,39 +10,23 @@ from pathlib import Path
 
 import pytest
 import rich.console
-import torch
+from rank_sweeps import CPU, cases, plan, record
 from torch.distributed import DistNetworkError, HashStore
 
-from bench.cases import sweep
-from bench.cases.operators import operators
 from bench.compare import cells as compared
 from bench.measure import environment, runner
 from bench.measure.progress import Lines
-from bench.measure.providers import providers
-from bench.measure.runner import RunPlan
-from bench.ranks import ending, gathering, shards
+from bench.ranks import gathering, shards
+from bench.ranks import team as teams
 from bench.ranks.team import Team
 from bench.report import trust
 from bench.results import load as data
 from bench.results import records as results
-from bench.results.records import RECORDS, SHARDS, Record
+from bench.results.records import RECORDS, SHARDS
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
 # Far beyond what these runs take: only a hang meets it.
 LIMIT_S = 120
-
-
-def cases(tokens=(4, 8), hidden=(8, 16), modes=("fwd", "bwd")):
-    axes = {"tokens": tokens, "hidden": hidden}
-    return sweep.cases(sweep.Sweep(("rms_norm",), "smoke", axes, modes, ("fp32",)), operators())
-
-
-def record(case, provider="torch", **more):
-    return Record(
-        case.op, list(case.shape), dict(case.axes), case.dtype, case.layout, case.mode, case.eps,
-        provider=provider, backend="torch", device="cpu", status=more.pop("status", "ok"), **more,
-    )  # fmt: skip
 
 
 CASES = cases()
@@ -53,9 +37,8 @@ class Leading:
 
     def __init__(self, folder, monkeypatch):
         monkeypatch.setattr(shards, "_LAST_WORDS_S", 0.3)
-        monkeypatch.setattr(ending, "_NEAR_S", 0.3)
-        torchs = providers()["torch"]
-        self.plan = RunPlan(CASES, {"torch": torchs}, operators(), "torch", torchs, CPU, 0, cell_timeout=0.1)
+        monkeypatch.setattr(teams, "_NEAR_S", 0.3)
+        self.plan = plan(cell_timeout=0.1)
         self.folder, self.patch = folder, monkeypatch
         self.described = environment.collect(CPU, self.plan.providers) | {"ranks": 2, "notes": [], "copy_gbps": None}
         self.store = HashStore()
@@ -78,7 +61,7 @@ class Leading:
 
     def lead(self):
         display = Lines(rich.console.Console(quiet=True))
-        with self.team.ending:
+        with self.team.signals:
             return shards.lead(self.team, self.plan, self.folder, self.described, [], display)
 
     def said_what_is_missing(self, stopped_by):
@@ -153,7 +136,7 @@ def test_a_signal_after_the_measuring_changes_nothing(leading, moment):
     sent = once(terminated)
     leading.before(*LATER[moment], lambda: sent() if merging else None)
     assert leading.lead().stopped_by == "a lost rank"
-    assert leading.team.ending.told == "SIGTERM"
+    assert leading.team.signals.told == "SIGTERM"
     leading.said_what_is_missing("a lost rank")
 
 
@@ -198,7 +181,7 @@ def test_a_signal_in_a_finalizer_is_heard_while_ranks_come(leading):
 @pytest.mark.parametrize("error", [AssertionError(), OSError("no fork server"), DistNetworkError("no store")])
 def test_an_error_that_comes_before_its_signal_is_told_as_the_signal(leading, error):
     def fails():
-        leading.before(ending.time, "sleep", once(terminated))
+        leading.before(teams.time, "sleep", once(terminated))
         raise error
 
     leading.before(Lines, "running", fails)

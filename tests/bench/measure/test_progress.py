@@ -1,4 +1,4 @@
-"""What is seen while a run goes on."""
+"""The progress display: a bar on a terminal, lines elsewhere, trouble at once."""
 
 import io
 from types import SimpleNamespace
@@ -16,19 +16,9 @@ CASE = Case("layer_norm", (4, 8), (("tokens", 4), ("hidden", 8)), "fp32", "rows"
 
 def record(status="ok", reason=""):
     return Record(
-        op=CASE.op,
-        shape=list(CASE.shape),
-        axes=dict(CASE.axes),
-        dtype=CASE.dtype,
-        layout=CASE.layout,
-        mode=CASE.mode,
-        eps=CASE.eps,
-        provider="torch",
-        backend="torch",
-        device="cpu",
-        status=status,
-        reason=reason,
-    )
+        CASE.op, list(CASE.shape), dict(CASE.axes), CASE.dtype, CASE.layout, CASE.mode, CASE.eps,
+        provider="torch", backend="torch", device="cpu", status=status, reason=reason,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -31,16 +31,12 @@ def gpu():
     return VirtualGpu()
 
 
-def test_a_call_is_timed_from_its_start_to_its_end_and_without_the_flush(gpu):
-    timer = BlockTimer(gpu, gpu.call(30 * US), OWN)
-    assert timer.cold() == pytest.approx([30] * BLOCK_CALLS)
-    assert timer.hot() == pytest.approx([30] * BLOCK_CALLS)
-
-
-def test_a_host_that_launches_more_slowly_than_the_device_works_is_not_timed(gpu):
-    timer = BlockTimer(gpu, gpu.call(5 * US, host_s=200 * US), OWN)
-    assert timer.cold() == pytest.approx([5] * timer.calls)
-    assert timer.hot() == pytest.approx([5] * timer.calls)
+# The second host launches more slowly than the device works.
+@pytest.mark.parametrize("us, host_s", [(30, LAUNCH_S), (5, 200 * US)])
+def test_a_call_is_timed_from_its_start_to_its_end_without_the_flush_and_the_host(gpu, us, host_s):
+    timer = BlockTimer(gpu, gpu.call(us * US, host_s), OWN)
+    assert timer.cold() == pytest.approx([us] * timer.calls)
+    assert timer.hot() == pytest.approx([us] * timer.calls)
     assert not timer.host_bound
 
 
