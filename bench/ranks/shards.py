@@ -27,7 +27,7 @@ from torch.distributed import DistError
 from bench.cases.case import Case
 from bench.cli import BadArgument
 from bench.measure import environment, runner
-from bench.measure.progress import Lines, ProgressDisplay
+from bench.measure.progress import LineDisplay, ProgressDisplay
 from bench.measure.runner import RunOutcome, RunPlan
 from bench.ranks import gathering
 from bench.ranks.team import Team, join
@@ -260,7 +260,7 @@ def _finish(plan: RunPlan, folder: Path, described: dict[str, Any], stopped_by: 
 
 def _silent() -> ProgressDisplay:
     """Returns a display that shows nothing: rank 0 shows its own share, and at the end everything."""
-    return Lines(Console(quiet=True))
+    return LineDisplay(Console(quiet=True))
 
 
 class _Pulse:

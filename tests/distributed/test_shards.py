@@ -10,7 +10,7 @@ from bench import run
 from bench.cli import BadArgument
 from bench.measure import environment
 from bench.measure.cost import expected_seconds
-from bench.measure.progress import Lines
+from bench.measure.progress import LineDisplay
 from bench.ranks import gathering, shards
 from bench.ranks.shards import deal
 from bench.ranks.team import Team, join
@@ -92,7 +92,7 @@ def described():
 def leads(team, folder, described):
     import rich.console
 
-    return shards.lead(team, plan(), folder, described, [], Lines(rich.console.Console(quiet=True)))
+    return shards.lead(team, plan(), folder, described, [], LineDisplay(rich.console.Console(quiet=True)))
 
 
 @pytest.mark.chance

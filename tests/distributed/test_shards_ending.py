@@ -15,7 +15,7 @@ from torch.distributed import DistNetworkError, HashStore
 
 from bench.compare import cells as compared
 from bench.measure import environment, runner
-from bench.measure.progress import Lines
+from bench.measure.progress import LineDisplay
 from bench.ranks import gathering, shards
 from bench.ranks import team as teams
 from bench.ranks.team import Team
@@ -60,7 +60,7 @@ class Leading:
         self.patch.setattr(owner, name, wrapped)
 
     def lead(self):
-        display = Lines(rich.console.Console(quiet=True))
+        display = LineDisplay(rich.console.Console(quiet=True))
         with self.team.signals:
             return shards.lead(self.team, self.plan, self.folder, self.described, [], display)
 
@@ -105,9 +105,9 @@ MOMENTS = {
     "as ranks come": (Team, "hear"),
     "as the cells are dealt": (Team, "tell"),
     "before the first cell": (runner, "InProcess"),
-    "between cells": (Lines, "running"),
-    "as a cell is written down": (Lines, "finished"),
-    "as files are closed": (Lines, "stop"),
+    "between cells": (LineDisplay, "running"),
+    "as a cell is written down": (LineDisplay, "finished"),
+    "as files are closed": (LineDisplay, "stop"),
     "as the others are waited for": (Team, "wait_for"),
     "as what they have sent is taken": (shards, "_take"),
 }
@@ -151,8 +151,8 @@ def test_signals_at_all_moments_are_as_one(leading):
 
 @pytest.mark.chance
 def test_a_second_signal_does_not_disturb_the_closing(leading):
-    leading.before(Lines, "running", once(terminated))
-    leading.before(Lines, "stop", once(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    leading.before(LineDisplay, "running", once(terminated))
+    leading.before(LineDisplay, "stop", once(lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert leading.lead().stopped_by == "SIGTERM"
     # Which a run writes last of all.
     assert leading.described["devices"][0]["conditions"] is not None
@@ -161,7 +161,7 @@ def test_a_second_signal_does_not_disturb_the_closing(leading):
 @pytest.mark.chance
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_in_a_finalizer_is_heard_at_the_next_cell(leading):
-    leading.before(Lines, "finished", once(lambda: _Finalizer() and None))
+    leading.before(LineDisplay, "finished", once(lambda: _Finalizer() and None))
     assert leading.lead().stopped_by == "SIGTERM"
     leading.said_what_is_missing("SIGTERM")
     # The cell in which it came is the last one of rank 0.
@@ -184,7 +184,7 @@ def test_an_error_that_comes_before_its_signal_is_told_as_the_signal(leading, er
         leading.before(teams.time, "sleep", once(terminated))
         raise error
 
-    leading.before(Lines, "running", fails)
+    leading.before(LineDisplay, "running", fails)
     assert leading.lead().stopped_by == "SIGTERM"
     leading.said_what_is_missing("SIGTERM")
 
@@ -193,7 +193,7 @@ def test_an_error_without_a_signal_is_raised_when_all_is_merged(leading):
     def fails():
         raise AssertionError("a mistake in the instrument")
 
-    leading.before(Lines, "running", fails)
+    leading.before(LineDisplay, "running", fails)
     with pytest.raises(AssertionError, match="a mistake in the instrument"):
         leading.lead()
     leading.said_what_is_missing("error")
@@ -244,7 +244,7 @@ def test_a_cell_whose_worker_was_ended_first_is_missing_and_no_crash(leading):
             ended.append(worker.pid)
             worker.terminate()
 
-    leading.before(Lines, "running", end_the_worker)
+    leading.before(LineDisplay, "running", end_the_worker)
     assert leading.lead().stopped_by == "SIGTERM" and ended
     leading.said_what_is_missing("SIGTERM")
     assert {r.status for r in results.read(leading.folder / RECORDS)} == {"ok"}
