@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.cases import sweep
 from bench.cases.reduced import reduced
-from bench.measure.cost import Expected, expected
+from bench.measure.cost import ExpectedTime, expected
 from bench.measure.providers import Provider
 from bench.measure.runner import RunPlan
 
@@ -37,7 +37,7 @@ def about(seconds: float) -> str:
     return f"about {max(seconds / length, 1):.2g} {unit}"
 
 
-def _parts(expects: Expected) -> str:
+def _parts(expects: ExpectedTime) -> str:
     """Returns the parts of an expected time, where anything is compiled."""
     if not expects.kernels + expects.graphs:
         return ""

@@ -82,9 +82,10 @@ def main(typed: Sequence[str]) -> int:
 
     device, _ = devices.choose(given["device"])
     from bench.ranks import sync_batch_norm  # whose cells all ranks measure together
+    from bench.report import render
 
     new_folder = partial(folders.new, given["out"])
-    return sync_batch_norm.main(given, device, operators()["batch_norm"], new_folder, [*typed])
+    return sync_batch_norm.main(given, device, operators()["batch_norm"], new_folder, [*typed], render)
 
 
 def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRequest:
@@ -147,7 +148,7 @@ def _run(request: RunRequest) -> int:
     cells = f"{len(plan.cases)} cases x {', '.join(plan.providers)} = {plan.cells} cells"
     console.print(f"{cells} on {described['device_name']}", markup=False)
     measured = (plan, folder, described, kept, display(console))
-    with team.ending if team else nullcontext():  # until all has been told
+    with team.signals if team else nullcontext():  # until all has been told
         try:
             outcome = shards.lead(team, *measured) if team else runner.run(*measured)
         finally:
