@@ -1,5 +1,7 @@
 """The result of a comparison of two runs: a verdict a cell, and what differs around the runs."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -43,7 +43,6 @@ _INDUCTOR_S = 5.0
 # Of a graph that is found in Inductor's cache: Dynamo's part, and the choice among a reduction's few configurations.
 _FOUND_GRAPH_S = 0.7
 # Assumed, of providers that compile kernels of their own: one for each direction of a problem.
-_COMPILING = ("flag_gems", "flash_linear_attention", "liger", "quack")
 _OTHERS_S = 1.0
 # From a process's start to its first compilation.
 _HELPER_START_S = 4.0
@@ -121,6 +120,7 @@ def _measuring(case: Case, providers: Collection[str], device: torch.device) -> 
 
 def _compiled(case: Case, providers: Collection[str], device: torch.device) -> dict[_Thing, _Costs]:
     """Returns what must be compiled before the case can be measured on a GPU."""
+    from bench.measure.providers import providers as known
     from bench.measure.providers.torch_compile import compiled_as
     from bench.measure.specializations import kernels
 
@@ -132,8 +132,8 @@ def _compiled(case: Case, providers: Collection[str], device: torch.device) -> d
             found[KERNELS, kernel] = _Costs(_KERNEL_S, _FOUND_KERNEL_S)
     if GRAPHS in providers:
         found[GRAPHS, shared] = _Costs((1 if shared.mode == "eval" else 2) * _DIRECTION_S, _FOUND_GRAPH_S)
-    for name in _COMPILING:
-        if name in providers:
+    for name in providers:
+        if name in known() and known()[name].compiles:
             for direction in ("fwd", "bwd") if case.mode in ("bwd", "fwd_bwd") else (case.mode,):
                 found[name, replace(plain, mode=direction)] = _Costs(_OTHERS_S)
     return found

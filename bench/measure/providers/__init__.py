@@ -44,6 +44,7 @@ class Provider(ABC):
     """One implementation under its own name. It never lets another implementation run in its place."""
 
     name: str
+    compiles = False  # True where kernels of its own are compiled, one for each direction of a problem
     timed = True  # False for providers that are only judged
 
     @abstractmethod

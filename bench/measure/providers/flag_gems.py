@@ -80,6 +80,7 @@ class FlagGems(Peer):
     """BAAI's operators in Triton; its batch norm goes back to attorch's."""
 
     name = "flag_gems"
+    compiles = True
     package = "flag_gems"
     source = "pip install flag_gems"
     modules = ("flag_gems",)

@@ -26,6 +26,7 @@ class FlashLinearAttention(Peer):
     """The norms of fla's models, after Tri Dao's in Mamba."""
 
     name = "flash_linear_attention"
+    compiles = True
     package = "fla-core"
     source = "pip install fla-core"
     modules = ("fla",)

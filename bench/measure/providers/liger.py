@@ -30,6 +30,7 @@ class Liger(Peer):
     """LinkedIn's kernels for training language models."""
 
     name = "liger"
+    compiles = True
     package = "liger-kernel"
     source = "pip install liger-kernel"
     modules = ("liger_kernel",)

@@ -48,6 +48,7 @@ class Quack(Peer):
     """Kernels by Wentao Guo, Ted Zadouri and Tri Dao, which PyTorch 2.13 vendors an older copy of."""
 
     name = "quack"
+    compiles = True
     package = "quack-kernels"
     source = "pip install quack-kernels"
     modules = ("quack", "cutlass")
