@@ -7,8 +7,7 @@ from normlib.instance_norm import instance_norm
 from normlib.layer_norm import layer_norm
 from normlib.lp_norm import lp_norm
 from normlib.noisy_batch_norm import noisy_batch_norm
-from normlib.partial_rms_norm import partial_rms_norm
-from normlib.rms_norm import rms_norm
+from normlib.rms_norm import partial_rms_norm, rms_norm
 from normlib.sequence_batch_norm import sequence_batch_norm
 from normlib.weight_norm import weight_norm
 

@@ -18,8 +18,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "kernels"
 # The modules whose name `kernels` the operators call through, and the file behind it.
 _CALLERS = {
     "normlib.row_norm": "row_norm.launch",
-    "normlib.batch_norm_operators": "batch_norm.launch",
-    "normlib.batch_norm_add_relu": "batch_norm.launch",
+    "normlib.batch_norm": "batch_norm.launch",
     "normlib.batch_renorm": "batch_norm.renorm",
     "normlib.noisy_batch_norm": "batch_norm.noisy",
     "normlib.sync_batch_norm": "batch_norm.sync",

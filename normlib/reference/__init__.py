@@ -1,7 +1,7 @@
-"""The truth: each operator in float64, by its defining formula, forward and backward.
+"""References: each operator in float64, by its defining formula, forward and backward.
 
 Accuracy is measured against these. They are written for clarity, from the inputs as given (already rounded to
-their dtype), and share nothing with the kernels.
+their dtype), and share no code with the kernels.
 """
 
 from normlib.reference.batch_norm import batch_norm as batch_norm

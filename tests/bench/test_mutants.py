@@ -171,7 +171,7 @@ def test_a_harmless_edit_is_not_noticed(device):
 @pytest.mark.parametrize("ending", [None, ZeroDivisionError])
 def test_the_real_kernels_are_back_afterwards_whatever_happens(ending):
     names = ("plan", "numerics", "host", "reduction", "row_norm.launch", "batch_norm.launch")
-    callers = [importlib.import_module(f"normlib.{name}") for name in ("row_norm", "batch_norm_operators")]
+    callers = [importlib.import_module(f"normlib.{name}") for name in ("row_norm", "batch_norm")]
 
     def all_of_them():
         modules = [importlib.import_module(f"normlib.kernels.{name}") for name in names]

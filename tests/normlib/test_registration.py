@@ -1,9 +1,11 @@
 """What every operator's registration promises autograd, whether or not anything asks for a gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from calls import Ran
 
 from normlib import functional as N
 
@@ -29,10 +31,11 @@ class Swallow(torch.autograd.Function):
 
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("grad_mode", [True, False])
-def test_running_buffers_count_as_written_once(recorded, grad_mode, device):
+@pytest.mark.parametrize("norm", [partial(N.batch_norm, training=True), N.instance_norm], ids=["batch", "instance"])
+def test_running_buffers_count_as_written_once(norm, recorded, grad_mode, device):
     running = torch.zeros(3, device=device), torch.ones(3, device=device)
     with torch.set_grad_enabled(grad_mode):
-        y = N.batch_norm(torch.randn(4, 3, device=device, requires_grad=recorded), *running, training=True)
+        y = norm(torch.randn(4, 3, 2, device=device, requires_grad=recorded), *running)
     assert [t._version for t in running] == [1, 1]
     assert y.requires_grad == (recorded and grad_mode)
 
@@ -54,22 +57,10 @@ def test_where_no_gradient_comes_back_none_goes_on_as_in_torch(name, device):
         assert x.grad is None
 
 
-class Seen(TorchDispatchMode):
-    """The operators that are called, but for those inside of others."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_backward_makes_no_zeros_in_place_of_gradients_that_are_not_there(name, device):
     x = torch.randn(4, 3, device=device, requires_grad=True)
     y, dy = CALLS[name](N, x), torch.ones(4, 3, device=device)
-    with Seen() as seen:
+    with Ran() as ran:
         torch.autograd.grad(y, x, dy)
-    assert len(seen.names) == 1 and seen.names[0].endswith("_backward")
+    assert len(ran.names) == 1 and ran.names[0].endswith("_backward")

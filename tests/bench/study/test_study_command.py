@@ -11,7 +11,7 @@ from bench.measure import environment
 from bench.study import __main__ as command
 from bench.study import data, page, records, runner, setting
 from bench.study.training import Outcome
-from normlib import backend
+from normlib import dispatch
 
 CHEAP = ["--only", "selu", "--in-process"]
 
@@ -187,7 +187,7 @@ def test_cifar_10s_pixels_are_red_green_and_blue_planes_with_mean_0_and_deviatio
 
 @pytest.mark.parametrize("scale", ["full", "full-vgg16"])
 def test_two_steps_of_vgg_on_cifar_10(scale, elsewhere, monkeypatch):
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", False)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", False)
     monkeypatch.setitem(setting.SCALES, scale, replace(setting.SCALES[scale], steps=2))
     folder = cifar(elsewhere / "cifar", images=4)
     arguments = ["--only", "training", "--seeds", "1", "--scale", scale, "--data", str(folder), "--in-process"]

@@ -12,7 +12,7 @@ from bench.study.claims import BY_NAME
 from bench.study.experiments import _shift, ics_linear
 from bench.study.setting import SCALES, Setting
 from bench.study.verdict import judged
-from normlib import backend
+from normlib import dispatch
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def composed(monkeypatch):
     """PyTorch's operators run the layers, not the interpreter, which takes a hundred times as long."""
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", False)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", False)
 
 
 @pytest.fixture
@@ -115,9 +115,9 @@ def test_interpreted_kernels_and_pytorchs_operators_give_the_same_losses(monkeyp
         network = networks.mlp(images.image, data.CLASSES, layers.norm("BN"), depth=2, width=8).double()
         return training.train(network, training.Batches(doubled, 16, 3, seed=0), 0.1)
 
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", True)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", True)
     interpreted = losses()
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", False)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", False)
     # float64 rounds at 1e-16, and three steps carry it on.
     torch.testing.assert_close(interpreted, losses(), rtol=1e-12, atol=0)
 
