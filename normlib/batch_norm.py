@@ -393,14 +393,8 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
-
-    `activation`, `pre_activation` and the call's residual are as in `functional.batch_norm`.
-    """
+    """`torch.nn.BatchNorm2d` on the Triton kernels; more arguments as for `BatchNorm1d`."""
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
-
-    `activation`, `pre_activation` and the call's residual are as in `functional.batch_norm`.
-    """
+    """`torch.nn.BatchNorm3d` on the Triton kernels; more arguments as for `BatchNorm1d`."""

@@ -21,16 +21,15 @@ from normlib.lookalike import ConvertedRMSNorm, Match, examine, why_no_candidate
 from normlib.rms_norm import RMSNorm
 from normlib.swap import Swap, check_module, package_of, swap
 
+_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
+    "batch_norm": (BatchNorm1d, BatchNorm2d, BatchNorm3d),
+    "layer_norm": (LayerNorm,),
+    "rms_norm": (RMSNorm,),
+    "group_norm": (GroupNorm,),
+    "instance_norm": (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
+}
 SWAPS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
-    "batch_norm": {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d},
-    "layer_norm": {nn.LayerNorm: LayerNorm},
-    "rms_norm": {nn.RMSNorm: RMSNorm},
-    "group_norm": {nn.GroupNorm: GroupNorm},
-    "instance_norm": {
-        nn.InstanceNorm1d: InstanceNorm1d,
-        nn.InstanceNorm2d: InstanceNorm2d,
-        nn.InstanceNorm3d: InstanceNorm3d,
-    },
+    op: {getattr(nn, kind.__name__): kind for kind in kinds} for op, kinds in _CLASSES.items()
 }
 # The base class of each operator's modules, including those that are not converted.
 _FAMILIES: dict[str, type[nn.Module]] = {

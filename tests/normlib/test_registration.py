@@ -1,12 +1,15 @@
-"""What every operator's registration promises autograd, whether or not anything asks for a gradient."""
+"""Registration: what an operator does for autograd, and the way of a call to its kernel."""
 
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from calls import Ran
 
+import normlib
 from normlib import functional as N
 
 CALLS = {
@@ -64,3 +67,20 @@ def test_backward_makes_no_zeros_in_place_of_gradients_that_are_not_there(name, 
     with Ran() as ran:
         torch.autograd.grad(y, x, dy)
     assert len(ran.names) == 1 and ran.names[0].endswith("_backward")
+
+
+def test_a_layer_enters_few_files_before_its_kernel_is_launched(device):
+    layer, x = normlib.BatchNorm2d(3, device=device), torch.randn(4, 3, 2, 2, device=device, requires_grad=True)
+    layer(x)  # what is computed once is computed here
+    calls = []
+    sys.setprofile(lambda frame, event, _: event == "call" and calls.append(frame.f_code))
+    try:
+        layer(x)
+    finally:
+        sys.setprofile(None)
+    # The launch: the kernel itself or, before it, Triton's interpreter and what kernels/interpreter.py changes of it.
+    begins = (c.co_name.endswith("_kernel") or Path(c.co_filename).name == "interpreter.py" for c in calls)
+    launched = [*begins, True].index(True)
+    files = {code.co_filename for code in calls[:launched]}
+    ours = [file for file in files if Path(file).is_relative_to(Path(normlib.__file__).parent)]
+    assert 0 < len(ours) <= 6, ours
