@@ -20,7 +20,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from normlib import backend
+from normlib import dispatch
 from normlib.kernels import counters, plan
 
 H200 = plan.Device(132, l2=50 << 20, cooperative=True)
@@ -126,9 +126,9 @@ def absent_gpu(device: plan.Device = H200, state: State | None = None) -> Iterat
 @contextmanager
 def planned_for(device: plan.Device) -> Iterator[None]:
     """Within, `normlib` on CPU tensors takes the kernels' path and plans for this device."""
-    before = backend.CPU_RUNS_KERNELS, plan.INTERPRETER
-    backend.CPU_RUNS_KERNELS, plan.INTERPRETER = True, device
+    before = dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER
+    dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER = True, device
     try:
         yield
     finally:
-        backend.CPU_RUNS_KERNELS, plan.INTERPRETER = before
+        dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER = before

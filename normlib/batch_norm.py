@@ -8,12 +8,269 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from normlib.backend import serves
-from normlib.batch_norm_add_relu import add_relu_eval, add_relu_train
-from normlib.batch_norm_operators import batch_norm_eval, batch_norm_train
-from normlib.channels import fits, step
+from normlib import reference
+from normlib.dispatch import (
+    Operator,
+    Quadruple,
+    Triple,
+    backward_operator,
+    by_mask,
+    check_residual,
+    contiguous,
+    derive_again,
+    derive_by,
+    like_input,
+    serves,
+)
+from normlib.kernels.batch_norm import launch as kernels
+from normlib.kernels.numerics import statistics_dtype
 
-# What may stand behind the norm, or before it; None is nothing.
+BUFFERS = ("running_mean", "running_var")
+_GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_var", "evaluating": True}
+
+
+def _train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    relu: bool = False,
+    pre_relu: bool = False,
+) -> Triple:
+    vectors = (contiguous(weight), contiguous(bias), running_mean, running_var)
+    return kernels.batch_norm_forward(x, *vectors, momentum, eps, relu=relu, pre_relu=pre_relu)
+
+
+def fake_train(x: Tensor, *_: Any) -> Triple:
+    """Returns empty (y, mean (2, C), rstd (C,)) of x (N, C, *)."""
+    channels = x.shape[1]
+    mean = x.new_empty((2, channels), dtype=statistics_dtype(x))
+    return like_input(x), mean, mean.new_empty((channels,))
+
+
+def _eval(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    relu: bool = False,
+    pre_relu: bool = False,
+) -> Tensor:
+    vectors = (contiguous(weight), contiguous(bias), running_mean.contiguous(), running_var.contiguous())
+    return kernels.batch_norm_eval_forward(x, *vectors, eps, relu=relu, pre_relu=pre_relu)
+
+
+def fake_eval(x: Tensor, *_: Any) -> Tensor:
+    """Returns an empty y."""
+    return like_input(x)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    evaluating: bool,
+    output_mask: list[bool],
+    relu: bool = False,
+    pre_relu: bool = False,
+) -> Triple:
+    found = kernels.batch_norm_backward(
+        *(dy, x, mean.contiguous(), rstd.contiguous(), contiguous(weight), eps, evaluating),
+        need_dx=output_mask[0],
+        need_sums=any(output_mask[1:]),
+        bias=contiguous(bias),
+        relu=relu,
+        pre_relu=pre_relu,
+    )
+    return cast(Triple, by_mask(found, (x, weight, bias), output_mask))
+
+
+def _formula(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    evaluating: bool,
+    relu: bool = False,
+    pre_relu: bool = False,
+) -> dict[str, Tensor]:
+    around = (weight, bias, eps, dy, None, relu, pre_relu)
+    return reference.batch_norm_eval(x, mean, rstd, *around) if evaluating else reference.batch_norm(x, *around)
+
+
+_batch_norm_train = Operator("batch_norm_train", _train, fake_train, mutates=BUFFERS)
+_batch_norm_eval = Operator("batch_norm_eval", _eval, fake_eval)
+_batch_norm_backward = backward_operator("batch_norm_backward", _backward)
+derive_by(_batch_norm_train, _batch_norm_backward, evaluating=False)
+derive_by(_batch_norm_eval, _batch_norm_backward, results=("y",), **_GIVEN)
+derive_again(_batch_norm_backward, _formula)
+
+
+# relu(batch norm + residual). With keep_signs the sum's signs are kept for backward, a bit an element.
+
+
+def _add_relu_train(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    keep_signs: bool,
+    pre_relu: bool,
+) -> Quadruple:
+    signs = _empty_signs(x, keep_signs)
+    vectors = (contiguous(weight), contiguous(bias), running_mean, running_var)
+    around: dict[str, Any] = {"residual": residual, "signs": signs if keep_signs else None, "pre_relu": pre_relu}
+    y, mean, rstd = kernels.batch_norm_forward(x, *vectors, momentum, eps, relu=True, **around)
+    return y, signs, mean, rstd
+
+
+def _add_relu_eval(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    keep_signs: bool,
+    pre_relu: bool,
+) -> tuple[Tensor, Tensor]:
+    signs = _empty_signs(x, keep_signs)
+    vectors = (contiguous(weight), contiguous(bias), running_mean.contiguous(), running_var.contiguous())
+    around: dict[str, Any] = {"residual": residual, "signs": signs if keep_signs else None, "pre_relu": pre_relu}
+    return kernels.batch_norm_eval_forward(x, *vectors, eps, relu=True, **around), signs
+
+
+def _empty_signs(x: Tensor, keep_signs: bool) -> Tensor:
+    return kernels.empty_signs(x) if keep_signs else x.new_empty(0, dtype=torch.uint8)
+
+
+def _fake_add_relu_train(x: Tensor, residual: Tensor, *arguments: Any) -> Quadruple:
+    y, mean, rstd = fake_train(x)
+    return y, _empty_signs(x, arguments[-2]), mean, rstd
+
+
+def _fake_add_relu_eval(x: Tensor, residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return like_input(x), _empty_signs(x, arguments[-2])
+
+
+def _add_relu_backward(
+    dy: Tensor,
+    x: Tensor,
+    signs: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    evaluating: bool,
+    output_mask: list[bool],
+    pre_relu: bool,
+) -> Quadruple:
+    dz = like_input(x) if output_mask[1] else None
+    dx, dw, db = kernels.batch_norm_backward(
+        *(dy, x, mean.contiguous(), rstd.contiguous(), contiguous(weight), eps, evaluating),
+        need_dx=output_mask[0],
+        need_sums=any(output_mask[2:]),
+        signs=signs,
+        dz=dz,
+        relu=True,
+        pre_relu=pre_relu,
+    )
+    return cast(Quadruple, by_mask((dx, dz, dw, db), (x, x, weight, bias), output_mask))
+
+
+def _add_relu_formula(
+    dy: Tensor,
+    x: Tensor,
+    signs: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    evaluating: bool,
+    pre_relu: bool,
+) -> dict[str, Tensor]:
+    with torch.no_grad():  # the signs as ones and zeros: the residual's gradient where dy is one
+        only_dz = (None, None, eps, evaluating, [False, True, False, False], pre_relu)
+        passed = _batch_norm_add_relu_backward(torch.ones_like(dy), x, signs, mean, rstd, *only_dz)[1]
+    dz = torch.where(passed == 0, 0.0, dy)
+    return _formula(dz, x, mean, rstd, weight, None, eps, evaluating, False, pre_relu)
+
+
+_batch_norm_add_relu_train = Operator(
+    "batch_norm_add_relu_train", _add_relu_train, _fake_add_relu_train, mutates=BUFFERS
+)
+_batch_norm_add_relu_eval = Operator("batch_norm_add_relu_eval", _add_relu_eval, _fake_add_relu_eval)
+_batch_norm_add_relu_backward = backward_operator(
+    "batch_norm_add_relu_backward", _add_relu_backward, of=("x", "x", "weight", "bias")
+)
+_ADDED = ("x", "residual", "weight", "bias")
+derive_by(
+    _batch_norm_add_relu_train,
+    _batch_norm_add_relu_backward,
+    results=("y", "signs", "mean", "rstd"),
+    of=_ADDED,
+    evaluating=False,
+)
+derive_by(_batch_norm_add_relu_eval, _batch_norm_add_relu_backward, results=("y", "signs"), of=_ADDED, **_GIVEN)
+derive_again(_batch_norm_add_relu_backward, _add_relu_formula, results=("dx", "dz", "dw", "db"))
+
+
+def fits(x: Tensor, channel_vectors: tuple[Tensor | None, ...], training: bool, momentum: float, eps: float) -> bool:
+    """Returns True if the kernels can take x, its (weight, bias, running_mean, running_var) and these numbers."""
+    if not (
+        serves(x, *channel_vectors)
+        and isinstance(momentum, (float, int))
+        and isinstance(eps, (float, int))
+        and x.dim() >= 2
+        and x.shape[1] > 0
+    ):
+        return False
+    channels = x.shape[1:2]
+    for v in channel_vectors:  # a loop: it is faster than all() with a generator
+        if v is not None and v.shape != channels:
+            return False
+    running_mean, running_var = channel_vectors[2:]
+    if (running_mean is None) != (running_var is None):
+        return False
+    if running_mean is not None and not (running_mean.is_contiguous() and cast(Tensor, running_var).is_contiguous()):
+        return False
+    return eps > 0.0 and x.numel() > x.shape[1] if training else eps >= 0.0 and running_mean is not None
+
+
+def step(module: Any, spread: str = "running_var") -> tuple[tuple[Tensor | None, Tensor | None], bool, float]:
+    """Counts a module's batch; returns ((running_mean, running_var) to use, if batch statistics are used, momentum).
+
+    `spread` names the buffer that the module has in place of running_var.
+    """
+    training, tracking, momentum = module.training, module.track_running_stats, module.momentum
+    buffers = (module.running_mean, getattr(module, spread))
+    if training and tracking and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if momentum is None:  # a cumulative average
+            momentum = 1.0 / float(module.num_batches_tracked)
+    own = training or (buffers[0] is None and buffers[1] is None)
+    return buffers if not training or tracking else (None, None), own, 0.0 if momentum is None else momentum
+
+
+# What may be computed before or after the norm in its kernels.
 ACTIVATIONS = (None, "relu")
 
 
@@ -51,51 +308,50 @@ def batch_norm(
     them (the unbiased variance); otherwise the running buffers are used. Returns input's shape and dtype. Bad shapes,
     dtypes and eps raise what PyTorch raises, before any buffer changes.
 
-    What stands around the norm runs in its kernels: `activation="relu"` gives relu(norm), with a residual of input's
-    shape, dtype and device relu(norm + residual); `pre_activation="relu"` normalizes relu(input). They are computed in
-    float32 (float64 for float64), rounded once, and no activation is saved for them: of a residual's sum one bit an
-    element. ReLU and its gradient treat zero and NaN as PyTorch does, by the value before that rounding. Another
-    activation, a residual without one and one that is not like input raise ValueError.
+    The kernels also compute what surrounds the norm: `activation="relu"` gives relu(norm), or, with a residual of
+    input's shape, dtype and device, relu(norm + residual); `pre_activation="relu"` normalizes relu(input). All is
+    computed in float32 (float64 for float64) and rounded once. No activation is saved for backward; of a sum with a
+    residual one bit an element is. ReLU and its gradient treat zero and NaN as PyTorch does, by the value before
+    rounding. ValueError for another activation, a residual without an activation and a residual unlike input.
 
     Ioffe and Szegedy, "Batch normalization" (2015), algorithms 1 and 2.
     """
-    _check_around(input, activation, residual, pre_activation)
+    if activation is not None or residual is not None or pre_activation is not None:
+        _check_around(input, activation, residual, pre_activation)
     relu, pre_relu = activation is not None, pre_activation is not None
     buffers = (running_mean, running_var)
-    fitting = fits(input, (weight, bias, *buffers), training, momentum, eps) and eps >= LEAST_EPS
-    if not (fitting and (residual is None or serves(residual))):
+    vectors = (weight, bias, running_mean, running_var)
+    if not (
+        fits(input, vectors, training, momentum, eps) and eps >= LEAST_EPS and (residual is None or serves(residual))
+    ):
         x = input.relu() if pre_relu else input
         y = torch.nn.functional.batch_norm(x, *buffers, weight, bias, training, momentum, eps)
         y = y if residual is None else y + residual
         return y.relu() if relu else y
-    scalars = (momentum, eps) if training else (eps,)
-    arguments = (weight, bias, *buffers, *scalars)
     if residual is None:
         if not training:
-            return cast(Tensor, batch_norm_eval(input, *arguments, relu, pre_relu))
-        return cast(Tensor, batch_norm_train(input, *arguments, relu, pre_relu)[0])
-    derived = torch.is_grad_enabled() and any(
+            return cast(Tensor, _batch_norm_eval(input, *vectors, eps, relu, pre_relu))
+        return cast(Tensor, _batch_norm_train(input, *vectors, momentum, eps, relu, pre_relu)[0])
+    keep_signs = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, residual, weight, bias)
     )
-    operator = add_relu_train if training else add_relu_eval
-    return cast(Tensor, operator(input, residual, *arguments, derived, pre_relu)[0])
+    if not training:
+        return cast(Tensor, _batch_norm_add_relu_eval(input, residual, *vectors, eps, keep_signs, pre_relu)[0])
+    return cast(Tensor, _batch_norm_add_relu_train(input, residual, *vectors, momentum, eps, keep_signs, pre_relu)[0])
 
 
 def _check_around(input: Tensor, activation: str | None, residual: Tensor | None, pre_activation: str | None) -> None:
     for name, value in (("activation", activation), ("pre_activation", pre_activation)):
         if value not in ACTIVATIONS:
             raise ValueError(f"{name} must be None or 'relu', not {value!r}")
-    if residual is None:
-        return
-    if activation is None:
-        raise ValueError("a residual is added before an activation: it needs activation='relu'")
-    if (residual.shape, residual.dtype, residual.device) != (input.shape, input.dtype, input.device):
-        wanted, found = (f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in (input, residual))
-        raise ValueError(f"residual must have input's shape, dtype and device, {wanted}; got {found}")
+    if residual is not None:
+        if activation is None:
+            raise ValueError("a residual is added before an activation: it needs activation='relu'")
+        check_residual(input, residual)
 
 
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
-    # Also of a module that was made as another class.
+    # Class attributes too, for modules whose class was exchanged by normlib.convert.
     activation: str | None = None
     pre_activation: str | None = None
 
@@ -132,19 +388,13 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
 
-    `activation` and `pre_activation`, and a residual in the call, are those of `functional.batch_norm`.
+    `activation`, `pre_activation` and the call's residual are as in `functional.batch_norm`.
     """
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
-
-    `activation` and `pre_activation`, and a residual in the call, are those of `functional.batch_norm`.
-    """
+    """`torch.nn.BatchNorm2d` on the Triton kernels; more arguments as for `BatchNorm1d`."""
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
-
-    `activation` and `pre_activation`, and a residual in the call, are those of `functional.batch_norm`.
-    """
+    """`torch.nn.BatchNorm3d` on the Triton kernels; more arguments as for `BatchNorm1d`."""

@@ -1,4 +1,4 @@
-"""Batch renormalization: batch norm that training and evaluation have in common (Ioffe 2017)."""
+"""Batch renormalization: batch norm that computes the same in training as in evaluation (Ioffe 2017)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.batch_norm_operators import PARAMETERS, fake_backward, fake_eval, fake_train
-from normlib.channels import contiguous, fits
+from normlib.batch_norm import fake_eval, fake_train, fits
+from normlib.dispatch import (
+    Operator,
+    Quadruple,
+    Triple,
+    backward_operator,
+    by_mask,
+    contiguous,
+    derive_again,
+    derive_by,
+)
 from normlib.kernels.batch_norm import renorm as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward, batch_norm_eval_forward
 from normlib.kernels.numerics import statistics_dtype
-from normlib.registration import differentiate, gradient_of, register
-
-Triple = tuple[Tensor, Tensor, Tensor]
-Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
-
-# ------------------------------------------------------------------------------------------------ the operators
 
 
 def _train(
@@ -65,104 +68,31 @@ def _backward(
         found = batch_norm_backward(dy, x, *saved, contiguous(weight), 0.0, True, *needs, std=True)
     else:
         found = kernels.batch_renorm_backward(dy, x, *saved, renorm.contiguous(), *needs)
-    dx, dw, db = (
-        t.to(like.dtype) if m and t is not None and like is not None else x.new_empty(0)
-        for t, like, m in zip(found, (x, weight, bias), output_mask, strict=True)
-    )
-    return dx, dw, db
+    return cast(Triple, by_mask(found, (x, weight, bias), output_mask))
 
 
-def _fake_renorm_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    renorm: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    output_mask: list[bool],
-) -> Triple:
-    return fake_backward(dy, x, mean, rstd, weight, bias, eps, renorm is None, output_mask)
+def _formula(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, renorm: Tensor | None, weight: Tensor | None, eps: float
+) -> dict[str, Tensor]:
+    if renorm is None:
+        return reference.batch_renorm_eval(x, mean, rstd, weight, None, dy)
+    # Batch norm with the weight r; r and d are constants here too.
+    r, d = renorm[:2].double()
+    truth = reference.batch_norm(x, r if weight is None else weight * r, None, eps, dy)
+    truth["dw"] = r * truth["dw"] + d * truth["db"]
+    return truth
 
 
-_batch_renorm_train = register(
-    f"batch_renorm_train(Tensor x, {PARAMETERS}, Tensor(a!) running_mean, Tensor(b!) running_std, float momentum,"
-    " float eps, float rmax, float dmax, Tensor? limits) -> (Tensor y, Tensor mean, Tensor rstd, Tensor renorm)",
-    _train,
-    _fake_renorm_train,
+_batch_renorm_train = Operator(
+    "batch_renorm_train", _train, _fake_renorm_train, mutates=("running_mean", "running_std")
 )
-_batch_renorm_eval = register(
-    f"batch_renorm_eval(Tensor x, {PARAMETERS}, Tensor running_mean, Tensor running_std) -> Tensor",
-    _eval,
-    fake_eval,
-)
-# Without renorm that of evaluation, where mean and rstd are running_mean and running_std.
-_batch_renorm_backward = register(
-    f"batch_renorm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? renorm, {PARAMETERS}, float eps,"
-    " bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
-    _backward,
-    _fake_renorm_backward,
-)
-
-# ----------------------------------------------------------------------------------------------- their derivatives
-
-
-def _derive(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """(dx, dw, db) by what each input needs."""
-    x, weight, bias, mean, rstd, renorm = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
-    found = _batch_renorm_backward(dy, x, mean, rstd, renorm, weight, bias, ctx.eps, mask)
-    return [t if m else None for t, m in zip(found, mask, strict=True)]
-
-
-def _save_train(ctx: Any, inputs: tuple[Any, ...], output: Quadruple) -> None:
-    x, weight, bias, _, _, _, ctx.eps, *_ = inputs
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _derive_train(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *_derive(ctx, dy), *[None] * 7
-
-
-def _save_eval(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.eps = 0.0
-    ctx.save_for_backward(*inputs, None)
-
-
-def _derive_eval(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return *_derive(ctx, dy), None, None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    dy, x, mean, rstd, renorm, weight, _, ctx.eps, ctx.mask = inputs
-    ctx.save_for_backward(dy, x, mean, rstd, renorm, weight)
-
-
-def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    dy, x, mean, rstd, renorm, weight = ctx.saved_tensors
-
-    def gradients(dy: Tensor, x: Tensor, weight: Tensor | None) -> list[Tensor | None]:
-        if renorm is None:
-            truth = reference.batch_renorm_eval(x, mean, rstd, weight, None, dy)
-        else:
-            # Batch norm's, of weight r; r and d are constants here too.
-            r, d = renorm[:2].double()
-            truth = reference.batch_norm(x, r if weight is None else weight * r, None, ctx.eps, dy)
-            truth["dw"] = r * truth["dw"] + d * truth["db"]
-        return [truth[k] if m else None for k, m in zip(("dx", "dw", "db"), ctx.mask, strict=True)]
-
-    ddy, dx, dw = gradient_of(gradients, (dy, x, weight), upstream)
-    return ddy, dx, None, None, None, dw, None, None, None
-
-
-differentiate(_batch_renorm_train, _derive_train, _save_train)
-differentiate(_batch_renorm_eval, _derive_eval, _save_eval)
-differentiate(_batch_renorm_backward, _derive_backward, _save_backward)
-
-# -------------------------------------------------------------------------------------------------- for models
+_batch_renorm_eval = Operator("batch_renorm_eval", _eval, fake_eval)
+# Without renorm it is the backward pass of evaluation, and mean and rstd are running_mean and running_std.
+_batch_renorm_backward = backward_operator("batch_renorm_backward", _backward)
+derive_by(_batch_renorm_train, _batch_renorm_backward, results=("y", "mean", "rstd", "renorm"))
+_GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_std", "renorm": None, "eps": 0.0}
+derive_by(_batch_renorm_eval, _batch_renorm_backward, results=("y",), **_GIVEN)
+derive_again(_batch_renorm_backward, _formula)
 
 
 def batch_renorm(
@@ -186,9 +116,9 @@ def batch_renorm(
 
     are constants to the gradient and std = sqrt(var + eps); then the running statistics move by `momentum` towards the
     batch's. Otherwise y = (x - running_mean) / running_std weight + bias. rmax and dmax are numbers, or tensors of one
-    element, whose values the host never asks for: so a schedule neither compiles again nor waits for the GPU. Returns
-    input's shape and dtype. An rmax below 1, a dmax below 0 and vectors of another length raise ValueError, what batch
-    norm refuses as batch norm does, before any buffer changes.
+    element, whose values the host does not read: a schedule neither compiles again nor waits for the GPU. Returns
+    input's shape and dtype. An rmax below 1, a dmax below 0 and vectors of another length raise ValueError, and what
+    batch norm refuses raises the same error, before any buffer changes.
 
     Ioffe, "Batch renormalization" (2017), algorithm 1; momentum (its alpha) is the paper's.
     """
@@ -219,7 +149,7 @@ def _check(input: Tensor, vectors: dict[str, Tensor | None], rmax: float | Tenso
 
 
 def _limits(rmax: float | Tensor, dmax: float | Tensor, x: Tensor) -> tuple[float, float, Tensor | None]:
-    """As the operator takes them: two numbers, or in their place a tensor (2,) on x's device."""
+    """Returns (rmax, dmax, limits) for the operator; where one is a tensor, limits (2,) on x's device replaces both."""
     if not (isinstance(rmax, Tensor) or isinstance(dmax, Tensor)):
         return float(rmax), float(dmax), None
     dtype = statistics_dtype(x)
@@ -240,19 +170,19 @@ class Ramp:
     finish: int
 
     def __call__(self, step: Tensor) -> Tensor:
-        """Of a step as a tensor of one integer, on its device."""
+        """Returns the value at a step, a tensor of one integer, on its device."""
         slope = (self.end - self.start) / (self.finish - self.begin)
         return (step * slope + (self.start - slope * self.begin)).clamp(*sorted((self.start, self.end)))
 
 
 Schedule = float | Callable[[Tensor], float | Tensor]
-# The paper's, section 4: batch norm for 5000 steps, then ever more freedom.
+# From the paper's section 4: batch norm for 5000 steps, then limits that widen.
 PAPER_RMAX = Ramp(1.0, 3.0, 5000, 40000)
 PAPER_DMAX = Ramp(0.0, 5.0, 5000, 25000)
 
 
 class _BatchRenorm(torch.nn.Module):
-    """What the three have in common: they differ in the inputs that they take."""
+    """Base class of the three layers, which differ in the inputs that they accept."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -284,13 +214,13 @@ class _BatchRenorm(torch.nn.Module):
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
-        """Mean 0, deviation 1, no batch seen."""
+        """Sets the running mean to 0, the running deviation to 1 and the number of batches to 0."""
         self.running_mean.zero_()
         self.running_std.fill_(1)
         self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
-        """Weight 1, bias 0, and running statistics as `reset_running_stats` leaves them."""
+        """Sets the weight to 1 and the bias to 0, and resets the running statistics."""
         self.reset_running_stats()
         if self.weight is not None and self.bias is not None:
             torch.nn.init.ones_(self.weight)
@@ -315,7 +245,7 @@ class _BatchRenorm(torch.nn.Module):
 
 
 class BatchRenorm1d(_BatchRenorm):
-    """Batch renormalization of (N, C) or (N, C, L): `functional.batch_renorm` in torch.nn.BatchNorm1d's manner.
+    """Batch renormalization of (N, C) or (N, C, L): the layer of `functional.batch_renorm`, like torch.nn.BatchNorm1d.
 
     `rmax` and `dmax` are numbers or functions of num_batches_tracked, a tensor of one integer that counts the training
     steps; by default the paper's schedules. Buffers: running_mean, running_std (both (C,)) and num_batches_tracked.
@@ -325,12 +255,12 @@ class BatchRenorm1d(_BatchRenorm):
 
 
 class BatchRenorm2d(_BatchRenorm):
-    """Batch renormalization of (N, C, H, W); else as `BatchRenorm1d`."""
+    """Batch renormalization of (N, C, H, W); otherwise as `BatchRenorm1d`."""
 
     _check_input_dim = torch.nn.BatchNorm2d._check_input_dim
 
 
 class BatchRenorm3d(_BatchRenorm):
-    """Batch renormalization of (N, C, D, H, W); else as `BatchRenorm1d`."""
+    """Batch renormalization of (N, C, D, H, W); otherwise as `BatchRenorm1d`."""
 
     _check_input_dim = torch.nn.BatchNorm3d._check_input_dim

@@ -1,27 +1,26 @@
-"""The operators that PyTorch has none of, put together from its own: what a model runs without these kernels.
+"""Compositions of PyTorch's operators for the norms that PyTorch does not have.
 
-Same names and signatures as in functional.py. Without a GPU they serve the layers; in bench/ they are what PyTorch and
-torch.compile run.
+Same names and signatures as in functional.py. Layers use them where the kernels do not serve, such as without a GPU;
+in bench/ they are what PyTorch and torch.compile run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, prod
+from math import ceil, inf, prod, sqrt
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normlib.backend import transforming
-from normlib.lp_norm_composed import lp_norm as lp_norm
+from normlib.dispatch import transforming
 from normlib.philox import noise_of
-from normlib.sequences import Lengths, Steps, over_steps
+from normlib.sequence_batch_norm import Lengths, Steps, over_steps
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """What x is computed in: its own dtype, or float32 for 16 bits."""
+    """Returns the dtype to compute x in: its own, or float32 for 16 bits."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -37,7 +36,7 @@ def batch_renorm(
     rmax: float | Tensor = 3.0,
     dmax: float | Tensor = 5.0,
 ) -> Tensor:
-    """`functional.batch_renorm`: batch norm with another weight and bias, after the batch's statistics."""
+    """Batch renormalization, as batch norm whose weight and bias follow from the batch's statistics."""
     wide = _wide(input)
     running = [t.to(wide) for t in (running_mean, running_std)]
     w, b = (None if t is None else t.to(wide) for t in (weight, bias))
@@ -77,7 +76,7 @@ def noisy_batch_norm(
     mean_spread: float = 0.1,
     std_spread: float = 0.1,
 ) -> Tensor:
-    """`functional.noisy_batch_norm`: batch norm, and the noise that the kernels draw, as tensors."""
+    """Noisy batch norm, with the noise that the kernels draw as tensors."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     wide = _wide(input)
@@ -92,7 +91,7 @@ def noisy_batch_norm(
 
 
 def seed_on(device: torch.device, seed: int | Tensor | None) -> Tensor:
-    """A seed as one int64 on the device: the given one, or one of the device's default generator."""
+    """Returns a seed as one int64 on the device: the given one, or one from the device's default generator."""
     if seed is None:
         return torch.randint(2**63 - 1, (), device=device)
     if isinstance(seed, Tensor):
@@ -108,7 +107,7 @@ def partial_rms_norm(
     bias: Tensor | None = None,
     partial: float = 0.0625,
 ) -> Tensor:
-    """RMS norm by the mean square of the first ceil(partial N) of a row's N elements."""
+    """RMS norm by the mean square of the first ceil(partial N) of the N elements of a row."""
     shape = tuple(normalized_shape)
     _check_rows(input, shape, weight, bias)
     x = input.to(torch.promote_types(input.dtype, torch.float32))
@@ -163,9 +162,9 @@ def sequence_batch_norm(
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
-    """g v / ||v||, 16 bits in float32; on a GPU by PyTorch's fused kernels, which have neither jvp nor two dtypes."""
-    one = -1 if dim is None else dim  # -1 is none of them: the norm is that of all of v
-    fused = one in (0, v.dim() - 1)  # else it is what follows here, in v's dtype
+    """Returns g v / ||v||, 16 bits in float32; on a GPU by PyTorch's fused kernels, which take one dtype and no jvp."""
+    one = -1 if dim is None else dim  # -1: the norm of all of v
+    fused = one in (0, v.dim() - 1)  # for other dimensions PyTorch composes it too, in v's dtype
     if v.is_cuda and fused and v.dtype == g.dtype and not transforming():
         return torch._weight_norm(v, g, one)
     wide = torch.promote_types(v.dtype, torch.float32)
@@ -174,3 +173,74 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     x = v.to(wide)
     norm = torch.linalg.vector_norm(x, dim=others, keepdim=one != -1) if others else x.abs()
     return (x * (g / norm)).to(v.dtype)
+
+
+def lp_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_norm: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    p: float = 2.0,
+) -> Tensor:
+    """Centres each channel and divides it by its average l_p norm."""
+    _check_lp_norm(input, (running_mean, running_norm), (weight, bias), training, eps, p)
+    wide = _wide(input)
+    x, dims = input.to(wide), [d for d in range(input.dim()) if d != 1]
+    if training and x.numel():
+        mean = x.mean(dims)
+        if p == 1:
+            norm = x.abs().mean(dims)
+            sigma = norm + sqrt(eps)
+        elif p == 2:
+            square = x.square().mean(dims)
+            norm, sigma = square.detach().sqrt(), (square + eps).sqrt()
+        else:
+            norm = x.abs().amax(dims)
+            sigma = norm.clamp(min=sqrt(eps))
+        if running_mean is not None and running_norm is not None:
+            with torch.no_grad():
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                running_norm.lerp_(norm.to(running_norm.dtype), momentum)
+    elif training:
+        mean, sigma = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    else:
+        assert running_mean is not None and running_norm is not None
+        mean, norm = running_mean.to(wide), running_norm.to(wide)
+        sigma = norm + sqrt(eps) if p == 1 else (norm * norm + eps).sqrt() if p == 2 else norm.clamp(min=sqrt(eps))
+    channel = [-1] + [1] * (x.dim() - 2)
+    scale = 1 / sigma if weight is None else weight.to(wide) / sigma
+    y = (x - mean.view(channel)) * scale.view(channel)
+    y = y if bias is None else y + bias.to(wide).view(channel)
+    return y.to(input.dtype)
+
+
+def _check_lp_norm(
+    input: Tensor,
+    buffers: tuple[Tensor | None, ...],
+    parameters: tuple[Tensor | None, ...],
+    training: bool,
+    eps: float,
+    p: float,
+) -> None:
+    if p not in (1, 2, inf):
+        raise ValueError(f"p must be 1, 2 or inf, not {p!r}")
+    if input.dim() < 2:
+        raise ValueError(f"input must be (N, C, *), not of shape {tuple(input.shape)}")
+    if not input.is_floating_point():
+        raise NotImplementedError(f"lp_norm is not implemented for {input.dtype}")
+    if (buffers[0] is None) != (buffers[1] is None):
+        raise ValueError("running_mean and running_norm must either both be None or neither be None")
+    if not training and buffers[0] is None:
+        raise ValueError("running_mean and running_norm must be defined in evaluation mode")
+    if not (eps > 0 if training else eps >= 0):
+        raise ValueError(f"eps must be {'positive in training' if training else 'zero or more'}, not {eps!r}")
+    if training and input.numel() == input.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
+    names = ("running_mean", "running_norm", "weight", "bias")
+    for name, vector in zip(names, (*buffers, *parameters), strict=True):
+        if vector is not None and vector.shape != (input.shape[1],):
+            raise ValueError(f"{name} must have shape {(input.shape[1],)}, not {tuple(vector.shape)}")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from normlib import reference
-from normlib.backend import serves
-from normlib.channels import contiguous, like_input
+from normlib.dispatch import (
+    Operator,
+    Triple,
+    autocast_as_pytorch,
+    backward_operator,
+    by_mask,
+    contiguous,
+    derive_again,
+    derive_by,
+    dtypes_by_mask,
+    like_input,
+    serves,
+)
 from normlib.kernels.group_norm import launch as kernels
 from normlib.kernels.numerics import statistics_dtype
-from normlib.registration import autocast_as_pytorch, differentiate, gradient_of, register
-
-Triple = tuple[Tensor, Tensor, Tensor]
-
-
-# ------------------------------------------------------------------------------------------------ the operators
 
 
 def _forward(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Triple:
@@ -25,7 +30,7 @@ def _forward(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
 
 
 def fake_forward(x: Tensor, groups: int, *_: Any) -> Triple:
-    """The shapes of (y, mean (2, N * groups), rstd (N * groups,))."""
+    """Returns empty (y, mean (2, N * groups), rstd (N * groups,))."""
     statistics = x.shape[0] * groups
     mean = x.new_empty((2, statistics), dtype=statistics_dtype(x))
     return like_input(x), mean, mean.new_empty((statistics,))
@@ -42,98 +47,30 @@ def _backward(
     eps: float,
     output_mask: list[bool],
 ) -> Triple:
-    dw_dtype, db_dtype = (
-        p.dtype if p is not None and m else None for p, m in zip((weight, bias), output_mask[1:], strict=True)
-    )
-    statistics = (mean.contiguous(), rstd.contiguous())
-    found = kernels.group_norm_backward(
-        dy, x, groups, *statistics, contiguous(weight), dw_dtype, db_dtype, need_dx=output_mask[0]
-    )
-    dx, dw, db = (x.new_empty(0) if t is None else t for t in found)
-    return dx, dw, db
+    dtypes = dtypes_by_mask(weight, bias, output_mask)
+    saved = (mean.contiguous(), rstd.contiguous(), contiguous(weight))
+    found = kernels.group_norm_backward(dy, x, groups, *saved, *dtypes, need_dx=output_mask[0])
+    return cast(Triple, by_mask(found, (x, weight, bias), output_mask))
 
 
-def _fake_backward(
-    dy: Tensor,
-    x: Tensor,
-    groups: int,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    output_mask: list[bool],
-) -> Triple:
-    dx = like_input(x) if output_mask[0] else x.new_empty(0)
-    dw, db = (
-        p.new_empty(p.shape) if m and p is not None else x.new_empty(0)
-        for p, m in zip((weight, bias), output_mask[1:], strict=True)
-    )
-    return dx, dw, db
+def _formula(dy: Tensor, x: Tensor, groups: int, weight: Tensor | None, eps: float) -> dict[str, Tensor]:
+    return reference.group_norm(x, groups, weight, None, eps, dy)
 
 
-_PARAMETERS = "Tensor? weight, Tensor? bias, float eps"
-
-_group_norm = register(
-    f"group_norm(Tensor x, int groups, {_PARAMETERS}) -> (Tensor y, Tensor mean, Tensor rstd)",
-    _forward,
-    fake_forward,
-)
-_group_norm_backward = register(
-    f"group_norm_backward(Tensor dy, Tensor x, int groups, Tensor mean, Tensor rstd, {_PARAMETERS},"
-    " bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
-    _backward,
-    _fake_backward,
-)
-
-
-def gradients(ctx: Any, dy: Tensor, groups: int, needs: tuple[bool, bool, bool]) -> list[Tensor | None]:
-    """(dx, dw, db) by what x, weight and bias need, from tensors saved as x, weight, bias, mean, rstd."""
-    x, weight, bias, mean, rstd = ctx.saved_tensors
-    mask = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
-    found = _group_norm_backward(dy, x, groups, mean, rstd, weight, bias, ctx.eps, mask)
-    return [t if m else None for t, m in zip(found, mask, strict=True)]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    x, ctx.groups, weight, bias, ctx.eps = inputs
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _derive(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    of_x, _, of_weight, of_bias, _ = ctx.needs_input_grad
-    dx, dw, db = gradients(ctx, dy, ctx.groups, (of_x, of_weight, of_bias))
-    return dx, None, dw, db, None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    dy, x, ctx.groups, _, _, weight, _, ctx.eps, ctx.mask = inputs
-    ctx.save_for_backward(dy, x, weight)
-
-
-def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    def formula(dy: Tensor, x: Tensor, weight: Tensor | None) -> list[Tensor | None]:
-        truth = reference.group_norm(x, ctx.groups, weight, None, ctx.eps, dy)
-        return [truth[k] if m else None for k, m in zip(("dx", "dw", "db"), ctx.mask, strict=True)]
-
-    ddy, dx, dw = gradient_of(formula, ctx.saved_tensors, upstream)
-    return ddy, dx, None, None, None, dw, None, None, None
-
-
-differentiate(_group_norm, _derive, _save)
-differentiate(_group_norm_backward, _derive_backward, _save_backward)
+_group_norm = Operator("group_norm", _forward, fake_forward)
+group_norm_backward = backward_operator("group_norm_backward", _backward)
+derive_by(_group_norm, group_norm_backward)
+derive_again(group_norm_backward, _formula)
 autocast_as_pytorch(_group_norm)
-
-# -------------------------------------------------------------------------------------------------- for models
 
 
 def _fits(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> bool:
-    """Whether the kernels can take these arguments; if not, PyTorch computes it, or says what is wrong."""
-    if not (serves(x, weight, bias) and isinstance(groups, int) and isinstance(eps, (float, int))):
-        return False
+    """Returns True if the kernels can take these arguments."""
     return (
-        x.dim() >= 2
+        serves(x, weight, bias)
+        and isinstance(groups, int)
+        and isinstance(eps, (float, int))
+        and x.dim() >= 2
         and groups > 0
         and x.shape[1] > 0
         and x.shape[1] % groups == 0
@@ -155,8 +92,7 @@ def group_norm(
     """
     if not _fits(input, num_groups, weight, bias, eps):
         return torch.nn.functional.group_norm(input, num_groups, weight, bias, eps)
-    result: Tensor = _group_norm(input, num_groups, weight, bias, eps)[0]
-    return result
+    return cast(Tensor, _group_norm(input, num_groups, weight, bias, eps)[0])
 
 
 class GroupNorm(torch.nn.GroupNorm):

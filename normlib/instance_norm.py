@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from normlib.backend import serves
 from normlib.batch_norm import batch_norm
-from normlib.channels import contiguous
-from normlib.group_norm import Triple, fake_forward, gradients
+from normlib.dispatch import Operator, Triple, contiguous, derive_by, serves
+from normlib.group_norm import fake_forward, group_norm_backward
 from normlib.kernels.group_norm import instance as kernels
-from normlib.registration import differentiate, register
 
 
 def _forward(
@@ -24,45 +22,26 @@ def _forward(
     momentum: float,
     eps: float,
 ) -> Triple:
-    return kernels.instance_norm_forward(
-        x, contiguous(weight), contiguous(bias), running_mean, running_var, momentum, eps
-    )
+    vectors = (contiguous(weight), contiguous(bias), running_mean, running_var)
+    return kernels.instance_norm_forward(x, *vectors, momentum, eps)
 
 
 def _fake(x: Tensor, *_: Any) -> Triple:
     return fake_forward(x, x.shape[1])
 
 
-_instance_norm = register(
-    "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var,"
-    " float momentum, float eps) -> (Tensor y, Tensor mean, Tensor rstd)",
-    _forward,
-    _fake,
-)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    x, weight, bias, _, _, _, ctx.eps = inputs
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _derive(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
-    channels = ctx.saved_tensors[0].shape[1]
-    return *gradients(ctx, dy, channels, (of_x, of_weight, of_bias)), *[None] * 4
-
-
-differentiate(_instance_norm, _derive, _save)
+_instance_norm = Operator("instance_norm", _forward, _fake, mutates=("running_mean", "running_var"))
+derive_by(_instance_norm, group_norm_backward, groups=lambda x: x.shape[1])
 
 
 def _fits(x: Tensor, channel_vectors: tuple[Tensor | None, ...], momentum: float, eps: float) -> bool:
-    """Whether the kernels can take these arguments; if not, PyTorch computes it, or says what is wrong."""
-    if not (serves(x, *channel_vectors) and isinstance(momentum, (float, int)) and isinstance(eps, (float, int))):
-        return False
+    """Returns True if the kernels can take these arguments."""
     running_mean, running_var = channel_vectors[2:]
     return (
-        x.dim() >= 3
+        serves(x, *channel_vectors)
+        and isinstance(momentum, (float, int))
+        and isinstance(eps, (float, int))
+        and x.dim() >= 3
         and x.numel() > x.shape[0] * x.shape[1]
         and eps > 0.0
         and all(v is None or (v.dim() == 1 and v.shape[0] == x.shape[1]) for v in channel_vectors)
@@ -97,8 +76,7 @@ def instance_norm(
         return torch.nn.functional.instance_norm(input, *buffers, weight, bias, use_input_stats, momentum, eps)
     if not use_input_stats:
         return batch_norm(input, *buffers, weight, bias, False, momentum, eps)
-    result: Tensor = _instance_norm(input, weight, bias, *buffers, momentum, eps)[0]
-    return result
+    return cast(Tensor, _instance_norm(input, weight, bias, *buffers, momentum, eps)[0])
 
 
 class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ def layer_norm(
     raise what PyTorch raises. The result's bits for a row do not depend on the other rows.
 
     With a residual of input's shape, dtype and device (else ValueError) it returns the pair (y, z): z = input +
-    residual, rounded to that dtype, and y = layer_norm(z). They have the bits of those two calls, and one kernel reads
-    and writes each tensor once; backward adds the gradient that arrives at z in the kernel of the norm's own.
+    residual, rounded to that dtype, and y = layer_norm(z). They have the same bits as with two calls, in one kernel
+    that reads and writes each tensor once; backward adds the gradient of z in the kernel of the norm.
 
     Ba, Kiros and Hinton, "Layer normalization" (2016), equations 3 and 4.
     """
@@ -67,8 +67,7 @@ def layer_norm(
         return layer_norm(z, normalized_shape, weight, bias, eps), z
     if not fits(input, normalized_shape, weight, bias, eps):
         return torch.nn.functional.layer_norm(input, normalized_shape, weight, bias, eps)
-    result: Tensor = _layer_norm(input, normalized_shape, weight, bias, eps)[0]
-    return result
+    return cast(Tensor, _layer_norm(input, normalized_shape, weight, bias, eps)[0])
 
 
 class LayerNorm(torch.nn.LayerNorm):

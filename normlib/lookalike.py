@@ -1,4 +1,4 @@
-"""Which modules compute exactly RMS norm, found by trying them on the CPU against float64, whatever they are called."""
+"""Recognizes modules that compute exactly RMS norm, by trying them on the CPU against float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from normlib import reference
-from normlib.backend import FLOATING
+from normlib.dispatch import FLOATING
 from normlib.rms_norm import RMSNorm, rms_norm
 
 # The dtype of a result, from x's and the weight's. torch.nn.RMSNorm follows "input", Llama's "promoted", T5's "weight".
@@ -41,14 +41,14 @@ ROWS = ((3,), (2, 2), (1, 2, 2))
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 DTYPE_PAIRS = [(x, w) for x in _NARROW for w in _NARROW] + [(torch.float64, torch.float64)]
 
-# What a class may define beside private helpers and constants: the swap loses nothing that a model would miss.
+# Methods that a class may define beside private helpers: a converted module needs no others.
 _EXPECTED = {"__init__", "forward", "extra_repr", "reset_parameters", "__repr__", "__init_subclass__"}
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _MODULE_STATE = frozenset(vars(torch.nn.Module()))
 
 
 class ConvertedRMSNorm(RMSNorm):
-    """What `normlib.convert` makes of a module that computes y = x / sqrt(mean(x^2) + eps) * weight, or * (1 + weight).
+    """The class that `normlib.convert` gives a module that computes RMS norm with a weight, or 1 + weight.
 
     It differs from `normlib.RMSNorm` where x's dtype is not the weight's: the result has the dtype that the original
     gave, by `result_dtype`: "input", "promoted" or "weight". In 16 bits it rounds once, at the end, where Llama's class
@@ -81,7 +81,7 @@ class Match:
 
 
 def why_no_candidate(module: torch.nn.Module) -> str | None:
-    """What tells a module from an RMS norm at sight, if anything; else it is a leaf with one 1-D weight and an eps."""
+    """Returns the reason why a module cannot be RMS norm, or None if it is a leaf with one 1-D weight and an eps."""
     names = [name for name, p in module._parameters.items() if p is not None]
     if any(True for _ in module.children()):
         return "it has modules inside"
@@ -99,7 +99,7 @@ def why_no_candidate(module: torch.nn.Module) -> str | None:
 
 
 def examine(module: torch.nn.Module, known: dict[Any, Match | str]) -> Match | str:
-    """How a candidate computes RMS norm; or in words why it does not, or why that cannot be known.
+    """Returns how a candidate computes RMS norm, or the reason why it does not or cannot be tried.
 
     Its class is tried on a copy with a random float32 weight of its own on the CPU: the module, its hooks, the global
     random numbers and the caller's modes stay untouched. `known` keeps answers, as a model repeats the same norm.
@@ -119,7 +119,7 @@ def examine(module: torch.nn.Module, known: dict[Any, Match | str]) -> Match | s
 
 
 def _own_attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """The instance's attributes beside those that every module has."""
+    """Returns the instance's attributes except those that every module has."""
     return {k: v for k, v in vars(module).items() if k not in _MODULE_STATE}
 
 
@@ -129,7 +129,7 @@ def _eps_candidates(module: torch.nn.Module) -> dict[str, float]:
 
 
 def _why_not_tried(module: torch.nn.Module) -> str | None:
-    """What a module may do beside turning one tensor into another, which a trial would not show."""
+    """Returns the reason why a trial would not show all that the module does, or None."""
     own = _own_attributes(module)
     objects = [k for k, v in own.items() if not isinstance(v, _PLAIN)]
     more = sorted(set(_further_methods(type(module))))
@@ -154,7 +154,7 @@ def _why_not_tried(module: torch.nn.Module) -> str | None:
 
 
 def _further_methods(kind: type) -> Iterator[str]:
-    """What a class defines that callers or PyTorch can reach: public methods, and anything of torch.nn.Module's."""
+    """Yields the names of a class's public methods, and of those that override torch.nn.Module's."""
     for base in kind.__mro__[: kind.__mro__.index(torch.nn.Module)]:
         for name, value in vars(base).items():
             reachable = hasattr(torch.nn.Module, name) or not name.startswith("_")
@@ -171,7 +171,7 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Gradients on, everything else neutral; the caller's modes and random numbers are back afterwards."""
+    """Context with gradients on and all other modes off; restores the caller's modes and random state."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -218,15 +218,15 @@ def _try(module: torch.nn.Module) -> Match | str:
 
 
 def _held(module: torch.nn.Module) -> dict[str, object]:
-    """All that a module holds, for comparison by identity, but its mode, which the trial sets."""
+    """Returns everything that a module holds, except its mode, for comparison by identity."""
     parts = (vars(module), module._parameters, module._buffers, module._modules)
     return {name: value for part in parts for name, value in part.items() if name != "training"}
 
 
 def _errors(module: torch.nn.Module, eps: float, zero_centred: bool, random: torch.Generator) -> tuple[float, float]:
-    """The worst relative error of the output, and of the gradients of x and the weight.
+    """Returns the largest relative errors of the output, and of the gradients of x and the weight.
 
-    A gradient's is relative to the terms that it is the sum of: in a narrow row these cancel, and rounding does not.
+    A gradient's error is relative to the terms of its sum: in a narrow row these cancel, and their rounding does not.
     """
     weight = module.get_parameter("weight")
     n = len(weight)
@@ -252,7 +252,7 @@ def _errors(module: torch.nn.Module, eps: float, zero_centred: bool, random: tor
 
 
 def _error(found: Tensor | None, truth: Tensor, size: Tensor) -> float:
-    """|found - truth| / |size|; infinite for a NaN, and for a gradient that does not exist."""
+    """Returns |found - truth| / |size|; infinity for a NaN or a missing gradient."""
     if found is None:
         return math.inf
     ratio = float((found.detach().double() - truth).norm() / size.norm())
@@ -260,7 +260,7 @@ def _error(found: Tensor | None, truth: Tensor, size: Tensor) -> float:
 
 
 def _result_dtype(module: torch.nn.Module, eps: float, zero_centred: bool, random: torch.Generator) -> str:
-    """The rule of RESULT_DTYPES that every pair of dtypes follows, or in words why there is none."""
+    """Returns the rule of RESULT_DTYPES that every pair of dtypes follows, or the reason why there is none."""
     weight = module.get_parameter("weight").detach()
     results = {}
     for pair in DTYPE_PAIRS:

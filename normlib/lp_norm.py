@@ -1,4 +1,4 @@
-"""Normalization by the average l_p norm of what has not been centred (Santurkar et al. 2018, section 3.3)."""
+"""Normalization by the average l_p norm of the values before centring (Santurkar et al. 2018, section 3.3)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from normlib import composed, reference
-from normlib.channels import contiguous, fits, like_input, step
+from normlib.batch_norm import fake_eval, fake_train, fits, step
+from normlib.dispatch import (
+    Operator,
+    Quadruple,
+    Triple,
+    backward_operator,
+    by_mask,
+    contiguous,
+    derive_again,
+    derive_by,
+)
 from normlib.kernels.batch_norm import lp as kernels
-from normlib.kernels.numerics import statistics_dtype
-from normlib.registration import differentiate, gradient_of, register
 
-Triple = tuple[Tensor, Tensor, Tensor]
-Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
 ORDERS = (1, 2, inf)
-
-# ------------------------------------------------------------------------------------------------ the operators
 
 
 def _train(
@@ -35,9 +39,8 @@ def _train(
     return kernels.lp_norm_forward(x, *vectors, p, momentum, eps)
 
 
-def _fake_train(x: Tensor, *arguments: Any) -> Quadruple:
-    mean = x.new_empty((2, x.shape[1]), dtype=statistics_dtype(x))
-    return like_input(x), mean, mean.new_empty((x.shape[1],)), kernels.empty_peak(x, arguments[4])
+def _fake_lp_train(x: Tensor, *arguments: Any) -> Quadruple:
+    return *fake_train(x), kernels.empty_peak(x, arguments[4])
 
 
 def _eval(
@@ -51,10 +54,6 @@ def _eval(
 ) -> Tensor:
     vectors = (contiguous(weight), contiguous(bias), running_mean.contiguous(), running_norm.contiguous())
     return kernels.lp_norm_eval_forward(x, *vectors, p, eps)
-
-
-def _fake_eval(x: Tensor, *_: Any) -> Tensor:
-    return like_input(x)
 
 
 def _backward(
@@ -73,110 +72,24 @@ def _backward(
     saved = (mean.contiguous(), rstd.contiguous(), contiguous(peak), contiguous(weight))
     needs = (output_mask[0], any(output_mask[1:]))
     found = kernels.lp_norm_backward(dy, x, *saved, p, eps, evaluating, *needs)
-    dx, dw, db = (
-        t.to(like.dtype) if m and t is not None and like is not None else x.new_empty(0)
-        for t, like, m in zip(found, (x, weight, bias), output_mask, strict=True)
-    )
-    return dx, dw, db
+    return cast(Triple, by_mask(found, (x, weight, bias), output_mask))
 
 
-def _fake_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    peak: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    p: float,
-    eps: float,
-    evaluating: bool,
-    output_mask: list[bool],
-) -> Triple:
-    dx = like_input(x) if output_mask[0] else x.new_empty(0)
-    dw, db = (
-        p.new_empty(p.shape) if m and p is not None else x.new_empty(0)
-        for p, m in zip((weight, bias), output_mask[1:], strict=True)
-    )
-    return dx, dw, db
+def _formula(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, p: float, eps: float, evaluating: bool
+) -> dict[str, Tensor]:
+    if evaluating:
+        return reference.lp_norm_eval(x, mean, rstd, weight, None, p, eps, dy)
+    return reference.lp_norm(x, weight, None, p, eps, dy)
 
 
-_PARAMETERS = "Tensor? weight, Tensor? bias"
-
-_lp_norm_train = register(
-    f"lp_norm_train(Tensor x, {_PARAMETERS}, Tensor(a!)? running_mean, Tensor(b!)? running_norm, float p,"
-    " float momentum, float eps) -> (Tensor y, Tensor mean, Tensor rstd, Tensor peak)",
-    _train,
-    _fake_train,
-)
-_lp_norm_eval = register(
-    f"lp_norm_eval(Tensor x, {_PARAMETERS}, Tensor running_mean, Tensor running_norm, float p, float eps) -> Tensor",
-    _eval,
-    _fake_eval,
-)
-_lp_norm_backward = register(
-    f"lp_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? peak, {_PARAMETERS}, float p, float eps,"
-    " bool evaluating, bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
-    _backward,
-    _fake_backward,
-)
-
-# ----------------------------------------------------------------------------------------------- their derivatives
-
-
-def _derive(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """(dx, dw, db) by what each input needs, from tensors saved as x, weight, bias, mean, rstd, peak."""
-    x, weight, bias, *saved = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
-    found = _lp_norm_backward(dy, x, *saved, weight, bias, ctx.p, ctx.eps, ctx.evaluating, mask)
-    return [t if m else None for t, m in zip(found, mask, strict=True)]
-
-
-def _save_train(ctx: Any, inputs: tuple[Any, ...], output: Quadruple) -> None:
-    x, weight, bias, _, _, ctx.p, _, ctx.eps = inputs
-    ctx.evaluating = False
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _derive_train(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *_derive(ctx, dy), *[None] * 5
-
-
-def _save_eval(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, running_mean, running_norm, ctx.p, ctx.eps = inputs
-    ctx.evaluating = True
-    ctx.save_for_backward(x, weight, bias, running_mean, running_norm, None)
-
-
-def _derive_eval(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return *_derive(ctx, dy), *[None] * 4
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    dy, x, mean, rstd, _, weight, _, ctx.p, ctx.eps, ctx.evaluating, ctx.mask = inputs
-    statistics = (mean, rstd) if ctx.evaluating else ()
-    ctx.save_for_backward(dy, x, weight, *statistics)
-
-
-def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    dy, x, weight, *statistics = ctx.saved_tensors
-    formula: Any = reference.lp_norm_eval if ctx.evaluating else reference.lp_norm
-
-    def gradients(dy: Tensor, x: Tensor, weight: Tensor | None) -> list[Tensor | None]:
-        truth = formula(x, *statistics, weight, None, ctx.p, ctx.eps, dy)
-        return [truth[k] if m else None for k, m in zip(("dx", "dw", "db"), ctx.mask, strict=True)]
-
-    ddy, dx, dw = gradient_of(gradients, (dy, x, weight), upstream)
-    return ddy, dx, None, None, None, dw, *[None] * 5
-
-
-differentiate(_lp_norm_train, _derive_train, _save_train)
-differentiate(_lp_norm_eval, _derive_eval, _save_eval)
-differentiate(_lp_norm_backward, _derive_backward, _save_backward)
-
-# -------------------------------------------------------------------------------------------------- for models
+_lp_norm_train = Operator("lp_norm_train", _train, _fake_lp_train, mutates=("running_mean", "running_norm"))
+_lp_norm_eval = Operator("lp_norm_eval", _eval, fake_eval)
+_lp_norm_backward = backward_operator("lp_norm_backward", _backward)
+derive_by(_lp_norm_train, _lp_norm_backward, results=("y", "mean", "rstd", "peak"), evaluating=False)
+_GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_norm", "peak": None, "evaluating": True}
+derive_by(_lp_norm_eval, _lp_norm_backward, results=("y",), **_GIVEN)
+derive_again(_lp_norm_backward, _formula)
 
 
 def lp_norm(
@@ -190,7 +103,7 @@ def lp_norm(
     eps: float = 1e-5,
     p: float = 2.0,
 ) -> Tensor:
-    """Centres each channel over the batch and all positions, and divides by its average l_p norm before that.
+    """Centres each channel over the batch and all positions, and divides it by the l_p norm that it had before.
 
     y = (x - mean) / sigma * weight + bias, where sigma is the l_p norm of two numbers, sqrt(eps) and the channel's
     norm (sum(|x|^p) / n)^(1/p), max |x| for p = inf:
@@ -249,13 +162,13 @@ class _LpNorm(nn.Module):
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
-        """A mean of 0 and a norm of 1, of no batch."""
+        """Sets the running mean to 0, the running norm to 1 and the number of batches to 0."""
         for buffer, value in ((self.running_mean, 0), (self.running_norm, 1), (self.num_batches_tracked, 0)):
             if buffer is not None:
                 buffer.fill_(value)
 
     def reset_parameters(self) -> None:
-        """Weights of 1, biases of 0, and the running statistics as in `reset_running_stats`."""
+        """Sets the weight to 1 and the bias to 0, and resets the running statistics."""
         self.reset_running_stats()
         for parameter, value in ((self.weight, 1), (self.bias, 0)):
             if parameter is not None:

@@ -1,4 +1,4 @@
-"""Batch norm with noise behind it, which moves the moments that batch norm has just fixed (Santurkar et al. 2018)."""
+"""Batch norm followed by noise that shifts each channel's mean and variance (Santurkar et al. 2018)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.batch_norm import batch_norm
-from normlib.batch_norm_operators import BUFFERS, PARAMETERS, fake_backward, fake_train
-from normlib.channels import contiguous, fits, step
+from normlib.batch_norm import BUFFERS, batch_norm, fake_train, fits, step
+from normlib.dispatch import (
+    Operator,
+    Quadruple,
+    Triple,
+    backward_operator,
+    by_mask,
+    contiguous,
+    derive_again,
+    derive_by,
+)
 from normlib.kernels.batch_norm import noisy as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward
 from normlib.philox import noise_of
-from normlib.registration import differentiate, gradient_of, register
 
-Triple = tuple[Tensor, Tensor, Tensor]
-Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
-# What mu and sigma are drawn for.
+# The noise's mean and deviation are drawn once for the layer or for each channel (the paper's unit).
 PER = ("layer", "unit")
-
-# ------------------------------------------------------------------------------------------------ the operators
 
 
 def _train(
@@ -66,80 +69,20 @@ def _backward(
         noise=noise.contiguous(),
         seed=seed,
     )
-    dx, dw, db = (
-        t.to(like.dtype) if m and t is not None and like is not None else x.new_empty(0)
-        for t, like, m in zip(found, (x, weight, bias), output_mask, strict=True)
-    )
-    return dx, dw, db
+    return cast(Triple, by_mask(found, (x, weight, bias), output_mask))
 
 
-def _fake_noisy_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    noise: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *rest: Any,
-) -> Triple:
-    return fake_backward(dy, x, mean, rstd, weight, bias, 0.0, False, rest[-1])
-
-
-_NOISE = "Tensor seed, bool per_unit, float[4] ranges"  # mean_limit, std_limit, mean_spread, std_spread
-
-_noisy_train = register(
-    f"noisy_batch_norm_train(Tensor x, {PARAMETERS}, {BUFFERS}, float eps, {_NOISE})"
-    " -> (Tensor y, Tensor mean, Tensor rstd, Tensor noise)",
-    _train,
-    _fake_noisy_train,
-)
-_noisy_backward = register(
-    f"noisy_batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor noise, {PARAMETERS}, float eps,"
-    f" {_NOISE}, bool[3] output_mask) -> (Tensor dx, Tensor dw, Tensor db)",
-    _backward,
-    _fake_noisy_backward,
-)
-
-# ----------------------------------------------------------------------------------------------- their derivatives
-
-
-def _save_train(ctx: Any, inputs: tuple[Any, ...], output: Quadruple) -> None:
-    x, weight, bias, _, _, _, ctx.eps, seed, *ctx.drawn = inputs
-    ctx.save_for_backward(x, weight, bias, seed, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _derive_train(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, seed, *saved = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
-    found = _noisy_backward(dy, x, *saved, weight, bias, ctx.eps, seed, *ctx.drawn, mask)
-    return *(t if m else None for t, m in zip(found, mask, strict=True)), *[None] * 7
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    dy, x, _, _, _, weight, _, ctx.eps, seed, *ctx.drawn, ctx.mask = inputs
-    ctx.save_for_backward(dy, x, weight, seed)
-
-
-def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    dy, x, weight, seed = ctx.saved_tensors
-    per_unit, ranges = ctx.drawn
+def _formula(
+    dy: Tensor, x: Tensor, weight: Tensor | None, eps: float, seed: Tensor, per_unit: bool, ranges: list[float]
+) -> dict[str, Tensor]:
     s, _ = noise_of(x, seed, per_unit, ranges, torch.float64)
-
-    def gradients(dy: Tensor, x: Tensor, weight: Tensor | None) -> list[Tensor | None]:
-        truth = reference.batch_norm(x, weight, None, ctx.eps, s * dy)
-        return [truth[k] if m else None for k, m in zip(("dx", "dw", "db"), ctx.mask, strict=True)]
-
-    ddy, dx, dw = gradient_of(gradients, (dy, x, weight), upstream)
-    return ddy, dx, None, None, None, dw, *[None] * 6
+    return reference.batch_norm(x, weight, None, eps, s * dy)
 
 
-differentiate(_noisy_train, _derive_train, _save_train)
-differentiate(_noisy_backward, _derive_backward, _save_backward)
-
-# -------------------------------------------------------------------------------------------------- for models
+_noisy_train = Operator("noisy_batch_norm_train", _train, _fake_noisy_train, mutates=BUFFERS)
+_noisy_backward = backward_operator("noisy_batch_norm_backward", _backward)
+derive_by(_noisy_train, _noisy_backward, results=("y", "mean", "rstd", "noise"))
+derive_again(_noisy_backward, _formula)
 
 
 def noisy_batch_norm(
@@ -159,16 +102,16 @@ def noisy_batch_norm(
     mean_spread: float = 0.1,
     std_spread: float = 0.1,
 ) -> Tensor:
-    """`batch_norm`, and in training noise behind it whose own moments are drawn anew in every step.
+    """`batch_norm`, in training followed by noise whose moments are drawn anew in every step.
 
-    What batch norm gives becomes s y + m, where for every element m is uniform within mean_spread of mu and s is normal
-    about sigma with deviation std_spread; mu is uniform within mean_limit of 0 and sigma between 1 and std_limit, one
-    of each for the whole layer (`per="layer"`) or for each channel ("unit"). In evaluation there is none.
+    The result y of batch norm becomes s y + m, where for every element m is uniform within mean_spread of mu and s is
+    normal about sigma with deviation std_spread; mu is uniform within mean_limit of 0 and sigma between 1 and
+    std_limit, one of each for the whole layer (`per="layer"`) or for each channel ("unit"). Evaluation has no noise.
 
-    Other arguments, result and errors are batch norm's. All that is drawn follows from `seed`, a number or a tensor of
-    one int64, and an element's index: the same in every layout and on every device, to rounding. Without one a seed is
-    taken from PyTorch's default generator of input's device, so that torch.manual_seed repeats it; as a tensor it is
-    never asked for by the host. Ranges that are negative, a std_limit below 1 and another `per` raise ValueError.
+    Other arguments, result and errors are those of batch norm. The noise follows from `seed`, a number or a tensor of
+    one int64, and an element's index: it is the same in every layout and on every device, to rounding. Without a seed
+    one is drawn from the default generator of input's device, so that torch.manual_seed repeats it; the host does not
+    read it. Negative ranges, a std_limit below 1 and another `per` raise ValueError.
 
     Santurkar, Tsipras, Ilyas and Madry, "How does batch normalization help optimization?" (2018), section 2.1 and
     appendix A.
@@ -188,7 +131,7 @@ def noisy_batch_norm(
 
 
 def _named(mean_limit: float, std_limit: float, mean_spread: float, std_spread: float) -> dict[str, float]:
-    """The ranges by name, in the operators' order."""
+    """Returns the ranges by name, in the order of the operators."""
     return {"mean_limit": mean_limit, "std_limit": std_limit, "mean_spread": mean_spread, "std_spread": std_spread}
 
 
@@ -230,7 +173,7 @@ class _NoisyBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         """input: (N, C, *); returns the same shape, dtype and layout. A seed repeats a step's noise."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         buffers, _, momentum = step(self)
-        # Without running statistics evaluation takes the batch's, which are no reason for noise.
+        # Without running statistics evaluation uses the batch's, still without noise.
         if not self.training:
             training = buffers[0] is None and buffers[1] is None
             return batch_norm(input, *buffers, self.weight, self.bias, training, momentum, self.eps)
@@ -239,12 +182,12 @@ class _NoisyBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
 
 class NoisyBatchNorm1d(_NoisyBatchNorm, torch.nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` with noise in training: its arguments, and those of `functional.noisy_batch_norm`."""
+    """`torch.nn.BatchNorm1d` with noise in training, by `functional.noisy_batch_norm`'s `per` and ranges."""
 
 
 class NoisyBatchNorm2d(_NoisyBatchNorm, torch.nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` with noise in training: its arguments, and those of `functional.noisy_batch_norm`."""
+    """`torch.nn.BatchNorm2d` with noise in training, by `functional.noisy_batch_norm`'s `per` and ranges."""
 
 
 class NoisyBatchNorm3d(_NoisyBatchNorm, torch.nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` with noise in training: its arguments, and those of `functional.noisy_batch_norm`."""
+    """`torch.nn.BatchNorm3d` with noise in training, by `functional.noisy_batch_norm`'s `per` and ranges."""

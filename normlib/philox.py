@@ -1,4 +1,4 @@
-"""Philox4x32-10 (Salmon et al. 2011) in PyTorch's integer operators: the words that kernels/batch_norm/noise.py draws.
+"""Philox4x32-10 (Salmon et al. 2011) in PyTorch's integer operators: the same words as kernels/batch_norm/noise.py.
 
 32-bit words are held in int64, whose products wrap around at 2^64 and so keep all bits of a product of two words.
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _ROUND = (0xD2511F53, 0xCD9E8D57)
 _KEY = (0x9E3779B9, 0xBB67AE85)
-ELEMENTS, UNITS = 0, 1  # a counter's fourth word: what is drawn for each element, and for each channel
+ELEMENTS, UNITS = 0, 1  # the counter's fourth word: draws for each element, and for each channel
 
 
 def words(seed: Tensor, position: Tensor, channel: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words in int64 for each position of each channel, which broadcast against each other; seed: one int64."""
+    """Returns four words in int64 for each position of each channel (the two broadcast); seed: one int64."""
     key_a, key_b = seed & _MASK, (seed >> 32) & _MASK
     a, b, c, d = position & _MASK, (position >> 32) & _MASK, channel & _MASK, torch.full_like(channel, stream)
     for _ in range(10):
@@ -29,18 +29,18 @@ def words(seed: Tensor, position: Tensor, channel: Tensor, stream: int) -> tuple
 
 
 def uniform(word: Tensor, dtype: torch.dtype) -> Tensor:
-    """A word's upper 24 bits as a number in [0, 1), exact in float32."""
+    """Returns a word's upper 24 bits as a number in [0, 1), exact in float32."""
     return (word >> 8).to(dtype) * 2.0**-24
 
 
 def normal(radius_word: Tensor, angle_word: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of mean 0 and variance 1, by Box and Muller's formula."""
+    """Returns normal numbers of mean 0 and variance 1, by Box and Muller's formula."""
     radius = (-2 * (uniform(radius_word, dtype) + 2.0**-24).log()).sqrt()
     return radius * (2 * torch.pi * uniform(angle_word, dtype)).cos()
 
 
 def noise_of(x: Tensor, seed: Tensor, per_unit: bool, ranges: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(s, m) of noisy batch norm for every element of x (N, C, *), which it is multiplied by, and which is added.
+    """Returns (s, m) of noisy batch norm, the factor and the offset of every element of x (N, C, *).
 
     ranges: mean_limit, std_limit, mean_spread, std_spread.
     """

@@ -1,16 +1,21 @@
-"""Root mean square normalization: y = x / sqrt(mean(x^2) + eps) * weight + bias (Zhang and Sennrich 2019)."""
+"""Root mean square normalization: y = x / sqrt(mean(x^2) + eps) * weight + bias (Zhang and Sennrich 2019).
+
+Also by the mean square of a part of each row (their section 4: pRMSNorm).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
-from normlib import reference
+from normlib import composed, reference
 from normlib.kernels.numerics import statistics_dtype
 from normlib.row_norm import adds, fits, register_row_norm
+
+PARTIAL = 0.0625  # the authors' choice
 
 _rms_norm, _rms_norm_add = register_row_norm("rms_norm", centred=False, reference=reference.rms_norm)
 
@@ -58,10 +63,10 @@ def rms_norm(
     input's shape and dtype, contiguous. Bad shapes and dtypes raise what PyTorch raises.
 
     With a residual of input's shape, dtype and device (else ValueError) it returns the pair (y, z): z = input +
-    residual, rounded to that dtype, and y = rms_norm(z). They have the bits of those two calls, and one kernel reads
-    and writes each tensor once; backward adds the gradient that arrives at z in the kernel of the norm's own.
+    residual, rounded to that dtype, and y = rms_norm(z). They have the same bits as with two calls, in one kernel that
+    reads and writes each tensor once; backward adds the gradient of z in the kernel of the norm.
 
-    zero_centred: 1 + weight scales, a sum that is never rounded to 16 bits, as in Gemma's RMSNorm and Transformer
+    zero_centred: the scale is 1 + weight, a sum that is not rounded to 16 bits, as in Gemma's RMSNorm and Transformer
     Engine's zero_centered_gamma.
 
     Zhang and Sennrich, "Root mean square layer normalization" (2019), equation 4.
@@ -77,8 +82,7 @@ def rms_norm(
     if residual is not None:
         y, z, *_ = _rms_norm_add(input, residual, normalized_shape, weight, bias, eps, zero_centred)
         return y, z
-    result: Tensor = _rms_norm(input, normalized_shape, weight, bias, eps, zero_centred)[0]
-    return result
+    return cast(Tensor, _rms_norm(input, normalized_shape, weight, bias, eps, zero_centred)[0])
 
 
 def _by_pytorch(
@@ -90,7 +94,7 @@ def _by_pytorch(
     zero_centred: bool,
 ) -> Tensor:
     if zero_centred and weight is not None:
-        # What is no floating point is PyTorch's to refuse.
+        # PyTorch refuses dtypes that are not floating point.
         wide = torch.promote_types(input.dtype, torch.float32) if input.is_floating_point() else input.dtype
         weight = 1 + weight.to(wide)
         y = torch.nn.functional.rms_norm(input.to(wide), normalized_shape, weight, eps).to(input.dtype)
@@ -102,11 +106,11 @@ def _by_pytorch(
 class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm` on the Triton kernels: same arguments, parameters and state_dict.
 
-    With `bias=True` it also has a `bias` parameter, zero at first, which torch's has not. With `zero_centred=True`
-    1 + weight scales, and the weight is zero at first.
+    With `bias=True` it also has a `bias` parameter, initialized to zero, which torch's layer does not have. With
+    `zero_centred=True` the scale is 1 + weight, and the weight is initialized to zero.
     """
 
-    zero_centred = False  # also of a module that was made as another class
+    zero_centred = False  # a class attribute too, for modules whose class was exchanged by normlib.convert
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ class RMSNorm(torch.nn.RMSNorm):
             self.register_parameter("bias", None)
 
     def reset_parameters(self) -> None:
-        """The weight with which the norm scales nothing: ones, or zeros if it is `zero_centred`."""
+        """Sets the weight to ones, or to zeros if it is `zero_centred`, and so the scale to one."""
         super().reset_parameters()
         if self.zero_centred and self.elementwise_affine:
             torch.nn.init.zeros_(self.weight)
@@ -145,3 +149,61 @@ class RMSNorm(torch.nn.RMSNorm):
         """
         parameters = (self.normalized_shape, self.weight, self.eps, self.bias)
         return rms_norm(x, *parameters, residual=residual, zero_centred=self.zero_centred)
+
+
+def partial_rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    bias: Tensor | None = None,
+    partial: float = PARTIAL,
+) -> Tensor:
+    """`rms_norm` with the root mean square of a row's first ceil(partial N) elements in place of all N.
+
+    input: (*, *normalized_shape) in float32, float16, bfloat16 or float64; weight and bias: normalized_shape, in
+    input's dtype, or float32 beside a 16-bit input; eps: None means float32's epsilon (float64's for float64); partial:
+    above 0 and at most 1, where it is rms_norm to the bit. Returns input's shape and dtype, contiguous. ValueError for
+    another `partial`; bad shapes raise what `rms_norm` raises.
+
+    Zhang and Sennrich, "Root mean square layer normalization" (2019), section 4, with eps inside the root.
+    """
+    _check_partial(partial)
+    if not fits(input, normalized_shape, weight, bias, 0.0 if eps is None else eps):
+        return composed.partial_rms_norm(input, normalized_shape, weight, eps, bias, partial)
+    if eps is None:
+        eps = torch.finfo(statistics_dtype(input)).eps
+    return cast(Tensor, _rms_norm(input, normalized_shape, weight, bias, eps, False, partial)[0])
+
+
+def _check_partial(partial: float) -> None:
+    if not 0 < partial <= 1:
+        raise ValueError(f"partial must be above 0 and at most 1, but got {partial}")
+
+
+class PartialRMSNorm(RMSNorm):
+    """`RMSNorm` by the root mean square of the first ceil(partial N) of a row's N elements.
+
+    Same parameters and state_dict; takes neither a residual nor `zero_centred`.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        bias: bool = False,
+        partial: float = PARTIAL,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_partial(partial)
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype, bias=bias)
+        self.partial = partial
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, partial={self.partial}"
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """x: (*, *normalized_shape); returns the same shape and dtype."""
+        return partial_rms_norm(x, self.normalized_shape, self.weight, self.eps, self.bias, self.partial)

@@ -1,8 +1,8 @@
 """Batch normalization over the batches of all processes of a group (Ioffe and Szegedy 2015, algorithm 1, over ranks).
 
-One message of each process is gathered in the forward pass, its moments, and one in the backward pass, its sums; every
-process merges them itself, in rank order. So all processes have the same bits, in every run. The collective runs inside
-the operators, which torch.compile therefore takes whole.
+Each pass gathers one message from each process: its moments in the forward pass, its sums in the backward pass. Every
+process merges all messages itself, in rank order, so that all of them have the same bits in every run. The collective
+runs inside the operators, so that torch.compile does not break the graph.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from normlib import sync_batch_norm_formulas as formulas
-from normlib.backend import backend_for, suits
-from normlib.batch_norm import batch_norm
-from normlib.batch_norm_operators import fake_backward, fake_train
-from normlib.channels import contiguous, step
+from normlib.batch_norm import BUFFERS, batch_norm, fake_train, step
+from normlib.dispatch import (
+    Operator,
+    Quadruple,
+    Triple,
+    backend_for,
+    backward_operator,
+    contiguous,
+    derive_again,
+    derive_by,
+    suits,
+)
 from normlib.kernels.batch_norm import sync as kernels
-from normlib.registration import differentiate, register
-
-Triple = tuple[Tensor, Tensor, Tensor]
-Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
+from normlib.noisy_batch_norm import _NoisyBatchNorm
+from normlib.swap import Swap, check_module, swap
 
 
 def _steps(x: Tensor) -> ModuleType:
@@ -31,7 +39,7 @@ def _steps(x: Tensor) -> ModuleType:
 
 
 def _gather(message: Tensor, group: str) -> Tensor:
-    """(ranks, *message.shape): every process's message, in rank order."""
+    """Returns the messages of all processes (ranks, *message.shape), in rank order."""
     from torch.distributed import distributed_c10d as c10d  # not in every build
 
     processes: dist.ProcessGroup = c10d._resolve_process_group(group)  # type: ignore[attr-defined, arg-type]
@@ -40,9 +48,6 @@ def _gather(message: Tensor, group: str) -> Tensor:
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(every, message.view(-1), group=processes)
     return every.view(-1, *message.shape)
-
-
-# ------------------------------------------------------------------------------------------------ the operators
 
 
 def _train(
@@ -90,64 +95,18 @@ def _backward(
     return dx, dw, db
 
 
-def _fake_sync_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    count: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    output_mask: list[bool],
-    group: str,
-) -> Triple:
-    return fake_backward(dy, x, mean, rstd, weight, bias, 0.0, False, output_mask)
-
-
-_sync_train = register(
-    "sync_batch_norm_train(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var,"
-    " float momentum, float eps, str group) -> (Tensor y, Tensor mean, Tensor rstd, Tensor count)",
-    _train,
-    _fake_sync_train,
-)
-_sync_backward = register(
-    "sync_batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor count, Tensor? weight,"
-    " Tensor? bias, bool[3] output_mask, str group) -> (Tensor dx, Tensor dw, Tensor db)",
-    _backward,
-    _fake_sync_backward,
-)
-
-
-def _save_train(ctx: Any, inputs: tuple[Any, ...], output: Quadruple) -> None:
-    x, weight, bias, *_, ctx.group = inputs
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _derive_train(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, mean, rstd, count = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [needs[0], weight is not None and needs[1], bias is not None and needs[2]]
-    found = _sync_backward(dy, x, mean, rstd, count, weight, bias, mask, ctx.group)
-    return *(t if m else None for t, m in zip(found, mask, strict=True)), *[None] * 5
-
-
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    pass
-
-
-def _refuse(ctx: Any, *upstream: Tensor) -> None:
+def _refuse() -> None:
     raise NotImplementedError("synchronized batch norm has no second derivative, in PyTorch as here")
 
 
-differentiate(_sync_train, _derive_train, _save_train)
-differentiate(_sync_backward, _refuse, _save_nothing)
-
-# -------------------------------------------------------------------------------------------------- for models
+_sync_train = Operator("sync_batch_norm_train", _train, _fake_sync_train, mutates=BUFFERS)
+_sync_backward = backward_operator("sync_batch_norm_backward", _backward)
+derive_by(_sync_train, _sync_backward, results=("y", "mean", "rstd", "count"))
+derive_again(_sync_backward, _refuse)
 
 
 def _fits(x: Tensor, channel_vectors: tuple[Tensor | None, ...], momentum: float, eps: float) -> bool:
-    """Whether these arguments can be served: batch norm's conditions, but for a share of any size."""
+    """Returns True if the operators take these arguments: as for batch norm, but with any number of elements."""
     running_mean, running_var = channel_vectors[2:]
     return (
         (x.is_cuda or x.is_cpu)
@@ -174,10 +133,10 @@ def sync_batch_norm(
     """Normalizes each channel over the inputs of all processes of the group, in training.
 
     input: (N, C, *), in the dtypes and layouts of `functional.batch_norm`; N may differ between processes and be 0.
-    Every process must call it, and, where one needs input's gradient, every process's backward must run. Running
+    Every process must call it, and, if one needs the gradient of input, every process must run backward. Running
     buffers move towards the statistics of all elements, of which there should be two a channel. Returns input's shape
-    and dtype. Gradients of weight and bias are those of this process's share, for DistributedDataParallel to add.
-    What kernels do not serve is PyTorch's to compute, on a GPU, or to refuse.
+    and dtype. Gradients of weight and bias are those of this process's inputs, for DistributedDataParallel to add.
+    Where the kernels do not serve, PyTorch computes it on a GPU and refuses it elsewhere.
     """
     vectors = (weight, bias, running_mean, running_var)
     if _fits(input, vectors, momentum, eps):
@@ -186,19 +145,19 @@ def sync_batch_norm(
         from torch.nn.modules._functions import SyncBatchNorm as Pytorchs
 
         return cast(Tensor, Pytorchs.apply(input, *vectors, eps, momentum, process_group, process_group.size()))
-    # PyTorch has none for CPUs, but batch norm has words for the same mistakes.
+    # PyTorch has no such operator for CPUs; its batch norm raises the right error for the same mistakes.
     two = input.new_zeros((2, *input.shape[1:]))
     w, b, mean, var = (None if v is None else v.detach().clone() for v in vectors)
     batch_norm(two, mean, var, w, b, True, 0.0, eps)
     raise NotImplementedError(f"synchronized batch norm of {input.dtype} on {input.device} in this context")
 
 
-class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """`torch.nn.SyncBatchNorm` on the Triton kernels: same arguments, parameters, buffers, state_dict and errors.
 
-    In training, statistics are those of all inputs (N, C, *) of a process group (default: all processes); in eval, and
-    where there is but one process, it is batch norm. Here it also runs on CPU tensors, for instance under gloo. It is
-    no subclass of torch.nn.SyncBatchNorm because DistributedDataParallel refuses that class on a CPU.
+    In training, statistics are those of all inputs (N, C, *) of a process group (default: all processes); in evaluation
+    and with a single process it is batch norm. It also runs on CPU tensors, for instance under gloo. It does not derive
+    from torch.nn.SyncBatchNorm because DistributedDataParallel refuses that class on a CPU.
     """
 
     def __init__(
@@ -237,6 +196,26 @@ class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         cls, module: torch.nn.Module, process_group: dist.ProcessGroup | None = None
     ) -> torch.nn.Module:
         """`normlib.convert_sync_batchnorm`, where PyTorch has it."""
-        from normlib.convert import convert_sync_batchnorm
-
         return convert_sync_batchnorm(module, process_group)
+
+
+def convert_sync_batchnorm(module: torch.nn.Module, process_group: Any | None = None) -> torch.nn.Module:
+    """Makes each batch norm of a model, PyTorch's or normlib's, a `normlib.SyncBatchNorm`, in place; returns the model.
+
+    As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, except that modules keep their identity, with hooks, ties and
+    optimizer, and that `revert` undoes it. Statistics are shared in `process_group` (default: all
+    processes). Raises TypeError for a model that is no module, and ValueError, before anything is changed, for a batch
+    norm that is lazy and not initialised, or that computes an activation or noise too.
+    """
+    check_module(module)
+    found = [m for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncBatchNorm)]
+    for norm in found:
+        if isinstance(norm, LazyModuleMixin):
+            raise ValueError(f"a {type(norm).__name__} has to see its first batch before it can be converted")
+        if isinstance(norm, _NoisyBatchNorm):
+            raise ValueError(f"a {type(norm).__name__} has no synchronized form, which would be without its noise")
+        if getattr(norm, "activation", None) or getattr(norm, "pre_activation", None):
+            raise ValueError(f"a {type(norm).__name__} with an activation has no synchronized form: take them apart")
+    for norm in found:
+        swap(norm, Swap(SyncBatchNorm, {"process_group": process_group}))
+    return module

@@ -13,7 +13,7 @@ from normlib.kernels.numerics import statistics_dtype
 
 
 def _columns(v: Tensor, like: Tensor) -> Tensor:
-    """A per-channel vector as float64 of shape (1, C, 1, ...)."""
+    """Returns a per-channel vector as float64 of shape (1, C, 1, ...)."""
     return v.double().view(1, -1, *[1] * (like.dim() - 2))
 
 
@@ -36,7 +36,7 @@ def _centred(x: Tensor, mean: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> Tensor:
-    """The message (3 C + 2,): mean, low, M2 of each channel, count as a pair."""
+    """Returns the message (3 C + 2,): mean, low, M2 of each channel, count as a pair."""
     stats, channels = statistics_dtype(x), x.shape[1]
     if x.numel() == 0:
         return x.new_zeros(3 * channels + 2, dtype=stats)
@@ -48,14 +48,14 @@ def moments(x: Tensor) -> Tensor:
 def merge_messages(
     messages: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean (2, C), rstd (C,), count (1,)) of all messages (ranks, 3 C + 2); running buffers move in place."""
+    """Returns (mean (2, C), rstd (C,), count (1,)) of all messages (ranks, 3 C + 2); moves the running buffers."""
     stats, channels = messages.dtype, (messages.shape[1] - 2) // 3
     means, lows, m2s, counts = messages.double().split([channels, channels, channels, 2], 1)
     counts = counts.sum(1, keepdim=True)
     count = counts.sum()
     if not count:
         return messages.new_zeros(2, channels), messages.new_zeros(channels), count.to(stats).view(1)
-    taken = counts[:, 0] > 0  # an empty share's mean of 0 is nobody's
+    taken = counts[:, 0] > 0  # a process without elements has no mean
     means, counts = (means + lows)[taken], counts[taken]
     mean = means[0] + (counts * (means - means[0])).sum(0) / count
     var = (m2s[taken] + counts * (means - mean).square()).sum(0) / count
@@ -66,28 +66,28 @@ def merge_messages(
 
 
 def normalize(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """y of this process's x (N, C, *)."""
+    """Returns y of this process's x (N, C, *)."""
     y = _centred(x, mean) * _columns(rstd, x)
     y = y if weight is None else y * _columns(weight, x)
     return _in_layout_of(x, y if bias is None else y + _columns(bias, x))
 
 
 def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """(2, C), sum(dy x_hat) and sum(dy) of this process's share."""
+    """Returns (2, C): sum(dy x_hat) and sum(dy) over this process's x."""
     dy64 = dy.double()
     dw = (dy64 * _centred(x, mean)).sum(_others(x)) * rstd.double()
     return torch.stack([dw, dy64.sum(_others(x))]).to(rstd.dtype)
 
 
 def add_sums(messages: Tensor) -> Tensor:
-    """(2, C) of all processes, from their sums (ranks, 2, C)."""
+    """Returns the sums (2, C) over all processes, from those of each (ranks, 2, C)."""
     return messages.double().sum(0).to(messages.dtype)
 
 
 def input_gradient(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, total: Tensor, count: Tensor
 ) -> Tensor:
-    """dx of this process's x (N, C, *), from the sums (2, C) and the count (1,) of all processes."""
+    """Returns dx of this process's x (N, C, *), from the sums (2, C) and the count (1,) of all processes."""
     scale = rstd.double() if weight is None else rstd.double() * weight.double()
     dw, db = total.double() / count.double()
     x_hat = _centred(x, mean) * _columns(rstd, x)

@@ -1,27 +1,25 @@
-"""Weight normalization: w = g v / ||v|| (Salimans and Kingma 2016), a function and a parametrization of layers."""
+"""Weight normalization: w = g v / ||v|| (Salimans and Kingma 2016): function, parametrization and initialization."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrizations
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrizations, parametrize
 
 from normlib import composed, reference
-from normlib.backend import serves
+from normlib.dispatch import Operator, backward_operator, by_mask, derive_again, derive_by, serves
 from normlib.kernels import weight_norm as kernels
 from normlib.kernels.numerics import statistics_dtype
-from normlib.registration import differentiate, gradient_of, register
 
 Pair = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-# ------------------------------------------------------------------------------------------------ the operators
-# Of rows: x (M, *) is v, weight, of M elements, is g, and y is w.
-
-
+# The operators take rows: x (M, *) is v, weight, of M elements, is g, and y is w.
 def _forward(x: Tensor, weight: Tensor) -> Pair:
     return kernels.forward(x, weight.contiguous())
 
@@ -32,55 +30,19 @@ def _fake_forward(x: Tensor, weight: Tensor) -> Pair:
 
 def _backward(dy: Tensor, x: Tensor, norm: Tensor, weight: Tensor, output_mask: list[bool]) -> Pair:
     found = kernels.backward(dy, x, norm, weight.contiguous(), need_dx=output_mask[0], need_dw=output_mask[1])
-    dx, dw = (x.new_empty(0) if t is None else t for t in found)
-    return dx, dw
+    return cast(Pair, by_mask(found, (x, weight), output_mask))
 
 
-def _fake_backward(dy: Tensor, x: Tensor, norm: Tensor, weight: Tensor, output_mask: list[bool]) -> Pair:
-    dx, dw = (t.new_empty(t.shape) if m else x.new_empty(0) for t, m in zip((x, weight), output_mask, strict=True))
-    return dx, dw
+def _formula(dy: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    return reference.weight_norm(x, weight, dy)
 
 
-_weight_norm = register("weight_norm(Tensor x, Tensor weight) -> (Tensor y, Tensor norm)", _forward, _fake_forward)
-_weight_norm_backward = register(
-    "weight_norm_backward(Tensor dy, Tensor x, Tensor norm, Tensor weight, bool[2] output_mask)"
-    " -> (Tensor dx, Tensor dw)",
-    _backward,
-    _fake_backward,
+_weight_norm = Operator("weight_norm", _forward, _fake_forward)
+_weight_norm_backward = backward_operator(
+    "weight_norm_backward", _backward, of=("x", "weight"), empty=lambda x: x.new_empty(x.shape)
 )
-
-
-def _save(ctx: Any, inputs: Pair, output: Pair) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _derive(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, norm = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad)
-    found = _weight_norm_backward(dy, x, norm, weight, mask)
-    return tuple(t if m else None for t, m in zip(found, mask, strict=True))
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    dy, x, _, weight, ctx.mask = inputs
-    ctx.save_for_backward(dy, x, weight)
-
-
-def _derive_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    def gradients(dy: Tensor, x: Tensor, weight: Tensor) -> list[Tensor | None]:
-        truth = reference.weight_norm(x, weight, dy)
-        return [truth[k] if m else None for k, m in zip(("dx", "dw"), ctx.mask, strict=True)]
-
-    ddy, dx, dw = gradient_of(gradients, ctx.saved_tensors, upstream)
-    return ddy, dx, None, dw, None
-
-
-differentiate(_weight_norm, _derive, _save)
-differentiate(_weight_norm_backward, _derive_backward, _save_backward)
-
-
-# -------------------------------------------------------------------------------------------------- for models
+derive_by(_weight_norm, _weight_norm_backward, results=("y", "norm"), of=("x", "weight"))
+derive_again(_weight_norm_backward, _formula, results=("dx", "dw"))
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
@@ -91,8 +53,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     norm is that of all of v and g has the shape (). Returns v's shape and dtype, contiguous. Another shape of g and a
     dim that v has not raise ValueError; where v is zero throughout, its direction and so the result are NaN.
 
-    In the kernels neither a square nor the norm can overflow or vanish: rows of size 1e30 or 1e-30 come out as exact as
-    those of size 1. A norm of all of v is left to PyTorch's operators: a row is for one program to sweep.
+    In the kernels neither a square nor the norm overflows or underflows: rows of size 1e30 or 1e-30 are as exact as
+    those of size 1. A norm of all of v is left to PyTorch's operators: in the kernels one program computes a row.
 
     Salimans and Kingma, "Weight normalization" (2016), equations 2 and 3.
     """
@@ -133,7 +95,7 @@ class WeightNorm(torch.nn.Module):
         return weight_norm(v, g, self.dim)
 
     def right_inverse(self, weight: Tensor) -> Pair:
-        """(g, v) that give the weight: its norm and itself."""
+        """Returns (g, v) that give the weight: its norm and itself."""
         return torch.norm_except_dim(weight, 2, -1 if self.dim is None else self.dim), weight
 
 
@@ -141,10 +103,99 @@ def parametrize_weight_norm(module: Module, name: str = "weight", dim: int | Non
     """`torch.nn.utils.parametrizations.weight_norm` on the Triton kernels: same arguments, parameters and state_dict.
 
     Returns the module, whose parameter `name` is from then on computed from g (`parametrizations.<name>.original0`) and
-    v (`original1`). `torch.nn.utils.parametrize.remove_parametrizations` takes it away again.
+    v (`original1`). `torch.nn.utils.parametrize.remove_parametrizations` undoes it.
     """
-    # PyTorch's own, so that a checkpoint of its older weight_norm loads too; then the formula is exchanged.
+    # PyTorch's function also loads checkpoints of its older weight_norm; only the formula is exchanged.
     parametrizations.weight_norm(module, name, dim)  # type: ignore[arg-type]
     registered = cast(torch.nn.ModuleDict, module.parametrizations)
     cast(torch.nn.ModuleList, registered[name])[-1] = WeightNorm(dim)
     return module
+
+
+class _WeightNormed(NamedTuple):
+    name: str
+    module: torch.nn.Module
+    g: Tensor
+    bias: Tensor
+    units: int  # the dimension of its output that has a unit an index, from the end
+
+
+@torch.no_grad()
+def initialize_weight_norm(model: torch.nn.Module, *batch: Any) -> list[str]:
+    """Initializes layers with weight norm from one batch, by the data-dependent initialization of the paper.
+
+    Runs model(*batch) once. Layers are linear or convolutional, with weight norm over their output units (normlib's or
+    PyTorch's own) and a bias. When a layer first runs, its pre-activations are t = v x / ||v||, where x comes from
+    layers that are initialized already; for every unit, mu and sigma are the mean and (biased) deviation of t over the
+    batch and all positions, and g = 1 / sigma, b = -mu / sigma, which gives mean 0 and variance 1. v does not change.
+    Returns the names of these layers in the order in which they ran; layers that did not run are not changed.
+
+    Raises ValueError, with g and b as before, for a layer with weight norm of another kind, a model without such
+    layers, and a unit that does not vary over the batch. Other effects of the forward pass, such as on the buffers of
+    batch norm, remain.
+
+    Salimans and Kingma, "Weight normalization" (2016), section 3.
+    """
+    layers = list(_layers(model))
+    if not layers:
+        raise ValueError("the model has no layer whose weight is parametrized by weight norm")
+    before = [(t, t.clone()) for layer in layers for t in (layer.g, layer.bias)]
+    order: list[str] = []
+    handles = [handle for layer in layers for handle in _hooks(layer, order)]
+    try:
+        model(*batch)
+    except BaseException:
+        for parameter, value in before:
+            parameter.copy_(value)
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+def _layers(model: torch.nn.Module) -> Iterator[_WeightNormed]:
+    for name, module in model.named_modules():
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        weight: Any = module.parametrizations["weight"]
+        formula = weight[-1]
+        if not isinstance(formula, (WeightNorm, parametrizations._WeightNorm)):
+            continue
+        if isinstance(module, torch.nn.Linear):
+            units, dim = -1, 0
+        elif isinstance(module, _ConvNd) and not (isinstance(module, _ConvTransposeNd) and module.groups > 1):
+            units, dim = -1 - len(module.kernel_size), int(isinstance(module, _ConvTransposeNd))
+        else:
+            raise ValueError(f"{name} is a {type(module).__name__}, neither a linear layer nor a plain convolution")
+        if formula.dim != dim:
+            raise ValueError(f"{name} has weight norm with dim={formula.dim}; a g for every unit takes dim={dim}")
+        if module.bias is None:
+            raise ValueError(f"{name} has no bias, which the mean of its pre-activations is taken out by")
+        yield _WeightNormed(name, module, weight.original0, module.bias, units)
+
+
+def _hooks(layer: _WeightNormed, order: list[str]) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Registers hooks that initialize the layer when it first runs."""
+
+    def begin(*_: Any) -> None:
+        if layer.name not in order:
+            layer.g.fill_(1.0)
+            layer.bias.fill_(0.0)
+
+    def end(module: torch.nn.Module, inputs: Any, t: Tensor) -> Tensor | None:
+        if layer.name in order:
+            return None
+        order.append(layer.name)
+        over = [d for d in range(t.dim()) if d != t.dim() + layer.units]
+        wide = t.double()
+        var, mu = torch.var_mean(wide, over, correction=0, keepdim=True)
+        if not bool(((var > 0) & var.isfinite()).all()):
+            raise ValueError(f"{layer.name} has units whose pre-activation does not vary over this batch")
+        sigma = var.sqrt()
+        layer.g.copy_((1 / sigma).reshape(layer.g.shape))
+        layer.bias.copy_((-mu / sigma).flatten())
+        return ((wide - mu) / sigma).to(t.dtype)
+
+    yield layer.module.register_forward_pre_hook(begin)
+    yield layer.module.register_forward_hook(end)

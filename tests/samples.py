@@ -12,9 +12,9 @@ from itertools import combinations
 
 import pytest
 import torch
+from calls import Ran
 from term_bounds import assert_one_rounding_away, buffer_terms, terms
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from normlib.kernels.numerics import INTERPRETED
 
@@ -50,19 +50,6 @@ class Sample:
 def few(images: Tensor) -> Tensor:
     """The first two: more of them are more of the same, and each takes the interpreter some milliseconds."""
     return images[:2] if INTERPRETED.value else images
-
-
-class Operators(TorchDispatchMode):
-    """The names of normlib's operators that ran."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "normlib":
-            self.seen.add(func._schema.name.removeprefix("normlib::"))
-        return func(*args, **(kwargs or {}))
 
 
 def outcome(prepare: Prepare, tensors: Tensors, dy: Tensor, needs, strided=()) -> Tensors:
@@ -117,7 +104,7 @@ def check(sample: Sample) -> bool:
 def check_variant(sample: Sample, dy: Tensor, truth: Tensors, strided, needs) -> bool:
     label = f"{sample.name}, strided {strided}, gradients {needs}"
     theirs = outcome(sample.theirs, sample.tensors, dy, needs, strided)
-    with Operators() as operators:
+    with Ran() as ran:
         ours = outcome(sample.ours, sample.tensors, dy, needs, strided)
 
     for name, b in theirs.items():
@@ -127,10 +114,10 @@ def check_variant(sample: Sample, dy: Tensor, truth: Tensors, strided, needs) ->
     if dy.numel():  # without an element, strides mean nothing: PyTorch's RMS norm gives (1, 0) for shape (0, 1)
         assert ours["y"].stride() == theirs["y"].stride(), f"{label}: {ours['y'].stride()}, {theirs['y'].stride()}"
 
-    if not operators.seen:  # it is PyTorch's, so the bits are
+    if not ran.ours:  # it is PyTorch's, so the bits are
         assert_identical(ours, theirs, label)
         return False
-    assert any(name.endswith("_backward") for name in operators.seen) == bool(needs), label
+    assert any(name.endswith("_backward") for name in ran.ours) == bool(needs), label
     assert_right(sample, ours, dy, truth, label)
     return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 
 from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_power_of_2
@@ -28,11 +28,11 @@ class BatchNormPlan:
     evict: str  # Triton's eviction policy for what training's last sweep moves
     options: dict[str, int]
 
-    @property
+    @cached_property  # a launch asks for it, in every call
     def tiles(self) -> int:
         return self.batch * cdiv(self.positions, self.block_s)
 
-    @property
+    @cached_property
     def groups(self) -> int:
         return cdiv(self.channels, self.block_c)
 

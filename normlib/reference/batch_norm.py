@@ -10,7 +10,7 @@ from normlib.reference._channels import channelwise
 
 
 def _blocked(z: Tensor, gradient: Tensor) -> Tensor:
-    """What of a gradient comes back through relu(z): nothing where z <= 0, as PyTorch has it for zeros and NaN."""
+    """Returns the gradient through relu(z): zero where z <= 0; a NaN in z lets it pass, as in PyTorch."""
     return where(z <= 0, 0.0, gradient)
 
 

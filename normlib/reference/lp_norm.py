@@ -1,4 +1,4 @@
-"""Normalization by the average l_p norm of what has not been centred."""
+"""Normalization by the average l_p norm of the values before centring."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lp_norm(
     """Centring and division by the l_p norm (Santurkar et al. 2018, section 3.3), p = 1, 2 or inf.
 
     x: (N, C, *). Returns float64 `y`, `mean`, `norm` (sum(|x|^p) / n)^(1/p) and `rstd` 1 / sigma (each (C,)), where
-    sigma is the l_p norm of (norm, sqrt(eps)), and with dy also `dx`, `dw`, `db`. Of p = inf the elements that tie for
+    sigma is the l_p norm of (norm, sqrt(eps)), and with dy also `dx`, `dw`, `db`. For p = inf the elements that tie for
     the maximum share its derivative.
     """
     x64 = x.double()
@@ -82,7 +82,7 @@ def lp_norm_eval(
 
 
 def _sigma(norm: Tensor, p: float, eps: float) -> Tensor:
-    """The l_p norm of (norm, sqrt(eps))."""
+    """Returns the l_p norm of (norm, sqrt(eps))."""
     if p == 1:
         return norm + sqrt(eps)
     return torch.sqrt(norm * norm + eps) if p == 2 else norm.clamp(min=sqrt(eps))

@@ -1,4 +1,4 @@
-"""Batch norm with noise behind it, of the same random words that everyone draws."""
+"""Batch norm followed by noise, with the random words of normlib.philox."""
 
 from __future__ import annotations
 

@@ -46,6 +46,22 @@ def rms_norm(
     return _rows(x, normalized_shape, weight, bias, eps, dy, dz, zero_centred, centred=False, partial=partial)
 
 
+def partial_rms_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    dy: Tensor | None = None,
+    partial: float = 0.0625,
+) -> dict[str, Tensor]:
+    """RMS normalization by the first ceil(partial N) of a row's N elements (Zhang and Sennrich 2019, section 4).
+
+    Returns float64 `y`, `rstd` (one a row), and with dy `dx`, `dw`, `db` (of normalized_shape).
+    """
+    return rms_norm(x, normalized_shape, weight, bias, eps, dy, partial=partial)
+
+
 def _rows(
     x: Tensor,
     normalized_shape: Sequence[int],

@@ -15,7 +15,7 @@ from bench.fake_gpu import absent_gpu
 from bench.audit.calls import call, launches
 from bench.audit.compiling import compiling
 from bench.audit.targets import TARGETS
-from normlib import backend
+from normlib import dispatch
 from normlib.kernels import counters, plan, row_norm
 
 class Driver:
@@ -23,7 +23,7 @@ class Driver:
         return TARGETS["sm_90"][0]
 
 def state():
-    return (driver._active, JITFunction.run, knobs.runtime.jit_cache_hook, backend.CPU_RUNS_KERNELS,
+    return (driver._active, JITFunction.run, knobs.runtime.jit_cache_hook, dispatch.CPU_RUNS_KERNELS,
         plan.INTERPRETER, counters.capturing)
 
 launch = next(launches(["rms_norm"], ["extra"]))

@@ -14,7 +14,7 @@ from bench.cases.operators.batch_norm import MOMENTUM
 from bench.measure.providers import Provider, Runnable
 from bench.measure.providers._autograd import runnable
 from normlib import sync_batch_norm as operator
-from normlib.backend import backend_for
+from normlib.dispatch import backend_for
 
 
 class Shares(Provider):

@@ -14,8 +14,9 @@ from torch.nn.utils.prune import l1_unstructured
 
 import normlib
 from normlib import row_norm
-from normlib.convert import SWAPS, convert, revert
+from normlib.convert import SWAPS, convert
 from normlib.lookalike import ConvertedRMSNorm
+from normlib.swap import revert
 
 LlamaRMSNorm = pytest.importorskip("transformers.models.llama.modeling_llama").LlamaRMSNorm
 T5LayerNorm = pytest.importorskip("transformers.models.t5.modeling_t5").T5LayerNorm

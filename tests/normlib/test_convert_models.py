@@ -10,7 +10,8 @@ from errors import relative_error
 from torch import nn
 from unet import UNet
 
-from normlib.convert import convert, revert
+from normlib.convert import convert
+from normlib.swap import revert
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from calls import Ran
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from samples import Operators
 from term_bounds import ROUNDINGS, terms
 
 from normlib import functional as N
@@ -115,23 +115,23 @@ def run(norm, x, dy, weight, bias, eps=EPS) -> Tensors:
 def run_backward(norm, x, dys, weight, bias, eps=EPS) -> list[Tensors]:
     """The same for each of several dy."""
     x, weight, bias = (t.detach().requires_grad_() for t in (x, weight, bias))
-    with Operators() as operators:
+    with Ran() as ran:
         if norm == "batch_norm":
             y = N.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
         else:
             y = getattr(N, norm)(x, weight.shape, weight, bias=bias, eps=eps)
         found = [torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=True) for dy in dys]
-    assert all(name.startswith(norm) for name in operators.seen) and len(operators.seen) == 2
+    assert all(name.startswith(norm) for name in ran.ours) and len(set(ran.ours)) == 2
     return [{"y": y.detach(), **dict(zip(("dx", "dw", "db"), gradients, strict=True))} for gradients in found]
 
 
 def evaluate(x, weight, bias, mean, var, dy, eps=EPS):
     """(y, dx) of batch norm with given statistics, by the kernels."""
     x = x.detach().requires_grad_()
-    with Operators() as operators:
+    with Ran() as ran:
         y = N.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
         (dx,) = torch.autograd.grad(y, x, dy)
-    assert operators.seen == {"batch_norm_eval", "batch_norm_backward"}
+    assert set(ran.ours) == {"batch_norm_eval", "batch_norm_backward"}
     return y.detach(), dx
 
 

@@ -1,10 +1,15 @@
-"""What every operator's registration promises autograd, whether or not anything asks for a gradient."""
+"""Registration: what an operator does for autograd, and the way of a call to its kernel."""
+
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from calls import Ran
 
+import normlib
 from normlib import functional as N
 
 CALLS = {
@@ -29,10 +34,11 @@ class Swallow(torch.autograd.Function):
 
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("grad_mode", [True, False])
-def test_running_buffers_count_as_written_once(recorded, grad_mode, device):
+@pytest.mark.parametrize("norm", [partial(N.batch_norm, training=True), N.instance_norm], ids=["batch", "instance"])
+def test_running_buffers_count_as_written_once(norm, recorded, grad_mode, device):
     running = torch.zeros(3, device=device), torch.ones(3, device=device)
     with torch.set_grad_enabled(grad_mode):
-        y = N.batch_norm(torch.randn(4, 3, device=device, requires_grad=recorded), *running, training=True)
+        y = norm(torch.randn(4, 3, 2, device=device, requires_grad=recorded), *running)
     assert [t._version for t in running] == [1, 1]
     assert y.requires_grad == (recorded and grad_mode)
 
@@ -54,22 +60,27 @@ def test_where_no_gradient_comes_back_none_goes_on_as_in_torch(name, device):
         assert x.grad is None
 
 
-class Seen(TorchDispatchMode):
-    """The operators that are called, but for those inside of others."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_backward_makes_no_zeros_in_place_of_gradients_that_are_not_there(name, device):
     x = torch.randn(4, 3, device=device, requires_grad=True)
     y, dy = CALLS[name](N, x), torch.ones(4, 3, device=device)
-    with Seen() as seen:
+    with Ran() as ran:
         torch.autograd.grad(y, x, dy)
-    assert len(seen.names) == 1 and seen.names[0].endswith("_backward")
+    assert len(ran.names) == 1 and ran.names[0].endswith("_backward")
+
+
+def test_a_layer_enters_few_files_before_its_kernel_is_launched(device):
+    layer, x = normlib.BatchNorm2d(3, device=device), torch.randn(4, 3, 2, 2, device=device, requires_grad=True)
+    layer(x)  # what is computed once is computed here
+    calls = []
+    sys.setprofile(lambda frame, event, _: event == "call" and calls.append(frame.f_code))
+    try:
+        layer(x)
+    finally:
+        sys.setprofile(None)
+    # The launch: the kernel itself or, before it, Triton's interpreter and what kernels/interpreter.py changes of it.
+    begins = (c.co_name.endswith("_kernel") or Path(c.co_filename).name == "interpreter.py" for c in calls)
+    launched = [*begins, True].index(True)
+    files = {code.co_filename for code in calls[:launched]}
+    ours = [file for file in files if Path(file).is_relative_to(Path(normlib.__file__).parent)]
+    assert 0 < len(ours) <= 6, ours

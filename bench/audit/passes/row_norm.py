@@ -14,7 +14,7 @@ from normlib.kernels.plan import Device
 from normlib.kernels.row_norm import launch as row_norm
 from normlib.kernels.row_norm import plan as row_plan
 from normlib.kernels.row_norm import traffic as row_norm_traffic
-from normlib.partial_rms_norm import PARTIAL
+from normlib.rms_norm import PARTIAL
 
 
 def _row_norm(centred: bool, add: bool = False, partial: float = 1.0) -> Passes:

@@ -13,7 +13,7 @@ from bench.study import __main__ as command
 from bench.study import data, page, records
 from bench.study.experiments import selu
 from bench.study.training import SCALES, StudyOutcome
-from normlib import backend
+from normlib import dispatch
 
 CHEAP = ["--only", "selu", "--in-process"]
 
@@ -182,7 +182,7 @@ def test_cifar_10s_pixels_are_red_green_and_blue_planes_with_mean_0_and_deviatio
 
 @pytest.mark.parametrize("scale", ["full", "full-vgg16"])
 def test_two_steps_of_vgg_on_cifar_10(scale, elsewhere, monkeypatch):
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", False)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", False)
     monkeypatch.setitem(SCALES, scale, replace(SCALES[scale], steps=2))
     folder = cifar(elsewhere / "cifar", images=4)
     arguments = ["--only", "training", "--seeds", "1", "--scale", scale, "--data", str(folder), "--in-process"]

@@ -13,7 +13,7 @@ from bench.study.gradients import shift
 from bench.study.runner import run_one
 from bench.study.study import judged
 from bench.study.training import SCALES, StudySetting, diverged, end
-from normlib import backend
+from normlib import dispatch
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def composed(monkeypatch):
     """PyTorch's operators run the layers, not the interpreter, which takes a hundred times as long."""
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", False)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", False)
 
 
 @pytest.fixture
@@ -109,9 +109,9 @@ def test_interpreted_kernels_and_pytorchs_operators_give_the_same_losses(monkeyp
         network = networks.mlp(images.image, images.classes, networks.norm("BN"), depth=2, width=8).double()
         return doubled.train(network, 0, size=16)
 
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", True)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", True)
     interpreted = losses()
-    monkeypatch.setattr(backend, "CPU_RUNS_KERNELS", False)
+    monkeypatch.setattr(dispatch, "CPU_RUNS_KERNELS", False)
     # float64 rounds at 1e-16, and three steps carry it on.
     torch.testing.assert_close(interpreted, losses(), rtol=1e-12, atol=0)
 

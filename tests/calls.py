@@ -1,0 +1,42 @@
+"""Calls a norm and collects what comes back: results, gradients, and the operators that ran."""
+
+import torch
+from errors import assert_right
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NAMES = ("y", "dx", "dw", "db")
+
+
+def leaves(*tensors):
+    """Copies that require gradients."""
+    return [t.detach().clone().requires_grad_() for t in tensors]
+
+
+def results(function, dy, *inputs):
+    """y and the gradients of function(x, weight, bias), or of fewer of these, by name."""
+    given = leaves(*inputs)
+    y = function(*given)
+    return dict(zip(NAMES, (y.detach(), *torch.autograd.grad(y, given, dy)), strict=False))
+
+
+def assert_results(found, truth):
+    """Each result is as near to float64's as its dtype lets it be."""
+    for name, out in found.items():
+        assert_right(out, truth[name], name)
+
+
+class Ran(TorchDispatchMode):
+    """The names of the operators that are called, in order, but for those inside of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def ours(self):
+        """Those of normlib."""
+        return [name.removeprefix("normlib::") for name in self.names if name.startswith("normlib::")]
