@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli import BadArgument
-from normlib.kernels import plan
 
 # The part of an environment that stands beside each figure.
 _VERSIONS = ("torch", "triton", "cuda", "git_commit", "git_dirty")
@@ -51,6 +50,8 @@ def choose(out: Path | None, device_name: str) -> Path:
 
     Raises BadArgument where the file is another device's, not a device's at all, or not writable.
     """
+    from normlib.kernels import plan  # with normlib, and so with torch
+
     file = out or plan.tuning_file(device_name)
     try:
         found = read(file)
