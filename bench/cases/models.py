@@ -57,21 +57,20 @@ class Norm:
 def norms(model: str, op: str) -> tuple[Norm, ...]:
     """The norms of a model that this operator serves, in the file's order; none where there are none."""
     norm, column = FUSED.get(op, (op, "count"))
-    lines = [line for line in _lines() if (line["model"], line["op"]) == (model, norm)]
     found = []
-    for line in lines:
+    for line in _lines():
         count = int(line[column]) if line[column] else None
-        if op != norm and not count:
+        if (line["model"], line["op"]) != (model, norm) or (op != norm and not count):
             continue
-        samples, tokens = int(line["batch"]), int(line["tokens"] or 1)
-        size: dict[str, int | str] = {"hidden": int(line["hidden"])} if line["hidden"] else {}
-        requests = tuple(tokens * n for n in _REQUESTS)
         if line["channels"]:
-            size = {"channels": int(line["channels"]), "spatial": line["spatial"]}
-        elif model not in _ENCODERS:
-            requests = (*_REQUESTS, tokens)
-        axis, each = ("batch", 1) if line["channels"] else ("tokens", int(line["heads"]))
-        batches = {TRAINING: (samples * tokens,), INFERENCE: requests}
+            axis, each, tokens = "batch", 1, 1
+            size: dict[str, int | str] = {"channels": int(line["channels"]), "spatial": line["spatial"]}
+        else:
+            axis, each, tokens = "tokens", int(line["heads"]), int(line["tokens"])
+            size = {"hidden": int(line["hidden"])}
+        whole = axis == "batch" or model in _ENCODERS
+        requests = tuple(tokens * n for n in _REQUESTS) if whole else (*_REQUESTS, tokens)
+        batches = {TRAINING: (int(line["batch"]) * tokens,), INFERENCE: requests}
         found.append(Norm(op, line["dtype"], float(line["eps"]), count, size, axis, each, batches))
     return tuple(found)
 

@@ -13,11 +13,11 @@ from bench.cases.case import Case
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # In standard deviations: enough for a one-pass variance to lose digits, and what activations of trained nets show.
-LARGEST_OFFSET = 3.0
+_LARGEST_OFFSET = 3.0
 # Below the end of fp16, 65504.
-HUGE = 6e4
+_HUGE = 6e4
 # A standard deviation of some 1e-4: its square is a thousandth of 1e-5, the usual eps.
-TINY = 1e-4
+_TINY = 1e-4
 
 
 class RandomInputs:
@@ -40,40 +40,34 @@ class RandomInputs:
         shape, dtype = case.shape, TORCH_DTYPES[case.dtype]
         one_each = [size if dim == statistics_dim else 1 for dim, size in enumerate(shape)]
         scale = self.uniform(one_each, 0.5, 2.0)
-        offset = self.uniform(one_each, -LARGEST_OFFSET, LARGEST_OFFSET)
+        offset = self.uniform(one_each, -_LARGEST_OFFSET, _LARGEST_OFFSET)
         x = self.normal(shape)
         if case.inputs == "offset":
             # What fp16 cannot hold is scaled down as a whole, so that mean/std stays what it is called.
-            scale *= min(1.0, HUGE / (4.0 * case.offset))
+            scale *= min(1.0, _HUGE / (4.0 * case.offset))
             return x.add_(offset.sign() * case.offset).mul_(scale).to(dtype)
         x = x.add_(offset).mul_(scale)
+        nonfinite = ([torch.nan, torch.inf, -torch.inf] + [0.0] * scale.numel())[: scale.numel()]
         families: dict[str, Callable[[], Tensor]] = {
             "normal": lambda: x,
             "outlier": lambda: self._with(x, statistics_dim, 1e3 * scale * offset.sign()),
             # Eighths, of which float32 sums millions without a rounding: the truth is exactly zero, or the bias.
             "constant": lambda: (offset * 8).round().div(8).expand(shape),
-            "tiny": lambda: x * TINY,
-            "huge": lambda: (x * (HUGE / 8)).clamp(-HUGE, HUGE),
+            "tiny": lambda: x * _TINY,
+            "huge": lambda: (x * (_HUGE / 8)).clamp(-_HUGE, _HUGE),
             "denormal": lambda: x * (torch.finfo(dtype).smallest_normal / 16),
-            "nonfinite": lambda: self._with(x, statistics_dim, self._nonfinite(one_each)),
+            # One kind each in the first three statistics, and none in the others.
+            "nonfinite": lambda: self._with(x, statistics_dim, torch.tensor(nonfinite, device=self.device)),
         }
         return families[case.inputs]().to(dtype)
 
     def _with(self, x: Tensor, statistics_dim: int, value: Tensor) -> Tensor:
-        """x with one element of every statistic, anywhere in it, in place of which `value` stands, unless that is 0."""
-        rows = x.movedim(statistics_dim, 0).reshape(x.shape[statistics_dim], -1).clone()
+        """x with one element of every statistic, anywhere in it, replaced by that of `value` unless that is 0."""
+        found = x.movedim(statistics_dim, 0).clone(memory_format=torch.contiguous_format)
+        rows, new = found.flatten(1), value.reshape(-1, 1)
         where = self.uniform((len(rows), 1), 0, rows.shape[1]).long().clamp(max=rows.shape[1] - 1)
-        new = value.reshape(-1, 1)
         rows.scatter_(1, where, torch.where(new == 0, rows.gather(1, where), new))
-        moved = [x.shape[statistics_dim], *(n for d, n in enumerate(x.shape) if d != statistics_dim)]
-        return rows.reshape(moved).movedim(0, statistics_dim)
-
-    def _nonfinite(self, one_each: Sequence[int]) -> Tensor:
-        """NaN, Inf and -Inf for the first three statistics, 0 for the others."""
-        value = torch.zeros(one_each, device=self.device).flatten()
-        some = torch.tensor([torch.nan, torch.inf, -torch.inf], device=self.device)[: len(value)]
-        value[: len(some)] = some
-        return value
+        return found.movedim(0, statistics_dim)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:

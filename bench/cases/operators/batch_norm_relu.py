@@ -109,9 +109,9 @@ class BatchNormRelu(BatchNorm):
         import torch
 
         bias, residual = _terms(inputs)
-        tensors = (inputs["x"], inputs["weight"], reference["mean"], reference["rstd"])
-        x, weight, mean, rstd = (t.double() if t is inputs["x"] else t.double().view_as(bias) for t in tensors)
-        plain = {**reference, "y": (x - mean) * rstd * weight + bias}
+        vectors = inputs["weight"], reference["mean"], reference["rstd"]
+        weight, mean, rstd = (vector.double().view_as(bias) for vector in vectors)
+        plain = {**reference, "y": (inputs["x"].double() - mean) * rstd * weight + bias}
         plain.pop("y_eval", None)
         found = super().amplification({**inputs, "dy": inputs["dy"] * (reference["y"] != 0)}, plain)
         for name in ("y", "y_eval"):

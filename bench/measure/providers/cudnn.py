@@ -1,8 +1,8 @@
 """cuDNN by itself: batch norm through PyTorch's binding, layer and RMS norm through cuDNN's own front end.
 
-torch.nn.functional picks cuDNN for batch norm only where it likes to and falls back silently; here the operator that
-is cuDNN and nothing else is called, so a cell is cuDNN's time, or unsupported, or an error. Calls go past autograd,
-whose overhead is none of cuDNN's: the figure is the best that it can show.
+torch.nn.functional uses cuDNN for batch norm only in some cases and falls back silently. Here cuDNN's own operator is
+called, so a cell is cuDNN's time, or unsupported, or an error. Calls go past autograd, whose overhead is not cuDNN's:
+the figure is the best that it can reach.
 """
 
 from __future__ import annotations
