@@ -1,4 +1,4 @@
-"""What PyTorch refuses is refused in PyTorch's words, and nothing has changed by then."""
+"""Mistakes raise the errors of PyTorch, in its words, before any buffer changes."""
 
 import pytest
 import torch
