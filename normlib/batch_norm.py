@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normlib import reference
 from normlib.dispatch import (
-    Operator,
+    CustomOperator,
     Quadruple,
     Triple,
     backward_operator,
@@ -110,8 +110,8 @@ def _formula(
     return reference.batch_norm_eval(x, mean, rstd, *around) if evaluating else reference.batch_norm(x, *around)
 
 
-_batch_norm_train = Operator("batch_norm_train", _train, fake_train, mutates=BUFFERS)
-_batch_norm_eval = Operator("batch_norm_eval", _eval, fake_eval)
+_batch_norm_train = CustomOperator("batch_norm_train", _train, fake_train, mutates=BUFFERS)
+_batch_norm_eval = CustomOperator("batch_norm_eval", _eval, fake_eval)
 _batch_norm_backward = backward_operator("batch_norm_backward", _backward)
 derive_by(_batch_norm_train, _batch_norm_backward, evaluating=False)
 derive_by(_batch_norm_eval, _batch_norm_backward, results=("y",), **_GIVEN)
@@ -214,10 +214,10 @@ def _add_relu_formula(
     return _formula(dz, x, mean, rstd, weight, None, eps, evaluating, False, pre_relu)
 
 
-_batch_norm_add_relu_train = Operator(
+_batch_norm_add_relu_train = CustomOperator(
     "batch_norm_add_relu_train", _add_relu_train, _fake_add_relu_train, mutates=BUFFERS
 )
-_batch_norm_add_relu_eval = Operator("batch_norm_add_relu_eval", _add_relu_eval, _fake_add_relu_eval)
+_batch_norm_add_relu_eval = CustomOperator("batch_norm_add_relu_eval", _add_relu_eval, _fake_add_relu_eval)
 _batch_norm_add_relu_backward = backward_operator(
     "batch_norm_add_relu_backward", _add_relu_backward, of=("x", "x", "weight", "bias")
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from normlib import composed, reference
 from normlib.batch_norm import fake_eval, fake_train, fits
 from normlib.dispatch import (
-    Operator,
+    CustomOperator,
     Quadruple,
     Triple,
     backward_operator,
@@ -83,10 +83,10 @@ def _formula(
     return truth
 
 
-_batch_renorm_train = Operator(
+_batch_renorm_train = CustomOperator(
     "batch_renorm_train", _train, _fake_renorm_train, mutates=("running_mean", "running_std")
 )
-_batch_renorm_eval = Operator("batch_renorm_eval", _eval, fake_eval)
+_batch_renorm_eval = CustomOperator("batch_renorm_eval", _eval, fake_eval)
 # Without renorm it is the backward pass of evaluation, and mean and rstd are running_mean and running_std.
 _batch_renorm_backward = backward_operator("batch_renorm_backward", _backward)
 derive_by(_batch_renorm_train, _batch_renorm_backward, results=("y", "mean", "rstd", "renorm"))

@@ -96,7 +96,7 @@ def check_residual(input: Tensor, residual: Tensor) -> None:
         raise ValueError(f"residual must have input's shape, dtype and device, {wanted}; got {found}")
 
 
-class Operator:
+class CustomOperator:
     """`normlib::name`: `run` computes it on CPU (interpreted) and GPU tensors, `fake` returns its empty results.
 
     The schema follows from run's annotations; `mutates` names the arguments that it writes to.
@@ -138,7 +138,7 @@ class Operator:
         return "Tensor" in str(self.overload._schema.arguments[self.names.index(name)].type)
 
 
-def differentiate(operator: Operator, save: Function, backward: Function) -> None:
+def differentiate(operator: CustomOperator, save: Function, backward: Function) -> None:
     """Gives an operator its derivative; `save(ctx, inputs, output)` keeps what `backward(ctx, *upstream)` needs.
 
     An output without a gradient has None in `upstream`; `backward` is not called where all of them are None.
@@ -191,8 +191,8 @@ def differentiate(operator: Operator, save: Function, backward: Function) -> Non
 
 
 def derive_by(
-    operator: Operator,
-    backward: Operator,
+    operator: CustomOperator,
+    backward: CustomOperator,
     results: Sequence[str] = ("y", "mean", "rstd"),
     of: Sequence[str] = ("x", "weight", "bias"),
     **given: Any,
@@ -235,7 +235,7 @@ def derive_by(
     differentiate(operator, save, derive)
 
 
-def derive_again(backward: Operator, formula: Function, results: Sequence[str] = ("dx", "dw", "db")) -> None:
+def derive_again(backward: CustomOperator, formula: Function, results: Sequence[str] = ("dx", "dw", "db")) -> None:
     """Differentiates a backward operator by a formula for the gradients that it returns.
 
     formula takes some of backward's arguments, by name, and returns a dict with `results`, computed with PyTorch's
@@ -274,7 +274,7 @@ def derive_again(backward: Operator, formula: Function, results: Sequence[str] =
 
 def backward_operator(
     name: str, run: Function, of: Sequence[str] = ("x", "weight", "bias"), empty: Function = like_input
-) -> Operator:
+) -> CustomOperator:
     """Registers an operator that returns the gradients `of` these arguments, as `by_mask` does.
 
     `empty(x)` returns an empty dx.
@@ -292,7 +292,7 @@ def backward_operator(
 
         return tuple(gradient(n, m) for n, m in zip(of, given["output_mask"], strict=True))
 
-    return Operator(name, run, fake)
+    return CustomOperator(name, run, fake)
 
 
 def by_mask(
@@ -319,7 +319,7 @@ def dtypes_by_mask(
     )
 
 
-def autocast_as_pytorch(operator: Operator) -> None:
+def autocast_as_pytorch(operator: CustomOperator) -> None:
     """Makes an operator compute in float32 under CUDA autocast if PyTorch's operator of that name does.
 
     For RMS norm 2.13 has such a rule, and 2.11 has none.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normlib import reference
 from normlib.dispatch import (
-    Operator,
+    CustomOperator,
     Triple,
     autocast_as_pytorch,
     backward_operator,
@@ -57,7 +57,7 @@ def _formula(dy: Tensor, x: Tensor, groups: int, weight: Tensor | None, eps: flo
     return reference.group_norm(x, groups, weight, None, eps, dy)
 
 
-_group_norm = Operator("group_norm", _forward, fake_forward)
+_group_norm = CustomOperator("group_norm", _forward, fake_forward)
 group_norm_backward = backward_operator("group_norm_backward", _backward)
 derive_by(_group_norm, group_norm_backward)
 derive_again(group_norm_backward, _formula)

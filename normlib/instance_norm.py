@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normlib.batch_norm import batch_norm
-from normlib.dispatch import Operator, Triple, contiguous, derive_by, serves
+from normlib.dispatch import CustomOperator, Triple, contiguous, derive_by, serves
 from normlib.group_norm import fake_forward, group_norm_backward
 from normlib.kernels.group_norm import instance as kernels
 
@@ -30,7 +30,7 @@ def _fake(x: Tensor, *_: Any) -> Triple:
     return fake_forward(x, x.shape[1])
 
 
-_instance_norm = Operator("instance_norm", _forward, _fake, mutates=("running_mean", "running_var"))
+_instance_norm = CustomOperator("instance_norm", _forward, _fake, mutates=("running_mean", "running_var"))
 derive_by(_instance_norm, group_norm_backward, groups=lambda x: x.shape[1])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normlib import composed, reference
 from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
-    Operator,
+    CustomOperator,
     Quadruple,
     Triple,
     backward_operator,
@@ -83,8 +83,8 @@ def _formula(
     return reference.lp_norm(x, weight, None, p, eps, dy)
 
 
-_lp_norm_train = Operator("lp_norm_train", _train, _fake_lp_train, mutates=("running_mean", "running_norm"))
-_lp_norm_eval = Operator("lp_norm_eval", _eval, fake_eval)
+_lp_norm_train = CustomOperator("lp_norm_train", _train, _fake_lp_train, mutates=("running_mean", "running_norm"))
+_lp_norm_eval = CustomOperator("lp_norm_eval", _eval, fake_eval)
 _lp_norm_backward = backward_operator("lp_norm_backward", _backward)
 derive_by(_lp_norm_train, _lp_norm_backward, results=("y", "mean", "rstd", "peak"), evaluating=False)
 _GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_norm", "peak": None, "evaluating": True}

@@ -10,7 +10,7 @@ from torch import Tensor
 from normlib import composed, reference
 from normlib.batch_norm import BUFFERS, batch_norm, fake_train, fits, step
 from normlib.dispatch import (
-    Operator,
+    CustomOperator,
     Quadruple,
     Triple,
     backward_operator,
@@ -79,7 +79,7 @@ def _formula(
     return reference.batch_norm(x, weight, None, eps, s * dy)
 
 
-_noisy_train = Operator("noisy_batch_norm_train", _train, _fake_noisy_train, mutates=BUFFERS)
+_noisy_train = CustomOperator("noisy_batch_norm_train", _train, _fake_noisy_train, mutates=BUFFERS)
 _noisy_backward = backward_operator("noisy_batch_norm_backward", _backward)
 derive_by(_noisy_train, _noisy_backward, results=("y", "mean", "rstd", "noise"))
 derive_again(_noisy_backward, _formula)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normlib.dispatch import (
-    Operator,
+    CustomOperator,
     Quadruple,
     Triple,
     autocast_as_pytorch,
@@ -47,7 +47,7 @@ def adds(x: Tensor, residual: Tensor) -> bool:
 
 def register_row_norm(
     name: str, centred: bool, reference: Callable[..., dict[str, Tensor]]
-) -> tuple[Operator, Operator]:
+) -> tuple[CustomOperator, CustomOperator]:
     """Registers and returns `normlib::<name>` and `normlib::<name>_add`; registers their backward, `<name>_backward`.
 
     The first returns (y, mean (2, M) or (0,), rstd (M,)) of x (*, *normalized_shape); the second takes a residual like
@@ -134,8 +134,8 @@ def register_row_norm(
         options = (zero_centred,) if centred else (zero_centred, partial)
         return reference(x, normalized_shape, weight, None, eps, dy, dz, *options)
 
-    forward_op = Operator(name, forward, fake_forward)
-    add_op = Operator(f"{name}_add", forward_add, fake_forward_add)
+    forward_op = CustomOperator(name, forward, fake_forward)
+    add_op = CustomOperator(f"{name}_add", forward_add, fake_forward_add)
     backward_op = backward_operator(f"{name}_backward", backward, empty=lambda x: x.new_empty(x.shape))
 
     def save_add(ctx: Any, inputs: tuple[Any, ...], output: Quadruple) -> None:

@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from normlib import sync_batch_norm_formulas as formulas
 from normlib.batch_norm import BUFFERS, batch_norm, fake_train, step
 from normlib.dispatch import (
-    Operator,
+    CustomOperator,
     Quadruple,
     Triple,
     backend_for,
@@ -99,7 +99,7 @@ def _refuse() -> None:
     raise NotImplementedError("synchronized batch norm has no second derivative, in PyTorch as here")
 
 
-_sync_train = Operator("sync_batch_norm_train", _train, _fake_sync_train, mutates=BUFFERS)
+_sync_train = CustomOperator("sync_batch_norm_train", _train, _fake_sync_train, mutates=BUFFERS)
 _sync_backward = backward_operator("sync_batch_norm_backward", _backward)
 derive_by(_sync_train, _sync_backward, results=("y", "mean", "rstd", "count"))
 derive_again(_sync_backward, _refuse)

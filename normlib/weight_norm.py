@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
 from normlib import composed, reference
-from normlib.dispatch import Operator, backward_operator, by_mask, derive_again, derive_by, serves
+from normlib.dispatch import CustomOperator, backward_operator, by_mask, derive_again, derive_by, serves
 from normlib.kernels import weight_norm as kernels
 from normlib.kernels.numerics import statistics_dtype
 
@@ -37,7 +37,7 @@ def _formula(dy: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
     return reference.weight_norm(x, weight, dy)
 
 
-_weight_norm = Operator("weight_norm", _forward, _fake_forward)
+_weight_norm = CustomOperator("weight_norm", _forward, _fake_forward)
 _weight_norm_backward = backward_operator(
     "weight_norm_backward", _backward, of=("x", "weight"), empty=lambda x: x.new_empty(x.shape)
 )

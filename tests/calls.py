@@ -8,25 +8,25 @@ NAMES = ("y", "dx", "dw", "db")
 
 
 def leaves(*tensors):
-    """Copies that require gradients."""
+    """Returns copies that require gradients."""
     return [t.detach().clone().requires_grad_() for t in tensors]
 
 
 def results(function, dy, *inputs):
-    """y and the gradients of function(x, weight, bias), or of fewer of these, by name."""
+    """Returns y and the gradients of function(x, weight, bias), or of fewer of these, by name."""
     given = leaves(*inputs)
     y = function(*given)
     return dict(zip(NAMES, (y.detach(), *torch.autograd.grad(y, given, dy)), strict=False))
 
 
 def assert_results(found, truth):
-    """Each result is as near to float64's as its dtype lets it be."""
+    """Asserts that each result is as near to float64's as its dtype allows."""
     for name, out in found.items():
         assert_right(out, truth[name], name)
 
 
 class Ran(TorchDispatchMode):
-    """The names of the operators that are called, in order, but for those inside of others."""
+    """Records the names of the operators that are called, in order, except those called by other operators."""
 
     def __init__(self):
         super().__init__()
@@ -38,5 +38,5 @@ class Ran(TorchDispatchMode):
 
     @property
     def ours(self):
-        """Those of normlib."""
+        """Returns the names of normlib's operators."""
         return [name.removeprefix("normlib::") for name in self.names if name.startswith("normlib::")]

@@ -1,4 +1,4 @@
-"""Layers to try, each beside PyTorch's."""
+"""Layers to test, and each beside PyTorch's with the same parameters."""
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ LAYERS = [
 
 
 def pair(name, args, options, dtype=torch.float32):
-    """torch's layer and ours, with the same random parameters."""
+    """Returns torch's layer and ours, with the same random parameters."""
     theirs = getattr(nn, name)(*args, **options)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter)

@@ -1,7 +1,7 @@
 """Runs one sample through PyTorch and normlib, in several layouts, and compares everything that comes back.
 
-The truth is PyTorch's own module or function in float64, on the values as rounded to the sample's dtype: its 16-bit
-backward is no truth, being several roundings off in places.
+The reference is PyTorch's own module or function in float64, on the values as rounded to the sample's dtype: its
+16-bit backward is several roundings off in places.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from normlib.kernels.numerics import INTERPRETED
 
-# It wants expecttest, which PyTorch does not bring along.
+# It imports expecttest, which PyTorch does not install.
 noncontiguous_like = pytest.importorskip("torch.testing._internal.common_utils").noncontiguous_like
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,12 +48,12 @@ class Sample:
 
 
 def few(images: Tensor) -> Tensor:
-    """The first two: more of them are more of the same, and each takes the interpreter some milliseconds."""
+    """Returns the first two images in the interpreter, which takes some milliseconds for each."""
     return images[:2] if INTERPRETED.value else images
 
 
 def outcome(prepare: Prepare, tensors: Tensors, dy: Tensor, needs, strided=()) -> Tensors:
-    """y, the gradients that `needs` asks for (None elsewhere) and the buffers after the call."""
+    """Returns y, the gradients that `needs` asks for (None for the others) and the buffers after the call."""
     copies = {n: None if t is None else t.detach().clone() for n, t in tensors.items()}
     call, used = prepare({n: noncontiguous_like(t) if n in strided and t is not None else t for n, t in copies.items()})
     for name in LEAVES:
@@ -76,11 +76,11 @@ def present(sample: Sample) -> list[str]:
 
 
 def variants(sample: Sample):
-    """(what is strided, which leaves want a gradient): the whole set in each layout, and contiguous each subset.
+    """Returns pairs (strided tensors, leaves that want a gradient): all leaves in each layout, each subset contiguous.
 
-    Subsets in a 16-bit and a wide dtype alone, for the time they take: they choose among launches and outputs, where
-    the dtype has no say beyond whether it is accumulated in itself. Of group norm, whose databases are long, no
-    subsets and no layouts of dy, which test_group_norm.py and test_layouts.py have.
+    Subsets only in a 16-bit and a wide dtype, to save time: they choose launches and outputs, on which the dtype has no
+    effect except whether it accumulates in itself. Group norm, whose databases are long, has no subsets and no layouts
+    of dy; test_group_norm.py and test_layouts.py have them.
     """
     leaves = present(sample)
     if sample.grouped:
@@ -92,7 +92,7 @@ def variants(sample: Sample):
 
 
 def check(sample: Sample) -> bool:
-    """Compares every variant of the sample; says whether the kernels ran it (PyTorch must have, otherwise)."""
+    """Compares every variant of the sample; returns True if the kernels ran it, False if PyTorch did."""
     x = sample.tensors["input"]
     dy = torch.randn(x.shape, device=x.device).to(x.dtype)
     truth = outcome(sample.truth, widened(sample.tensors), dy.double(), present(sample))
@@ -144,7 +144,7 @@ def assert_right(sample: Sample, ours: Tensors, dy: Tensor, truth: Tensors, labe
 
 
 def complaint(make: Callable[[], object]) -> tuple[type, str] | None:
-    """The type and text of what `make` raises, or None."""
+    """Returns the type and text of what `make` raises, or None."""
     try:
         make()
     except Exception as error:

@@ -4,7 +4,7 @@ import torch.distributed as dist
 
 @pytest.fixture(scope="module")
 def process_group():
-    """Of this process alone."""
+    """A process group with only this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()

@@ -23,7 +23,7 @@ def problem(dtype=torch.float32, layout="nchw", device="cpu", shape=(4, 5, 3, 3)
 
 
 def passes(function, x, dy, mean, std, weight, bias, *arguments, **options):
-    """What one step of training gives, by name; or of evaluation, whose buffers stay."""
+    """Returns results, gradients and buffers of one call in training or evaluation, by name."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, weight, bias)]
     buffers = mean.clone(), std.clone()
     y = function(leaves[0], *buffers, *leaves[1:], *arguments, **options)

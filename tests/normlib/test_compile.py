@@ -142,7 +142,7 @@ class Seeded(normlib.NoisyBatchNorm2d):
 
 
 class Steps(normlib.SequenceBatchNorm):
-    """Of an image's rows."""
+    """Sequence batch norm of the rows of an image."""
 
     def forward(self, x):
         return super().forward(x.flatten(0, 1)).view_as(x)

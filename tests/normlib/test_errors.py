@@ -1,4 +1,4 @@
-"""What PyTorch refuses is refused in PyTorch's words, and nothing has changed by then."""
+"""Mistakes raise the errors of PyTorch, in its words, before any buffer changes."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import normlib
 
 X = torch.randn(2, 3)
 EMPTY = torch.empty(0)
+GROUPED = torch.randn(2, 6, 4)
 
 
 def vector(n=3, fill=1.0):
@@ -82,6 +83,19 @@ FUNCTIONS = {
     "not a tensor": lambda f, mean, var: f.layer_norm([[1.0, 2.0]], (2,)),
     "not a tensor, rms": lambda f, mean, var: f.rms_norm([[1.0, 2.0]], (2,)),
     "not a tensor, batch norm": lambda f, mean, var: f.batch_norm([[1.0, 2.0]], mean, var),
+    "groups that do not divide": lambda f, *_: f.group_norm(GROUPED, 4),
+    "no groups": lambda f, *_: f.group_norm(GROUPED, 0),
+    "fewer groups than none": lambda f, *_: f.group_norm(GROUPED, -2),
+    "a weight of another size": lambda f, *_: f.group_norm(GROUPED, 3, torch.ones(5)),
+    "one dimension to group norm": lambda f, *_: f.group_norm(GROUPED[0, 0], 1),
+    "one element a group": lambda f, *_: f.group_norm(torch.randn(1, 6), 6),
+    "whole numbers to group norm": lambda f, *_: f.group_norm(GROUPED.long(), 3),
+    "one position": lambda f, *_: f.instance_norm(torch.randn(2, 6, 1)),
+    "no positions": lambda f, *_: f.instance_norm(torch.randn(2, 6)),
+    "buffers of another size": lambda f, *_: f.instance_norm(GROUPED, torch.zeros(5), torch.ones(5)),
+    "one buffer of instance norm": lambda f, *_: f.instance_norm(GROUPED, torch.zeros(6)),
+    "statistics of nothing": lambda f, *_: f.instance_norm(GROUPED, use_input_stats=False),
+    "an instance's weight of another size": lambda f, *_: f.instance_norm(GROUPED, weight=torch.ones(5)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Every layout that an input and its gradient can have, in every dtype, against float64."""
+"""All layouts of an input and its gradient, in every dtype, against float64."""
 
 from math import prod
 
@@ -17,7 +17,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def rows_apart(t):
-    """Every second row of a wider tensor, one element into its memory: aligned to no 16 bytes."""
+    """Returns t as every second row of a wider tensor, one element into its memory: not aligned to 16 bytes."""
     n, c, h, w = t.shape
     return t.new_zeros((n, c, 2 * h, w + 1))[:, :, ::2, 1:].copy_(t)
 
@@ -52,14 +52,14 @@ def vectors(count, shape, dtype, device):
 
 
 class BatchNorm:
-    """With running buffers, which training moves and evaluation uses."""
+    """Batch norm with running buffers, which training moves and evaluation uses."""
 
     def __init__(self, training):
         self.training = training
         self.shape, self.others, self.statistics = SHAPE[1:2], (0, 2, 3), (1, -1, 1, 1)
 
     def run(self, x, weight, bias):
-        """y, and what became of the buffers beside what should have: {name: (found, truth)}."""
+        """Returns y, and {name: (found, truth)} of the buffers."""
         mean, var = vectors(2, self.shape, weight.dtype, x.device)
         self.buffers = mean.clone(), var.abs_().add_(0.5).clone()
         y = N.batch_norm(x, mean, var, weight, bias, self.training, MOMENTUM, EPS)
@@ -112,7 +112,7 @@ def channelwise(vector, operator):
 
 
 def terms(operator, x, weight, dy, rstd):
-    """The sizes of what dx is a difference of, and of what dw and db sum: (the terms' sum, how many they are)."""
+    """Returns (the sum of the terms' sizes, their number) for dx, dw and db."""
     x_hat, dy = operator.truth(x, None, None, dy)["y"], dy.double()
     count = prod(SHAPE) // prod(operator.shape)
     # x_hat has the root mean square 1, and a rounding of its mean is one of 1, however small the element; constant
@@ -126,7 +126,7 @@ def terms(operator, x, weight, dy, rstd):
 
 
 def assert_derivative_right(out, truth, name, size, count):
-    """A derivative may be what is left when terms cancel, of which float32 can know no more than of the terms.
+    """Asserts that a derivative is right relative to its terms, which may cancel.
 
     A sum of n terms, in whatever order, is at most n - 1 roundings of the terms' sizes away from the truth (Higham,
     "Accuracy and stability of numerical algorithms", equation 4.4), and 8 more are the terms' own: those of the mean,
@@ -149,7 +149,7 @@ def assert_derivative_right(out, truth, name, size, count):
 
 
 def assert_right_or_exact(out, truth, name):
-    """Right; a truth that the 16-bit dtype has leaves no error of rounding to compare with, and is to be met."""
+    """Asserts that a result is right; equal to the truth where the 16-bit dtype holds it exactly."""
     if out.dtype.itemsize == 2 and torch.equal(truth.to(out.dtype).double(), truth):
         assert torch.equal(out.double(), truth), f"{name}: not the truth, which {out.dtype} has"
     else:
@@ -161,7 +161,7 @@ def kernels_ran(y):
 
 
 def check(operator, x, weight, bias, gradients):
-    """What is wrong with y, the buffers and the derivatives for each of the gradients, one line a finding."""
+    """Returns the errors in y, the buffers and the derivatives for each of the gradients, a line each."""
     inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
     y, buffers = operator.run(*inputs)
     assert kernels_ran(y)

@@ -1,4 +1,4 @@
-"""What computes RMS norm is recognised by trying it, and what only looks like it is left alone, with the reason."""
+"""Modules that compute RMS norm are recognized by trying them; others are not converted, with the reason."""
 
 import pytest
 import torch

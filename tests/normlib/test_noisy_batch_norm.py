@@ -70,7 +70,7 @@ def test_a_normal_number_is_box_and_mullers_to_a_few_ulp(dtype, kind, tolerance,
     out = torch.empty(4096, dtype=dtype, device=device)
     _normal_kernel[(1,)](out, radius, angle, ACC=kind, BLOCK=4096)
     truth = philox.normal(radius, angle, torch.float64)
-    size = philox.normal(radius, torch.zeros_like(angle), torch.float64)  # the radius alone
+    size = philox.normal(radius, torch.zeros_like(angle), torch.float64)  # only the radius
     assert ((out.double() - truth).abs() <= tolerance * size).all()
 
 

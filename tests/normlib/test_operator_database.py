@@ -110,7 +110,7 @@ def test_the_operator_databases_errors_are_torchs_own(entry, device, record_prop
 
 @pytest.mark.parametrize("dtype", COMPLEX, ids=str)
 def test_complex_samples_are_left_to_pytorch(dtype, device, record_property):
-    """Of them all only RMS norm has them, and the kernels have no complex arithmetic."""
+    """Complex samples exist only for RMS norm, and the kernels have no complex arithmetic."""
     taking = [op for op in ENTRIES.values() if dtype in op.supported_dtypes(device.type)]
     assert [op.name for op in taking] == ["nn.functional.rms_norm"]
     ran = 0

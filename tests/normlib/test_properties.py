@@ -54,7 +54,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """What is normalized: `rows` of layer and RMS norm, `batch` of batch norm."""
+    """Shapes of the input: `rows` of layer and RMS norm, `batch` of batch norm."""
 
     dtype: torch.dtype
     rows: tuple[int, int]  # rows, columns
@@ -142,14 +142,14 @@ def truth(norm, x, dy, weight, bias, eps=EPS) -> Tensors:
 
 
 def magnitudes(norm, x, dy, weight, bias, eps=EPS, mean=None, var=None) -> Tensors:
-    """Of y and each gradient, what its terms add up to without their signs."""
+    """Returns the sum of the absolute terms of y and each gradient."""
     tensors = {"input": x, "weight": weight, "bias": bias, "running_mean": mean, "running_var": var}
     found = terms(norm, tensors, dy, 1, eps, mean is not None)
     return {"y": found["y"], "dx": found["dinput"], "dw": found["dweight"], "db": found["dbias"]}
 
 
 def bound(out, its_terms):
-    """How far a result may be from the truth: one rounding to its dtype, and the accumulator's share of its terms."""
+    """Returns the largest allowed error: one rounding to the dtype, and the accumulator's share of the terms."""
     info, wide = torch.finfo(out.dtype), torch.finfo(statistics_dtype(out.dtype))
     last = info.eps / 2 * out.double().abs().clamp(min=info.smallest_normal) if out.dtype.itemsize == 2 else 0.0
     return last + ROUNDINGS * wide.eps / 2 * its_terms

@@ -148,7 +148,7 @@ def waits(x):
 
 
 def print_launches():
-    """What happens for a GPU that is not there, as JSON."""
+    """Prints compilations, launches and operators for a fake GPU, as JSON."""
     from bench.fake_gpu import absent_gpu
     from bench.host_overhead import count
 

@@ -1,4 +1,4 @@
-"""What a layer is and carries: parameters, buffers, dtypes, devices, files, copies; as PyTorch's own."""
+"""Parameters, buffers, dtypes, devices, files and copies of the layers are those of PyTorch's."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ CLASSES = [("BatchNorm1d", 6), ("BatchNorm2d", 6), ("BatchNorm3d", 6), ("LayerNo
 
 
 def same_tensors(a, b):
-    """Whether two state dicts have the same names, in order, and the same bits, dtypes and devices."""
+    """Returns True for state dicts with the same names, in order, and the same bits, dtypes and devices."""
     return list(a) == list(b) and all(
         x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
         for x, y in zip(a.values(), b.values(), strict=True)

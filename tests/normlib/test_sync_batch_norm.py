@@ -25,7 +25,7 @@ def steps(request, device):
 
 
 def shared(steps, x, shares, dy, weight, bias):
-    """What processes with these shares of x compute, one after another: (y, dx, dw, db, running_mean, running_var)."""
+    """Returns (y, dx, dw, db, running_mean, running_var) that processes with these shares of x compute."""
     parts, gradients = x.split(shares), dy.split(shares)
     buffers = torch.zeros_like(weight), torch.ones_like(weight)
     messages = torch.stack([steps.moments(part) for part in parts])
