@@ -23,7 +23,7 @@ NO_NUMBER = 1e300  # JSON has no infinity, and this is more than any
 
 
 def payload(study: Study) -> dict[str, Any]:
-    """Columns and rows as bench/report/cells_table.py has them; a run without values is one row."""
+    """Columns and rows as bench/report/sections/cells.py has them; a run without values is one row."""
     ordered = [run for experiment in study.experiments for run in study.of(experiment)]
     titles = {experiment.name: experiment.title for experiment in study.experiments}
     return {
