@@ -39,13 +39,12 @@ def judge(
     before: LoadedRun, after: LoadedRun, threshold: float = THRESHOLD, providers: Sequence[str] = ()
 ) -> Comparison:
     """`compare`, of runs that have been read. Providers that are not looked at still tell what the machine did."""
-    cells_a, cells_b = ({record.key: record for record in run.records} for run in (before, after))
-    every = cells_a | cells_b
+    every = before.by_key | after.by_key
     names = dict(zip(every, labels(list(every.values())), strict=True))
     found = {
         key: CellPair(key, names[key], a, b, growth=grown(a, b) if a.status == b.status == "ok" else None)
-        for key, b in cells_b.items()
-        if (a := cells_a.get(key))
+        for key, b in after.by_key.items()
+        if (a := before.by_key.get(key))
     }
     looked_at = set(providers or (*before.providers, *after.providers))
     between = None
@@ -56,9 +55,9 @@ def judge(
         raise Incomparable(f"{before.folder} and {after.folder}: no cell is in both")
     only_a, only_b = (
         tuple(
-            (one.provider, names[one.key]) for one in run.records if one.key not in found and one.provider in looked_at
+            (one.provider, names[key]) for key, one in cells.items() if key not in found and one.provider in looked_at
         )
-        for run in (before, after)
+        for cells in (before.by_key, after.by_key)
     )
     compared = sorted({pair.provider for pair in pairs})
     differences = tuple(conditions.differences(before.environment, after.environment, compared))

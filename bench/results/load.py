@@ -75,13 +75,18 @@ class LoadedRun:
         return [name for name in first if name in found] + sorted(found.difference(first))
 
     @cached_property
+    def by_key(self) -> dict[str, Record]:
+        """The records by `Record.key`, which takes a while to put together."""
+        return {record.key: record for record in self.records}
+
+    @cached_property
     def samples(self) -> dict[str, Array]:
         """Cold samples by `Record.key`, those that are times; raises UnreadableRun where they cannot be read."""
-        keys, found = {record.key for record in self.records}, {}
+        found = {}
         for path in (self.folder / samples.FILE, *of_ranks(self.folder, samples.FILE)):
             try:
                 for taken in samples.read(path) if path.exists() else ():
-                    if taken.key in keys:
+                    if taken.key in self.by_key:
                         cold = np.asarray(taken.series.get("cold_us", ()), dtype=float)
                         found[taken.key] = cold[np.isfinite(cold) & (cold > 0)]
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -201,11 +206,12 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
 
 def labels(records: Sequence[Record]) -> list[str]:
     """Returns the records' cases in words, with eps where a cell was measured at several."""
-    of_cell = Counter(record.cell for record in records)
-    return [
-        f"{record.case.label} eps {short(record.eps)}" if of_cell[record.cell] > 1 else record.case.label
-        for record in records
+    cells = [record.cell for record in records]
+    of_cell = Counter(cells)
+    eps = [
+        f" eps {short(record.eps)}" if of_cell[cell] > 1 else "" for record, cell in zip(records, cells, strict=True)
     ]
+    return [record.case.label + extra for record, extra in zip(records, eps, strict=True)]
 
 
 def ordered(values: Any) -> list[str]:
