@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -121,9 +120,10 @@ class Worker:
             if loss is None:
                 return
             self._kill()
-            for name in [loss.running] if loss.running else list(waiting):
+            running, status, reason = loss
+            for name in [running] if running else list(waiting):
                 if waiting.pop(name, None):  # else it had ended before
-                    finished(FinishedCell(self._settings.record(case, name, loss.status, loss.reason)))
+                    finished(FinishedCell(self._settings.record(case, name, status, reason)))
 
     def close(self) -> None:
         """Ends the worker; may be called twice."""
@@ -134,8 +134,12 @@ class Worker:
 
     def _pass(
         self, case: Case, waiting: dict[str, Provider], finished: Ended, began: Began, deadline: float
-    ) -> _Loss | None:
-        """Tries the case once; removes what has ended from `waiting`. Returns None where the worker lives on."""
+    ) -> tuple[str, str, str] | None:
+        """Tries the case once; removes what has ended from `waiting`.
+
+        Returns None where the worker lives on. Where it was lost: the provider that was running, "" for none, and the
+        status and reason for its cell, or for all that are waiting.
+        """
         running = ""
         self._idle = False
         try:
@@ -146,8 +150,8 @@ class Worker:
                 patience = min(self._silence, max(0.0, deadline - time.monotonic()))
                 if not pipe.poll(patience):
                     if time.monotonic() >= deadline:
-                        return _Loss("", "skipped", BUDGET_SPENT)
-                    return _Loss(running, "timeout", f"nothing was heard of it for {self._silence:g} s")
+                        return "", "skipped", BUDGET_SPENT
+                    return running, "timeout", f"nothing was heard of it for {self._silence:g} s"
                 word, said = pipe.recv()
                 if word == "began":
                     running = said
@@ -157,20 +161,20 @@ class Worker:
                     finished(said)
                     if said.poisoned:
                         self._graphless.add((case.op, case.mode, said.record.provider))
-                        return _Loss(said.record.provider, "", "")
+                        return said.record.provider, "", ""
                 elif word == "lost":
                     if not running:
                         raise DeviceLost(said)
-                    return _Loss(running, "crash", said)
+                    return running, "crash", said
                 elif word == "unreadable":
-                    return _Loss("", "crash", said)
+                    return "", "crash", said
                 elif word == "failed":
                     raise RuntimeError(said)
                 else:
                     self._idle = True
                     return None
         except (EOFError, OSError):
-            return _Loss(running, *self._death())
+            return running, *self._death()
 
     def _started(self) -> Connection:
         if self._pipe is None:
@@ -202,15 +206,6 @@ class Worker:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """The end of a worker, and the provider that was running; "" where none was."""
-
-    running: str
-    status: str
-    reason: str
 
 
 def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from bench.cases.case import Case
 from bench.measure import environment
 from bench.results import records as results
 from bench.results import samples
-from bench.results.records import RECORDS, SHARDS, Record
+from bench.results.records import CUDA_EVENT, RECORDS, SHARDS, Record
 
 CHECK = "check"  # inside a rank's folder: the case that every rank measures
 # Chosen: equal GPUs side by side differ by a few percent in their clocks. What differs more is to be looked at before
@@ -55,7 +55,7 @@ def agreement(folder: Path) -> dict[str, Any] | None:
     providers: dict[str, Any] = {}
     for name in dict.fromkeys(record.provider for rank in ranks for record in measured[rank]):
         mine = {rank: record for rank in ranks for record in measured[rank] if record.provider == name}
-        times = {str(r): m.latency_us for r, m in mine.items() if m.latency_us is not None and m.clock == "cuda_event"}
+        times = {str(r): m.latency_us for r, m in mine.items() if m.latency_us is not None and m.clock == CUDA_EVENT}
         providers[name] = {
             "errors_equal": all(m.errors == mine[ranks[0]].errors for m in mine.values()) if ranks[0] in mine else None,
             "latency_us": times,

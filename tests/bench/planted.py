@@ -1,12 +1,13 @@
 """Providers that misbehave, each in one way: PyTorch under another name, until something happens.
 
-Their classes are importable, so that they reach a worker's process. What they do, they do in every cell of `mode`.
+They reach a worker's process by pickle, so that what happens is a function of this file, by whose name they go.
 """
 
 import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -19,108 +20,89 @@ TIMED_BY = timing.measure_together
 
 
 class Planted(Provider):
-    """`when` is the part of a cell that is spoiled: build, run (timed too) or outputs."""
+    """`spoil` is given each cell of mode fwd, built, and its inputs; it returns the cell."""
 
-    def __init__(self, mode="fwd"):
-        self.name = type(self).__name__.lower()
-        self.mode = mode
+    def __init__(self, spoil, name=""):
+        self.spoil, self.name = spoil, name or spoil.__name__
 
     def version(self):
         return "1"
 
     def build(self, case, inputs):
         built = TORCH.build(case, inputs)
-        return self.spoil(built, inputs) if case.mode == self.mode else built
-
-    def spoil(self, built, inputs):
-        raise NotImplementedError
+        return self.spoil(built, inputs) if case.mode == "fwd" else built
 
 
-class Raises(Planted):
-    def spoil(self, built, inputs):
-        raise RuntimeError("it broke")
+def raises(built, inputs):
+    raise RuntimeError("it broke")
 
 
-class Dies(Planted):
-    def spoil(self, built, inputs):
-        os.kill(os.getpid(), signal.SIGSEGV)
+def dies(built, inputs):
+    os.kill(os.getpid(), signal.SIGSEGV)
 
 
-class Exits(Planted):
-    def spoil(self, built, inputs):
-        os._exit(7)
+def exits(built, inputs):
+    os._exit(7)
 
 
-class DiesWhileTimed(Planted):
+def dies_while_timed(built, inputs):
     """Its third call is beyond those that check it."""
+    calls = []
 
-    def spoil(self, built, inputs):
-        calls = []
+    def run():
+        calls.append(None)
+        if len(calls) > 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return built.run()
 
-        def run():
-            calls.append(None)
-            if len(calls) > 3:
-                os.kill(os.getpid(), signal.SIGSEGV)
-            return built.run()
-
-        return Runnable(run, built.outputs)
+    return Runnable(run, built.outputs)
 
 
-class Hangs(Planted):
-    def spoil(self, built, inputs):
-        time.sleep(3600)
+def hangs(built, inputs):
+    time.sleep(3600)
 
 
-class Allocates(Planted):
-    def spoil(self, built, inputs):
-        return torch.empty(1 << 60)
+def allocates(built, inputs):
+    return torch.empty(1 << 60)
 
 
-class SpoilsItsProcess(Planted):
+def killed(built, inputs):
+    """As by a system that has run out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def gives_nan(built, inputs):
+    return Runnable(built.run, lambda: {name: t * torch.nan for name, t in built.outputs().items()})
+
+
+def spoils_its_process(built, inputs):
     """As a CUDA graph does whose capture the driver refuses to end. Remarks say of whom no graph was to be tried."""
 
-    def spoil(self, built, inputs):
-        measure = TIMED_BY
+    def measured(runs, device, *, graphless=(), **others):
+        found = TIMED_BY(runs, device, **others)
+        name = spoils_its_process.__name__
+        remarks = tuple(f"no graph of {name}" for name in graphless)
+        found[name] = replace(found[name], poisoned=name not in graphless, remarks=remarks)
+        return found
 
-        def measured(runs, device, *, graphless=(), **others):
-            found = measure(runs, device, **others)
-            spoiled = found[self.name]
-            remarks = tuple(f"no graph of {name}" for name in graphless)
-            found[self.name] = replace(spoiled, poisoned=self.name not in graphless, remarks=remarks)
-            return found
-
-        timing.measure_together = measured
-        return built
+    timing.measure_together = measured
+    return built
 
 
-class Killed(Planted):
-    """As by a system that has run out of memory."""
-
-    def spoil(self, built, inputs):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class GivesNan(Planted):
-    def spoil(self, built, inputs):
-        return Runnable(built.run, lambda: {name: t * torch.nan for name, t in built.outputs().items()})
-
-
-class Tunable(Planted):
+def tunable(tuning=UNTUNED):
     """A provider that plans can make faster: 512 threads are fast, 128 hang, 256 die, 1024 are fast and wrong."""
+    threads = next((values.get("threads") for values in tuning.values.values()), None)
+    return Planted(partial(_tuned, threads), "tunable")
 
-    def __init__(self, tuning=UNTUNED):
-        super().__init__()
-        self.threads = next((values.get("threads") for values in tuning.values.values()), None)
 
-    def spoil(self, built, inputs):
-        if self.threads == 128:
-            time.sleep(3600)
-        if self.threads == 256:
-            os.kill(os.getpid(), signal.SIGSEGV)
+def _tuned(threads, built, inputs):
+    if threads == 128:
+        time.sleep(3600)
+    if threads == 256:
+        os.kill(os.getpid(), signal.SIGSEGV)
 
-        def run():
-            time.sleep(0.001 if self.threads in (512, 1024) else 0.005)
-            return built.run()
+    def run():
+        time.sleep(0.001 if threads in (512, 1024) else 0.005)
+        return built.run()
 
-        wrong = self.threads == 1024
-        return Runnable(run, lambda: {name: t + 1 if wrong else t for name, t in built.outputs().items()})
+    return Runnable(run, lambda: {name: t + (threads == 1024) for name, t in built.outputs().items()})

@@ -143,7 +143,7 @@ def test_values_that_hang_or_kill_their_process_or_are_wrong_are_no_candidates_a
     (case,), failed, measurer = small(op="ln"), [], worker(4.0)
     file, plans = tmp_path / "gpu.json", tune.plans_of(case)
     try:
-        clock = tune.clock_of(measurer, planted.Tunable, failed=failed.append)
+        clock = tune.clock_of(measurer, planted.tunable, failed=failed.append)
         assert tune._run([case], clock, LATER, file, DESCRIBED) == 0
     finally:
         measurer.close()
@@ -159,12 +159,12 @@ def test_values_that_hang_or_kill_their_process_or_are_wrong_are_no_candidates_a
 def test_what_is_measured_when_the_time_is_up_is_stopped():
     (case,), measurer, began = small(op="ln"), worker(60.0), time.monotonic()
     try:
-        clock = tune.clock_of(measurer, planted.Tunable, began + 3)
+        clock = tune.clock_of(measurer, planted.tunable, began + 3)
         assert clock(case, Tuning({"": {"threads": 128}})) == inf
     finally:
         measurer.close()
     assert time.monotonic() - began < 20
-    assert tune.clock_of(None, planted.Tunable, began)(case, plan.UNTUNED) == inf  # and nobody is asked any more
+    assert tune.clock_of(None, planted.tunable, began)(case, plan.UNTUNED) == inf  # and nobody is asked any more
 
 
 def test_a_worker_measures_normlib_with_the_values_that_are_tried():

@@ -25,14 +25,14 @@ SILENCE_S = 4.0
 # Far beyond what anything here takes, on whatever machine: only a hang meets it.
 LIMIT_S = 120.0
 SPOILED = {
-    planted.Raises: ("crash", "RuntimeError: it broke"),
-    planted.Dies: ("crash", "died of SIGSEGV"),
-    planted.Exits: ("crash", "ended with status 7"),
-    planted.DiesWhileTimed: ("crash", "died of SIGSEGV"),
-    planted.Hangs: ("timeout", "nothing was heard of it for 4 s"),
-    planted.Allocates: ("oom", "can't allocate memory"),
-    planted.Killed: ("oom", "killed"),
-    planted.GivesNan: ("wrong", "y: NaN"),
+    planted.raises: ("crash", "RuntimeError: it broke"),
+    planted.dies: ("crash", "died of SIGSEGV"),
+    planted.exits: ("crash", "ended with status 7"),
+    planted.dies_while_timed: ("crash", "died of SIGSEGV"),
+    planted.hangs: ("timeout", "nothing was heard of it for 4 s"),
+    planted.allocates: ("oom", "can't allocate memory"),
+    planted.killed: ("oom", "killed"),
+    planted.gives_nan: ("wrong", "y: NaN"),
 }
 
 
@@ -55,14 +55,14 @@ def plan(*chosen, found=None, **changes):
 
 
 def test_each_way_to_fail_has_its_status_and_reason_and_all_other_cells_are_measured(tmp_path):
-    spoilers = [kind() for kind in SPOILED]
+    spoilers = [planted.Planted(spoil) for spoil in SPOILED]
     planned = plan(*spoilers, providers()["normlib"], isolated=True)
     outcome = runner.run(planned, tmp_path, {}, [], Silent())
     assert outcome.complete
     found = {(r.provider, r.mode): r for r in outcome.records}
     assert len(found) == len(outcome.records) == planned.cells
-    for kind, (status, reason) in SPOILED.items():
-        spoiled = found.pop((kind.__name__.lower(), "fwd"))
+    for spoil, (status, reason) in SPOILED.items():
+        spoiled = found.pop((spoil.__name__, "fwd"))
         assert (spoiled.status, reason in spoiled.reason) == (status, True), spoiled
     assert {(r.status, r.latency_us is not None) for r in found.values()} == {("ok", True)}
     with_samples = {r.key for r in outcome.records if r.latency_us is not None}
@@ -76,7 +76,7 @@ def test_a_worker_that_cannot_start_costs_its_cells_and_does_not_hang(tmp_path):
 
     found = []
     worker = Worker(plan().settings, SILENCE_S)
-    worker.measure(cases()[0], [planted.TORCH, Unreachable()], found.append, lambda name: None)
+    worker.measure(cases()[0], [planted.TORCH, Unreachable(planted.raises)], found.append, lambda name: None)
     assert [(f.record.status, f.record.reason) for f in found] == [("crash", "its process ended with status 3")] * 2
 
 
@@ -94,7 +94,7 @@ def _elsewhere():
 def test_a_provider_that_the_worker_cannot_load_costs_its_cells_and_no_more(tmp_path):
     found = []
     worker = Worker(plan().settings, SILENCE_S)
-    worker.measure(cases()[0], [Unknown()], found.append, lambda name: None)
+    worker.measure(cases()[0], [Unknown(planted.raises)], found.append, lambda name: None)
     worker.measure(cases()[0], [planted.TORCH], found.append, lambda name: None)
     worker.close()
     assert [(f.record.status, f.record.reason) for f in found] == [
@@ -106,17 +106,17 @@ def test_a_provider_that_the_worker_cannot_load_costs_its_cells_and_no_more(tmp_
 def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
     # That it hangs would be found much later.
     limits = {"deadline": time.monotonic() + 3.0, "cell_timeout": LIMIT_S}
-    outcome = runner.run(plan(planted.Hangs(), isolated=True, **limits), tmp_path, {}, [], Silent())
+    outcome = runner.run(plan(planted.Planted(planted.hangs), isolated=True, **limits), tmp_path, {}, [], Silent())
     assert outcome.stopped_by == "time budget"
     assert {r.status for r in outcome.records} == {"skipped"}
 
 
 def test_a_cuda_graph_that_spoils_its_process_costs_one_worker_and_is_not_tried_again(tmp_path):
-    planned = plan(planted.SpoilsItsProcess(), found=cases(tokens="2,3,4", mode="fwd"), isolated=True)
+    planned = plan(planted.Planted(planted.spoils_its_process), found=cases(tokens="2,3,4", mode="fwd"), isolated=True)
     outcome = runner.run(planned, tmp_path, {}, [], Silent())
     assert outcome.complete and {r.status for r in outcome.records} == {"ok"} and len(outcome.records) == 6
-    spoiling = [r.reason for r in outcome.records if r.provider == "spoilsitsprocess"]
-    assert ["no graph of spoilsitsprocess" in reason for reason in spoiling] == [False, True, True]
+    spoiling = [r.reason for r in outcome.records if r.provider == "spoils_its_process"]
+    assert ["no graph of spoils_its_process" in reason for reason in spoiling] == [False, True, True]
 
 
 MANY = {"tokens": "1,2,3,4,5,6,7,8", "hidden": "64,96,128,160"}
