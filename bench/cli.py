@@ -1,16 +1,25 @@
-"""What all command lines share: the parser, and the types of its arguments."""
+"""What all command lines share: the parser, the types of its arguments, how a command ends, and the console.
+
+Imports nothing that takes long: every command checks its arguments before it imports torch, pandas or rich.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
+from functools import wraps
 from reprlib import repr as shortened
-from typing import TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 V = TypeVar("V")
 
+DEVICES = ("cuda", "cpu")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -22,16 +31,46 @@ class BadArgument(Exception):
         super().__init__(f"{argument}: {problem}")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage above it."""
+class Parser(argparse.ArgumentParser):
+    """The parser of every command, which raises BadArgument instead of exiting."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Ends with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
+    def error(self, message: str) -> NoReturn:
+        """Raises argparse's `argument --op: expected one argument` as a BadArgument of `--op`."""
+        argument, _, problem = message.removeprefix("argument ").partition(": ")
+        raise BadArgument(argument, problem)
+
+
+def command(program: str) -> Callable[[Callable[[Sequence[str]], int]], Callable[..., int]]:
+    """Decorates a command's `main`, which then takes the command line where it is given no arguments.
+
+    BadArgument becomes one line on stderr and status 2, Ctrl-C status 130.
+    """
+
+    def decorate(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
+        @wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(sys.argv[1:] if argv is None else argv)
+            except BadArgument as error:
+                print(f"{program}: error:", *str(error).split(), file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                return 130
+
+        return run
+
+    return decorate
+
+
+def console(width: int, markup: bool = True) -> Console:
+    """Returns the console for stdout; `width` is taken where stdout is no terminal, so that no table is squeezed."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=markup, width=None if sys.stdout.isatty() else width)
 
 
 def values(argument: str, text: str) -> tuple[str, ...]:
-    """The values of a comma list, each once."""
+    """Returns the values of a comma list, each once."""
     found = [value.strip() for value in text.split(",")]
     if not all(found):
         raise BadArgument(argument, f"{shortened(text)} has an empty value; give values separated by commas")
@@ -39,7 +78,7 @@ def values(argument: str, text: str) -> tuple[str, ...]:
 
 
 def one_of(argument: str, value: str, allowed: Collection[str]) -> str:
-    """The value itself, if it is allowed."""
+    """Returns the value itself, if it is allowed."""
     if value not in allowed:
         close = get_close_matches(value, allowed, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -48,12 +87,19 @@ def one_of(argument: str, value: str, allowed: Collection[str]) -> str:
 
 
 def some_of(argument: str, text: str, allowed: Collection[str]) -> tuple[str, ...]:
-    """The values of a comma list, all of them allowed."""
+    """Returns the values of a comma list, all of them allowed."""
     return tuple(one_of(argument, value, allowed) for value in values(argument, text))
 
 
+def count(argument: str, text: str) -> int:
+    """Returns a whole number from 1 to 9999."""
+    if not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise BadArgument(argument, f"{text!r} is not a whole number from 1 to 9999")
+    return int(text)
+
+
 def seconds(argument: str, text: str) -> float:
-    """A duration such as 90, 90s, 10m or 1.5h."""
+    """Returns a duration such as 90, 90s, 10m or 1.5h in seconds."""
     match = _DURATION.fullmatch(text.strip())
     length = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if length <= 0:
@@ -62,5 +108,5 @@ def seconds(argument: str, text: str) -> float:
 
 
 def unique(items: Iterable[V]) -> tuple[V, ...]:
-    """Each item once, in order."""
+    """Returns each item once, in order."""
     return tuple(dict.fromkeys(items))

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench.cli import BadArgument
-from bench.measure import environment
 
 REPORTS = Path("reports")
+ENVIRONMENT = "environment.json"
 # Any of them says that something was written here before.
-_LEFT_BY_A_RUN = (environment.FILE, "records.jsonl", "report.html")
+_LEFT_BY_A_RUN = (ENVIRONMENT, "records.jsonl", "report.html")
 
 
 def stored(folder: str, option: str = "--resume") -> dict[str, Any]:
-    """The environment.json of the run in this folder; BadArgument, which names the option, where there is none."""
+    """Returns the environment.json of a run or study; raises BadArgument, which names the option, if there is none."""
     try:
-        found = environment.read(Path(folder))
+        found = json.loads((Path(folder) / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = {}
-    if not isinstance(found.get("arguments"), dict):
+    if not isinstance(found, dict) or not isinstance(found.get("arguments"), dict):
         raise BadArgument(option, f"{folder!r} holds no run")
     return found
 
 
 def new(out: str | None, name: str) -> Path:
-    """Makes a run's folder, the first thing that is written at all: --out, or reports/TIME-NAME."""
+    """Makes and returns a run's folder, the first thing that is written at all: --out, or reports/TIME-NAME."""
     if out is None:
         stem = REPORTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
-        folder = next(
-            f for i in range(1, 1000) if not (f := stem if i == 1 else stem.with_name(f"{stem.name}-{i}")).exists()
-        )
+        numbered = (stem if i == 1 else stem.with_name(f"{stem.name}-{i}") for i in range(1, 1000))
+        folder = next(folder for folder in numbered if not folder.exists())
     elif not out.strip():
         raise BadArgument("--out", "empty; give a folder")
     else:
@@ -44,7 +44,6 @@ def new(out: str | None, name: str) -> Path:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise BadArgument(
-            "--out" if out else str(folder), f"{str(folder)!r} cannot be written: {error.strerror}"
-        ) from error
+        problem = f"{str(folder)!r} cannot be written: {error.strerror}"
+        raise BadArgument("--out" if out else str(folder), problem) from error
     return folder

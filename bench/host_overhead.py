@@ -1,31 +1,29 @@
 """`python -m bench.host_overhead`: microseconds between a call of a norm and the launch of its kernels, and the counts.
 
-A small norm takes the device less time than the host needs to ask for it, so the host's time is what a user waits for.
-Three figures a call, each a median over blocks of calls:
+A small norm takes the device less time than the host needs to launch it, so the host's time is what a user waits for.
+Three times of a call, each a median over blocks of calls:
 
-- `host`: normlib with the launch taken out: `kernel[grid](...)` returns at once. What is left is normlib's checks,
-  PyTorch's dispatcher and autograd, the plan, the allocations.
-- `launch`: what Triton's Python adds between there and the device: it binds and specializes the arguments and looks the
-  kernel up. The median difference of two neighbouring blocks, one with the launch and one without.
+- `host`: normlib without the launch: `kernel[grid](...)` returns at once. It covers normlib's checks, PyTorch's
+  dispatcher and autograd, the plan and the allocations.
+- `launch`: what Triton's Python adds: it binds and specializes the arguments and looks up the kernel. It is the median
+  difference of two neighbouring blocks, one with the launch and one without.
 - `torch`: PyTorch's own operator on the same tensors.
 
-Without a GPU the tensors lie on the CPU and take the kernels' path all the same, up to a stand-in for the kernel
-(bench/fake_gpu.py), so `launch` lacks the driver's own call, and no result is right. PyTorch's figure then contains
-all of its CPU kernel, on 2 kB (batch norm: 8 kB) of x. The clock is the process's own time, which other work on the
-machine does not add to. With a GPU everything is launched, asynchronously, on the GPU: the clock is the wall's, and the
-host waits for the device once a block of calls, or more often where the device is the slower of the two.
+Without a GPU the tensors are on the CPU and still take the kernels' path, up to a stand-in for the kernel
+(bench/fake_gpu.py), so `launch` lacks the driver's own call, and no result is right. PyTorch's time then includes its
+CPU kernel, on 2 kB (batch norm: 8 kB) of x. The clock is the time of this process, which other work on the machine does
+not add to. With a GPU every launch is made, asynchronously: the clock is the wall's, and the host waits for the device
+once a block of calls, or more often where the device is slower than the host.
 
-Counted in one call more, by PyTorch's profiler: kernels launched (normlib's own; PyTorch's are not counted), operators
-called through the dispatcher, those among them that allocated memory.
+Counted in one more call, by PyTorch's profiler: kernels launched (only normlib's), operators called through the
+dispatcher, and how many of those allocated memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,25 +32,16 @@ from functools import partial
 from itertools import product
 from statistics import median
 from time import process_time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-os.environ.pop("TRITON_INTERPRET", None)  # the interpreter takes another way to a kernel
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # PyTorch's profiler says when it begins and ends, at every call
-
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from triton.runtime.jit import JITFunction
-
-import normlib
 from bench import cli
 from bench.cases.case import MODES
-from bench.cli import BadArgument
-from bench.fake_gpu import absent_gpu
 
+# What imports torch is imported inside functions: a bad argument is told at once, and `main` has switched Triton's
+# interpreter off before.
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
     from torch.utils.benchmark import Measurement
 
 # Calls in a block: some tens of milliseconds, long beside a clock's tick and a wait for the device.
@@ -63,7 +52,7 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Norm:
+class SmallNorm:
     """One operator: its functional form, its module, the shape of x, and what the functional form takes after x."""
 
     functional: str
@@ -72,21 +61,21 @@ class Norm:
     arguments: Callable[[Any], tuple[Any, ...]]
 
 
-# As small as they come without being odd: 2 kB and 8 kB of activations in float32.
+# Small, so that the host takes longer than the device: 2 kB and 8 kB of activations in float32.
 NORMS = {
-    "bn": Norm(
+    "bn": SmallNorm(
         "batch_norm",
         lambda library: library.BatchNorm2d(64),
         (4, 64, 2, 4),
         lambda m: (m.running_mean, m.running_var, m.weight, m.bias, m.training, m.momentum, m.eps),
     ),
-    "ln": Norm(
+    "ln": SmallNorm(
         "layer_norm",
         lambda library: library.LayerNorm(64),
         (8, 64),
         lambda m: (m.normalized_shape, m.weight, m.bias, m.eps),
     ),
-    "rms": Norm(
+    "rms": SmallNorm(
         "rms_norm",
         lambda library: library.RMSNorm(64, eps=1e-6),
         (8, 64),
@@ -96,8 +85,8 @@ NORMS = {
 
 
 @dataclass
-class Cost:
-    """One call's cost to the host. `host_us` is all of it for torch; `launch_us` and `kernels` are normlib's alone."""
+class HostCost:
+    """One call's cost to the host. `host_us` includes the launch for torch, which has no `launch_us` and `kernels`."""
 
     op: str
     mode: str
@@ -113,14 +102,17 @@ class Cost:
 
 
 def call_of(library: Any, op: str, mode: str, form: str, device: torch.device) -> Call:
-    """The call that is measured, on tensors of its own; in mode `eval` a model's in evaluation."""
-    norm = NORMS[op]
-    layer = norm.module(library if library is normlib else nn).to(device).train(mode != "eval")
+    """Returns the call that is measured, on tensors of its own; in mode `eval` without gradients."""
+    import torch
+    from torch import nn
+
+    norm, ours = NORMS[op], library.__name__ == "normlib"
+    layer = norm.module(library if ours else nn).to(device).train(mode != "eval")
     x = torch.randn(norm.shape, device=device, requires_grad=mode != "eval")
     if form == "module":
         forward: Callable[[], Tensor] = partial(layer, x)
     else:
-        functional = library.functional if library is normlib else nn.functional
+        functional = library.functional if ours else nn.functional
         forward = partial(getattr(functional, norm.functional), x, *norm.arguments(layer))
     leaves, dy = (x, *layer.parameters()), torch.randn(norm.shape, device=device)
     if mode == "bwd":
@@ -132,7 +124,9 @@ def call_of(library: Any, op: str, mode: str, form: str, device: torch.device) -
 
 @contextmanager
 def no_launch() -> Iterator[list[str]]:
-    """Within, `kernel[grid](...)` does nothing but return; yields the names of the kernels that were not launched."""
+    """Makes `kernel[grid](...)` only return; yields the list of the kernels that would have been launched."""
+    from triton.runtime.jit import JITFunction
+
     launched: list[str] = []
     run = JITFunction.run
     JITFunction.run = lambda self, *_, **__: launched.append(self.__name__)
@@ -143,7 +137,9 @@ def no_launch() -> Iterator[list[str]]:
 
 
 def count(call: Call) -> tuple[list[str], list[str], int]:
-    """(kernels launched, operators called, how many of those allocated) in one call, without the launches."""
+    """Returns (kernels launched, operators called, how many of those allocated) of one call, without the launches."""
+    from torch.profiler import ProfilerActivity, profile
+
     with no_launch() as launched:
         call()
         launched.clear()
@@ -154,11 +150,14 @@ def count(call: Call) -> tuple[list[str], list[str], int]:
     return launched, [e.name for e in events], allocations
 
 
-def measure(ops: Sequence[str], modes: Sequence[str], repeat: int, device: torch.device) -> list[Cost]:
-    """Every operator, mode and form of both libraries; a block of each in turn, so that a slow moment meets all."""
+def measure(ops: Sequence[str], modes: Sequence[str], repeat: int, device: torch.device) -> list[HostCost]:
+    """Measures every operator, mode and form of both libraries; in turns, so that a slow moment is shared by all."""
     # It imports what compiles extensions, and that warns where there is a CUDA compiler and no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    import torch
     from torch.utils.benchmark import Measurement, Timer, timer
+
+    import normlib
 
     cells = list(product(ops, modes, FORMS, (normlib, torch)))
     calls = {cell: call_of(cell[3], *cell[:3], device) for cell in cells}
@@ -180,7 +179,7 @@ def measure(ops: Sequence[str], modes: Sequence[str], repeat: int, device: torch
         with torch.set_grad_enabled(mode != "eval"):
             kernels, operators, allocations = count(calls[cell])
         costs.append(
-            Cost(
+            HostCost(
                 op=op,
                 mode=mode,
                 form=form,
@@ -197,30 +196,27 @@ def measure(ops: Sequence[str], modes: Sequence[str], repeat: int, device: torch
     return costs
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadArgument("arguments", message)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.host_overhead")
+def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status."""
-    parser = _Parser(prog="python -m bench.host_overhead", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog="python -m bench.host_overhead", description=(__doc__ or "").splitlines()[0])
     for option, allowed in (("--op", NORMS), ("--mode", MODES)):
         names = ", ".join(allowed)
         parser.add_argument(option, metavar="NAMES", default=names, help=f"of {names} (default: all)")
     parser.add_argument("--repeat", metavar="N", default=str(REPEAT), help=f"blocks of {CALLS} calls ({REPEAT})")
     parser.add_argument("--json", action="store_true", help="one JSON object a cell on stdout, no table")
-    try:
-        given = parser.parse_args(argv)
-        ops, modes = cli.some_of("--op", given.op, NORMS), cli.some_of("--mode", given.mode, MODES)
-        if not re.fullmatch(r"[1-9][0-9]{0,3}", given.repeat):
-            raise BadArgument("--repeat", f"{given.repeat!r} is not a whole number from 1 to 9999")
-    except BadArgument as error:
-        print("bench.host_overhead: error:", *str(error).split(), file=sys.stderr)
-        return 2
+    given = parser.parse_args(argv)
+    ops, modes = cli.some_of("--op", given.op, NORMS), cli.some_of("--mode", given.mode, MODES)
+    repeat = cli.count("--repeat", given.repeat)
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter takes another way to a kernel
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # PyTorch's profiler says when it begins and ends, at every call
+    import torch
+
+    from bench.fake_gpu import absent_gpu
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with absent_gpu() if device.type == "cpu" else nullcontext():
-        costs = measure(ops, modes, int(given.repeat), device)
+        costs = measure(ops, modes, repeat, device)
     if given.json:
         for cost in costs:
             print(json.dumps(asdict(cost)))
@@ -229,9 +225,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show(costs: Sequence[Cost], device: torch.device) -> None:
-    """A row for every operator, mode and form, normlib beside torch."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+def show(costs: Sequence[HostCost], device: torch.device) -> None:
+    """Prints a row for every operator, mode and form, normlib beside torch."""
+    import torch
+    from rich.table import Table
+
+    console = cli.console(160)
     if device.type == "cuda":
         console.print(f"every launch is made, asynchronously, on {torch.cuda.get_device_name(device)}")
     else:

@@ -12,13 +12,13 @@ from bench.cases.operators import Operator
 from bench.cases.reduced import reduced
 from bench.measure.cost import Expected, expected
 from bench.measure.providers import Provider
-from bench.measure.runner import Plan
+from bench.measure.runner import RunPlan
 
 # Seconds of a unit, from the largest; a time is told in the first that it fills.
 _UNITS = {"h": 3600, "min": 60, "s": 1}
 
 
-def show(console: Console, plan: Plan, providers: Mapping[str, Provider]) -> None:
+def show(console: Console, plan: RunPlan, providers: Mapping[str, Provider]) -> None:
     """Tables on a terminal; elsewhere one line a thing, its kind first, for grep and cut."""
     cells = [(case.label, name) for case in plan.cases for name in plan.providers]
     has = [(o.name, o.short, "x".join(o.axes), ", ".join(o.modes)) for o in plan.operators.values()]
@@ -49,7 +49,7 @@ def made_up(expects: Expected) -> str:
     )
 
 
-def _presets(plan: Plan) -> Iterator[tuple[str, ...]]:
+def _presets(plan: RunPlan) -> Iterator[tuple[str, ...]]:
     """A row a preset, for the operators that have it alike, with the cells and time of this plan's providers."""
     alike: dict[tuple[str, str], list[Operator]] = {}
     for name in sweep.presets_of(plan.operators.values()):

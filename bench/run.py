@@ -1,42 +1,42 @@
 """`python -m bench.run`: measures normalization layers, cell by cell, and writes one report.
 
-Only the arguments are dealt with here: the cases come from bench.cases, the records from bench.measure, the page from
-bench.report. Whatever may import triton is imported inside functions, after the interpreter's switch is set.
+The arguments are checked first, without torch; then the device is chosen. Whatever may import triton is imported after
+that, because triton's interpreter has to be switched on before where there is no GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from bench import cli, folders
-from bench.callable import make_callable
 from bench.cases import sweep
 from bench.cases.case import DTYPES, INPUTS, MODES
+from bench.cases.operators import Operator, operators
+from bench.cases.sweep import Sweep
 from bench.cli import BadArgument
-from bench.measure import devices, environment
+from bench.results.thresholds import SUBJECT
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
-    from bench.cases.operators import Operator
     from bench.measure.providers import Provider
+    from bench.measure.runner import RunOutcome, RunPlan
+    from bench.results.records import Record
 
-OURS = "normlib"
 DEFAULT_BASELINE = YARDSTICK = "torch"
 # torch.compile needs a C++ compiler on a CPU, and its times there say nothing about a GPU: only when asked for.
 CPU_PROVIDERS = ("normlib", "torch")
-
-# What may be said anew of a run that is continued.
+# Options that may be given anew when a run is continued.
 _BESIDE_RESUME = ("time_budget", "cell_timeout", "in_process", "force", "against")
 
 _NOTES = """\
@@ -58,173 +58,246 @@ wrong; 2 unusable arguments; 130 Ctrl-C
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as an exception, so that every one of them leaves by the same door."""
+@dataclass(frozen=True)
+class RunRequest:
+    """What a command line asks for, checked as far as it can be without a device."""
 
-    def error(self, message: str) -> NoReturn:
-        argument, colon, problem = message.removeprefix("argument ").partition(": ")
-        raise BadArgument(argument, problem) if colon else BadArgument("arguments", message)
+    typed: Sequence[str]
+    given: Mapping[str, Any]  # options by name; with --resume those of the run that is continued
+    stored: Mapping[str, Any]  # environment.json of the run that is continued, empty for a new run
+    sweep: Sweep
+    seed: int
+    deadline: float  # of time.monotonic()
+    cell_timeout: float | None  # in seconds
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.run")
+def main(typed: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
-    try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
-    except BadArgument as error:
-        print("bench.run: error:", *str(error).split(), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _main(typed: list[str]) -> int:
     began = time.monotonic()
-    early = _Parser(add_help=False, allow_abbrev=False)
+    _choose_device_early(typed)
+    given = vars(_parser(operators()).parse_args(typed))
+    if given["op"] != "sync_bn":
+        return _run(_request(typed, given, began))
+    from bench.measure import devices
+
+    device, _ = devices.choose(given["device"])
+    from bench.ranks import sync_batch_norm  # whose cells all ranks measure together
+
+    new_folder = partial(folders.new, given["out"])
+    return sync_batch_norm.main(given, device, operators()["batch_norm"], new_folder, [*typed])
+
+
+def _choose_device_early(typed: Sequence[str]) -> None:
+    """Switches Triton's interpreter on before operators() imports triton; goes when they are declared without torch."""
+    from bench.measure import devices
+
+    early = cli.Parser(add_help=False, allow_abbrev=False)
     early.add_argument("--device")
     early.add_argument("--resume")
-    early.add_argument("--against")
-    first = early.parse_known_args(typed)[0]
+    first, _ = early.parse_known_args(typed)
     stored = {} if first.resume is None else folders.stored(first.resume)
-    if first.against is not None:
-        folders.stored(first.against, "--against")
-    device, notes = devices.choose(stored.get("device") if first.device is None else first.device)
+    devices.choose(stored.get("device") if first.device is None else first.device)
 
-    # From here on triton may be imported.
-    from bench.cases.operators import operators
-    from bench.measure.providers import providers
 
-    given = vars(_parser(operators()).parse_args(typed))
-    if given["op"] == "sync_bn":  # whose cells all ranks measure together
-        from bench.ranks import sync_batch_norm as together
-
-        return together.main(given, device, operators()["batch_norm"], partial(folders.new, given["out"]), typed)
-    if first.resume is not None:
-        _refuse_beside_resume(given)
-        again = {key: given[key] for key in _BESIDE_RESUME if given[key] not in (None, False)}
-        given = {**given, **stored["arguments"], **again}
+def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRequest:
+    stored: Mapping[str, Any] = {}
+    if given["resume"] is not None:
+        stored = folders.stored(given["resume"])
+        options = {"--" + key.replace("_", "-"): key for key, value in given.items() if value not in (None, False)}
+        beside = [option for option, key in options.items() if key not in ("resume", *_BESIDE_RESUME)]
+        if beside:
+            allowed = ", ".join("--" + key.replace("_", "-") for key in _BESIDE_RESUME)
+            problem = f"not together with --resume, which takes them from the run; allowed are {allowed}"
+            raise BadArgument(", ".join(beside), problem)
+        given |= stored["arguments"] | {key: given[key] for key in options.values() if key in _BESIDE_RESUME}
     elif given["force"]:
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
-    return _run(typed, given, stored, device, notes, operators(), providers(), began)
+    if given["against"] is not None:
+        folders.stored(given["against"], "--against")
+    if given["device"] is not None:
+        cli.one_of("--device", given["device"], cli.DEVICES)
+    seed, budget, timeout = (given[key] for key in ("seed", "time_budget", "cell_timeout"))
+    if seed is not None and not re.fullmatch(r"[0-9]{1,15}", seed):
+        raise BadArgument("--seed", f"{seed!r} is not a whole number from 0 to {10**15 - 1}")
+    return RunRequest(
+        typed=typed,
+        given=given,
+        stored=stored,
+        sweep=sweep.parse(given, operators(), "quick"),
+        seed=int(seed or 0),
+        deadline=float("inf") if budget is None else began + cli.seconds("--time-budget", budget),
+        cell_timeout=None if timeout is None else cli.seconds("--cell-timeout", timeout),
+    )
 
 
-def _run(
-    typed: list[str],
-    given: dict[str, Any],
-    stored: Mapping[str, Any],
-    device: torch.device,
-    notes: list[str],
-    operators: Mapping[str, Operator],
-    providers: Mapping[str, Provider],
-    began: float,
-) -> int:
+def _run(request: RunRequest) -> int:
+    from bench.measure import devices
+
+    device, notes = devices.choose(request.given["device"])
+    if device.type == "cpu" and request.given["preset"] is None:
+        request = replace(request, sweep=replace(request.sweep, preset="smoke"))
+
+    # From here on triton may be imported.
     from bench import listing
+    from bench.measure import environment, runner
+    from bench.measure.progress import display
+    from bench.measure.providers import providers
+    from bench.ranks import shards
+
+    plan, more_notes = _plan(request, device, providers())
+    console = cli.console(160)
+    if request.given["list"]:
+        listing.show(console, plan, providers())
+        return 0
+    team = shards.join()
+    described = environment.collect(device, providers()) | {"ranks": team.size if team else 1}
+    if team and team.rank:
+        return shards.assist(team, plan, described)
+    folder, kept = _begin(request, plan, described, [*notes, *more_notes])
+    for line in described["notes"]:
+        console.print(line, markup=False)
+    cells = f"{len(plan.cases)} cases x {', '.join(plan.providers)} = {plan.cells} cells"
+    console.print(f"{cells} on {described['device_name']}", markup=False)
+    measured = (plan, folder, described, kept, display(console))
+    with team.ending if team else nullcontext():  # until all has been told
+        try:
+            outcome = shards.lead(team, *measured) if team else runner.run(*measured)
+        finally:
+            for line in described.get("said", ()):
+                console.print(line, markup=False, soft_wrap=True)
+        _tell(console, outcome, folder, described)
+    return _status(outcome, request.given["against"], folder)
+
+
+def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Provider]) -> tuple[RunPlan, list[str]]:
+    """Returns what is measured on this device, and notes about what is smaller than asked for or left out."""
     from bench.cases.order import coarse_first
     from bench.cases.reduced import reduced
-    from bench.measure import runner
-    from bench.measure.progress import display
+    from bench.measure.runner import RunPlan
     from bench.measure.worker import SILENCE_S
+
+    given, asked = request.given, request.sweep
+    names, baseline, left_out = _providers(
+        given, providers, device, any(name != "normal" for name, _ in asked.families)
+    )
+    cases, smaller = reduced(sweep.cases(asked, operators()), device, asked.axes)
+    lacking = [name for name in asked.operators if asked.preset not in operators()[name].presets]
+    plan = RunPlan(
+        cases=tuple(cases if given["time_budget"] is None else coarse_first(cases)),
+        providers={name: providers[name] for name in names},
+        operators=operators(),
+        baseline=baseline,
+        yardstick=providers[YARDSTICK],
+        device=device,
+        seed=request.seed,
+        deadline=request.deadline,
+        cell_timeout=request.cell_timeout or SILENCE_S,
+        isolated=not given["in_process"],
+    )
+    return plan, [*smaller, *left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
+
+
+def _providers(
+    given: Mapping[str, str | None], providers: Mapping[str, Provider], device: torch.device, judging: bool
+) -> tuple[tuple[str, ...], str, list[str]]:
+    """Names with the baseline first, the baseline, and which were left out by default and why.
+
+    One asked for by name stays although it is unavailable: its cells then say why. By default those that are never
+    timed join only where inputs are hard, which is `judging`.
+    """
+    missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
+    text, baseline = given["providers"], given["baseline"]
+    if text is not None:
+        names, left_out = cli.some_of("--providers", text, providers), []
+    else:
+        timed = [name for name, p in providers.items() if p.timed and (device.type != "cpu" or name in CPU_PROVIDERS)]
+        wanted = [*timed, *(name for name, p in providers.items() if judging and not p.timed)]
+        names = tuple(name for name in wanted if name not in missing)
+        left_out = [f"{name} is left out: {missing[name]}" for name in wanted if name in missing]
+    if all(name in missing for name in names):
+        raise BadArgument("--providers", "none can run here: " + "; ".join(f"{n} ({missing[n]})" for n in names))
+    if baseline is None:
+        baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in names else ""
+    elif baseline not in names:
+        cli.one_of("--baseline", baseline, providers)
+        raise BadArgument("--baseline", f"{baseline!r} is not among the providers of this run: {', '.join(names)}")
+    return tuple(sorted(names, key=lambda name: name != baseline)), baseline, left_out
+
+
+def _begin(
+    request: RunRequest, plan: RunPlan, described: dict[str, Any], notes: list[str]
+) -> tuple[Path, list[Record]]:
+    """Returns the run's folder, new or continued, with the records that are there; completes what is `described`."""
+    from bench.measure import environment
     from bench.ranks import shards
+
+    given, stored = request.given, request.stored
+    if not stored:
+        short = "-".join(operators()[name].short for name in request.sweep.operators)
+        folder = folders.new(given["out"], f"{short}-{plan.device.type}")
+        # What --resume needs to plan the same cells again, defaults made explicit.
+        typed = {key: value for key, value in given.items() if key not in ("out", "resume", "list", "force", "against")}
+        chosen = {"preset": request.sweep.preset, "providers": ",".join(plan.providers), "device": plan.device.type}
+        described |= {
+            "run": folder.resolve().name,
+            "started": environment.now(),
+            "command": environment.command(request.typed),
+            "seed": plan.seed,
+            "baseline": plan.baseline,
+            "copy_gbps": None,
+            "arguments": {**typed, **chosen},
+            "notes": notes,
+        }
+        return folder, []
+    folder = Path(given["resume"])
+    changed = environment.differences({"ranks": 1, **stored}, described, [*plan.providers])
+    if changed and not given["force"]:
+        problem = f"{given['resume']} was measured under other conditions: {'; '.join(changed)}; --force continues it"
+        raise BadArgument("--resume", problem)
+    forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
+    before = [note for note in stored["notes"] if note not in stored.get("said", ())]
+    kept = ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
+    described |= {key: stored[key] for key in kept}
+    described["notes"] = [*cli.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
+    try:
+        return folder, shards.kept_records(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise BadArgument("--resume", f"{given['resume']} has records that cannot be read: {error}") from error
+
+
+def _tell(console: Console, outcome: RunOutcome, folder: Path, described: Mapping[str, Any]) -> None:
+    """Prints the table of providers, the headlines and where the report is, which it makes."""
     from bench.report import render
     from bench.results.headline import headlines
     from bench.summary import summary
 
-    budget = given["time_budget"]
-    asked = sweep.parse(given, operators, "smoke" if device.type == "cpu" else "quick")
-    judging = any(family != "normal" for family, _ in asked.families)
-    names, baseline, left_out = _providers(given, providers, device, judging)
-    cases, smaller = reduced(sweep.cases(asked, operators), device, asked.axes)
-    plan = runner.Plan(
-        cases=tuple(cases if budget is None else coarse_first(cases)),
-        providers={name: providers[name] for name in names},
-        operators=operators,
-        baseline=baseline,
-        yardstick=providers[YARDSTICK],
-        device=device,
-        seed=_seed("0" if given["seed"] is None else given["seed"]),
-        deadline=float("inf") if budget is None else began + cli.seconds("--time-budget", budget),
-        cell_timeout=cli.seconds("--cell-timeout", given["cell_timeout"] or f"{SILENCE_S:g}s"),
-        isolated=not given["in_process"],
-    )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    if given["list"]:
-        listing.show(console, plan, providers)
-        return 0
+    baseline = described["baseline"]
+    summary(console, outcome, baseline, SUBJECT)
+    for headline in headlines(outcome.records, described):
+        console.print(headline.sentence(baseline, SUBJECT), markup=False)
+    if outcome.records:
+        console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
 
-    lacking = [name for name in asked.operators if asked.preset not in operators[name].presets]
-    notes += [*smaller, *left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
-    team = shards.join()
-    described = environment.collect(device, providers) | {"ranks": team.size if team else 1}
-    if team and team.rank:
-        return shards.assist(team, plan, described)
-    if stored:
-        folder = Path(given["resume"])
-        changed = environment.differences({"ranks": 1, **stored}, described, names)
-        if changed and not given["force"]:
-            raise BadArgument(
-                "--resume",
-                f"{given['resume']} was measured under other conditions: {'; '.join(changed)}; --force continues it",
-            )
-        forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
-        before = [note for note in stored["notes"] if note not in stored.get("said", ())]
-        notes = [*cli.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
-        described |= {
-            key: stored[key] for key in ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
-        }
-        try:
-            kept = shards.kept_records(folder)
-        except (OSError, ValueError, TypeError) as error:
-            raise BadArgument("--resume", f"{given['resume']} has records that cannot be read: {error}") from error
-    else:
-        folder = folders.new(given["out"], f"{'-'.join(operators[n].short for n in asked.operators)}-{device.type}")
-        kept = []
-        described |= {
-            "run": folder.resolve().name,
-            "started": environment.now(),
-            "command": environment.command(typed),
-            "seed": plan.seed,
-            "baseline": baseline,
-            "copy_gbps": None,
-            "arguments": _arguments(given, asked.preset, names, device),
-        }
-    described["notes"] = notes
-    for line in (
-        *notes,
-        f"{len(plan.cases)} cases x {', '.join(names)} = {plan.cells} cells on {described['device_name']}",
-    ):
-        console.print(line, markup=False)
-    given_to = (plan, folder, described, kept, display(console))
-    with team.ending if team else nullcontext():  # until all has been told
-        try:
-            outcome = shards.lead(team, *given_to) if team else runner.run(*given_to)
-        finally:
-            for line in described.get("said", ()):
-                console.print(line, markup=False, soft_wrap=True)
-        summary(console, outcome, baseline, OURS)
-        for headline in headlines(outcome.records, described):
-            console.print(headline.sentence(baseline, OURS), markup=False)
-        if outcome.records:
-            console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
+
+def _status(outcome: RunOutcome, against: str | None, folder: Path) -> int:
+    """Returns the exit status; compares with the run `against`, and prints what bench.compare prints."""
     if outcome.stopped_by == "interrupt":
         return 130
-    failed = any(r.provider == OURS and r.status in ("wrong", "crash") for r in outcome.records)
+    from bench.compare.__main__ import main as compare
+
+    failed = any(r.provider == SUBJECT and r.status in ("wrong", "crash") for r in outcome.records)
     impossible = any(r.status == "impossible" for r in outcome.records)
-    regressed = given["against"] is not None and _compared(given["against"], folder)
+    regressed = against is not None and compare([against, str(folder), "--provider", SUBJECT]) == 1
     return 1 if failed or impossible or regressed or outcome.stopped_by not in ("", "time budget") else 0
 
 
-def _compared(before: str, folder: Path) -> bool:
-    """Whether normlib got slower or wrong since that run; prints what bench.compare prints."""
-    from bench.compare.__main__ import main as compare
-
-    return compare([before, str(folder), "--provider", OURS]) == 1
-
-
-def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser(operators: Mapping[str, Operator]) -> cli.Parser:
+    parser = cli.Parser(
         prog="python -m bench.run",
         allow_abbrev=False,
         epilog=_NOTES % {"families": "\n".join(f"  {name:10} {about}" for name, about in INPUTS.items())},
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
         description="Measures normalization layers: error against float64, and speed on a GPU.",
     )
     short = [operator.short for operator in operators.values()]
@@ -266,57 +339,6 @@ def _parser(operators: Mapping[str, Operator]) -> argparse.ArgumentParser:
     )
     return parser
 
-
-def _providers(
-    given: Mapping[str, str | None], providers: Mapping[str, Provider], device: torch.device, judging: bool
-) -> tuple[tuple[str, ...], str, list[str]]:
-    """Names with the baseline first, the baseline, and which were left out by default and why.
-
-    One asked for by name stays although it is unavailable: its cells then say why. By default those that are never
-    timed join only where inputs are hard, which is `judging`.
-    """
-    missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
-    text, baseline = given["providers"], given["baseline"]
-    if text is not None:
-        names, left_out = cli.some_of("--providers", text, providers), []
-    else:
-        timed = [name for name, p in providers.items() if p.timed and (device.type != "cpu" or name in CPU_PROVIDERS)]
-        wanted = [*timed, *(name for name, p in providers.items() if judging and not p.timed)]
-        names = tuple(name for name in wanted if name not in missing)
-        left_out = [f"{name} is left out: {missing[name]}" for name in wanted if name in missing]
-    if all(name in missing for name in names):
-        raise BadArgument("--providers", "none can run here: " + "; ".join(f"{n} ({missing[n]})" for n in names))
-    if baseline is None:
-        baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in names else ""
-    elif baseline not in names:
-        cli.one_of("--baseline", baseline, providers)
-        raise BadArgument("--baseline", f"{baseline!r} is not among the providers of this run: {', '.join(names)}")
-    return tuple(sorted(names, key=lambda name: name != baseline)), baseline, left_out
-
-
-def _seed(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise BadArgument("--seed", f"{text!r} is not a whole number from 0 to {10**15 - 1}")
-    return int(text)
-
-
-def _arguments(given: Mapping[str, Any], preset: str, names: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """What --resume needs to plan the same cells again, defaults made explicit."""
-    kept = {key: value for key, value in given.items() if key not in ("out", "resume", "list", "force", "against")}
-    return {**kept, "preset": preset, "providers": ",".join(names), "device": device.type}
-
-
-def _refuse_beside_resume(given: Mapping[str, Any]) -> None:
-    beside = [
-        key for key, value in given.items() if value not in (None, False) and key not in ("resume", *_BESIDE_RESUME)
-    ]
-    if beside:
-        options = ", ".join("--" + key.replace("_", "-") for key in beside)
-        allowed = ", ".join("--" + key.replace("_", "-") for key in _BESIDE_RESUME)
-        raise BadArgument(options, f"not together with --resume, which takes them from the run; allowed are {allowed}")
-
-
-make_callable(__name__, "run")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure.progress import TROUBLE, cell_name
-from bench.measure.runner import Outcome
-from bench.results.records import STATUSES, Record, TensorError
+from bench.measure.runner import RunOutcome
+from bench.results.records import STATUSES, Record
 
 # Enough to see a pattern; the report has them all.
 _MOST_LOSSES = 10
 
 
-def summary(console: Console, outcome: Outcome, baseline: str, ours: str) -> None:
+def summary(console: Console, outcome: RunOutcome, baseline: str, ours: str) -> None:
     """Prints one row an operator and provider, then each loss of `ours`: what is wrong, and what is slower."""
     records = outcome.records
     if not records:
@@ -31,31 +31,14 @@ def summary(console: Console, outcome: Outcome, baseline: str, ours: str) -> Non
     for op, provider in dict.fromkeys((r.op, r.provider) for r in records):
         of_row = [r for r in records if (r.op, r.provider) == (op, provider)]
         count = Counter(r.status for r in of_row)
-        row = [op, provider, *(str(count[status] or "") for status in seen), worst_figure(of_row)]
+        row = [op, provider, *(str(count[status] or "") for status in seen)]
+        errors = [error for r in of_row for error in r.errors]
+        row.append(max(errors, key=lambda error: error.pressure).words if errors else "")
         table.add_row(*row, *([_mean_speedup(of_row)] if timed else []))
     console.print(table)
     _print_losses(console, [r for r in records if r.provider == ours], baseline)
     if outcome.stopped_by:
         console.print(f"not complete: stopped by {outcome.stopped_by}; --resume continues it", markup=False)
-
-
-def worst_figure(records: Iterable[Record]) -> str:
-    """The figure nearest to its bound, or furthest beyond it, with the bound; empty where nothing was checked."""
-    errors = [error for record in records for error in record.errors]
-    if not errors:
-        return ""
-    worst = max(errors, key=_strain)
-    value = getattr(worst, worst.decided_by, None)
-    if worst.bound is None or value is None:
-        return f"{worst.tensor} {worst.decided_by}"
-    return f"{worst.tensor} {worst.decided_by} {value:.3g} (bound {worst.bound:.3g})"
-
-
-def _strain(error: TensorError) -> tuple[bool, float]:
-    value = getattr(error, error.decided_by, None)
-    if error.bound is None or value is None or value != value:
-        return (not error.ok, float("inf") if not error.ok else 0.0)
-    return (not error.ok, value / error.bound)
 
 
 def _mean_speedup(records: Iterable[Record]) -> str:

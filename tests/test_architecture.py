@@ -31,3 +31,12 @@ def test_kernels_import_nothing_of_normlib_outside_kernels(edges):
 @pytest.mark.parametrize("room", ["bench.cases", "bench.results", "bench.page"])
 def test_what_is_measured_and_what_a_run_left_do_not_depend_on_how_it_is_measured(edges, room):
     assert "bench.measure" not in rooms(edges)[room]
+
+
+@pytest.mark.parametrize("room", ["bench.audit", "bench.compare", "bench.page", "bench.results", "bench.study"])
+def test_what_pages_share_is_not_in_the_report(edges, room):
+    assert "bench.report" not in rooms(edges)[room]
+
+
+def test_what_a_run_left_is_read_below_the_pages(edges):
+    assert "bench.page" not in rooms(edges)["bench.results"]

@@ -7,17 +7,3 @@ a batch-norm plan's second sweep reaches device memory, and bounds.py what no pl
 target's device have been measured, expected.py makes microseconds of that. A fused operator stands beside the pair that
 it replaces (fused.py); and where there is a GPU with `ncu`, hardware counters beside the model (counters.py).
 """
-
-from __future__ import annotations
-
-from bench.audit.calls import Launch, call, launches
-from bench.audit.compiling import compiling
-from bench.audit.records import Compiled, collect, distinct
-from bench.audit.targets import TARGETS
-
-__all__ = ["TARGETS", "Compiled", "Launch", "audit", "call", "compiling", "launches"]
-
-
-def audit(name: str) -> list[Compiled]:
-    """Every distinct kernel of `launches()`, compiled for one target and inspected."""
-    return distinct(collect(name, launches()))

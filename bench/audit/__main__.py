@@ -1,4 +1,4 @@
-"""`python -m bench.audit`: the command line; what it finds is explained on the page it writes."""
+"""`python -m bench.audit`: counts the bytes that kernels move and compiles them, for GPUs that need not be here."""
 
 from __future__ import annotations
 
@@ -13,20 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
 from bench import cli
-from bench.audit import counters, page, terminal
-from bench.audit.calls import audited, launches, presets
-from bench.audit.expected import constants_of
-from bench.audit.fused import UNFUSED, pairs
+from bench.audit.choices import audited, presets
 from bench.audit.groups import Row
-from bench.audit.records import collect
-from bench.audit.targets import TARGETS
+from bench.audit.limits import LIMITS
 from bench.cases import sweep
-from bench.cli import BadArgument, OneLineParser
-from bench.measure import environment
+from bench.cli import BadArgument
 
 PROGRAM = "python -m bench.audit"
 _NOTES = """\
@@ -46,30 +38,36 @@ class Asked:
 
     @property
     def command(self) -> str:
-        """What audits the same again, without the folder, which is somebody's own."""
+        """The command that audits the same again, without the folder, which is somebody's own."""
         chosen = ("--preset", ",".join(self.presets)) if self.presets else ()
         return " ".join((PROGRAM, "--op", ",".join(self.ops), "--arch", ",".join(self.targets), *chosen))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.audit")
+def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
-    typed = list(sys.argv[1:] if argv is None else argv)
-    if environment.interpreting():  # and so does every kernel that has been imported: again, in a process that does not
-        clean = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-        return subprocess.run([sys.executable, "-m", "bench.audit", *typed], env=clean).returncode
-    parser = OneLineParser(prog=PROGRAM, description=__doc__, epilog=_NOTES)
+    parser = cli.Parser(prog=PROGRAM, description=__doc__, epilog=_NOTES)
     parser.add_argument("--op", default="all", help="operators: bn, ln, rms, ... or all (default)")
-    parser.add_argument("--arch", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("--arch", default=",".join(LIMITS), help=f"of {', '.join(LIMITS)} (default: all)")
     parser.add_argument("--preset", help="presets as of bench.run, or extra, or all (default: every model, and extra)")
     parser.add_argument("--json", action="store_true", help="the records on stdout, one JSON object a line, no table")
     parser.add_argument("--out", metavar="DIR", help="writes records.jsonl, audit.html and environment.json there")
-    given = parser.parse_args(typed)
-    try:
-        asked = _checked(given.op, given.arch, given.preset, given.out)
-        constants = {target: constants_of(target) for target in asked.targets}
-    except BadArgument as error:
-        print(f"bench.audit: error: {error}", file=sys.stderr)
-        return 2
+    given = parser.parse_args(argv)
+    asked = _checked(given.op, given.arch, given.preset, given.out)
+
+    import torch
+
+    from bench.audit import counters, page, terminal
+    from bench.audit.calls import launches
+    from bench.audit.expected import constants_of
+    from bench.audit.fused import pairs
+    from bench.audit.records import collect
+    from bench.measure import environment
+
+    if environment.interpreting():  # and so does every kernel that has been imported: again, in a process that does not
+        clean = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        return subprocess.run([sys.executable, "-m", "bench.audit", *argv], env=clean).returncode
+    constants = {target: constants_of(target) for target in asked.targets}
     described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
     with _counting(asked.ops) as counts:
         calls = list(launches(asked.ops, asked.presets))
@@ -87,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in rows:
             print(_line(row))
     else:
-        terminal.show(Console(highlight=False, width=None if sys.stdout.isatty() else 200), rows)
+        terminal.show(cli.console(200), rows)
     return 1 if any(row["problems"] for row in rows) else 0
 
 
@@ -97,7 +95,7 @@ def _line(row: Row) -> str:
 
 def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
     ops = sweep.chosen_operators("--op", op, audited())
-    targets = cli.some_of("--arch", arch, TARGETS)
+    targets = cli.some_of("--arch", arch, LIMITS)
     names = None if preset is None else cli.some_of("--preset", preset, (*presets(ops), "all"))
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -114,6 +112,8 @@ def _counting(ops: Sequence[str]) -> Iterator[Callable[[], Iterator[dict[str, An
 
     Within, what is yielded waits for it and gives its records.
     """
+    from bench.audit.fused import UNFUSED
+
     plain = (UNFUSED[op][0] for op in ops if op in UNFUSED)
     command = [sys.executable, "-m", "bench.audit.counting", *dict.fromkeys((*ops, *plain))]
     # Into a file: behind a full pipe it would wait until somebody reads.

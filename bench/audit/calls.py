@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from math import prod
 from typing import cast
 
 import torch
 
-from bench.audit import synchronized
+from bench.audit.choices import audited, models
 from bench.audit.passes import PASSES, Passes, Tensors
-from bench.cases import models as shapes
 from bench.cases.case import OPTIONS, named
-from bench.cases.operators import Operator, operators
+from bench.cases.operators import Operator
 from bench.cases.operators.group_norm import usual_groups
 from normlib.kernels.plan import Device
 from normlib.kernels.row_norm.plan import RowBackwardPlan
@@ -78,22 +76,6 @@ class Launch:
         found = {name: x if name == "x" else torch.ones_like(x) for name in passes.activations}
         found |= {name: torch.ones(shape, dtype=kind, device=device) for name, (shape, kind) in vectors.items()}
         return {name: tensor for name, tensor in found.items() if name not in self.without}
-
-
-@cache
-def audited() -> Mapping[str, Operator]:
-    """The operators that can be audited by name: all that can be measured, and synchronized batch norm."""
-    return {**operators(), synchronized.OPERATOR.name: synchronized.OPERATOR}
-
-
-def presets(ops: Iterable[str]) -> tuple[str, ...]:
-    """What can be audited of these operators: their presets, and `extra`."""
-    return (*dict.fromkeys(name for op in ops for name in audited()[op].presets), "extra")
-
-
-def models(ops: Iterable[str]) -> tuple[str, ...]:
-    """The presets that are models, and `extra`: what is audited unless somebody asks for something else."""
-    return (*(name for name in presets(ops) if name in shapes.names()), "extra")
 
 
 def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = None) -> Iterator[Launch]:

@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 
+from bench import cli
 from bench.audit.calls import DTYPES, Launch
 from bench.audit.passes import Declared
 from bench.cases.operators import operators
-from bench.cli import OneLineParser
 from normlib.kernels.host import device_of
 from normlib.kernels.plan import Device
 
@@ -166,9 +166,10 @@ def make(file: Path) -> None:
     torch.cuda.synchronize()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.audit.counters")
+def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status: 0 done, 1 nothing was read, 2 unusable arguments."""
-    parser = OneLineParser(prog=f"python -m {__spec__.name}", description="Reads hardware counters of calls, by ncu.")
+    parser = cli.Parser(prog=f"python -m {__spec__.name}", description="Reads hardware counters of calls, by ncu.")
     parser.add_argument("calls", nargs="*", type=_call, metavar="CALL", help="such as rms_norm:4096x12288:bf16:rows")
     parser.add_argument("--out", type=Path, help="a file for the records, one JSON object a line")
     parser.add_argument("--make", type=Path, metavar="FILE", help="make this file's calls, which is what ncu profiles")
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         make(given.make)
         return 0
     if not given.calls:
-        parser.error("give at least one call, such as rms_norm:4096x12288:bf16:rows")
+        raise cli.BadArgument("CALL", "give at least one, such as rms_norm:4096x12288:bf16:rows")
     found = list(collect(given.calls, []))
     if given.out:
         given.out.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")

@@ -20,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, TensorHandle, interpreter_builder
 
-from bench.audit.calls import Launch, audited
+from bench.audit.calls import Launch
+from bench.audit.choices import audited
 from bench.audit.small_calls import small_calls
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Access, Traffic

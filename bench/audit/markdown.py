@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench import cli
 from bench.audit import groups
 from bench.audit.groups import Row
 from bench.page.formatting import spoken
@@ -71,13 +72,14 @@ def read(folder: Path) -> list[Row]:
     return [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@cli.command("bench.audit.markdown")
 def main(arguments: Sequence[str]) -> int:
+    """Prints the table of the audit in the one folder that is given."""
     if len(arguments) != 1 or not (Path(arguments[0]) / "records.jsonl").is_file():
-        print("bench.audit.markdown: error: give one folder that bench.audit --out has written", file=sys.stderr)
-        return 2
+        raise cli.BadArgument("arguments", "give one folder that bench.audit --out has written")
     print(block(arguments[0].rstrip("/"), read(Path(arguments[0]))))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,12 +9,14 @@ from typing import Any
 
 from bench.audit.bounds import CLOSE, least_units, once_units, reason
 from bench.audit.cache import Programs, expected_units
-from bench.audit.calls import Launch, audited
+from bench.audit.calls import Launch
+from bench.audit.choices import audited
 from bench.audit.compiling import compiling
 from bench.audit.expected import Constants, Expected, expected, waits
+from bench.audit.limits import LIMITS, resident_programs
 from bench.audit.machine_code import MachineCode, inspect
 from bench.audit.passes import Declared
-from bench.audit.targets import LIMITS, TARGETS, resident_programs
+from bench.audit.targets import TARGETS
 from bench.cases import case
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.group_norm.plan import GroupNormPlan
@@ -154,11 +156,6 @@ def collect(target: str, launches: Iterable[Launch], constants: Constants | None
         _record(target, launch, mode, declared, [(name, compiled[id(kernel)]) for name, kernel in made], constants)
         for launch, mode, declared, made in passes
     ]
-
-
-def distinct(records: Iterable[Record]) -> list[Compiled]:
-    """The kernels of these records, each once."""
-    return list({id(kernel): kernel for record in records for kernel in record.kernels}.values())
 
 
 def _accessed(moved: Traffic) -> set[str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 
-from bench.audit.calls import Launch, audited
+from bench.audit.calls import Launch
+from bench.audit.choices import audited
 from normlib.kernels.batch_norm.plan import batch_norm_plans
 from normlib.kernels.plan import Device, Tuning
 

@@ -9,7 +9,6 @@ from itertools import product
 from math import prod
 from reprlib import repr as shortened
 
-from bench.callable import make_callable
 from bench.cases.case import DTYPES, INPUTS, OFFSETS, Case
 from bench.cases.operators import Grid, Operator
 from bench.cli import BadArgument, one_of, some_of, unique, values
@@ -183,6 +182,3 @@ def _shape(operator: Operator, axes: tuple[tuple[str, Value], ...]) -> tuple[int
     if prod(shape) > _MOST_ELEMENTS:
         raise BadArgument(typed, f"{prod(shape)} elements are more than a device holds ({_MOST_ELEMENTS} at most)")
     return shape
-
-
-make_callable(__name__, "sweep")

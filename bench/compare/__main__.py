@@ -8,14 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from bench.cli import OneLineParser
-from bench.compare import Incomparable, compare
+from bench import cli
+from bench.cli import BadArgument
 from bench.compare.comparison import FAIL_ON, REGRESSIONS, THRESHOLD, Comparison
-from bench.compare.page import html
-from bench.compare.plain import plain
-from bench.compare.terminal import show
 
 PAGE = "compare.html"
 _NOTES = f"""\
@@ -32,41 +27,47 @@ exit status: 0 nothing of --fail-on; 1 a regression; 2 unusable arguments, no ru
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@cli.command("bench.compare")
+def main(arguments: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
+    # Here, because numpy, jinja2 and rich take long to import, which a bad argument need not wait for.
+    from bench.compare.judging import Incomparable, compare
+    from bench.compare.terminal import plain, show
+    from bench.results.load import UnreadableRun
+
     try:
         comparison = compare(given.a, given.b, given.threshold, given.provider)
-        page = _write(comparison, given.out)
-    except Incomparable as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    except (Incomparable, UnreadableRun) as error:
+        raise BadArgument("A or B", str(error)) from error
+    page = _write(comparison, given.out)
     failed = comparison.regressed(given.fail_on)
     if given.json:
         json.dump({**plain(comparison), "page": page, "regressed": failed}, sys.stdout, indent=1)
         print()
     else:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        console = cli.console(160)
         show(console, comparison)
         console.print(f"page: {page}", markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 
 def _write(comparison: Comparison, out: Path | None) -> str:
-    """Writes the page and says where it is. A folder of B that cannot be written to costs the page alone."""
+    """Writes the page and returns where it is, or why there is none: B's folder may be write-protected."""
+    from bench.compare.page import html
+
     path = out or comparison.b / PAGE
     try:
         path.write_text(html(comparison), encoding="utf-8")
     except OSError as error:
         if out:
-            raise Incomparable(f"--out: {str(out)!r} cannot be written: {error.strerror}") from None
+            raise BadArgument("--out", f"{str(path)!r} cannot be written: {error.strerror}") from None
         return f"none, for {path} cannot be written ({error.strerror}); --out names another place"
     return str(path)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="python -m bench.compare",
         description=__doc__,
         epilog=_NOTES,
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _share(text: str) -> float:
-    """3% or 0.03."""
+    """Returns 0.03 for `3%` or `0.03`."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

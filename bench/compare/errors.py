@@ -1,4 +1,4 @@
-"""Which errors grew from one run to the next, beyond what is luck.
+"""Errors that grew from one run to the next beyond what is luck.
 
 A tensor is judged by floor_ratio where it has one (fp16 and bf16), else by rel_l2_error. Its error grew if the ratio of
 B's to A's is beyond
@@ -12,12 +12,12 @@ the more rows or channels there are. Errors of float32 below its unit roundoff c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, inf, isfinite, sqrt
 
-from bench.compare.cells import Cell, Error
-from bench.page.formatting import figure
+from bench.results.numbers import error_figure
+from bench.results.records import Record
 from bench.results.thresholds import ACCURACY_MARGIN, LEAST_ERROR
 
 # The report's own margin for float32; of 16-bit results only ties are left to luck, and normlib's floor_ratio stayed
@@ -28,7 +28,7 @@ FRESH_SEED = 6.0
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
+class ErrorGrowth:
     """An error that grew, with the figure that shows it."""
 
     tensor: str
@@ -42,22 +42,23 @@ class Growth:
         return max(self.after, LEAST_ERROR) / max(self.before, LEAST_ERROR)
 
     def __str__(self) -> str:
-        return f"{self.tensor} {self.figure} {figure(self.figure, self.before)} → {figure(self.figure, self.after)}"
+        before, after = (error_figure(self.figure, value) for value in (self.before, self.after))
+        return f"{self.tensor} {self.figure} {before} → {after}"
 
 
-def grown(a: Cell, b: Cell) -> Growth | None:
-    """The error of a cell that grew the most beyond luck, or None where none did."""
-    luck = exp(FRESH_SEED / sqrt(a.statistics)) if a.seed != b.seed else 1.0
-    found = [growth for growth in _ratios(a.errors, b.errors) if growth.ratio > (1 + MARGIN[growth.figure]) * luck]
+def grown(a: Record, b: Record) -> ErrorGrowth | None:
+    """Returns the error of a cell that grew the most beyond luck, or None where none did."""
+    statistics = min(b.shape[:2], default=1)  # rows or channels, the fewer
+    luck = exp(FRESH_SEED / sqrt(statistics)) if a.seed != b.seed else 1.0
+    found = [growth for growth in _growths(a, b) if growth.ratio > (1 + MARGIN[growth.figure]) * luck]
     return max(found, key=lambda growth: growth.ratio, default=None)
 
 
-def _ratios(a: Mapping[str, Error], b: Mapping[str, Error]) -> list[Growth]:
-    ratios = []
-    for tensor in (tensor for tensor in b if tensor in a):
+def _growths(a: Record, b: Record) -> Iterator[ErrorGrowth]:
+    before = {error.tensor: error for error in a.errors}
+    for after in b.errors:
         for name in ("floor_ratio", "rel_l2_error"):
-            was, now = getattr(a[tensor], name), getattr(b[tensor], name)
+            was, now = getattr(before.get(after.tensor), name, None), getattr(after, name)
             if was is not None and now is not None and isfinite(was):
-                ratios.append(Growth(tensor, name, was, now if isfinite(now) else inf))
+                yield ErrorGrowth(after.tensor, name, was, now if isfinite(now) else inf)
                 break
-    return ratios

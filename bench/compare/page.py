@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import expm1
-from typing import Any
 
 from bench.compare import comparison as words
 from bench.compare.comparison import (
@@ -16,9 +15,8 @@ from bench.compare.comparison import (
     UNCLEAR,
     Comparison,
 )
-from bench.compare.words import change, span, told
 from bench.page.card import Card
-from bench.page.formatting import percent, plural
+from bench.page.formatting import change
 from bench.page.templating import scripts, style, templates
 from bench.results.intervals import FALSE_ALARMS, MOST
 
@@ -59,93 +57,47 @@ METHOD = (
 
 
 def html(comparison: Comparison) -> str:
-    """The whole page."""
-    return templates().get_template("compare.html.j2").render(_context(comparison))
+    """Returns the whole page."""
+    lists = [entry for entry in LISTS if entry[0] in comparison.said]
+    only = [(run, cells) for run, cells in (("A", comparison.only_a), ("B", comparison.only_b)) if cells]
+    return (
+        templates()
+        .get_template("compare.html.j2")
+        .render(
+            found=comparison,
+            sections={
+                "verdict": "Verdict",
+                **{_id(word): title for word, title, _ in lists},
+                **({"only": "In one run alone"} if only else {}),
+                "conditions": "Conditions",
+                "method": "Method",
+            },
+            style=style(),
+            scripts=scripts("theme"),
+            a=comparison.a.resolve().name,
+            b=comparison.b.resolve().name,
+            cards=_cards(comparison),
+            bad=(SLOWER, NEWLY_WRONG),
+            speed=(SLOWER, FASTER, UNCLEAR),
+            typical={name: change(expm1(of)) for name, of in comparison.between.typical.items()}
+            if comparison.between
+            else {},
+            lists=[(_id(word), word, title, about, comparison.having(word)) for word, title, about in lists],
+            only=only,
+            method=METHOD,
+            rows=ROWS,
+        )
+    )
 
 
-def _context(comparison: Comparison) -> dict[str, Any]:
-    typical = comparison.between.typical if comparison.between else {}
-    lists = [_list(comparison, *entry) for entry in LISTS if _total(comparison, entry[0])]
-    alone = {"only": "In one run alone"} if comparison.only_a or comparison.only_b else {}
-    return {
-        "sections": {
-            "verdict": "Verdict",
-            **{entry["id"]: entry["title"] for entry in lists},
-            **alone,
-            "conditions": "Conditions",
-            "method": "Method",
-        },
-        "style": style(),
-        "scripts": scripts("theme"),
-        "a": comparison.a.resolve().name,
-        "b": comparison.b.resolve().name,
-        "threshold": percent(comparison.threshold),
-        "cells": plural(len(comparison.pairs), "cell"),
-        "cards": _cards(comparison),
-        "notes": comparison.notes,
-        "differences": comparison.differences,
-        "said": comparison.said,
-        "bad": (SLOWER, NEWLY_WRONG),
-        "providers": [
-            {
-                "name": name,
-                "cells": comparison.cells[name],
-                "counts": [count[word] for word in comparison.said],
-                "typical": change(expm1(typical[name])) if name in typical else "",
-            }
-            for name, count in comparison.counts.items()
-        ],
-        "has_speed": comparison.between is not None,
-        "lists": lists,
-        "only": [
-            (run, [" ".join(reversed(cell)) for cell in cells[:ROWS]], len(cells))
-            for run, cells in (("A", comparison.only_a), ("B", comparison.only_b))
-            if cells
-        ],
-        "method": METHOD,
-        "rows": ROWS,
-    }
-
-
-def _total(comparison: Comparison, word: str) -> int:
-    return sum(count[word] for count in comparison.counts.values())
-
-
-def _list(comparison: Comparison, word: str, title: str, about: str) -> dict[str, Any]:
-    """One table: of speed where the word is about it, else of what is to be told."""
-    pairs = comparison.having(word)
-    speed = word in (SLOWER, FASTER, UNCLEAR)
-    rows = [
-        {
-            "label": pair.label,
-            "provider": pair.provider,
-            "a": pair.a,
-            "b": pair.b,
-            "change": change(pair.change),
-            "span": span(pair),
-            "told": pair.why if speed else told(pair, word),
-        }
-        for pair in pairs[:ROWS]
-    ]
-    reasons = any(row["told"] for row in rows)
-    return {
-        "id": word.lower().replace(" ", "-"),
-        "word": word,
-        "title": title,
-        "about": about,
-        "speed": speed,
-        "reasons": reasons,
-        "rows": rows,
-        "more": len(pairs) - len(rows),
-    }
+def _id(word: str) -> str:
+    return word.lower().replace(" ", "-")
 
 
 def _cards(comparison: Comparison) -> list[Card]:
-    """The verdicts, what matters most first."""
+    """Returns the verdicts, what matters most first."""
     of = len(comparison.pairs)
-    cards = [
-        _card(comparison, "Newly wrong", NEWLY_WRONG, of, "bad", "No cell that was ok has failed."),
-    ]
+    cards = [_card(comparison, "Newly wrong", NEWLY_WRONG, of, "bad", "No cell that was ok has failed.")]
     if comparison.between:
         judged = sum(pair.verdict != "" for pair in comparison.pairs)
         cards.append(_card(comparison, "Slower", SLOWER, judged, "bad", "No slowdown is beyond doubt."))
@@ -162,5 +114,4 @@ def _cards(comparison: Comparison) -> list[Card]:
 
 def _card(comparison: Comparison, title: str, word: str, of: int, tone: str, none: str, without: str = "good") -> Card:
     by = [f"{count[word]:,} of {name}" for name, count in comparison.counts.items() if count[word]]
-    value = f"{_total(comparison, word):,} of {of:,}"
-    return Card(title, value, ", ".join(by) or none, tone if by else without)
+    return Card(title, f"{comparison.total(word):,} of {of:,}", ", ".join(by) or none, tone if by else without)

@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import cli
-from bench.cli import BadArgument, OneLineParser
+from bench.cli import BadArgument
 from bench.device_constants import file as device_file
-from bench.measure import devices, environment
-from normlib.kernels import plan
 
 if TYPE_CHECKING:
     from bench.device_constants.figures import Figure, Session
@@ -37,31 +35,31 @@ PROGRAM = "bench.device_constants"
 GRACE_S = 30.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command(PROGRAM)
+def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status: 0 done, 1 a figure cannot be had, 2 bad arguments, no GPU."""
     began = time.monotonic()
-    parser = OneLineParser(prog=f"python -m {PROGRAM}", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog=f"python -m {PROGRAM}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--time-budget", default="20s", help="such as 10s or 1m; then no figure is begun (default: 20s)"
     )
     parser.add_argument("--out", type=Path, help="the file (default: beside the values that are tuned for this GPU)")
     parser.add_argument("--bytes", metavar="N,...", help="of the tensors that are copied and read (16 MiB to 2 GiB)")
     given = parser.parse_args(argv)
-    try:
-        end = began + cli.seconds("--time-budget", given.time_budget)
-        device = devices.gpu()
-        described = environment.collect(device, {})
-        file = given.out or plan.tuning_file(described["device_name"])
-        device_file.check(file, described["device_name"])
-        sizes = None if given.bytes is None else _sizes(given.bytes)
-    except BadArgument as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    from bench.device_constants.figures import (  # with Triton's kernels: nobody needs them without a GPU
-        FIGURES,
-        SIZES,
-        session,
-    )
+    end = began + cli.seconds("--time-budget", given.time_budget)
+    sizes = None if given.bytes is None else _sizes(given.bytes)
+
+    # Here, because torch takes seconds to import, which a bad argument need not wait for.
+    from bench.measure import devices, environment
+    from normlib.kernels import plan
+
+    device = devices.gpu()
+    described = environment.collect(device, {})
+    file = given.out or plan.tuning_file(described["device_name"])
+    device_file.check(file, described["device_name"])
+
+    # With Triton's kernels, which nobody needs without a GPU.
+    from bench.device_constants.figures import FIGURES, SIZES, session
 
     with ended_when_hung(end + GRACE_S):
         return measure(FIGURES, lambda: session(device, sizes or SIZES), end, file, described)
@@ -75,6 +73,8 @@ def measure(
     described: Mapping[str, Any],
 ) -> int:
     """Writes each figure that can be begun by `end` (of time.monotonic), in a session each; returns the exit status."""
+    from bench.measure import environment
+
     status, on = 0, None
     for name, figure in figures.items():
         if time.monotonic() >= end:

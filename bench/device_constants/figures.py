@@ -15,23 +15,22 @@ import torch
 
 from bench.device_constants.kernels import barriers_kernel, copy_kernel, empty_kernel, read_kernel
 from bench.measure import telemetry
-from bench.measure.timing.clock import Gpu, Lane
-from bench.measure.timing.cuda_graph import NotCaptured, capture
-from bench.measure.timing.phases import Phases, Run
-from bench.measure.timing.sampling import Lost, Rule
+from bench.measure.sampling import SamplingAborted, StoppingRule
+from bench.measure.timing.clock import BlockTimer, Gpu
+from bench.measure.timing.phases import Call, NotCaptured, Phases, capture
 from normlib.kernels import plan
 from normlib.kernels.host import device_of
 
 SIZES = tuple(1 << power for power in range(24, 32))  # bytes: 16 MiB to 2 GiB
 # Two dozen series of so many seconds, and what the compiler takes, fit into the 20 s of the whole.
-RULE = Rule(budget_s=0.15)
+RULE = StoppingRule(budget_s=0.15)
 # Rounds, launches and waits of the longer call.
 MANY = 33
 HOST_REPEATS = 20
 # Of the sweeps: four loads of 128 bits a thread, and as many threads as a multiprocessor holds.
 BLOCK, WARPS, PROGRAMS = 4096, 8, 8
 
-Block = Callable[[Lane], list[float]]
+Block = Callable[[BlockTimer], list[float]]
 Figure = dict[str, Any]
 
 
@@ -39,12 +38,12 @@ class Unmeasured(Exception):
     """A figure cannot be had; the text says why, in one line."""
 
 
-def medians(phases: Phases, runs: Mapping[str, Run], block: Block) -> dict[str, float]:
+def medians(phases: Phases, runs: Mapping[str, Call], block: Block) -> dict[str, float]:
     """Returns the microseconds of a call of each run; raises what a run raises, or Unmeasured."""
-    lanes = phases.each(phases.lane, runs)
+    lanes = phases.each(phases.timer, runs)
     try:
         found = phases.in_turns(block, lanes, RULE)
-    except Lost as lost:
+    except SamplingAborted as lost:
         raise list(lost.errors.values())[-1] from lost
     for name in runs:
         if name in phases.failed:
@@ -54,19 +53,19 @@ def medians(phases: Phases, runs: Mapping[str, Run], block: Block) -> dict[str, 
     return {name: median(series.samples) for name, series in found.items()}
 
 
-def bandwidths(phases: Phases, runs: Mapping[int, Run], ways: int) -> dict[str, float]:
+def bandwidths(phases: Phases, runs: Mapping[int, Call], ways: int) -> dict[str, float]:
     """Returns the GB/s of cold calls by bytes of the tensor, which each call moves as many times as there are ways."""
-    found = medians(phases, {str(size): run for size, run in runs.items()}, Lane.cold)
+    found = medians(phases, {str(size): run for size, run in runs.items()}, BlockTimer.cold)
     return {size: _rounded(ways * int(size) / us / 1e3) for size, us in found.items()}
 
 
-def slope(phases: Phases, run_of: Callable[[int], Run]) -> float:
+def slope(phases: Phases, run_of: Callable[[int], Call]) -> float:
     """Returns the microseconds that a call takes longer for one more of what `run_of` is told the number of."""
-    found = medians(phases, {str(count): run_of(count) for count in (1, MANY)}, Lane.hot)
+    found = medians(phases, {str(count): run_of(count) for count in (1, MANY)}, BlockTimer.hot)
     return (found[str(MANY)] - found["1"]) / (MANY - 1)
 
 
-def host_us(gpu: Gpu, launch: Run) -> float:
+def host_us(gpu: Gpu, launch: Call) -> float:
     """Returns the microseconds that the host works on one launch while the device is idle."""
     taken = []
     for _ in range(HOST_REPEATS):
@@ -100,7 +99,7 @@ def copy_figure(on: Session) -> Figure:
     """Returns the bandwidth of PyTorch's copies."""
     source, target = _floats(on, _sizes(on)[-1]), _floats(on, _sizes(on)[-1])
 
-    def copies(size: int) -> Run:
+    def copies(size: int) -> Call:
         here, there = source[: size // 4], target[: size // 4]
         return lambda: there.copy_(here)
 
@@ -124,7 +123,7 @@ def l2_figure(on: Session) -> Figure:
     return {"bytes": size, "read_gbps": _gbps(size, read), "copy_gbps": _gbps(2 * size, copied)}
 
 
-def launch_figure(on: Session, captured: Callable[[Run], Any] = capture) -> Figure:
+def launch_figure(on: Session, captured: Callable[[Call], Any] = capture) -> Figure:
     """Returns what one more launch takes, in a stream, in a CUDA graph, and of the host."""
     stream = slope(on.phases, launching)
     try:
@@ -163,20 +162,20 @@ FIGURES: Mapping[str, Callable[[Session], Figure]] = {
 }
 
 
-def reading(x: torch.Tensor, rounds: int, facts: plan.Device, block: int = BLOCK) -> Run:
+def reading(x: torch.Tensor, rounds: int, facts: plan.Device, block: int = BLOCK) -> Call:
     """Returns a launch that reads all of x so many times."""
     grid = _grid(x, facts, block)
     sums = torch.empty(grid, dtype=torch.float32, device=x.device)
     return lambda: read_kernel[grid](sums, x, x.numel(), rounds, BLOCK=block, num_warps=WARPS)
 
 
-def copying(y: torch.Tensor, x: torch.Tensor, rounds: int, facts: plan.Device, block: int = BLOCK) -> Run:
+def copying(y: torch.Tensor, x: torch.Tensor, rounds: int, facts: plan.Device, block: int = BLOCK) -> Call:
     """Returns a launch that copies all of x to y so many times."""
     grid = _grid(x, facts, block)
     return lambda: copy_kernel[grid](y, x, x.numel(), rounds, BLOCK=block, num_warps=WARPS)
 
 
-def launching(launches: int) -> Run:
+def launching(launches: int) -> Call:
     """Returns so many launches of a kernel that does nothing."""
 
     def run() -> None:
@@ -186,7 +185,7 @@ def launching(launches: int) -> Run:
     return run
 
 
-def waiting(seen: torch.Tensor, counters: torch.Tensor, waits: int, **options: bool) -> Run:
+def waiting(seen: torch.Tensor, counters: torch.Tensor, waits: int, **options: bool) -> Call:
     """Returns a launch whose programs, one an element of `seen`, wait so many times for each other."""
     return lambda: barriers_kernel[(seen.numel(),)](seen, counters, waits, **options)
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import cli
+from bench.cli import BadArgument
 from bench.first_gpu.evidence import SUMMARY, Evidence, Step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,10 +89,11 @@ def _tests(name: str, seconds: float, *arguments: str) -> Step:
     return Step(name, seconds, (*_PYTEST, *arguments), expected="passed")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.first_gpu")
+def main(argv: Sequence[str]) -> int:
     """Runs the steps; returns 0 if all succeeded, 1 if one did not, 2 for unusable arguments."""
     began = time.monotonic()
-    parser = argparse.ArgumentParser(prog="python3 -m bench.first_gpu", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog="python3 -m bench.first_gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder, for one rehearsal or one GPU")
     parser.add_argument(
         "--minutes", type=_minutes, default=MINUTES, help=f"in all; the last steps go first ({MINUTES:g})"
@@ -103,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             given.out.resolve(), "REHEARSAL on a fake GPU: no figure here was measured" * given.rehearse
         )
     except OSError as error:
-        parser.error(f"argument --out: {str(given.out)!r} cannot be written: {error.strerror}; give a new folder")
+        problem = f"{str(given.out)!r} cannot be written: {error.strerror}; give a new folder"
+        raise BadArgument("--out", problem) from error
     has_wheels = given.wheels.is_dir() and any(given.wheels.glob("*.whl"))
     chosen = rehearsal() if given.rehearse else steps(given.wheels.resolve() if has_wheels else None)
     path = [str(ROOT / "tests" / "fake_gpu")] if given.rehearse else [str(evidence.scratch / "peers")]

@@ -1,4 +1,4 @@
-"""The cells of one case: each built, every output checked, then timed side by side, and checked on new inputs."""
+"""Measures the cells of one case: builds each, checks every output, times them side by side, checks on new inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.measure import accuracy, timing
 from bench.measure.providers import Outputs, Provider, Runnable, Unsupported
 from bench.results.records import INTERPRETER, Record, TensorError, fill
 
-# Triton's OutOfResources (shared memory, registers) is told by its name, so that a CPU run need not import it.
+# Recognized by name, so that a CPU run need not import Triton's OutOfResources (shared memory, registers).
 _OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
 _OOM_TEXT = "can't allocate memory"  # how PyTorch's CPU allocator says it, in a plain RuntimeError
 # One line of a table; what a compiler prints behind that is found by running the cell by itself.
@@ -25,17 +25,43 @@ _REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all cells of a run have in common. `yardstick` is PyTorch eager, which errors are compared with."""
+class RunSettings:
+    """What all cells of a run have in common, in each process that measures them.
+
+    `yardstick` is PyTorch eager, which errors are compared with.
+    """
 
     device: torch.device
     seed: int
     baseline: str
     yardstick: Provider
+    operators: Mapping[str, Operator]
+
+    def record(self, case: Case, provider: str, status: str, reason: str = "") -> Record:
+        """Returns the record of a cell that has no figures."""
+        return Record(
+            op=case.op,
+            shape=list(case.shape),
+            axes=dict(case.axes),
+            dtype=case.dtype,
+            layout=case.layout,
+            mode=case.mode,
+            eps=case.eps,
+            inputs=case.inputs,
+            offset=case.offset,
+            provider=provider,
+            backend=provider,
+            device=self.device.type,
+            status=status,
+            reason=reason,
+            bytes_moved=self.operators[case.op].bytes_moved(case),
+            baseline=self.baseline,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedCell:
     """A cell that has ended: its record, and every single time that was taken, by series."""
 
     record: Record
@@ -44,11 +70,11 @@ class Finished:
 
 
 class DeviceLost(Exception):
-    """The device does not answer any more, as after an illegal access: this process can measure nothing more."""
+    """The device no longer answers, as after an illegal access: this process can measure nothing more."""
 
 
 @dataclass(frozen=True)
-class _Built:
+class _BuiltCell:
     """A cell that is ready to be timed."""
 
     record: Record
@@ -57,40 +83,16 @@ class _Built:
     provider: Provider
 
 
-def record(
-    case: Case, provider: Provider, operator: Operator, setting: Setting, status: str, reason: str = ""
-) -> Record:
-    """The record of a cell that has no figures."""
-    return Record(
-        op=case.op,
-        shape=list(case.shape),
-        axes=dict(case.axes),
-        dtype=case.dtype,
-        layout=case.layout,
-        mode=case.mode,
-        eps=case.eps,
-        inputs=case.inputs,
-        offset=case.offset,
-        provider=provider.name,
-        backend=provider.name,
-        device=setting.device.type,
-        status=status,
-        reason=reason,
-        bytes_moved=operator.bytes_moved(case),
-        baseline=setting.baseline,
-        seed=setting.seed,
-    )
-
-
 class Problem:
     """The inputs, float64 references and PyTorch's own errors that the cases of one problem share.
 
-    They are made when the first cell needs them. Every cell works on a copy of the inputs of its own, so that no
-    gradient, running buffer or stray write of one reaches the next.
+    They are made when the first cell needs them. Every cell works on its own copy of the inputs, so that no gradient,
+    running buffer or stray write of one reaches the next.
     """
 
-    def __init__(self, case: Case, operator: Operator, setting: Setting) -> None:
-        self.case, self._operator, self._setting = case, operator, setting
+    def __init__(self, case: Case, settings: RunSettings) -> None:
+        self.case, self._operator, self._settings = case, settings.operators[case.op], settings
+        self._device = settings.device
         self._inputs: Inputs | None = None
         self._reference: Reference | None = None
         self._amplification: dict[str, float] = {}
@@ -101,65 +103,65 @@ class Problem:
         self,
         case: Case,
         providers: Iterable[Provider],
-        finished: Callable[[Finished], None],
+        finished: Callable[[FinishedCell], None],
         began: Callable[[str], None] = lambda name: None,
         graphless: Collection[str] = (),
     ) -> None:
-        """Measures the case with each provider, and hands over each cell when it has ended, whatever happened in it.
+        """Measures the case with each provider, and calls `finished` with each cell when it has ended, however it did.
 
-        Cells with inputs other than normal are judged by their errors alone, and so are providers that are never
-        timed; the others are timed side by side. What finds no memory beside the others is measured once more by
-        itself. `began` is told the provider whose code runs from then on, so that a death or a silence has a name. Of
-        `graphless` no CUDA graph is tried.
+        Cells with inputs other than normal, and those of providers that are never timed, are only judged by their
+        errors; the others are timed side by side. What finds no memory beside the others is measured once more by
+        itself. `began` is called with the provider whose code runs from then on, so that a crash or hang has a name.
+        No CUDA graph of `graphless` is tried.
 
-        Raises DeviceLost once the cell that lost it has been handed over; KeyboardInterrupt and its like pass through.
+        Raises DeviceLost after `finished` has got the cell that lost it; KeyboardInterrupt and its like pass through.
         """
-        with _stream(self._setting.device):
+        with _stream(self._device):
             crowded = self._together(case, tuple(providers), finished, began, graphless)
             for provider in crowded:
                 self._together(case, (provider,), finished, began, graphless)
 
     def judge(self, case: Case, provider: Provider) -> Record:
-        """The record of a cell that is checked and not timed, whatever happened in it."""
-        with _stream(self._setting.device):
+        """Returns the record of a cell that is checked and not timed, whatever happened in it."""
+        with _stream(self._device):
             found = self._build(case, provider)
-        return found.record if isinstance(found, _Built) else found
+        return found.record if isinstance(found, _BuiltCell) else found
 
     def _together(
         self,
         case: Case,
         providers: tuple[Provider, ...],
-        finished: Callable[[Finished], None],
+        finished: Callable[[FinishedCell], None],
         began: Callable[[str], None],
         graphless: Collection[str],
     ) -> list[Provider]:
-        """As `measure`; gives back those that found no memory, unless there was only one."""
+        """Measures as `measure` does; returns the providers that found no memory, unless there was only one."""
         crowded: list[Provider] = []
 
-        def ended(provider: Provider, cell: Finished) -> None:
+        def ended(provider: Provider, cell: FinishedCell) -> None:
             if cell.record.status == "oom" and len(providers) > 1:
                 crowded.append(provider)
             else:
                 finished(cell)
 
-        built: dict[str, _Built] = {}
+        built: dict[str, _BuiltCell] = {}
         for provider in providers:
             began(provider.name)
             found = self._build(case, provider)
-            if isinstance(found, _Built):
+            if isinstance(found, _BuiltCell):
                 built[provider.name] = found
             else:
-                ended(provider, Finished(found))
+                ended(provider, FinishedCell(found))
                 if found.status in ("oom", "crash"):
                     # Only now, with the exception and the frames that it held gone, can memory be given back.
-                    _free(self._setting.device)
-                    ask(self._setting.device)
+                    _free(self._device)
+                    check_device_alive(self._device)
         measured = timing.measure_together(
             {name: one.cell.run for name, one in built.items()},
-            self._setting.device,
+            self._device,
             interpreted=[name for name, one in built.items() if one.record.backend == INTERPRETER],
             graphless=graphless,
-            seed=self._setting.seed,
+            seed=self._settings.seed,
             began=began,
         )
         failed = len(measured) < len(built)
@@ -169,35 +171,32 @@ class Problem:
             if isinstance(result, Exception):
                 one.record.status, one.record.reason = _ending(result)
                 failed = True
-                ended(one.provider, Finished(one.record))
+                ended(one.provider, FinishedCell(one.record))
                 continue
             try:
                 self._finish(one, case, result)
             except Exception as error:
                 one.record.status, one.record.reason = _ending(error)
                 failed = True
-            ended(one.provider, Finished(one.record, result.series, result.poisoned))
+            ended(one.provider, FinishedCell(one.record, result.series, result.poisoned))
         if failed:
-            _free(self._setting.device)
-            ask(self._setting.device)
+            _free(self._device)
+            check_device_alive(self._device)
         return crowded
 
     def release(self) -> None:
-        """Lets go of all tensors."""
+        """Drops all tensors."""
         if self._inputs is not None:
             self._inputs = self._reference = self._fresh = None
-            if self._setting.device.type == "cuda":
-                _free(self._setting.device)
+            if self._device.type == "cuda":
+                _free(self._device)
 
-    def _record(self, case: Case, provider: Provider, status: str, reason: str = "") -> Record:
-        return record(case, provider, self._operator, self._setting, status, reason)
-
-    def _build(self, case: Case, provider: Provider) -> _Built | Record:
-        """The cell built and checked, or its record where that is the end of it."""
-        missing = provider.unavailable(self._setting.device)
+    def _build(self, case: Case, provider: Provider) -> _BuiltCell | Record:
+        """Builds and checks the cell; returns only its record where that is the end of it."""
+        missing = provider.unavailable(self._device)
         if missing:
-            return self._record(case, provider, "unsupported", missing)
-        record = self._record(case, provider, "ok")
+            return self._settings.record(case, provider.name, "unsupported", missing)
+        record = self._settings.record(case, provider.name, "ok")
         shared = "inputs and reference: "
         try:
             self._truth(case)
@@ -213,8 +212,8 @@ class Problem:
                 return built
         return record
 
-    def _checked(self, record: Record, case: Case, provider: Provider) -> _Built:
-        device = self._setting.device
+    def _checked(self, record: Record, case: Case, provider: Provider) -> _BuiltCell:
+        device = self._device
         original, _ = self._truth(case)
         yardstick, without = self._yardstick(case)
         inputs = _copy(original)
@@ -243,9 +242,9 @@ class Problem:
             cell.run()
             _synchronize(device)
             record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
-        return _Built(record, cell, inputs, provider)
+        return _BuiltCell(record, cell, inputs, provider)
 
-    def _finish(self, one: _Built, case: Case, measured: timing.Timing) -> None:
+    def _finish(self, one: _BuiltCell, case: Case, measured: timing.Timing) -> None:
         fill(one.record, measured)
         remarks = "; ".join(measured.remarks)
         if remarks and one.record.status == "ok":
@@ -253,7 +252,7 @@ class Problem:
         self._judge_again(one.record, case, one.cell, one.inputs)
 
     def _judge_again(self, record: Record, case: Case, cell: Runnable, inputs: Inputs) -> None:
-        """Runs what was timed on new inputs, its last results poisoned: a cached or unwritten one shows."""
+        """Runs what was timed on new inputs, its last results overwritten, so that a cached or unwritten one shows."""
         if self._fresh is None or self._fresh[0] != case:
             self._fresh = case, *self._fresh_truth(case)
         _, fresh, reference, amplification = self._fresh
@@ -270,9 +269,9 @@ class Problem:
             record.status, record.reason = status, f"on new inputs after timing: {reason}"
 
     def _fresh_truth(self, case: Case) -> tuple[Inputs, Reference, dict[str, float]]:
-        """Inputs of another seed, but for what a cell of this mode took in when it was built; and what they give."""
+        """Returns inputs of another seed, except what a cell of this mode read when built, and their reference."""
         original, _ = self._truth(case)
-        new = self._operator.inputs(case, self._setting.device, self._setting.seed + 1)
+        new = self._operator.inputs(case, self._device, self._settings.seed + 1)
         # Backward's graph holds what forward saved; evaluation's buffers are the cell's own, and no result of it.
         changed = {"bwd": ("dy",), "eval": [n for n in new if not n.startswith("running_")]}.get(case.mode, new)
         inputs = {name: new[name] if name in changed else tensor for name, tensor in original.items()}
@@ -281,9 +280,9 @@ class Problem:
         return inputs, {name: reference[name] for name in self._operator.outputs(case.mode)}, amplification
 
     def _truth(self, case: Case) -> tuple[Inputs, Reference]:
-        """The inputs as they were drawn, and the reference of what the case's mode produces."""
+        """Returns the inputs as they were drawn, and the reference of what the case's mode produces."""
         if self._inputs is None or self._reference is None:
-            self._inputs = self._operator.inputs(self.case, self._setting.device, self._setting.seed)
+            self._inputs = self._operator.inputs(self.case, self._device, self._settings.seed)
             self._reference = self._operator.reference(self.case, self._inputs)
             self._amplification = self._operator.amplification(self._inputs, self._reference)
         return self._inputs, {name: self._reference[name] for name in self._operator.outputs(case.mode)}
@@ -299,9 +298,9 @@ class Problem:
         return accuracy.check(outputs, reference, dtypes, yardstick, self._operator.statistics_dim, self._amplification)
 
     def _yardstick(self, case: Case) -> tuple[dict[str, float] | None, str]:
-        """PyTorch's errors in this mode, or None and why there are none."""
+        """Returns PyTorch's errors in this mode, or None and why there are none."""
         if case.mode not in self._yardsticks:
-            provider = self._setting.yardstick
+            provider = self._settings.yardstick
             try:
                 outputs = provider.build(case, _copy(self._truth(case)[0])).outputs()
                 self._yardsticks[case.mode] = accuracy.yardstick(self._check(outputs, case, None)), ""
@@ -311,27 +310,27 @@ class Problem:
 
 
 def _copy(inputs: Inputs) -> Inputs:
-    """Tensors of the same values and strides that share nothing with the originals."""
+    """Returns tensors of the same values and strides that share nothing with the originals."""
     return {name: tensor.detach().clone() for name, tensor in inputs.items()}
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are equal, NaN in the same places included."""
+    """Returns whether two tensors are equal, NaN in the same places included."""
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _ending(error: BaseException) -> tuple[str, str]:
-    """The status that an exception stands for, and its type and first line as the reason."""
+    """Returns the status that an exception stands for, and its type and first line as the reason."""
     seen: BaseException | None = error
     while seen is not None:
         # Compilers wrap what went wrong, so that the cause is looked for as well.
         if any(t.__name__ in _OOM_TYPES for t in type(seen).__mro__) or _OOM_TEXT in str(seen):
-            return "oom", _told(seen)
+            return "oom", _named(seen)
         seen = seen.__cause__ or seen.__context__
-    return "crash", _told(error)
+    return "crash", _named(error)
 
 
-def _told(error: BaseException) -> str:
+def _named(error: BaseException) -> str:
     return ": ".join(part for part in (type(error).__name__, _one_line(str(error))) if part)
 
 
@@ -341,7 +340,7 @@ def _one_line(text: str) -> str:
 
 
 def _stream(device: torch.device) -> AbstractContextManager[object]:
-    """A stream of our own: backward runs where its forward ran, and no graph can be captured on the default stream."""
+    """Enters our own stream: backward runs where its forward ran, and the default stream cannot be captured."""
     return torch.cuda.stream(_own_stream(device)) if device.type == "cuda" else nullcontext()
 
 
@@ -355,7 +354,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def ask(device: torch.device) -> None:
+def check_device_alive(device: torch.device) -> None:
     """Raises DeviceLost where the device does not answer."""
     try:
         _synchronize(device)
@@ -366,6 +365,6 @@ def ask(device: torch.device) -> None:
 def _free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
-        # A device that was lost says so here again; `ask` asks for itself.
+        # A device that was lost says so here again; `check_device_alive` raises it.
         with suppress(RuntimeError):
             torch.cuda.empty_cache()

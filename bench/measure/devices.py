@@ -15,12 +15,12 @@ INTERPRETED = "no GPU is used: Triton's interpreter runs the kernels; errors are
 
 
 def choose(asked: str | None) -> tuple[torch.device, list[str]]:
-    """The device (`cuda`, `cpu`, or by default what is there) and what is to be said about it.
+    """Returns the device (`cuda`, `cpu`, or by default the GPU where there is one) and notes about it for the run.
 
     Raises BadArgument where it is not there, or where triton was imported before it could be told to interpret.
     """
     if asked is not None:
-        cli.one_of("--device", asked, ("cuda", "cpu"))
+        cli.one_of("--device", asked, cli.DEVICES)
     gpu, interpreting = torch.cuda.is_available(), environment.interpreting()
     if asked == "cuda" and not gpu:
         raise BadArgument("--device", "there is no GPU that PyTorch can use here; cpu runs the interpreter")
@@ -36,7 +36,7 @@ def choose(asked: str | None) -> tuple[torch.device, list[str]]:
 
 
 def gpu() -> torch.device:
-    """Returns the current GPU, for what is measured on one alone; raises BadArgument where none can be used."""
+    """Returns the current GPU, for what is measured only on one; raises BadArgument where none can be used."""
     if not torch.cuda.is_available():
         raise BadArgument("device", "a GPU is needed, and there is none: nothing is measured without one")
     if environment.interpreting():
@@ -45,12 +45,11 @@ def gpu() -> torch.device:
 
 
 def _own() -> int:
-    """The current GPU; of a process that torchrun has started the one that is its own, made the current one."""
-    place = os.environ.get("LOCAL_RANK")
-    if place is not None:
-        if int(place) >= torch.cuda.device_count():
-            raise BadArgument(
-                "torchrun", f"rank {place} of this machine has no GPU: it has {torch.cuda.device_count()}"
-            )
-        torch.cuda.set_device(int(place))
+    """Returns the current GPU; in a process that torchrun has started its rank's, which becomes the current one."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None:
+        count = torch.cuda.device_count()
+        if int(rank) >= count:
+            raise BadArgument("torchrun", f"rank {rank} of this machine has no GPU: it has {count}")
+        torch.cuda.set_device(int(rank))
     return torch.cuda.current_device()

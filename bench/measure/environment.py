@@ -1,6 +1,6 @@
-"""What machine, what versions, what clocks: the description that stands beside a run's records.
+"""Describes the machine, the versions and the clocks of a run: environment.json, beside the run's records.
 
-It travels with a published report, so it holds no host name, no user name and no absolute path.
+It is published with a report, so it holds no host name, no user name and no absolute path.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.measure import telemetry
-from bench.measure.timing.clock import cache_bytes
+from bench.measure.telemetry import output_of
 
 if TYPE_CHECKING:
     from bench.measure.providers import Provider
 
 SCHEMA = 1
 FILE = "environment.json"
+_ROOT = Path(__file__).resolve().parents[2]
 # What must be the same for the cells of two sittings to stand in one table. Clocks and notes may differ.
-_LASTING = (
+_LASTING = [
     "schema",
     "device",
     "device_name",
@@ -41,13 +40,12 @@ _LASTING = (
     "cudnn",
     "git_commit",
     "ranks",
-)
-_CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
+]
 
 
 def collect(device: torch.device, providers: Mapping[str, Provider]) -> dict[str, Any]:
-    """The machine, the versions and the providers, as keys of environment.json."""
-    gpu = _gpu(device) if device.type == "cuda" else None
+    """Describes the machine, the versions and the providers, as keys of environment.json."""
+    gpu = telemetry.describe(device) if device.type == "cuda" else None
     cpu = _cpu()
     return {
         "schema": SCHEMA,
@@ -62,34 +60,33 @@ def collect(device: torch.device, providers: Mapping[str, Provider]) -> dict[str
         "triton": _package("triton"),
         "cuda": torch.version.cuda or torch.version.hip,
         "cudnn": torch.backends.cudnn.version() if gpu else None,
-        **_git(Path(__file__).resolve().parents[2]),
+        **_git(_ROOT),
         "providers": {name: _provider(provider, device) for name, provider in providers.items()},
     }
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
-    """What may change while a run goes on: clocks, heat and limits of a GPU, how busy the host is, the source."""
-    gpu = telemetry.clocks(device) if device.type == "cuda" else {}
-    return {"taken": now(), **gpu, "load_average": os.getloadavg()[0], **_git(Path(__file__).resolve().parents[2])}
+    """Describes what may change during a run: clocks, heat and limits of a GPU, the host's load, the source."""
+    return {"taken": now(), **telemetry.clocks(device), "load_average": os.getloadavg()[0], **_git(_ROOT)}
 
 
 def interpreting() -> bool:
-    """Whether the environment asks for Triton's interpreter, by the words that Triton itself takes as yes."""
+    """Returns whether the environment asks for Triton's interpreter, by the words that Triton itself takes as yes."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def now() -> str:
-    """The time as ISO 8601, UTC, in whole seconds."""
+    """Returns the time as ISO 8601, UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def command(arguments: Sequence[str], program: str = "bench.run") -> str:
-    """The command as typed, except that of an absolute path only the last part is shown."""
+    """Returns the command as typed, except that only the last part of an absolute path is shown."""
     return shlex.join(["python", "-m", program, *map(_without_folders, arguments)])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], providers: Sequence[str]) -> list[str]:
-    """What keeps a run of these providers from being continued here, one line each; empty where nothing does."""
+    """Returns what keeps a run of these providers from being continued here, one line each."""
     pairs = [(key.replace("_", " "), old.get(key), new.get(key)) for key in _LASTING]
     for name in providers:
         was, is_now = (described.get("providers", {}).get(name, {}) for described in (old, new))
@@ -106,7 +103,7 @@ def write(folder: Path, environment: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The folder's environment.json; OSError where there is none, ValueError where it is not one JSON object."""
+    """Reads the folder's environment.json; raises OSError where there is none, ValueError for other than an object."""
     found = json.loads((folder / FILE).read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError(f"{FILE} is not a JSON object")
@@ -141,44 +138,11 @@ def _cpu() -> str:
     return model[1].strip() if model else platform.processor() or platform.machine()
 
 
-def _gpu(device: torch.device) -> dict[str, Any]:
-    found = torch.cuda.get_device_properties(device)
-    smi = _nvidia_smi(f"GPU-{found.uuid}") if hasattr(found, "uuid") else {}
-    return {
-        "name": found.name,
-        "capability": f"{found.major}.{found.minor}",
-        "multiprocessors": found.multi_processor_count,
-        "memory_bytes": found.total_memory,
-        "l2_bytes": cache_bytes(device),
-        "driver": smi.pop("driver_version", None),
-        "clocks": smi or None,
-    }
-
-
-def _nvidia_smi(uuid: str) -> dict[str, str]:
-    """The driver's version, clocks in MHz and the power limit in W; empty where nvidia-smi does not answer."""
-    fields = ("driver_version", *_CLOCKS)
-    answer = _answer(["nvidia-smi", "-i", uuid, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"])
-    figures = [figure.strip() for figure in (answer or "").split(",")]
-    return dict(zip(fields, figures, strict=True)) if len(figures) == len(fields) else {}
-
-
 def _git(root: Path) -> dict[str, Any]:
-    """The commit, and whether the tree differs from it; None for both where the project is not a checkout."""
+    """Returns the commit, and whether the tree differs from it; None for both where the project is not a checkout."""
     git = ["git", "-C", str(root)]
     # An archive unpacked inside somebody else's checkout must not be taken for that checkout.
-    if _answer([*git, "rev-parse", "--show-cdup"]) != "":
+    if output_of([*git, "rev-parse", "--show-cdup"]) != "":
         return {"git_commit": None, "git_dirty": None}
-    status = _answer([*git, "status", "--porcelain"])
-    return {"git_commit": _answer([*git, "rev-parse", "HEAD"]), "git_dirty": None if status is None else status != ""}
-
-
-def _answer(arguments: list[str]) -> str | None:
-    """What a program prints, or None where it is not installed, fails or does not come back."""
-    if shutil.which(arguments[0]) is None:
-        return None
-    try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    status = output_of([*git, "status", "--porcelain"])
+    return {"git_commit": output_of([*git, "rev-parse", "HEAD"]), "git_dirty": None if status is None else status != ""}

@@ -1,4 +1,4 @@
-"""What is seen while a run goes on: a bar on a terminal, a line every few seconds anywhere else."""
+"""Progress display of a run: a bar on a terminal, a line every few seconds anywhere else."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from bench.cases.case import Case
 from bench.results.records import Record
 
-# Endings that are told at once; the others are counted in the table at the end.
+# Statuses that are shown at once; the others are counted in the table at the end.
 TROUBLE = ("wrong", "impossible", "crash", "oom", "timeout")
 # Seconds between lines: often enough to see that it lives, seldom enough for a log.
 _PERIOD = 5.0
 
 
-class Display(Protocol):
-    """What the runner tells while it works."""
+class ProgressDisplay(Protocol):
+    """What the runner calls while it works."""
 
     def start(self, cells: int, done: int) -> None:
-        """So many cells are planned, and so many of them were done in an earlier sitting."""
+        """`cells` are planned, `done` of them in an earlier sitting."""
 
     def running(self, case: Case, provider: str) -> None:
         """This cell begins."""
@@ -30,26 +30,26 @@ class Display(Protocol):
         """This cell has ended and its record is written."""
 
     def stop(self) -> None:
-        """Nothing more comes; may be told twice."""
+        """Nothing more comes; may be called twice."""
 
 
-def display(console: Console) -> Display:
-    """The display that fits where the console writes."""
+def display(console: Console) -> ProgressDisplay:
+    """Returns the display that fits where the console writes."""
     return Bar(console) if console.is_terminal else Lines(console)
 
 
 def cell_name(record: Record) -> str:
-    """The cell as `Case.label` has it, and the provider."""
+    """Names a cell by `Case.label` and the provider."""
     return f"{record.case.label} {record.provider}"
 
 
 def trouble(record: Record) -> str:
-    """One line on a cell that did not end well."""
+    """Describes a cell that did not end well in one line."""
     return f"{record.status}: {cell_name(record)}: {record.reason}"
 
 
 class Lines:
-    """One line every few seconds with the share done, the time left and what is running."""
+    """Prints a line every few seconds: the share done, the time left and what is running."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,7 +90,7 @@ class Lines:
 
 
 class Bar:
-    """A bar with what is running and the time left; trouble is printed above it."""
+    """Draws a bar with what is running and the time left; prints trouble above it."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(

@@ -1,11 +1,11 @@
-"""Where cells are measured: in this process, or in one that may crash, hang or be killed and is then replaced.
+"""Measures cells in this process, or in one that may crash, hang or be killed and is then replaced.
 
-A worker is told one case at a time, with the providers to measure, and answers with each cell that has ended. Between
-the answers it names the provider whose code runs, so that the parent knows who it was when the worker dies or falls
-silent: that cell gets its status and reason, and a new worker measures the rest of the case.
+A worker gets one case at a time, with the providers to measure, and answers with each cell that has ended. Between the
+answers it names the provider whose code runs, so that the parent knows which cell to blame when the worker dies or
+stops answering: that cell gets its status and reason, and a new worker measures the rest of the case.
 
-Workers come from multiprocessing's fork server: it has imported torch and touched no device, so that a new worker takes
-a fraction of a second, and nothing of the last one is left in it.
+Workers come from multiprocessing's fork server, which has imported torch and touched no device: a new worker takes a
+fraction of a second, and nothing of the last one is left in it.
 """
 
 from __future__ import annotations
@@ -24,68 +24,50 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from bench.cases.case import Case
-from bench.cases.operators import Operator
-from bench.measure import cell, timing
-from bench.measure.cell import DeviceLost, Finished, Problem, Setting
+from bench.measure import timing
+from bench.measure.cell import DeviceLost, FinishedCell, Problem, RunSettings, check_device_alive
 from bench.measure.providers import Provider
-from bench.results.records import Record
 
 # Long enough for any compiler's autotuning, and for a large case in the interpreter; --cell-timeout changes it.
 SILENCE_S = 600.0
 # A worker that was asked to stop has nothing left to do.
 _STOP_S = 5.0
 BUDGET_SPENT = "the time budget was spent"
-# What decides before triton's import how it works; the fork server has the environment of the time it was started.
+# What triton reads when it is imported; the fork server has the environment of the time it was started.
 _SWITCHES = ("TRITON_INTERPRET",)
 
-Ended = Callable[[Finished], None]
+Ended = Callable[[FinishedCell], None]
 Began = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What cells are made of: the same in every process of a run."""
-
-    setting: Setting
-    operators: Mapping[str, Operator]
-
-    def record(self, case: Case, provider: Provider, status: str, reason: str) -> Record:
-        """A cell that has no figures."""
-        return cell.record(case, provider, self.operators[case.op], self.setting, status, reason)
 
 
 class Measurer(Protocol):
     """Measures one case after the other."""
 
     def copy_gbps(self) -> float | None:
-        """GB/s of a large copy on the device, None on a CPU; raises RuntimeError where it cannot be had."""
+        """Returns GB/s of a large copy on the device, None on a CPU; raises RuntimeError where it cannot be had."""
 
     def measure(
         self, case: Case, providers: Iterable[Provider], finished: Ended, began: Began, deadline: float
     ) -> None:
-        """Hands over each of these providers' cells when it has ended; raises DeviceLost where that is the end.
+        """Calls `finished` with each of these providers' cells when it has ended; raises DeviceLost.
 
-        No two of them have one name. `began` is told that of the provider whose code runs from then on. At `deadline`
-        (of time.monotonic) what has not ended is skipped, if it can be stopped.
+        No two providers have the same name. `began` is called with that of the provider whose code runs from then on.
+        At `deadline` (of time.monotonic) what has not ended is skipped, if it can be stopped.
         """
 
     def close(self) -> None:
-        """Lets go of everything; may be told twice."""
+        """Releases everything; may be called twice."""
 
 
-class Here:
-    """In this process: for debuggers and notebooks. A crash of the interpreter or a hang takes the run with it."""
+class InProcess:
+    """Measures in this process, for debuggers and notebooks. A crash or a hang takes the whole run with it."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, settings: RunSettings) -> None:
+        self._settings = settings
         self._problem: Problem | None = None
 
     def copy_gbps(self) -> float | None:
-        return timing.copy_bandwidth(self._parts.setting.device)
-
-    def probe(self) -> None:
-        """Raises DeviceLost where the device does not answer at all."""
-        cell.ask(self._parts.setting.device)
+        return timing.copy_bandwidth(self._settings.device)
 
     def measure(
         self,
@@ -96,10 +78,10 @@ class Here:
         deadline: float = float("inf"),
         graphless: Collection[str] = (),
     ) -> None:
-        """`deadline` is left alone: no cell can be stopped from within. Of `graphless` no CUDA graph is tried."""
+        """Ignores `deadline`, as no cell can be stopped from within. No CUDA graph of `graphless` is tried."""
         if self._problem is None or self._problem.case != case.problem:
             self.close()
-            self._problem = Problem(case.problem, self._parts.operators[case.op], self._parts.setting)
+            self._problem = Problem(case.problem, self._settings)
         self._problem.measure(case, providers, finished, began, graphless)
 
     def close(self) -> None:
@@ -109,18 +91,18 @@ class Here:
 
 
 class Worker:
-    """In a process of its own, which is replaced when it is lost.
+    """Measures in a process of its own, which is replaced when it is lost.
 
-    `silence` is how many seconds it may say nothing before it is taken for hung. Providers and operators reach it by
-    pickle, so their classes must be importable.
+    A worker that says nothing for `silence` seconds is taken for hung. Providers and operators reach it by pickle, so
+    their classes must be importable.
     """
 
-    def __init__(self, parts: Parts, silence: float = SILENCE_S) -> None:
-        self._parts, self._silence = parts, silence
-        # A fork of this process would take its threads' locks and its CUDA context along, in a state of no use.
+    def __init__(self, settings: RunSettings, silence: float = SILENCE_S) -> None:
+        self._settings, self._silence = settings, silence
+        # A fork of this process would inherit its threads' locks and its CUDA context, neither of any use.
         self._context = multiprocessing.get_context("forkserver")
-        # What every backward pass imports; and where it is known to leave a device untouched, what is to be measured.
-        more = [__name__, "normlib"] if parts.setting.device.type == "cpu" else []
+        # What every backward pass imports; on a CPU, where that touches no device, also what is to be measured.
+        more = [__name__, "normlib"] if settings.device.type == "cpu" else []
         self._context.set_forkserver_preload(["torch.fx.experimental.symbolic_shapes", "pandas", *more])
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -129,7 +111,7 @@ class Worker:
         self._graphless: set[tuple[str, str, str]] = set()
 
     def copy_gbps(self) -> float | None:
-        if self._parts.setting.device.type != "cuda":
+        if self._settings.device.type != "cuda":
             return None
         pipe = self._started()
         pipe.send(None)
@@ -153,8 +135,8 @@ class Worker:
                 return
             self._kill()
             for name in [loss.running] if loss.running else list(waiting):
-                if name in waiting:  # else it was handed over as its last act
-                    finished(Finished(self._parts.record(case, waiting.pop(name), loss.status, loss.reason)))
+                if waiting.pop(name, None):  # else it had ended before
+                    finished(FinishedCell(self._settings.record(case, name, loss.status, loss.reason)))
 
     def close(self) -> None:
         if self._idle and self._pipe is not None and self._process is not None:
@@ -165,7 +147,7 @@ class Worker:
     def _pass(
         self, case: Case, waiting: dict[str, Provider], finished: Ended, began: Began, deadline: float
     ) -> _Loss | None:
-        """One try at the case; takes out of `waiting` what has ended. None where the worker lives on."""
+        """Tries the case once; removes what has ended from `waiting`. Returns None where the worker lives on."""
         running = ""
         self._idle = False
         try:
@@ -209,11 +191,11 @@ class Worker:
             self._process = self._context.Process(target=_serve, args=(theirs, environment), daemon=True)
             self._process.start()
             theirs.close()
-            self._pipe.send(self._parts)
+            self._pipe.send(self._settings)
         return self._pipe
 
     def _death(self) -> tuple[str, str]:
-        """The status and reason of a worker that has closed its end."""
+        """Returns the status and reason of a worker that has closed its end."""
         assert self._process is not None
         self._process.join(_STOP_S)
         code = self._process.exitcode
@@ -236,7 +218,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class _Loss:
-    """How a worker was lost, and who was running; "" where nobody was."""
+    """The end of a worker, and the provider that was running; "" where none was."""
 
     running: str
     status: str
@@ -244,15 +226,16 @@ class _Loss:
 
 
 def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
-    """A worker's life: what it is to measure comes through the pipe, and it ends when that is closed."""
+    """Runs in the worker: measures what comes through the pipe, and ends when that is closed."""
     # Ctrl-C reaches every process of the terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)  # before anything imports triton, which the next line does
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        here = Here(pipe.recv())
+        settings: RunSettings = pipe.recv()
+        here = InProcess(settings)
         try:
-            here.probe()
+            check_device_alive(settings.device)
             while True:
                 try:
                     asked = pipe.recv()
@@ -282,7 +265,7 @@ def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed closes nothing that a hung worker would notice."""
+    """Ends this process with its parent: a hung worker would not notice that a killed parent has closed the pipe."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

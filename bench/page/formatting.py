@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import Any, TypeGuard
+from typing import Any
 
-DASH = "–"  # noqa: RUF001
-RATIOS = ("floor_ratio", "error_vs_torch")
-
-
-def present(value: Any) -> TypeGuard[float]:
-    """Whether there is a finite number to show."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+from bench.results.numbers import DASH as DASH
+from bench.results.numbers import present, scientific
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -24,21 +18,6 @@ def number(value: Any, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits}g}")  # 9.996 is 10.0, not 10.00
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{value:,.{decimals}f}" if decimals <= 6 else scientific(value)
-
-
-def scientific(value: Any) -> str:
-    """Two digits and a short exponent: 3.1e-6."""
-    if not present(value):
-        return DASH
-    if value == 0:
-        return "0"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def short(value: Any) -> str:
-    """A chosen number as it was chosen: 1.05, 2, 1e-5."""
-    return re.sub(r"e([+-])0*", lambda match: f"e{match[1].strip('+')}", f"{value:.4g}") if present(value) else DASH
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> tuple[float, str]:
@@ -92,17 +71,9 @@ def percent(fraction: Any) -> str:
     return f"{text.removesuffix('.0')}%"
 
 
-def figure(name: str, value: Any) -> str:
-    """An error figure in its own way of writing: ratios as 1.003, small errors as 3.1e-6."""
-    if value is None:
-        return DASH
-    if not present(value):
-        return "not finite"
-    if name in RATIOS:
-        return f"{value:.3f}" if abs(value) < 10 else number(value)
-    if name == "max_ulp":
-        return number(value)
-    return scientific(value)
+def change(share: Any) -> str:
+    """A change with its sign: +5.1%."""
+    return f"{round(100 * share, 1) + 0.0:+,.1f}%" if present(share) else DASH  # + 0.0: no -0.0
 
 
 def plural(count: int, noun: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.page import formatting
+from bench.results.numbers import present
 
 
 def facts(env: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -39,7 +40,7 @@ def flat(described: Mapping[str, Any], before: str = "") -> list[tuple[str, str]
             rows += flat(value, f"{name} ")
         elif isinstance(value, bool):
             rows.append((name, "yes" if value else "no"))
-        elif key.endswith("_bytes") and formatting.present(value):
+        elif key.endswith("_bytes") and present(value):
             rows.append((name.removesuffix(" bytes"), formatting.size(value)))
         elif isinstance(value, float):
             rows.append((name, formatting.number(value, 4)))

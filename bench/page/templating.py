@@ -25,7 +25,7 @@ def templates(**options: Any) -> Environment:
         lstrip_blocks=True,
         **{"autoescape": True, **options},
     )
-    for name in ("number", "duration", "size", "times", "percent", "plural", "spoken"):
+    for name in ("number", "duration", "size", "times", "percent", "plural", "spoken", "change"):
         environment.filters[name] = getattr(formatting, name)
     return environment
 

@@ -26,8 +26,8 @@ from bench.cases.case import Case
 from bench.cli import BadArgument
 from bench.measure import environment, runner
 from bench.measure.cost import expected_seconds
-from bench.measure.progress import Display
-from bench.measure.runner import Outcome, Plan
+from bench.measure.progress import ProgressDisplay
+from bench.measure.runner import RunOutcome, RunPlan
 from bench.ranks import gathering
 from bench.ranks.dividing import deal
 from bench.ranks.team import Team, join
@@ -52,8 +52,8 @@ def kept_records(folder: Path) -> list[Record]:
 
 
 def lead(
-    team: Team, plan: Plan, folder: Path, described: dict[str, Any], kept: list[Record], display: Display
-) -> Outcome:
+    team: Team, plan: RunPlan, folder: Path, described: dict[str, Any], kept: list[Record], display: ProgressDisplay
+) -> RunOutcome:
     """Rank 0's part of a run: as `runner.run`, but that the others measure too.
 
     Whatever ends the measuring, a signal that torchrun sends or an error, what the ranks have measured is merged, and
@@ -84,7 +84,7 @@ def lead(
     return outcome
 
 
-def assist(team: Team, plan: Plan, described: dict[str, Any]) -> int:
+def assist(team: Team, plan: RunPlan, described: dict[str, Any]) -> int:
     """Any other rank's part, and its exit status."""
     with team.ending:
         try:
@@ -100,7 +100,9 @@ def assist(team: Team, plan: Plan, described: dict[str, Any]) -> int:
             raise
 
 
-def _led(team: Team, plan: Plan, folder: Path, described: dict[str, Any], kept: list[Record], display: Display) -> str:
+def _led(
+    team: Team, plan: RunPlan, folder: Path, described: dict[str, Any], kept: list[Record], display: ProgressDisplay
+) -> str:
     """What stopped the measuring, if anything."""
     try:
         _alike(team, plan, described)
@@ -120,7 +122,7 @@ def _led(team: Team, plan: Plan, folder: Path, described: dict[str, Any], kept: 
     return _measure(team, plan, left, mine, described, display) or _wait(team, plan, folder)
 
 
-def _assisted(team: Team, plan: Plan, described: dict[str, Any]) -> int:
+def _assisted(team: Team, plan: RunPlan, described: dict[str, Any]) -> int:
     team.tell(f"here/{team.rank}", {"described": described, "plan": _fingerprint(plan)})
     word = team.hear("word", "rank 0")
     if "refused" in word:  # rank 0 says so, once for all
@@ -136,7 +138,7 @@ def _assisted(team: Team, plan: Plan, described: dict[str, Any]) -> int:
     return 0
 
 
-def _alike(team: Team, plan: Plan, described: Mapping[str, Any]) -> None:
+def _alike(team: Team, plan: RunPlan, described: Mapping[str, Any]) -> None:
     """Whether every rank has come, measures the same cells, and does so under the same conditions."""
     for rank in range(1, team.size):
         theirs = team.hear(f"here/{rank}", f"rank {rank}")
@@ -148,13 +150,13 @@ def _alike(team: Team, plan: Plan, described: Mapping[str, Any]) -> None:
             raise BadArgument("torchrun", f"rank {rank} is not like rank 0: {'; '.join(changed)}")
 
 
-def _fingerprint(plan: Plan) -> str:
+def _fingerprint(plan: RunPlan) -> str:
     said = json.dumps([[case.label for case in plan.cases], [*plan.providers], plan.seed, plan.baseline])
     return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _measure(
-    team: Team, plan: Plan, left: list[int], place: Path, described: Mapping[str, Any], display: Display
+    team: Team, plan: RunPlan, left: list[int], place: Path, described: Mapping[str, Any], display: ProgressDisplay
 ) -> str:
     """This rank's share of what is left, and then the case that every rank measures; what stopped it, if anything."""
     place.mkdir(parents=True, exist_ok=True)
@@ -172,7 +174,7 @@ def _measure(
     return stopped_by
 
 
-def _wait(team: Team, plan: Plan, folder: Path) -> str:
+def _wait(team: Team, plan: RunPlan, folder: Path) -> str:
     """Until every rank has done its share; what ended the waiting before that, if anything."""
     others = range(1, team.size)
     # A cell may be silent for its timeout, and is then stopped and said to be; a rank that is silent longer is lost.
@@ -202,7 +204,7 @@ def _send(team: Team, place: Path) -> None:
             team.send(f"file/{team.rank}/{name}", (place / name).read_bytes())
 
 
-def _finish(plan: Plan, folder: Path, described: dict[str, Any], stopped_by: str, ranks: int) -> Outcome:
+def _finish(plan: RunPlan, folder: Path, described: dict[str, Any], stopped_by: str, ranks: int) -> RunOutcome:
     """Merges, says what is missing and whether devices agree, and writes the run's files."""
     devices = [gathering.device_of(folder, rank) for rank in range(ranks)]
     agreement = gathering.agreement(folder)
@@ -230,7 +232,7 @@ def _finish(plan: Plan, folder: Path, described: dict[str, Any], stopped_by: str
     }
     environment.write(folder, described)
     results.to_frame(records).to_csv(folder / runner.TABLE, index=False)
-    return Outcome(records, stopped_by)
+    return RunOutcome(records, stopped_by)
 
 
 class _Silent:
@@ -252,7 +254,7 @@ class _Silent:
 class _Pulse(_Silent):
     """Another display, and a sign of life in the store with everything that it is told."""
 
-    def __init__(self, team: Team, shown: Display) -> None:
+    def __init__(self, team: Team, shown: ProgressDisplay) -> None:
         self._team, self._shown, self._beats = team, shown, 0
 
     def start(self, cells: int, done: int) -> None:

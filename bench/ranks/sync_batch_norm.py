@@ -30,7 +30,7 @@ from bench.cases.operators import Operator
 from bench.cases.operators.batch_norm import laid_out
 from bench.cli import BadArgument
 from bench.measure import accuracy, environment, runner
-from bench.measure.timing.clock import cache_bytes
+from bench.measure.telemetry import cache_bytes
 from bench.ranks.collectives import Sent, recording
 from bench.ranks.sync_layers import LAYERS, Layer
 from bench.ranks.team import MEETING_S
@@ -256,7 +256,7 @@ def _write(
     given: dict[str, Any],
 ) -> None:
     for record in records:
-        results.append(folder / runner.RECORDS, record)
+        results.append(folder / results.RECORDS, record)
     results.to_frame(records).to_csv(folder / runner.TABLE, index=False)
     environment.write(
         folder,

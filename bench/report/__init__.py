@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.page import FIGURES, REPORT
-from bench.results.load import UnreadableRun, load
-
-__all__ = ["UnreadableRun", "render"]
 
 SUMMARY = "summary.md"
 
@@ -19,9 +16,10 @@ def render(run_dir: Path, figures: bool = False) -> Path:
     samples.jsonl there, and nothing else; the same files give the same bytes.
     Raises UnreadableRun, with one line, where one of the first two is missing or broken; nothing is written then.
     """
-    # Here, for the libraries that draw take a second to import, and bench.compare draws nothing.
+    # Here, because pandas and the libraries that draw take a second to import, which `--help` need not wait for.
     from bench.page import svg
     from bench.report import markdown, page
+    from bench.results.load import load
 
     run = load(run_dir)
     with svg.files_in(run_dir / FIGURES if figures else None):

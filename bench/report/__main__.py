@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.cli import OneLineParser
-from bench.report import UnreadableRun, render
-from bench.study.study import holds_study
+from bench import cli
+from bench.cli import BadArgument
+from bench.report import render
 
 REPORTS = Path("reports")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Renders; 0 when all is written, 2 when a folder holds no readable run (those before it are written)."""
-    parser = OneLineParser(prog="python -m bench.report", description=__doc__)
+@cli.command("bench.report")
+def main(arguments: Sequence[str]) -> int:
+    """Returns 0 if all pages are written, 2 if a folder holds no readable run; the pages before it are written."""
+    parser = cli.Parser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR", help="folder of a run or of a study")
     parser.add_argument("--figures", action="store_true", help="also leave every figure in figures/, as SVG and PNG")
     parser.add_argument(
@@ -22,17 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     if given.figures and not given.run_dirs:
-        parser.error("--figures: needs a RUN_DIR whose figures are meant")
-    try:
-        for run_dir in given.run_dirs:
-            print(_page(run_dir, given.figures))
-    except UnreadableRun as error:
-        print(f"{parser.prog}: RUN_DIR: {error}", file=sys.stderr)
-        return 2
+        raise BadArgument("--figures", "needs a RUN_DIR whose figures are meant")
+    for run_dir in given.run_dirs:
+        print(_page(run_dir, given.figures))
     folder = given.index or (None if given.run_dirs else REPORTS)
     if folder:
         if not folder.is_dir():
-            parser.error(f"--index: {folder} is no folder; give the folder of runs, or RUN_DIR for one run's report")
+            problem = f"{folder} is no folder; give the folder of runs, or RUN_DIR for one run's report"
+            raise BadArgument("--index", problem)
         from bench.report import index
 
         print(index.write(folder))
@@ -40,11 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _page(folder: Path, figures: bool) -> Path:
-    if not holds_study(folder):
-        return render(folder, figures)
-    from bench.study.page import render as render_study  # here, for what draws takes a second to import
+    """Renders the page of a run or study; what loads and draws takes a second to import, so it is imported here."""
+    from bench.results.load import UnreadableRun
+    from bench.study import page, study
 
-    return render_study(folder, figures)
+    try:
+        return (page.render if study.holds_study(folder) else render)(folder, figures)
+    except UnreadableRun as error:
+        raise BadArgument("RUN_DIR", str(error)) from error
 
 
 if __name__ == "__main__":

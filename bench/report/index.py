@@ -10,10 +10,9 @@ from bench.page import REPORT
 from bench.page.formatting import day, plural, spoken, times
 from bench.page.templating import scripts, style, templates
 from bench.report import facts
-from bench.report.trust import completeness
-from bench.report.verdict import Verdict
-from bench.results.load import Run, UnreadableRun, load, ordered
-from bench.results.thresholds import SUBJECT
+from bench.report.sections.trust import completeness
+from bench.report.sections.verdict import RunVerdict
+from bench.results.load import LoadedRun, UnreadableRun, load, ordered
 from bench.study import study
 
 INDEX = "index.html"
@@ -60,8 +59,8 @@ def _entry(run_dir: Path) -> Entry:
         run = load(run_dir)
     except UnreadableRun as error:
         return Entry(run_dir.name, page, problem=str(error).removeprefix(f"{run_dir}/"))
-    verdict = Verdict(run)
-    accuracy = verdict.cards()[0]
+    verdict = RunVerdict(run)
+    accuracy, (complete, sentence) = verdict.cards()[0], completeness(run)
     return Entry(
         name=run_dir.name,
         page=page,
@@ -71,8 +70,8 @@ def _entry(run_dir: Path) -> Entry:
         right=accuracy.value,
         tone=accuracy.tone,
         speed=_speed(run),
-        sentences=(*_models(run), *verdict.sentences()[-1:]),
-        problem="" if completeness(run)[0] else completeness(run)[1],
+        sentences=(*facts.model_sentences(run), *verdict.sentences()[-1:]),
+        problem="" if complete else sentence,
     )
 
 
@@ -104,16 +103,12 @@ def _study(folder: Path) -> Entry:
     )
 
 
-def _measured(run: Run) -> str:
+def _measured(run: LoadedRun) -> str:
     ops = ", ".join(map(spoken, ordered(run.cells["op"])))
     return f"{ops}; {', '.join(ordered(run.cells['dtype']))}; {plural(len(run.cells), 'cell')}"
 
 
-def _speed(run: Run) -> str:
-    against = ((run.baseline, facts.subject_cells(run)["speedup"]), ("the best peer", run.duels["ratio"]))
+def _speed(run: LoadedRun) -> str:
+    against = ((run.baseline, run.ours["speedup"]), ("the best peer", run.duels["ratio"]))
     found = [f"{times(mean)} of {name}" for name, ratios in against if (mean := facts.geomean(ratios)) is not None]
     return ", ".join(found) or "needs a GPU"
-
-
-def _models(run: Run) -> list[str]:
-    return [headline.sentence(run.baseline, SUBJECT) for headline in facts.models(run)]

@@ -1,4 +1,4 @@
-"""What a run says in Markdown, to be put into a pull request: verdict, losses, warnings."""
+"""The summary of a run in Markdown, for a pull request: verdict, losses, warnings."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import Any
 from markupsafe import Markup
 
 from bench.page.templating import templates
-from bench.report import facts, losses, trust
-from bench.report.verdict import Verdict
+from bench.report.facts import model_sentences
+from bench.report.sections.trust import warnings
+from bench.report.sections.verdict import RunVerdict, summary_rows
 from bench.results import thresholds
-from bench.results.load import Run
+from bench.results.load import LoadedRun
 
-# What means something to Markdown, to HTML inside it, or to a forge, which would call a person by an @.
+# What means something to Markdown, to HTML inside it, or to a forge, which notifies a person by an @.
 SPECIAL = re.compile(r"[\\`*\[\]|<>~@]")
 
 
-def summary(run: Run) -> str:
-    """The whole summary; names and reasons stand in it as they are, whatever they hold."""
+def summary(run: LoadedRun) -> str:
+    """Returns the whole summary, in which names and reasons cannot act as markup."""
     environment = templates(autoescape=False, finalize=_plain)
+    verdict = RunVerdict(run)
     return environment.get_template("summary.md.j2").render(
         run=run,
         device=run.environment["device_name"] or run.environment["device"],
         # A block that is set off by blanks is code whatever is in it.
         command=Markup("    " + " ".join(str(run.environment["command"] or "").split())),
-        verdict=Verdict(run),
-        models=[headline.sentence(run.baseline, thresholds.SUBJECT) for headline in facts.models(run)],
-        slower=losses.slower(run)[: thresholds.SUMMED_UP],
-        rows=facts.summary_rows(run),
-        warnings=trust.warnings(run),
+        verdict=verdict,
+        models=model_sentences(run),
+        slower=verdict.slower[: thresholds.SUMMED_UP],
+        rows=summary_rows(run),
+        warnings=warnings(run),
         subject=thresholds.SUBJECT,
     )
 
 
 def _plain(value: Any) -> Any:
-    """Texts with everything that Markdown would take as a sign of its own made harmless, in one line."""
+    """Returns a text in one line, with the signs escaped that mean something to Markdown."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return SPECIAL.sub(lambda sign: f"&#{ord(sign[0])};", " ".join(value.split()))

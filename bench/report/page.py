@@ -1,90 +1,63 @@
-"""Puts the report together: facts and figures into the templates, everything inside one file."""
+"""Puts the report together: every section into its template, everything inside one file."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bench.cases.case import MODES
-from bench.page import formatting, machine, palette
+from bench.page import machine
 from bench.page.figure import Gallery
+from bench.page.formatting import plural, spoken
 from bench.page.templating import packed, scripts, style, templates
-from bench.report import cells_table, facts, losses, sections, trust
-from bench.report.definitions import DEFINITIONS, STATUS_WORDS
-from bench.report.verdict import Verdict
+from bench.report.sections import sections
+from bench.report.sections.trust import completeness
 from bench.results import thresholds
-from bench.results.load import Run, ordered
-
-# The sections in their order, with their names in the bar. Without a time on a GPU there is no speed to show.
-SECTIONS = {
-    "verdict": "Verdict",
-    "throughput": "Throughput",
-    "accuracy": "Accuracy",
-    "losses": "Where we lose",
-    "failed": "Not ok",
-    "cells": "All cells",
-    "trust": "Trust",
-    "machine": "Machine",
-    "method": "Method",
-}
+from bench.results.load import LoadedRun, ordered
 
 
-def html(run: Run) -> str:
-    """The whole report as one HTML document."""
-    return templates().get_template("report.html.j2").render(_context(run))
-
-
-def _context(run: Run) -> dict[str, Any]:
-    legend = palette.keys(run.providers)
-    complete, completeness = trust.completeness(run)
-    models = facts.models(run)
-    table = cells_table.payload(run, legend)
-    return {
+def html(run: LoadedRun) -> str:
+    """Returns the whole report as one HTML document."""
+    environment = templates()
+    complete, completeness_sentence = completeness(run)
+    shared: dict[str, Any] = {
         "run": run,
         "env": run.environment,
-        "sections": {name: title for name, title in SECTIONS.items() if name != "throughput" or run.has_speed},
         "limits": thresholds,
         "subject": thresholds.SUBJECT,
-        "style": style(),
-        "scripts": scripts("theme", "copy", "packed", "distribution", "table"),
         "complete": complete,
-        "completeness": completeness,
-        "facts_line": _measured(run),
+        "completeness": completeness_sentence,
         "machine": machine.facts(run.environment),
-        "verdict": Verdict(run),
-        "models": [headline.sentence(run.baseline, thresholds.SUBJECT) for headline in models],
-        "model_panels": sections.of_models(models, legend),
-        "summary": facts.summary_rows(run),
-        "legend": legend,
-        "throughput": [sections.throughput(run, op, legend) for op in ordered(run.cells["op"])]
-        if run.has_speed
-        else [],
-        "accuracy": [sections.accuracy(run, op, legend) for op in ordered(run.errors["op"])],
-        "trusted": sections.trusted(run),
-        "own_failures": losses.failures(run, thresholds.SUBJECT),
-        "failures": losses.failures(run),
-        "warnings": trust.warnings(run),
-        "providers": facts.providers(run),
-        "modes": MODES,
-        "heat_ends": palette.HEAT_ENDS,
-        "environment": machine.flat(run.environment),
-        "table": table,
-        "packed_table": packed(table),
-        "gallery": Gallery(),
-        "pack": packed,
-        "definitions": DEFINITIONS,
-        "status_words": STATUS_WORDS,
         "raw_file": "records.csv" if (run.folder / "records.csv").exists() else "records.jsonl",
+        "gallery": Gallery(),
+        "definitions": [],
     }
+    shared["m"] = environment.get_template("macros.html.j2").make_module(shared)
+    titles, bodies = {}, []
+    for name, section in sections().items():
+        body = environment.get_template(f"{name}.html.j2").make_module(shared | section.context(run))
+        if str(body):
+            titles[name] = section.title
+            bodies.append(body)
+        if definitions := getattr(body, "definitions", None):
+            shared["definitions"].append(definitions())
+    page = environment.get_template("report.html.j2")
+    return page.render(
+        **shared,
+        style=style(),
+        scripts=scripts("theme", "copy", "packed", "distribution", "table"),
+        measured=_measured(run),
+        titles=titles,
+        bodies=bodies,
+        figures=packed(shared["gallery"].images),
+    )
 
 
-def _measured(run: Run) -> str:
-    """What was measured, in one line."""
+def _measured(run: LoadedRun) -> str:
+    """Returns what was measured, in one line."""
     cells = run.cells
     if not len(cells):
         return "No cell has a record."
-    ops = ", ".join(formatting.spoken(op) for op in ordered(cells["op"]))
+    dtypes, modes = (", ".join(ordered(cells[name])) for name in ("dtype", "mode"))
     return (
-        f"{formatting.plural(len(cells), 'cell')}: {ops}; {', '.join(ordered(cells['dtype']))}; "
-        f"{', '.join(ordered(cells['mode']))}; {formatting.plural(cells['provider'].nunique(), 'provider')} "
-        f"({', '.join(run.providers)})."
+        f"{plural(len(cells), 'cell')}: {', '.join(map(spoken, ordered(cells['op'])))}; {dtypes}; {modes}; "
+        f"{plural(len(run.providers), 'provider')} ({', '.join(run.providers)})."
     )

@@ -1,11 +1,13 @@
-"""A run's files -> frames: one row a cell, one row a tensor, one row a case of the subject beside its best peer."""
+"""A run's folder -> its records, and frames of them: one row a cell, a tensor, or a timed case of the subject."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,17 @@ import numpy as np
 import pandas as pd
 
 from bench.cases.case import DTYPES, MODES
-from bench.page.formatting import figure, present, short
-from bench.results.records import CUDA_EVENT, RECORDS, Record, TensorError, of_run
+from bench.results import samples
+from bench.results.intervals import Array
+from bench.results.numbers import short
+from bench.results.records import CUDA_EVENT, RECORDS, Record, TensorError, of_ranks, of_run
 from bench.results.thresholds import SUBJECT
 
-ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
-SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high")
-# A record's fields that are one value each.
-SCALARS = tuple(f.name for f in fields(Record) if f.name not in ("shape", "axes", "errors"))
 INTERVAL = ("latency_us_low", "latency_us_high")
 TIMES = ("latency_us", "latency_us_p10", "latency_us_p90", *INTERVAL)
-# What the report reads of the environment; an old or cut-short run may lack some.
+# Figures that only a time by a GPU's clock supports.
+SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high")
+# What pages read of the environment; an old or cut-short run may lack some.
 KEYS = (
     *("started", "finished", "command", "interpreted", "device", "device_name", "gpu", "torch", "triton", "cuda"),
     *("cudnn", "git_commit", "git_dirty", "baseline", "providers", "copy_gbps", "complete", "stopped_by"),
@@ -36,70 +38,157 @@ class UnreadableRun(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything the report is made from.
-
-    `cells` has one row a record: the record's fields, `label`, `case` (the cell without its provider), `size` (bytes
-    of x), `timed` and `spread`; gbps, roofline_fraction and speedup are empty wherever no claim of speed is supported.
-    `errors` has one row a tensor of a cell; `duels` one row a timed case of the subject with its fastest peer, and
-    `against` the same with the baseline. Both have `ratio`, the other's median over the subject's, and `log_variance`,
-    that of the ratio's logarithm.
-    """
+class LoadedRun:
+    """A run that has been read; of a cell that was measured again `records` has the last record."""
 
     folder: Path
     environment: dict[str, Any]
     records: list[Record]
-    cells: pd.DataFrame
-    errors: pd.DataFrame
-    duels: pd.DataFrame
-    against: pd.DataFrame
 
     @property
     def interpreted(self) -> bool:
         """Whether the kernels ran in Triton's interpreter."""
-        return bool(self.environment["interpreted"])
+        return bool(self.environment.get("interpreted"))
 
-    @property
+    @cached_property
+    def has_gpu_clock(self) -> bool:
+        """Whether a GPU's clock timed any cell, whatever came of that cell."""
+        return not self.interpreted and any(record.clock == CUDA_EVENT for record in self.records)
+
+    def is_timed(self, record: Record) -> bool:
+        """Returns whether the time of a record supports a claim of speed."""
+        ok = record.status == "ok" and record.clock == CUDA_EVENT and not self.interpreted
+        return ok and record.latency_us is not None and 0 < record.latency_us < math.inf
+
+    @cached_property
     def has_speed(self) -> bool:
         """Whether any cell supports a claim of speed."""
-        return bool(self.cells["timed"].any())
+        return any(map(self.is_timed, self.records))
 
     @property
     def baseline(self) -> str:
         """The provider that speedups are taken against."""
-        return str(self.environment["baseline"] or "the baseline")
+        return str(self.environment.get("baseline") or "the baseline")
 
-    @property
+    @cached_property
     def providers(self) -> list[str]:
         """Providers that have a record: the subject, the baseline, then the others by name."""
-        first = [SUBJECT, self.baseline]
-        found = set(self.cells["provider"])
+        found, first = {record.provider for record in self.records}, [SUBJECT, self.baseline]
         return [name for name in first if name in found] + sorted(found.difference(first))
 
+    @cached_property
+    def samples(self) -> dict[str, Array]:
+        """Cold samples by `Record.key`, those that are times; raises UnreadableRun where they cannot be read."""
+        keys, found = {record.key for record in self.records}, {}
+        for path in (self.folder / samples.FILE, *of_ranks(self.folder, samples.FILE)):
+            try:
+                for taken in samples.read(path) if path.exists() else ():
+                    if taken.key in keys:
+                        cold = np.asarray(taken.series.get("cold_us", ()), dtype=float)
+                        found[taken.key] = cold[np.isfinite(cold) & (cold > 0)]
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UnreadableRun(f"{path}: a line is no list of samples ({error})") from None
+        return found
 
-def load(run_dir: Path) -> Run:
-    """Reads records.jsonl and environment.json; raises UnreadableRun where one is missing or broken."""
-    if not run_dir.is_dir():
-        raise UnreadableRun(f"{run_dir}: no such folder; give the folder of a run, which holds records.jsonl")
-    environment = read_environment(run_dir)
-    records = _records(run_dir)
-    cells = _cells(records, bool(environment["interpreted"]))
-    timed = cells[cells["timed"]]
-    peers = timed[timed["provider"] != SUBJECT].sort_values(["latency_us", "provider"])
-    baseline = cells[(cells["provider"] == environment["baseline"]) & (cells["provider"] != SUBJECT)]
-    return Run(
-        folder=run_dir,
-        environment=environment,
-        records=records,
-        cells=cells,
-        errors=_errors(records, cells),
-        duels=_beside(timed, peers.drop_duplicates("case")),
-        against=_beside(timed[timed["speedup"].notna()], baseline),
-    )
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row a record: its fields, its axes, and what follows from them.
+
+        `label` and `case` name the cell and its case, `size` is the bytes of x, `spread` is p90 less p10 over the
+        median. Figures of speed are empty where a row is not `timed`.
+        """
+        # Column by column: a hundred thousand rows as dicts, with a key a tensor and figure, would fill the memory.
+        records = self.records
+        scalars = [f.name for f in fields(Record) if f.name not in ("shape", "axes", "errors")]
+        frame = pd.DataFrame({name: [getattr(record, name) for record in records] for name in scalars})
+        frame["shape"] = ["x".join(map(str, record.shape)) for record in records]
+        for axis in dict.fromkeys(axis for record in records for axis in record.axes):
+            frame[axis] = [record.axes.get(axis) for record in records]
+        frame["cell"] = [record.cell for record in records]
+        frame["label"] = labels(records)
+        frame["case"] = [record.case_key for record in records]
+        frame["size"] = [math.prod(record.shape) * (2 if record.dtype in ("fp16", "bf16") else 4) for record in records]
+        frame["timed"] = np.array([self.is_timed(record) for record in records], dtype=bool)
+        for column in (*TIMES, *SPEED):
+            frame[column] = pd.to_numeric(frame[column]).astype(float).replace([np.inf, -np.inf], np.nan)
+        for column in SPEED:
+            frame[column] = frame[column].where(frame["timed"])
+        spread = frame["latency_us_p90"] - frame["latency_us_p10"]
+        frame["spread"] = spread / frame["latency_us"].where(frame["timed"])
+        return frame
+
+    @cached_property
+    def ours(self) -> pd.DataFrame:
+        """The subject's rows of `cells`."""
+        return self.cells[self.cells["provider"] == SUBJECT]
+
+    @cached_property
+    def timed(self) -> pd.DataFrame:
+        """The rows of `cells` whose time supports a claim of speed."""
+        return self.cells[self.cells["timed"]]
+
+    @cached_property
+    def errors(self) -> pd.DataFrame:
+        """One row a tensor of a cell: its error, and the cell's name and case."""
+        found = [error for record in self.records for error in record.errors]
+        names = [*(f.name for f in fields(TensorError)), "pressure", "words"]
+        frame = pd.DataFrame({name: [getattr(error, name) for error in found] for name in names})
+        of_cell = np.repeat(np.arange(len(self.records)), [len(record.errors) for record in self.records])
+        for name in ("op", "provider", "status", "mode", "inputs", "offset", "size", "cell", "case", "label"):
+            frame[name] = self.cells[name].to_numpy()[of_cell]
+        numeric = ["rel_l2_error", "floor_ratio", "error_vs_torch", "scale_error", "pressure", "bound"]
+        return frame.astype(dict.fromkeys(numeric, float))
+
+    @cached_property
+    def duels(self) -> pd.DataFrame:
+        """One row a timed case of the subject with its fastest peer (see `_beside`)."""
+        peers = self.timed[self.timed["provider"] != SUBJECT].sort_values(["latency_us", "provider"])
+        return self._beside(self.timed, peers.drop_duplicates("case"))
+
+    @cached_property
+    def against(self) -> pd.DataFrame:
+        """One row a timed case of the subject with the baseline (see `_beside`)."""
+        baseline = (self.cells["provider"] == self.environment["baseline"]) & (self.cells["provider"] != SUBJECT)
+        return self._beside(self.timed[self.timed["speedup"].notna()], self.cells[baseline])
+
+    def _beside(self, timed: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+        """The subject's timed rows, each with the other's row of its case, whose columns end in `_peer`.
+
+        `ratio` is the other's median over the subject's, `log_variance` that of its logarithm; `beyond_noise` says that
+        the other's p10 to p90 interval lies below the subject's.
+        """
+        ours, others = timed[timed["provider"] == SUBJECT], others[["case", "provider", *TIMES]]
+        pairs = ours.merge(others, on="case", suffixes=("", "_peer"))
+        pairs["ratio"] = pairs["latency_us_peer"] / pairs["latency_us"]
+        pairs["beyond_noise"] = pairs["latency_us_p90_peer"] < pairs["latency_us_p10"]
+        # Of each median, from its 95% interval, which is 3.92 standard errors wide.
+        widths = [np.log(pairs[INTERVAL[1] + whose] / pairs[INTERVAL[0] + whose]) for whose in ("", "_peer")]
+        pairs["log_variance"] = (widths[0] / 3.92) ** 2 + (widths[1] / 3.92) ** 2
+        return pairs
+
+
+def load(folder: Path, needs_environment: bool = True) -> LoadedRun:
+    """Reads the records and the environment of a run; raises UnreadableRun where one is missing or broken."""
+    path = folder / RECORDS
+    if not folder.is_dir():
+        raise UnreadableRun(f"{folder}: no such folder; give the folder of a run, which holds {RECORDS}")
+    try:
+        environment = read_environment(folder)
+    except UnreadableRun:
+        if needs_environment:
+            raise
+        environment = {}
+    try:
+        records = {record.key: record for record in of_run(folder)}
+    except FileNotFoundError:
+        raise UnreadableRun(f"{folder}: holds no {RECORDS}, so it is no run") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UnreadableRun(f"{path}: a line is not a record ({error})") from None
+    return LoadedRun(folder, environment, list(records.values()))
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
-    """What stands in environment.json, None for what is not there; raises UnreadableRun where it cannot be read."""
+    """Returns what stands in environment.json, with None for what is not there; raises UnreadableRun."""
     path = run_dir / "environment.json"
     try:
         environment = json.loads(path.read_text(encoding="utf-8"))
@@ -112,100 +201,16 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
     return dict.fromkeys(KEYS) | environment
 
 
-def _records(run_dir: Path) -> list[Record]:
-    """The records in order, the last one of a cell that was run again."""
-    path = run_dir / RECORDS
-    try:
-        kept = {record.key: record for record in of_run(run_dir)}
-    except FileNotFoundError:
-        raise UnreadableRun(f"{path}: no such file; a run writes one line a cell there") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UnreadableRun(f"{path}: a line is not a record ({error})") from None
-    return list(kept.values())
+def labels(records: Sequence[Record]) -> list[str]:
+    """Returns the records' cases in words, with eps where a cell was measured at several."""
+    of_cell = Counter(record.cell for record in records)
+    return [
+        f"{record.case.label} eps {short(record.eps)}" if of_cell[record.cell] > 1 else record.case.label
+        for record in records
+    ]
 
 
-def _cells(records: list[Record], interpreted: bool) -> pd.DataFrame:
-    # Column by column: a hundred thousand rows as dicts, with a key a tensor and figure, would fill the memory.
-    frame = pd.DataFrame({name: [getattr(record, name) for record in records] for name in SCALARS})
-    frame["shape"] = ["x".join(map(str, record.shape)) for record in records]
-    for axis in dict.fromkeys(axis for record in records for axis in record.axes):
-        frame[axis] = [record.axes.get(axis) for record in records]
-    frame["cell"] = cells = [record.cell for record in records]
-    by_cell = Counter(cells)
-    frame["label"] = [_label(record, by_cell[cell] > 1) for record, cell in zip(records, cells, strict=True)]
-    frame["case"] = [f"{cell.rpartition('/')[0]}/{record.eps:g}" for record, cell in zip(records, cells, strict=True)]
-    frame["size"] = [math.prod(record.shape) * ITEMSIZE.get(record.dtype, 4) for record in records]
-    for column in (*TIMES, *SPEED):
-        frame[column] = pd.to_numeric(frame[column]).astype(float).replace([np.inf, -np.inf], np.nan)
-    frame["timed"] = (
-        (frame["clock"] == CUDA_EVENT) & (frame["status"] == "ok") & (frame["latency_us"] > 0) & (not interpreted)
-    ).astype(bool)
-    for column in SPEED:
-        frame[column] = frame[column].where(frame["timed"])
-    frame["spread"] = (frame["latency_us_p90"] - frame["latency_us_p10"]) / frame["latency_us"].where(frame["timed"])
-    return frame
-
-
-def _label(record: Record, several_eps: bool) -> str:
-    eps = f" eps {short(record.eps)}" if several_eps else ""
-    return f"{record.case.label}{eps}"
-
-
-def pressure(error: TensorError) -> float:
-    """How near a tensor is to its bound: 1 is at the bound, infinite where NaN or Inf stand in the wrong places."""
-    value = getattr(error, error.decided_by, None)
-    if not error.masks_match:
-        return math.inf
-    if present(value) and present(error.bound) and error.bound > 0:
-        return value / error.bound
-    return 0.0 if error.ok else math.inf
-
-
-def describe(error: TensorError) -> str:
-    """A tensor's deciding figure in words: `dw floor_ratio 1.003 (bound 1.05)`."""
-    if error.decided_by == "masks_match":
-        return f"{error.tensor}: NaN or Inf in other places than the reference"
-    if error.bound is None:
-        return f"{error.tensor}: {error.decided_by}"
-    value = getattr(error, error.decided_by, None)
-    text = f"{error.tensor} {error.decided_by}"
-    if isinstance(value, int | float):
-        text += f" {figure(error.decided_by, value)}"
-    return f"{text} (bound {short(error.bound)})"
-
-
-def _errors(records: list[Record], cells: pd.DataFrame) -> pd.DataFrame:
-    kept = ["op", "provider", "status", "mode", "inputs", "offset", "size", "cell", "case", "label"]
-    errors = [error for record in records for error in record.errors]
-    frame = pd.DataFrame({f.name: [getattr(error, f.name) for error in errors] for f in fields(TensorError)})
-    of_cell = np.repeat(np.arange(len(records)), [len(record.errors) for record in records])
-    for name in kept:
-        frame[name] = cells[name].to_numpy()[of_cell]
-    frame["pressure"] = [pressure(error) for error in errors]
-    frame["text"] = [describe(error) for error in errors]
-    numeric = ["rel_l2_error", "floor_ratio", "error_vs_torch", "scale_error", "pressure", "bound"]
-    frame[numeric] = frame[numeric].astype(float)
-    return frame
-
-
-def _beside(timed: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
-    """The subject's timed rows, each with the other's row of its case, whose columns end in `_peer`."""
-    pairs = timed[timed["provider"] == SUBJECT].merge(
-        others[["case", "provider", *TIMES]], on="case", suffixes=("", "_peer")
-    )
-    pairs["ratio"] = pairs["latency_us_peer"] / pairs["latency_us"]
-    pairs["clear"] = pairs["latency_us_p90_peer"] < pairs["latency_us_p10"]
-    pairs["log_variance"] = _log_variance(pairs, "") + _log_variance(pairs, "_peer")
-    return pairs
-
-
-def _log_variance(pairs: pd.DataFrame, suffix: str) -> pd.Series:
-    """The variance of a median's logarithm, from its 95% interval, which is 3.92 standard errors wide."""
-    low, high = (pairs[name + suffix] for name in INTERVAL)
-    return (np.log(high / low) / 3.92) ** 2
-
-
-def ordered(values: Any, known: tuple[str, ...] = (*MODES, *DTYPES)) -> list[str]:
-    """Distinct names in the project's order: modes and dtypes as declared, others by name."""
-    rank = {name: place for place, name in enumerate(known)}
+def ordered(values: Any) -> list[str]:
+    """Returns distinct names in the project's order: modes and dtypes as declared, others by name."""
+    rank = {name: place for place, name in enumerate((*MODES, *DTYPES))}
     return sorted(set(values), key=lambda name: (rank.get(name, len(rank)), name))

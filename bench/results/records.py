@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -12,13 +13,14 @@ from typing import Any
 import pandas as pd
 
 from bench.cases.case import Case, named
+from bench.results.numbers import error_figure, present, short
 
 RECORDS = "records.jsonl"
 # In a run's folder: what each rank of a sweep over many devices has written, until rank 0 or --resume merges it.
 SHARDS = "shards"
-# `impossible`: faster than the memory can be, so that what was timed is not the work.
 # The clocks of a record. Only the first supports a claim of speed.
 CUDA_EVENT, HOST_CPU, INTERPRETER = "cuda_event", "host_cpu", "interpreter"
+# `impossible`: faster than the memory can be, so that what was timed is not the work.
 STATUSES = ("ok", "wrong", "impossible", "oom", "crash", "timeout", "unsupported", "skipped")
 
 
@@ -38,6 +40,29 @@ class TensorError:
     ok: bool
     decided_by: str  # the figure nearest to, or beyond, its bound
     bound: float | None  # that figure's bound
+
+    @property
+    def value(self) -> float | None:
+        """The deciding figure; None where no number decided."""
+        value = getattr(self, self.decided_by, None)
+        return None if isinstance(value, bool) else value
+
+    @property
+    def pressure(self) -> float:
+        """The deciding figure over its bound; infinite where NaN or Inf stand in the wrong places."""
+        if self.masks_match and present(self.value) and present(self.bound) and self.bound > 0:
+            return self.value / self.bound
+        return 0.0 if self.ok and self.masks_match else math.inf
+
+    @property
+    def words(self) -> str:
+        """The deciding figure in words: `dw floor_ratio 1.003 (bound 1.05)`."""
+        if self.decided_by == "masks_match":
+            return f"{self.tensor}: NaN or Inf in other places than the reference"
+        if self.bound is None:
+            return f"{self.tensor}: {self.decided_by}"
+        written = "" if self.value is None else f" {error_figure(self.decided_by, self.value)}"
+        return f"{self.tensor} {self.decided_by}{written} (bound {short(self.bound)})"
 
 
 @dataclass
@@ -97,7 +122,7 @@ class Record:
 
     @property
     def case(self) -> Case:
-        """What was measured, without who was measured."""
+        """What was measured, without the provider."""
         axes = tuple(self.axes.items())
         return Case(
             self.op, tuple(self.shape), axes, self.dtype, self.layout, self.mode, self.eps, self.inputs, self.offset
@@ -116,9 +141,21 @@ class Record:
         """The cell with what its name leaves out: by this a cell is told from every other one of a run."""
         return f"{self.cell}/{self.eps:g}"
 
+    @property
+    def case_key(self) -> str:
+        """The key without the provider, the same for all that are measured side by side."""
+        return f"{self.cell.rpartition('/')[0]}/{self.eps:g}"
+
+    @property
+    def median(self) -> tuple[float, float, float] | None:
+        """The median time with its 95% interval around it, or None where a part is missing."""
+        times = self.latency_us_low, self.latency_us, self.latency_us_high
+        low, median, high = (time if present(time) and time > 0 else None for time in times)
+        return (low, median, high) if low and median and high else None
+
 
 def fill(record: Record, measured: object) -> None:
-    """Copies what has been measured into the record, by the names that both have."""
+    """Copies the fields of `measured` that a record has too."""
     for name in (f.name for f in fields(Record)):
         if hasattr(measured, name):
             setattr(record, name, getattr(measured, name))
@@ -131,14 +168,14 @@ def append(path: Path, record: Record) -> None:
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:
-    """Replaces the file as a whole: what a continued run begins with, its last line whole again."""
+    """Replaces the whole file, with which a continued run mends a last line that was cut short."""
     part = path.with_suffix(".part")
     part.write_text("".join(map(_line, records)), encoding="utf-8")
     part.replace(path)
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a file, in order; a last line that was cut short is dropped, and so are unknown keys."""
+    """Yields the records of a file in order; drops a last line that was cut short, and unknown keys."""
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -152,13 +189,13 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def of_run(folder: Path) -> Iterator[Record]:
-    """The records of a run's folder, those that its ranks have left unmerged at the end; changes nothing."""
+    """Yields the records of a run's folder, then those that its ranks have left unmerged; changes nothing."""
     yield from read(folder / RECORDS)
     yield from unmerged(folder)
 
 
 def unmerged(folder: Path) -> Iterator[Record]:
-    """The records that ranks have left in a run's folder.
+    """Yields the records that ranks have left in a run's folder.
 
     Leaves out cells whose process died of SIGTERM: torchrun has sent it, and the cell is still to be measured.
     """
@@ -171,12 +208,12 @@ def unmerged(folder: Path) -> Iterator[Record]:
 
 
 def of_ranks(folder: Path, file: str) -> list[Path]:
-    """The files of this name that ranks have left in a run's folder."""
+    """Returns the files of this name that ranks have left in a run's folder."""
     return sorted((folder / SHARDS).glob(f"rank*/{file}"))
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
-    """One row a cell; an axis becomes a column, and so does each tensor's error (`y.floor_ratio`, ...)."""
+    """Returns one row a cell; axes become columns, and so does each tensor's error (`y.floor_ratio`, ...)."""
     rows = []
     for record in records:
         row = asdict(record)

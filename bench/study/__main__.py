@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-from bench import cli
-from bench.cli import BadArgument, OneLineParser
+from bench import cli, folders
+from bench.cli import BadArgument
 from bench.study import data, records
 from bench.study.experiment import Experiment
 from bench.study.experiments import BY_NAME
 from bench.study.records import StudyRun
-from bench.study.study import GateVerdict, Study
 from bench.study.training import SCALES, StudySetting
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.study.study import GateVerdict
 
 # The arguments that decide which runs there are; a study that is continued keeps them.
 _ARGUMENTS = ("only", "data", "scale", "seeds", "device")
@@ -43,47 +43,42 @@ _STYLES = {"reproduced": "green", "not reproduced": "bold red", "not decided": "
 _PERIOD = 5.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.study")
+def main(typed: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
-    typed = list(sys.argv[1:] if argv is None else argv)
     given = vars(_parser().parse_args(typed))
-    try:
-        return _main(typed, given)
-    except BadArgument as error:
-        print(f"bench.study: error: {error}", file=sys.stderr)
-        return 2
-
-
-def _main(typed: list[str], given: dict[str, Any]) -> int:
     stored = {} if given["resume"] is None else _stored(given)
     asked = given | stored.get("arguments", {}) | ({"data": given["data"]} if given["data"] else {})
     if given["force"] and not stored:
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
     names = tuple(BY_NAME) if asked["only"] is None else cli.some_of("--only", asked["only"], BY_NAME)
     chosen = tuple(BY_NAME[name] for name in names)
-    seeds = "3" if asked["seeds"] is None else asked["seeds"]
-    if not re.fullmatch("[1-9][0-9]{0,3}", seeds):
-        raise BadArgument("--seeds", f"{seeds!r} is not a whole number from 1 to 9999")
+    seeds = cli.count("--seeds", "3" if asked["seeds"] is None else asked["seeds"])
     scale = SCALES[cli.one_of("--scale", asked["scale"] or "pilot", SCALES)]
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    if asked["device"] is not None:
+        cli.one_of("--device", asked["device"], cli.DEVICES)
+    source = "digits" if asked["data"] is None else asked["data"]
+    if source not in data.PACKAGED:
+        data.cifar10_files(Path(source))
+    console = cli.console(200, markup=False)
     if given["list"]:
         console.print(_listing(chosen))
         return 0
 
-    # Listing and --help need no torch.
+    # Here, because torch takes seconds to import, which a list and a bad argument need not wait for.
     import torch
 
-    from bench import folders
     from bench.measure import environment
     from bench.study import page, runner
+    from bench.study.study import Study
     from normlib import backend_for
 
-    images = data.load("digits" if asked["data"] is None else asked["data"])
+    images = data.load(source)
     if scale.network != "mlp" and images.image != data.CIFAR_IMAGE:
         raise BadArgument("--scale", f"{scale.name} needs --data with the folder of CIFAR-10's binary files")
     gpu = torch.cuda.is_available() and not environment.interpreting()
-    device = ("cuda" if gpu else "cpu") if asked["device"] is None else asked["device"]
-    if cli.one_of("--device", device, ("cuda", "cpu")) == "cuda" and not gpu:
+    device = asked["device"] or ("cuda" if gpu else "cpu")
+    if device == "cuda" and not gpu:
         raise BadArgument("--device", "there is no GPU that PyTorch can use here (or TRITON_INTERPRET is set); cpu is")
     # One process has a GPU to itself, as one study should.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -92,7 +87,7 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
     # Seed by seed, so that a study that is stopped early has all experiments with fewer seeds.
     planned = [
         (experiment.name, condition, seed)
-        for seed in range(int(seeds))
+        for seed in range(seeds)
         for experiment in chosen
         if seed == 0 or not experiment.sweep
         for condition in experiment.conditions
@@ -112,7 +107,7 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
             "arguments": {key: asked[key] for key in _ARGUMENTS} | {"data": images.name, "device": device},
             "layers": backend_for(torch.empty(0, device=device)),
             "study": {"experiments": list(names), "data": images.name, "scale": scale.name}
-            | {"network": scale.network, "seeds": int(seeds)},
+            | {"network": scale.network, "seeds": seeds},
             "processes": processes,
             "wall_seconds": 0.0,
             "notes": [],
@@ -132,8 +127,6 @@ def _main(typed: list[str], given: dict[str, Any]) -> int:
 
 def _stored(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the environment.json of the study to continue; BadArgument where it cannot be continued."""
-    from bench import folders
-
     # The folder of images is not stored, so it may be given anew.
     beside = [f"--{key}" for key in (*_ARGUMENTS, "out") if given[key] and key != "data"]
     if beside:
@@ -180,6 +173,8 @@ def _progress(console: Console, planned: int, done: int) -> Iterator[Callable[[S
 
     Yields a function to call with each run whose record is written.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task, told = bar.add_task("", total=planned, completed=done), 0.0
@@ -198,6 +193,8 @@ def _progress(console: Console, planned: int, done: int) -> Iterator[Callable[[S
 
 
 def _listing(experiments: Sequence[Experiment]) -> Table:
+    from rich.table import Table
+
     table = Table("experiment", "claim", "source", "conditions", box=None, pad_edge=False)
     for e in experiments:
         table.add_row(e.name, e.claim, f"{e.source.authors} ({e.source.year})", ", ".join(e.conditions))
@@ -205,6 +202,8 @@ def _listing(experiments: Sequence[Experiment]) -> Table:
 
 
 def _verdict_table(verdicts: Iterable[GateVerdict]) -> Table:
+    from rich.table import Table
+
     table = Table("experiment", "holds if", "figures, median over seeds (lowest to highest)", "seeds", "verdict")
     table.box, table.pad_edge = None, False
     for of in verdicts:
@@ -214,9 +213,9 @@ def _verdict_table(verdicts: Iterable[GateVerdict]) -> Table:
     return table
 
 
-def _parser() -> OneLineParser:
+def _parser() -> cli.Parser:
     about, _, status = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
+    parser = cli.Parser(
         prog="python -m bench.study",
         description=about,
         epilog=_NOTES + status,

@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bench.cli import BadArgument
 
 if TYPE_CHECKING:
@@ -49,6 +47,15 @@ def load(name: str) -> ImageData:
     return _packaged(name) if name in PACKAGED else _cifar10(Path(name))
 
 
+def cifar10_files(folder: Path) -> tuple[list[Path], Path]:
+    """Returns CIFAR-10's training files and its test file; raises BadArgument where the folder lacks them."""
+    training, test = sorted(folder.glob("data_batch_*.bin")), folder / "test_batch.bin"
+    if not training or not test.is_file():
+        wanted = f"{', '.join(PACKAGED)} nor a folder with CIFAR-10's data_batch_*.bin and test_batch.bin"
+        raise BadArgument("--data", f"{str(folder)!r} is neither {wanted}")
+    return training, test
+
+
 @cache
 def _packaged(name: str) -> ImageData:
     """Loads pixels from 0 to 1. The split is always the same: test images belong to the data, not to a seed."""
@@ -72,6 +79,7 @@ def _packaged(name: str) -> ImageData:
 
 def _cifar10(folder: Path) -> ImageData:
     """Loads data_batch_*.bin and test_batch.bin; each colour has mean 0 and deviation 1 over the training images."""
+    import numpy as np
     import torch
 
     def read(path: Path) -> tuple[Tensor, Tensor]:
@@ -85,10 +93,7 @@ def _cifar10(folder: Path) -> ImageData:
             raise BadArgument("--data", f"{path.name} has labels beyond 9, so it is not CIFAR-10")
         return records[:, 1:].reshape(-1, *CIFAR_IMAGE).float() / 255, labels
 
-    training, test = sorted(folder.glob("data_batch_*.bin")), folder / "test_batch.bin"
-    if not training or not test.is_file():
-        wanted = f"{', '.join(PACKAGED)} nor a folder with CIFAR-10's data_batch_*.bin and test_batch.bin"
-        raise BadArgument("--data", f"{str(folder)!r} is neither {wanted}")
+    training, test = cifar10_files(folder)
     x, y = (torch.cat(parts) for parts in zip(*map(read, training), strict=True))
     test_x, test_y = read(test)
     deviation, mean = torch.std_mean(x, (0, 2, 3), keepdim=True)

@@ -12,8 +12,9 @@ from statistics import median
 from typing import Any, Literal
 
 from bench.page.card import Card
-from bench.page.formatting import DASH, number, plural
+from bench.page.formatting import number, plural
 from bench.results.load import UnreadableRun, read_environment
+from bench.results.numbers import DASH
 from bench.study.experiment import Experiment, Gate
 from bench.study.experiments import BY_NAME
 from bench.study.records import FILE as FILE

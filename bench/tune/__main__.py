@@ -18,24 +18,20 @@ from dataclasses import dataclass
 from math import exp, inf, log
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import cli
 from bench.cases import sweep
 from bench.cases.case import Case
 from bench.cases.operators import operators
-from bench.cases.operators._draw import TORCH_DTYPES
-from bench.cli import BadArgument, OneLineParser
 from bench.device_constants import file as device_file
-from bench.measure import devices, environment
-from bench.measure.cell import DeviceLost, Finished, Setting
-from bench.measure.providers import Provider, providers
-from bench.measure.worker import Measurer, Parts, Worker
-from bench.tune.provider import TunedNormlib
-from normlib.kernels import plan
-from normlib.kernels.batch_norm import plan as batch_norm_plan
-from normlib.kernels.plan import Tuning
-from normlib.kernels.row_norm import plan as row_plan
+
+# What imports torch is imported inside functions, so that a bad argument is told at once.
+if TYPE_CHECKING:
+    from bench.measure.cell import FinishedCell
+    from bench.measure.providers import Provider
+    from bench.measure.worker import Measurer
+    from normlib.kernels.plan import Tuning
 
 # What is tried, by kind of plan and value. Tiles are powers of two; a program has whole warps, and a thousand threads
 # at most.
@@ -57,7 +53,7 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 NOISE = 0.01
 DEFAULTS = "the defaults"
 
-Clock = Callable[[Case, Tuning], float]
+Clock = Callable[[Case, "Tuning"], float]
 Values = Mapping[str, Mapping[str, int]]  # by plans, by name
 
 
@@ -76,6 +72,10 @@ class Tuned:
 
 def plans_of(case: Case) -> str | None:
     """The group of plans that a case's time depends on; None where that is more than one, or none at all."""
+    from bench.cases.operators._draw import TORCH_DTYPES
+    from normlib.kernels.batch_norm import plan as batch_norm_plan
+    from normlib.kernels.row_norm import plan as row_plan
+
     itemsize = TORCH_DTYPES[case.dtype].itemsize
     if case.layout != "rows":  # batch norm, fused or not
         return None if case.mode == "eval" else batch_norm_plan.batch_norm_plans(case.layout == "nhwc", itemsize)
@@ -102,7 +102,9 @@ def search(cases: Sequence[Case], clock: Clock, end: float, known: Values | None
 
 
 def _tune(plans: str, cases: Sequence[Case], clock: Clock, end: float, known: dict[str, int]) -> Tuned | None:
-    timed = [(case, clock(case, plan.UNTUNED)) for case in cases]
+    from normlib.kernels.plan import UNTUNED, Tuning
+
+    timed = [(case, clock(case, UNTUNED)) for case in cases]
     # A cell that fails with the defaults has nothing to compare with.
     default = [(case, before) for case, before in timed if before < inf]
     best: dict[str, int] = {}
@@ -150,7 +152,7 @@ def clock_of(
     def clock(case: Case, tuning: Tuning) -> float:
         if time.monotonic() >= end:
             return inf  # rather than a process that is started to be stopped
-        ended: list[Finished] = []
+        ended: list[FinishedCell] = []
         measurer.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
         (record,) = (finished.record for finished in ended)
         if record.status == "ok" and record.latency_us:
@@ -167,9 +169,10 @@ def _listed(values: Mapping[str, int]) -> str:
     return " ".join(f"{name}={value}" for name, value in values.items()) or DEFAULTS
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command("bench.tune")
+def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status: 0 done, 1 device lost, 2 unusable arguments or no GPU."""
-    parser = OneLineParser(prog="python -m bench.tune", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog="python -m bench.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--op", default="all", help="operators, as for bench.run (default: all that have plans)")
     parser.add_argument("--preset", default="quick", help="whose cells are measured (default: quick)")
     parser.add_argument("--dtype", help="in place of the preset's")
@@ -179,32 +182,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="the file (default: where plans look for this GPU)")
     given = vars(parser.parse_args(argv))
-    try:
-        end = time.monotonic() + cli.seconds("--time-budget", given["time_budget"])
-        silence = cli.seconds("--cell-timeout", given["cell_timeout"])
-        asked = {"op": given["op"], "preset": given["preset"], "dtype": given["dtype"], "mode": "fwd,bwd"}
-        cases = sweep.cases(sweep.parse(asked, operators(), "quick"), operators())
-        where = devices.gpu()
-        described = environment.collect(where, {})
-        file = given["out"] or plan.tuning_file(described["device_name"])
-        device_file.check(file, described["device_name"])
-    except BadArgument as error:
-        print("bench.tune: error:", error, file=sys.stderr)
-        return 2
-    worker = Worker(Parts(Setting(where, 0, "normlib", providers()["torch"]), operators()), silence)
+    end = time.monotonic() + cli.seconds("--time-budget", given["time_budget"])
+    silence = cli.seconds("--cell-timeout", given["cell_timeout"])
+    asked = {"op": given["op"], "preset": given["preset"], "dtype": given["dtype"], "mode": "fwd,bwd"}
+    cases = sweep.cases(sweep.parse(asked, operators(), "quick"), operators())
+
+    from bench.measure import devices, environment
+    from bench.measure.cell import DeviceLost, RunSettings
+    from bench.measure.providers import providers
+    from bench.measure.worker import Worker
+    from bench.tune.provider import TunedNormlib
+    from normlib.kernels.plan import tuning_file
+
+    where = devices.gpu()
+    described = environment.collect(where, {})
+    file = given["out"] or tuning_file(described["device_name"])
+    device_file.check(file, described["device_name"])
+    worker = Worker(RunSettings(where, 0, "normlib", providers()["torch"], operators()), silence)
     try:
         clock = clock_of(worker, TunedNormlib, end, lambda line: print("no candidate:", line, file=sys.stderr))
         return _run(cases, clock, end, file, described)
     except DeviceLost as error:
         print(f"bench.tune: error: the device is lost: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     finally:
         worker.close()
 
 
 def _run(cases: Sequence[Case], clock: Clock, end: float, file: Path, described: Mapping[str, Any]) -> int:
+    from bench.measure import environment
+
     kept = device_file.read(file)
     values, gains = kept.get("values", {}), kept.get("gains", {})
     if not any(map(plans_of, cases)):

@@ -76,7 +76,7 @@ def plan(*chosen, found=None, **changes):
         "device": CPU,
         "seed": 0,
     }
-    return runner.Plan(**{**known, **changes})
+    return runner.RunPlan(**{**known, **changes})
 
 
 def run(folder, planned, display=None):

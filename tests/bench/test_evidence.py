@@ -211,7 +211,8 @@ def test_every_file_that_a_step_names_is_there():
         modules = [
             name for flag, name in zip(step.command, step.command[1:], strict=False) if flag == "-m" and "." in name
         ]
-        assert all((ROOT / (name.replace(".", "/") + ".py")).exists() for name in modules)
+        files = [ROOT / name.replace(".", "/") for name in modules]
+        assert all(file.with_suffix(".py").exists() or (file / "__main__.py").exists() for file in files)
 
 
 def test_a_rehearsal_goes_on_past_every_planted_fault(tmp_path, monkeypatch, capsys):
@@ -259,7 +260,7 @@ def test_peers_wheels_are_installed_where_the_steps_find_them(kept, tmp_path):
         ([], "the following arguments are required: --out"),
         (
             ["--out", "{folder}", "--minutes", "soon"],
-            "argument --minutes: 'soon' is not a number of minutes from 0 to 60",
+            "--minutes: 'soon' is not a number of minutes from 0 to 60",
         ),
         (["--out", "{file}"], "cannot be written: File exists; give a new folder"),
     ],
@@ -267,8 +268,6 @@ def test_peers_wheels_are_installed_where_the_steps_find_them(kept, tmp_path):
 def test_a_bad_argument_is_named_in_one_line(arguments, said, tmp_path, capsys):
     (tmp_path / "file").touch()
     places = {"{folder}": str(tmp_path / "folder"), "{file}": str(tmp_path / "file")}
-    with pytest.raises(SystemExit) as ended:
-        first_gpu.main([places.get(argument, argument) for argument in arguments])
-    assert ended.value.code == 2
-    *_, line = capsys.readouterr().err.splitlines()
-    assert line.startswith("python3 -m bench.first_gpu: error: ") and said in line
+    assert first_gpu.main([places.get(argument, argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bench.first_gpu: error: ") and said in line

@@ -12,7 +12,7 @@ from bench.cases import sweep
 from bench.cases.operators import operators
 from bench.cases.reduced import reduced
 from bench.measure.providers import providers
-from bench.measure.runner import Plan
+from bench.measure.runner import RunPlan
 
 OPERATORS, PROVIDERS = operators(), providers()
 PRESETS = sweep.presets_of(OPERATORS.values())
@@ -23,7 +23,7 @@ def shown(preset, device="cpu", terminal=False):
     chosen = {name: PROVIDERS[name] for name in ("torch", "normlib")}
     asked = sweep.parse({"preset": preset}, OPERATORS, preset)
     cases, _ = reduced(sweep.cases(asked, OPERATORS), device)
-    plan = Plan(cases, chosen, OPERATORS, "torch", PROVIDERS["torch"], device, 0)
+    plan = RunPlan(cases, chosen, OPERATORS, "torch", PROVIDERS["torch"], device, 0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None)
     listing.show(console, plan, {"torch": PROVIDERS["torch"]})
     return console.file.getvalue()

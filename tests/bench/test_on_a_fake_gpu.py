@@ -20,9 +20,9 @@ from bench.cases.sweep import Sweep, cases
 from bench.measure import cell, environment, telemetry, timing
 from bench.measure.providers import Provider, Runnable, providers
 from bench.measure.timing import clock as gpu_clock
-from bench.measure.timing import launches
-from bench.measure.timing.clock import Gpu, Lane, pace
-from bench.measure.timing.cuda_graph import capture
+from bench.measure.timing import phases
+from bench.measure.timing.clock import BlockTimer, Gpu, measure_overhead
+from bench.measure.timing.phases import capture
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = torch.device("cuda")
@@ -32,8 +32,8 @@ X_BYTES = 4 * 10_000
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr("bench.measure.timing.sampling.REST_S", 0.0)
-    monkeypatch.setattr(launches, "_DETACH_S", 0.0)
+    monkeypatch.setattr("bench.measure.sampling.REST_S", 0.0)
+    monkeypatch.setattr(phases, "_DETACH_S", 0.0)
     cell._own_stream.cache_clear()
     with installed(FakeDevice(VirtualHost())) as device:
         monkeypatch.setattr(gpu_clock, "perf_counter", device.host.now)
@@ -58,7 +58,7 @@ def doubled(x):
 
 def test_a_cold_call_finds_nothing_in_the_cache_and_a_hot_one_everything(fake, x):
     gpu = Gpu(CUDA)
-    lane = Lane(gpu, doubled(x), pace(gpu))
+    lane = BlockTimer(gpu, doubled(x), measure_overhead(gpu))
     assert median(lane.cold()) == pytest.approx(COLD_US)
     assert median(lane.hot()) == pytest.approx(HOT_US)
 
@@ -67,12 +67,12 @@ def test_a_flush_replaces_the_whole_cache_and_a_smaller_one_would_not(fake, x, m
     gpu = Gpu(CUDA)
     assert gpu._buffer.nbytes >= 2 * L2_BYTES
     gpu._buffer = gpu._buffer[: L2_BYTES // 2]
-    assert median(Lane(gpu, doubled(x), pace(gpu)).cold()) < COLD_US - 0.5
+    assert median(BlockTimer(gpu, doubled(x), measure_overhead(gpu)).cold()) < COLD_US - 0.5
 
 
 def test_the_devices_sleep_and_flush_are_measured(fake):
     fake.host.queue_s = 1e-6  # a slow host would be in a single flush's time
-    found = pace(Gpu(CUDA))
+    found = measure_overhead(Gpu(CUDA))
     assert found.cycles_per_s == pytest.approx(fake_cuda.CYCLES_PER_S)
     # Of a buffer of twice the cache's size one half is in the cache from the flush before.
     assert found.flush_s == pytest.approx(LAUNCH_S + L2_BYTES / DRAM_BYTES_S + L2_BYTES / L2_BYTES_S)
@@ -120,7 +120,7 @@ def test_a_lost_device_is_not_alive(fake):
     fake.lost = True
     assert not gpu.alive()
     with pytest.raises(cell.DeviceLost, match="illegal memory access"):
-        cell.ask(CUDA)
+        cell.check_device_alive(CUDA)
 
 
 def test_a_profile_that_saw_nothing_is_made_once_more(x, fake, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_profile_that_saw_nothing_is_made_once_more(x, fake, monkeypatch):
 
     monkeypatch.setattr(torch.profiler.profile, "events", events)
     gpu = Gpu(CUDA)
-    assert launches.of_one_call(launches.launched(gpu, doubled(x), 4), 4)[1] == 1
+    assert phases.of_one_call(phases.launched(gpu, doubled(x), 4), 4)[1] == 1
     assert len(made) == 2
 
 
@@ -179,7 +179,7 @@ class Doubtful(Provider):
 
 
 TORCH = providers()["torch"]
-SETTING = cell.Setting(CUDA, 0, "torch", TORCH)
+SETTINGS = cell.RunSettings(CUDA, 0, "torch", TORCH, operators())
 
 
 def of(op="rms_norm", mode="fwd", **axes):
@@ -194,7 +194,7 @@ def of(op="rms_norm", mode="fwd", **axes):
 
 def measured(case, *chosen):
     ended = []
-    problem = cell.Problem(case.problem, operators()[case.op], SETTING)
+    problem = cell.Problem(case.problem, SETTINGS)
     problem.measure(case, chosen, ended.append)
     problem.release()
     return {finished.record.provider: finished.record for finished in ended}
@@ -256,7 +256,7 @@ def test_a_cell_that_loses_the_device_is_handed_over_and_ends_the_process(fake):
 
     ended = []
     case = of()
-    problem = cell.Problem(case.problem, operators()[case.op], SETTING)
+    problem = cell.Problem(case.problem, SETTINGS)
     with pytest.raises(cell.DeviceLost):
         problem.measure(case, [Doubtful(lose)], ended.append)
     assert [(f.record.status, fake_cuda.LOST in f.record.reason) for f in ended] == [("crash", True)]
@@ -282,7 +282,7 @@ def test_the_gpu_is_described_for_the_record(fake):
 
 def test_a_judged_cell_is_not_timed(fake):
     case = of()
-    record = cell.Problem(case.problem, operators()[case.op], SETTING).judge(case, TORCH)
+    record = cell.Problem(case.problem, SETTINGS).judge(case, TORCH)
     assert (record.status, record.latency_us) == ("ok", None) and record.errors
 
 

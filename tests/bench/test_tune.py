@@ -15,8 +15,9 @@ from bench.cases import sweep
 from bench.cases.operators import operators
 from bench.device_constants import file as device_file
 from bench.measure import cell, devices, environment
-from bench.measure.cell import DeviceLost, Setting
-from bench.measure.worker import Parts, Worker
+from bench.measure import worker as workers
+from bench.measure.cell import DeviceLost, RunSettings
+from bench.measure.worker import Worker
 from bench.tune import __main__ as tune
 from bench.tune.provider import TunedNormlib
 from normlib.kernels import host as device
@@ -140,7 +141,7 @@ def test_values_found_before_are_tried_first_and_stay_where_there_is_no_time_to_
 
 
 def worker(silence):
-    return Worker(Parts(Setting(torch.device("cpu"), 0, "torch", planted.TORCH), operators()), silence)
+    return Worker(RunSettings(torch.device("cpu"), 0, "torch", planted.TORCH, operators()), silence)
 
 
 def small(**given):
@@ -304,8 +305,8 @@ def test_where_nothing_is_tuned_it_is_said_why(chosen, end, said, capsys):
 class Measurer:
     """In the place of a worker: every cell takes a microsecond, until the device is lost."""
 
-    def __init__(self, parts, silence):
-        self.parts, self.silence, self.closed, self.left = parts, silence, False, 40
+    def __init__(self, settings, silence):
+        self.settings, self.silence, self.closed, self.left = settings, silence, False, 40
         made.append(self)
 
     def measure(self, case, providers, finished, began, deadline):
@@ -313,9 +314,9 @@ class Measurer:
         self.left -= 1
         if not self.left:
             raise DeviceLost("it fell off the bus")
-        record = cell.record(case, provider, self.parts.operators[case.op], self.parts.setting, "ok")
+        record = self.settings.record(case, provider.name, "ok")
         record.latency_us = 1.0 if provider.tuning.values else 2.0
-        finished(cell.Finished(record))
+        finished(cell.FinishedCell(record))
 
     def close(self):
         self.closed = True
@@ -329,11 +330,11 @@ def test_the_command_measures_in_a_worker_and_keeps_what_it_found_before_the_dev
 ):
     monkeypatch.setattr(devices, "gpu", lambda: torch.device("cuda", 3))
     monkeypatch.setattr(environment, "collect", lambda device, providers: DESCRIBED)
-    monkeypatch.setattr(tune, "Worker", Measurer)
+    monkeypatch.setattr(workers, "Worker", Measurer)
     file = tmp_path / "gpu.json"
     assert tune.main(["--op", "rms", "--dtype", "bf16", "--cell-timeout", "7s", "--out", str(file)]) == 1
     (measurer,) = made
-    assert (measurer.silence, measurer.parts.setting.device, measurer.closed) == (7.0, torch.device("cuda", 3), True)
+    assert (measurer.silence, measurer.settings.device, measurer.closed) == (7.0, torch.device("cuda", 3), True)
     assert capsys.readouterr().err == "bench.tune: error: the device is lost: it fell off the bus\n"
     assert json.loads(file.read_text())["values"]
 

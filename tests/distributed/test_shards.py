@@ -14,7 +14,7 @@ from bench.measure import environment
 from bench.measure.cost import expected_seconds
 from bench.measure.progress import Lines
 from bench.measure.providers import providers
-from bench.measure.runner import Plan
+from bench.measure.runner import RunPlan
 from bench.ranks import gathering, shards
 from bench.ranks.dividing import deal
 from bench.ranks.team import Team, join
@@ -32,7 +32,7 @@ def cases(**axes):
 
 def plan(made=None):
     torchs = providers()["torch"]
-    return Plan(tuple(made or cases()), {"torch": torchs}, operators(), "torch", torchs, CPU, 0)
+    return RunPlan(tuple(made or cases()), {"torch": torchs}, operators(), "torch", torchs, CPU, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- dividing

@@ -15,14 +15,13 @@ from torch.distributed import DistNetworkError, HashStore
 
 from bench.cases import sweep
 from bench.cases.operators import operators
-from bench.compare import cells as compared
 from bench.measure import environment, runner
 from bench.measure.progress import Lines
 from bench.measure.providers import providers
-from bench.measure.runner import Plan
+from bench.measure.runner import RunPlan
 from bench.ranks import ending, gathering, shards
 from bench.ranks.team import Team
-from bench.report import trust
+from bench.report.sections import trust
 from bench.results import load as data
 from bench.results import records as results
 from bench.results.records import RECORDS, SHARDS, Record
@@ -55,7 +54,7 @@ class Leading:
         monkeypatch.setattr(shards, "_LAST_WORDS_S", 0.3)
         monkeypatch.setattr(ending, "_NEAR_S", 0.3)
         torchs = providers()["torch"]
-        self.plan = Plan(CASES, {"torch": torchs}, operators(), "torch", torchs, CPU, 0, cell_timeout=0.1)
+        self.plan = RunPlan(CASES, {"torch": torchs}, operators(), "torch", torchs, CPU, 0, cell_timeout=0.1)
         self.folder, self.patch = folder, monkeypatch
         self.described = environment.collect(CPU, self.plan.providers) | {"ranks": 2, "notes": [], "copy_gbps": None}
         self.store = HashStore()
@@ -121,7 +120,7 @@ def terminated():
 MOMENTS = {
     "as ranks come": (Team, "hear"),
     "as the cells are dealt": (Team, "tell"),
-    "before the first cell": (runner, "parts"),
+    "before the first cell": (runner, "InProcess"),
     "between cells": (Lines, "running"),
     "as a cell is written down": (Lines, "finished"),
     "as files are closed": (Lines, "stop"),
@@ -233,7 +232,7 @@ def test_without_torchruns_store_rank_0_merges_what_there_is(leading, moment):
 @pytest.mark.chance
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_another_rank_that_is_told_to_end_ends_quietly(leading, number):
-    leading.before(runner, "parts", lambda: os.kill(os.getpid(), number))
+    leading.before(runner, "InProcess", lambda: os.kill(os.getpid(), number))
     word = {"folder": str(leading.folder), "token": "none", "left": [0, 1]}
     leading.team.tell("word", word)
     assert shards.assist(Team(leading.store, 1, 2), leading.plan, leading.described) == 130
@@ -243,7 +242,7 @@ def test_another_rank_raises_its_own_mistakes(leading):
     def fails():
         raise RuntimeError("a mistake in the instrument")
 
-    leading.before(runner, "parts", fails)
+    leading.before(runner, "InProcess", fails)
     leading.team.tell("word", {"folder": str(leading.folder), "token": "none", "left": [0, 1]})
     with pytest.raises(RuntimeError, match="a mistake in the instrument"):
         shards.assist(Team(leading.store, 1, 2), leading.plan, leading.described)
@@ -282,7 +281,6 @@ def test_what_ranks_have_left_is_read_where_rank_0_was_killed(tmp_path):
     assert [r.case for r in run.records] == list(CASES[:3]) and [r.rank for r in run.records] == [None, 0, 1]
     complete, sentence = trust.completeness(run)
     assert not complete and sentence.endswith(f"having measured 3 of {len(CASES)} planned cells.")
-    assert len(compared.load(tmp_path).cells) == 3
     assert sorted(tmp_path.rglob("*")) == before, "a run that goes on is not disturbed"
     assert [r.case for r in shards.kept_records(tmp_path)] == list(CASES[:3])
 
@@ -300,7 +298,7 @@ from pathlib import Path
 
 KILLED, RANK = os.environ["KILLED"], os.environ.get("RANK")
 if KILLED == f"rank {RANK}" or KILLED == "torchrun" and RANK == "1":
-    from bench import results
+    from bench.results import records as results
 
     append, victim = results.append, os.getpid() if RANK in KILLED else os.getppid()
 

@@ -146,7 +146,7 @@ def test_what_is_profiled_is_of_every_operator_mode_and_kernel_and_little():
 
 def kernels_seen(gpu, run):
     """The kernels of one call or replay in the profiler's names and order, the flush before it left out."""
-    from bench.measure.timing.launches import launched, of_one_call
+    from bench.measure.timing.phases import launched, of_one_call
 
     seen = launched(gpu, run, CALLS)
     _, count = of_one_call(seen, CALLS)

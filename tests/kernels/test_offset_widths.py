@@ -93,7 +93,9 @@ def print_compiled():
     """[launch, kernel, its TTIR] of every kernel, one JSON list; run in a process that does not interpret."""
     from triton.compiler import ASTSource
 
-    from bench.audit import TARGETS, Launch, call, compiling
+    from bench.audit.calls import Launch, call
+    from bench.audit.compiling import compiling
+    from bench.audit.targets import TARGETS
 
     target, device = TARGETS["sm_90"]
     texts = set()

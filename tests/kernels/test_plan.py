@@ -17,7 +17,9 @@ PLANNING_ALONE = f"""
 import sys, types
 package = sys.modules["normlib"] = types.ModuleType("normlib")
 package.__path__ = [{str(Path(__file__).parents[2] / "normlib")!r}]
-from normlib.kernels import plan
+from normlib.kernels.batch_norm import one_launch_plan, plan
+from normlib.kernels.group_norm import plan as _
+from normlib.kernels.row_norm import plan as _
 print({{"torch", "triton"}} & set(sys.modules), plan.TILE[2])
 """
 H200 = Device(132, l2=50 << 20, cooperative=True)

@@ -133,13 +133,13 @@ class AccuracyGate:
     """The cells, with inputs, references and PyTorch's errors that all mutants share."""
 
     def __init__(self, device: torch.device) -> None:
-        self._setting = cell.Setting(device, 0, "torch", providers()["torch"])
+        self._settings = cell.RunSettings(device, 0, "torch", providers()["torch"], operators())
         self._problems: dict[Case, cell.Problem] = {}
 
     def measure(self, case: Case) -> Record:
         """Returns the record of one cell, of the kernels that are planted now."""
         if case.problem not in self._problems:
-            self._problems[case.problem] = cell.Problem(case.problem, operators()[case.op], self._setting)
+            self._problems[case.problem] = cell.Problem(case.problem, self._settings)
         provider = rank_shares.PROVIDER if "ranks" in dict(case.axes) else providers()["normlib"]
         return self._problems[case.problem].judge(case, provider)
 

@@ -12,7 +12,6 @@ from mutant_gate import CELLS, AccuracyGate, cases_of
 from mutant_planting import callers, planted
 
 import normlib
-from bench.summary import worst_figure
 from normlib.kernels import plan
 from normlib.kernels.row_norm import plan as row_plan
 
@@ -155,7 +154,8 @@ def test_a_planted_bug_is_noticed(mutant, device, record_property):
     caught = records[-1]
     cells = ", ".join(record.case.label for record in records)
     assert caught.status != "ok", f"{mutant.about}: noticed by none of its cells: {cells}"
-    figure = worst_figure([caught]) if any(not error.ok for error in caught.errors) else caught.reason
+    worst = max(caught.errors, key=lambda error: error.pressure, default=None)
+    figure = worst.words if worst and not worst.ok else caught.reason
     record_property("caught by", f"{caught.case.label}: {figure}")
     if mutant.name in QUICK:
         assert (caught.status, len(records)) == ("wrong", 1)

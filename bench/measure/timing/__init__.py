@@ -1,11 +1,11 @@
-"""What the cells of one case take, measured side by side, and how fast this device copies memory.
+"""Times the cells of one case side by side, and this device's copies of memory.
 
 On a GPU, in this order: cold calls (`latency_us`, the figure that counts), calls that find their data in the cache
-(`hot_us`), many calls in a row with the host's work (`call_us`), the kernels alone (`kernel_us`), and, last because a
-capture that fails may spoil the process, replays of a CUDA graph (`graph_us`). clock.py says what is kept out
-of such a time, sampling.py when enough of them have been taken.
+(`hot_us`), many calls in a row with the host's work (`call_us`), the kernels by themselves (`kernel_us`), and, last
+because a capture that fails may spoil the process, replays of a CUDA graph (`graph_us`). clock.py says what is kept out
+of these times, bench/measure/sampling.py when enough of them have been taken.
 
-On a CPU nothing here supports a claim of speed; the clock's name says so, and there is only a latency.
+On a CPU no time supports a claim of speed, as the clock's name says, and there is only a latency.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean, median
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from bench.measure.timing import phases as gpu_phases
-from bench.measure.timing.phases import Measured
-from bench.measure.timing.sampling import Rule, Series, median_interval, noise, side_by_side
+from bench.measure.sampling import Series, StoppingRule, median_interval, noise, side_by_side
 from bench.results.records import CUDA_EVENT, HOST_CPU, INTERPRETER
 
+if TYPE_CHECKING:
+    from bench.measure.timing.phases import GpuFigures
+
 # On a CPU: enough passes to see that a time is no accident, without holding up a run that is about errors.
-CPU = Rule(budget_s=0.05, most_samples=10)
+CPU = StoppingRule(budget_s=0.05, most_samples=10)
 # Far beyond any L2, and small beside the memory of any device that runs a sweep.
 COPY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call, by what is in them, and the state of the device meanwhile.
+    """Microseconds of one call, by what they include, and the state of the device meanwhile.
 
-    `latency_us` is the median of cold calls, from `latency_us_low` to `latency_us_high` its 95% interval by ranks.
-    `series` has every single time by the name of its figure, in the order taken. A figure that could not be had is
-    None, and `remarks` says why.
+    `latency_us` is the median of cold calls, `latency_us_low` to `latency_us_high` its 95% interval by ranks. `series`
+    has every single time by the name of its figure, in the order taken. A figure that could not be had is None, and
+    `remarks` says why. The figures have the names of bench.results.records.Record.
     """
 
     clock: str
@@ -48,7 +50,7 @@ class Timing:
     latency_us_min: float
     samples: int
     noise: float | None  # standard error of the mean over the mean
-    stopped: str  # noise, steady or budget: bench/measure/timing/sampling.py
+    stopped: str  # noise, steady or budget: bench/measure/sampling.py
     retaken: int | None = None  # samples of a throttled GPU, thrown away; None where nobody could tell
     hot_us: float | None = None
     call_us: float | None = None
@@ -74,17 +76,19 @@ def measure_together(
     seed: int = 0,
     began: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing | Exception]:
-    """Times the runs of one case, by name, in turns; each must have run once before (its first call compiles).
+    """Times the calls of one case, by name, in turns; each must have run once before (its first call compiles).
 
-    A run that raises is out, its exception in its place, and the others go on. Where that has lost the device, only
+    A call that raises is out, its exception in its place, and the others go on. Where that has lost the device, only
     what has failed by then is returned, the one that lost it last.
 
-    `began` is told a name before that run's code is run, never inside of a time that is measured. `interpreted` are
-    those that Triton's interpreter runs, whose times are marked so; of `graphless` no CUDA graph is tried. `seed`
-    settles the order of turns.
+    `began` is called with a name before that name's code runs, never inside a time that is measured. `interpreted` are
+    those that Triton's interpreter runs, whose times are marked so; no CUDA graph of `graphless` is tried. `seed`
+    determines the order of turns.
     """
     if device.type == "cuda":
-        measured = gpu_phases.measure(runs, device, graphless, seed, began)
+        from bench.measure.timing import phases
+
+        measured = phases.measure(runs, device, graphless, seed, began)
         return {name: one if isinstance(one, Exception) else _on_gpu(one) for name, one in measured.items()}
     blocks = {name: partial(_host_block, run) for name, run in runs.items()}
     clocks = {name: INTERPRETER if name in interpreted else HOST_CPU for name in runs}
@@ -93,17 +97,19 @@ def measure_together(
 
 
 def copy_bandwidth(device: torch.device) -> float | None:
-    """GB/s (bytes read plus bytes written) of a large copy on the device; None on a CPU.
+    """Returns GB/s (bytes read plus bytes written) of a large copy on the device; None on a CPU.
 
-    It is the roof that a cell is held against: taken by the same clock, in the same run.
+    Cells are compared with it as their roof, so it is taken by the same clock in the same run.
     """
     if device.type != "cuda":
         return None
+    from bench.measure.timing import phases
+
     free, _ = torch.cuda.mem_get_info(device)
     size = min(COPY_BYTES, free // 4)
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    copied = gpu_phases.cold(lambda: target.copy_(source), device)
+    copied = phases.cold(lambda: target.copy_(source), device)
     return 2 * source.nbytes / median(copied.samples) / 1e3
 
 
@@ -113,7 +119,7 @@ def _host_block(run: Callable[[], object]) -> list[float]:
     return [1e6 * (perf_counter() - start)]
 
 
-def _on_gpu(measured: Measured) -> Timing:
+def _on_gpu(measured: GpuFigures) -> Timing:
     kernels, graph = measured.kernels, measured.graph
     remarks = {
         "the host is in latency_us: ": "a call waits for the device" if measured.host_bound else "",
@@ -121,19 +127,18 @@ def _on_gpu(measured: Measured) -> Timing:
         "no graph_us: ": graph.remark,
     }
     beside = {"hot_us": measured.hot} | ({"graph_us": graph.replays} if graph.replays else {})
-    timing = _timing(CUDA_EVENT, measured.cold, beside)
     return replace(
-        timing,
+        _timing(CUDA_EVENT, measured.cold, beside),
         call_us=measured.call_us,
         kernel_us=kernels.kernel_us,
         launches=kernels.launches,
-        remarks=tuple(what + why for what, why in remarks.items() if why),
+        remarks=tuple(figure + why for figure, why in remarks.items() if why),
         poisoned=graph.poisoned,
     )
 
 
 def _timing(clock: str, cold: Series, beside: Mapping[str, Series] | None = None) -> Timing:
-    """What the cold series says, with the medians of those taken beside it, and the device's state in all of them."""
+    """Summarizes the cold series, the medians of those taken beside it, and the device's state in all of them."""
     series = {"cold_us": cold, **(beside or {})}
     readings = [reading for one in series.values() for reading in one.readings]
     low, high = median_interval(cold.samples)
@@ -149,20 +154,16 @@ def _timing(clock: str, cold: Series, beside: Mapping[str, Series] | None = None
         samples=len(cold.samples),
         noise=noise(cold.samples),
         stopped=cold.stopped,
-        hot_us=_median(series.get("hot_us")),
-        graph_us=_median(series.get("graph_us")),
         retaken=sum(one.retaken for one in series.values()) if readings else None,
+        throttle=", ".join(sorted(set().union(*(one.reasons for one in series.values())))),
+        series={name: one.samples for name, one in series.items()},
+        hot_us=median(series["hot_us"].samples) if "hot_us" in series else None,
+        graph_us=median(series["graph_us"].samples) if "graph_us" in series else None,
         sm_clock_mhz=_mean(reading.sm_clock_mhz for reading in readings),
         mem_clock_mhz=_mean(reading.mem_clock_mhz for reading in readings),
         power_w=_mean(reading.power_w for reading in readings),
         temperature_c=_mean(reading.temperature_c for reading in readings),
-        throttle=", ".join(sorted(set().union(*(one.reasons for one in series.values())))),
-        series={name: one.samples for name, one in series.items()},
     )
-
-
-def _median(series: Series | None) -> float | None:
-    return median(series.samples) if series else None
 
 
 def _mean(figures: Iterable[float | None]) -> float | None:

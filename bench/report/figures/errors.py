@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,17 +12,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from bench.page import svg
 from bench.page.axes import WIDTH, lines, log_limits, size_axis, slug
-from bench.page.formatting import short
 from bench.page.palette import Key
+from bench.results.numbers import short
 from bench.results.thresholds import BOUNDS, LARGEST_NORMAL_OFFSET, SMALLEST_SHARE
-
-
-@dataclass(frozen=True)
-class ErrorFigure:
-    """A drawn error figure and what could not be drawn in it."""
-
-    image: Markup
-    undrawn: int  # values that are not finite
 
 
 def bounds_of(errors: pd.DataFrame, figure_name: str, dtype: str) -> tuple[float, float] | None:
@@ -34,8 +25,11 @@ def bounds_of(errors: pd.DataFrame, figure_name: str, dtype: str) -> tuple[float
 
 def error_figure(
     errors: pd.DataFrame, figure_name: str, bounds: tuple[float, float] | None, legend: dict[str, Key], name: str
-) -> ErrorFigure | None:
-    """For each tensor and provider the median of a figure (the marker) and its whole range (the bar)."""
+) -> tuple[Markup, int] | None:
+    """Draws for each tensor and provider the median of a figure (the marker) and its whole range (the bar).
+
+    Returns the image and how many values were not finite; None where none was.
+    """
     drawn = errors[np.isfinite(errors[figure_name])]
     undrawn = int(errors[figure_name].notna().sum()) - len(drawn)
     if not len(drawn):
@@ -72,7 +66,7 @@ def error_figure(
         height = figure.get_figheight()
         figure.subplots_adjust(left=0.22, right=0.96, bottom=0.5 / height, top=1 - 0.06 / height)
         alt = f"{figure_name} of {', '.join(tensors)} for {', '.join(key.provider for key in shown)}"
-        return ErrorFigure(svg.inline(figure, name, alt), undrawn)
+        return svg.inline(figure, name, alt), undrawn
 
 
 def against(

@@ -14,8 +14,9 @@ from matplotlib.axis import Axis
 
 from bench.page import svg
 from bench.page.axes import WIDTH
-from bench.page.formatting import DASH, number
+from bench.page.formatting import number
 from bench.page.palette import DIVERGING
+from bench.results.numbers import DASH
 from bench.results.thresholds import HEAT_LIMIT, SQUARES_WRITTEN, SUBJECT
 
 ON_A_SQUARE = "#1d2023"  # words on the map's own pale colours, which are the same on dark paper

@@ -9,8 +9,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from bench.page import svg
 from bench.page.axes import WIDTH, apart, lines, log_limits, size_axis, slug
-from bench.page.formatting import number, round_duration, short
+from bench.page.formatting import number, round_duration
 from bench.page.palette import Key
+from bench.results.numbers import short
 from bench.results.thresholds import SUBJECT
 
 

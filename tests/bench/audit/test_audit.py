@@ -14,9 +14,9 @@ from every_kernel import KERNELS
 from triton.backends.compiler import GPUTarget
 
 from bench.audit.__main__ import main
+from bench.audit.limits import LIMITS, resident_programs
 from bench.audit.machine_code import gcn_widths, inspect, sass_widths
 from bench.audit.records import Compiled
-from bench.audit.targets import LIMITS, resident_programs
 from bench.measure import environment
 
 ROOT = Path(__file__).parents[3]
@@ -27,9 +27,9 @@ BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # every device.
 COLLECT = """
 import json, sys
-from bench.audit import TARGETS, launches
-from bench.audit.calls import Launch, audited, one_of_each_kernel, one_of_each_plan
+from bench.audit.calls import Launch, audited, launches, one_of_each_kernel, one_of_each_plan
 from bench.audit.records import collect
+from bench.audit.targets import TARGETS
 from bench.cases.models import FUSED
 target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm", "sync_batch_norm")
 calls = list(launches(plain, ("extra",))) if target == "sm_90" else []

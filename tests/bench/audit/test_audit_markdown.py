@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 TABLE = re.compile(r"<!-- python -m bench\.audit\.markdown (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 TABLES = [
     pytest.param(found[1], found[0], id=f"{document}: {found[1]}")
-    for document in ("README.md", "reports/README.md")
+    for document in ("docs/audit.md", "reports/README.md")
     for found in TABLE.finditer((ROOT / document).read_text(encoding="utf-8"))
 ]
 
@@ -38,6 +38,5 @@ def test_a_kept_audit_found_nothing_wrong_and_is_small(folder):
 
 def test_a_table_is_made_of_an_audits_folder_alone(tmp_path, capsys):
     assert markdown.main([str(tmp_path)]) == 2
-    assert (
-        capsys.readouterr().err == "bench.audit.markdown: error: give one folder that bench.audit --out has written\n"
-    )
+    said = "bench.audit.markdown: error: arguments: give one folder that bench.audit --out has written\n"
+    assert capsys.readouterr().err == said

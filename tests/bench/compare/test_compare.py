@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from made_up_runs import PROVIDERS, Draw, steady, write
 
-from bench.compare import Incomparable, compare
 from bench.compare.__main__ import main
 from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SAME, SLOWER, UNCLEAR, Comparison
+from bench.compare.judging import compare
+from bench.results.load import UnreadableRun
 from bench.results.records import Record
 
 ROOT = Path(__file__).parents[3]
@@ -52,7 +53,7 @@ def runs(tmp_path: Path) -> Runs:
 
 
 def said(comparison: Comparison, word: str) -> set[tuple[str, str]]:
-    return {(pair.provider, pair.b.case) for pair in comparison.having(word)}
+    return {(pair.provider, pair.b.cell) for pair in comparison.having(word)}
 
 
 def of(provider: str, case: str, status: str, reason: str = "") -> Callable[[Record], None]:
@@ -324,7 +325,7 @@ def test_what_cannot_be_compared_is_one_line_and_status_2(runs: Runs, capsys: py
     assert "has no record" in one_line(capsys, a, b)
     (Path(a) / "records.jsonl").write_text("broken\n" * 2)
     assert "not a record" in one_line(capsys, a, b)
-    with pytest.raises(Incomparable):
+    with pytest.raises(UnreadableRun):
         compare(Path(a), Path(b))
 
 

@@ -2,64 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up_runs import record
 
-from bench.compare.cells import Cell, Run, cell_of
 from bench.compare.comparison import FASTER, SLOWER
 from bench.compare.judging import judge
 from bench.results.intervals import MOST, of_medians, of_samples
+from bench.results.load import LoadedRun
 
 PROVIDERS = ("normlib", "torch", "torch_compile")
 CASES, TRIALS = 10, 100
 
 
-@pytest.fixture(scope="module")
-def cells() -> dict[str, Cell]:
-    """A cell for every case and provider; their times lie in the samples."""
-    made = [record(case, name, np.ones(20)) for case in range(CASES) for name in PROVIDERS]
-    return {each.key: cell_of(each) for each in made}
+RECORDS = [record(case, name, np.ones(20)) for case in range(CASES) for name in PROVIDERS]
 
 
-def times(cells: dict[str, Cell], dice: np.random.Generator, drift: float, slow: float = 1.0) -> dict[str, np.ndarray]:
-    """20 to 200 samples a cell: noise of 1%, one in twenty up to fivefold, and the drift of the case."""
-    shared = {cell.case: dice.normal(0.0, drift) for cell in cells.values()}
-    drawn = {}
-    for key, cell in cells.items():
+def drawn(dice: np.random.Generator, drift: float, slow: float = 1.0) -> LoadedRun:
+    """A run with 20 to 200 samples a cell: noise of 1%, one in twenty up to fivefold, and the drift of the case."""
+    shared = {one.case_key: dice.normal(0.0, drift) for one in RECORDS}
+    run = LoadedRun(Path("run"), {}, RECORDS)
+    vars(run)["samples"] = taken = {}  # in the place of what would be read from the folder
+    for one in RECORDS:
         count = dice.integers(20, 201)
         wild = np.where(dice.random(count) < 0.05, dice.uniform(1.2, 5.0, count), 1.0)
-        factor = slow if cell.provider == "normlib" else 1.0
-        drawn[key] = 50.0 * factor * np.exp(shared[cell.case] + dice.normal(0.0, 0.01, count)) * wild
-    return drawn
+        factor = slow if one.provider == "normlib" else 1.0
+        taken[one.key] = 50.0 * factor * np.exp(shared[one.case_key] + dice.normal(0.0, 0.01, count)) * wild
+    return run
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.007])
-def test_in_a_hundred_runs_a_planted_slowdown_is_found_and_nothing_else(cells: dict[str, Cell], drift: float) -> None:
+def test_in_a_hundred_runs_a_planted_slowdown_is_found_and_nothing_else(drift: float) -> None:
     """At most 5 trials with a false alarm, and at most 5 in which one cell of the slower provider is missed."""
     false, missed = 0, 0
-    planted = {key for key, cell in cells.items() if cell.provider == "normlib"}
+    planted = {one.key for one in RECORDS if one.provider == "normlib"}
     for seed in range(TRIALS):
         dice = np.random.default_rng(seed)
-        before = Run(Path("a"), cells, times(cells, dice, drift), {})
-        after = replace(before, folder=Path("b"), samples=times(cells, dice, drift, 1.05))
-        found = judge(before, after)
+        found = judge(drawn(dice, drift), drawn(dice, drift, 1.05))
         slower = {pair.key for pair in found.having(SLOWER)}
         false += bool(slower - planted or found.having(FASTER))
         missed += bool(planted - slower)
     assert false <= 5 and missed <= 5, (false, missed)
 
 
-def test_noise_and_drift_alone_raise_no_alarm_in_a_hundred_runs(cells: dict[str, Cell]) -> None:
+def test_noise_and_drift_alone_raise_no_alarm_in_a_hundred_runs() -> None:
     alarms = 0
     for seed in range(TRIALS):
         dice = np.random.default_rng(1000 + seed)
-        before = Run(Path("a"), cells, times(cells, dice, 0.02), {})
-        found = judge(before, replace(before, samples=times(cells, dice, 0.02)))
-        alarms += bool({SLOWER, FASTER} & set(found.said))
+        alarms += bool({SLOWER, FASTER} & set(judge(drawn(dice, 0.02), drawn(dice, 0.02)).said))
     assert alarms <= 5, alarms
 
 

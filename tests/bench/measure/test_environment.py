@@ -133,30 +133,6 @@ def test_the_interpreter_is_asked_for_by_tritons_own_words(monkeypatch, value, a
     assert environment.interpreting() is asked
 
 
-def test_a_program_that_is_missing_or_fails_answers_nothing():
-    assert environment._answer(["no-such-program-at-all"]) is None
-    assert environment._answer(["false"]) is None
-    assert environment._answer(["echo", "yes"]) == "yes"
-
-
-def test_figures_of_nvidia_smi_are_named(monkeypatch):
-    monkeypatch.setattr(environment, "_answer", lambda arguments: "570.1, 1980, 2619, 1980, 2619, 700.00")
-    assert environment._nvidia_smi("GPU-0") == {
-        "driver_version": "570.1",
-        "clocks.sm": "1980",
-        "clocks.mem": "2619",
-        "clocks.max.sm": "1980",
-        "clocks.max.mem": "2619",
-        "power.limit": "700.00",
-    }
-
-
-@pytest.mark.parametrize("answer", [None, "", "No devices were found"])
-def test_without_an_answer_of_nvidia_smi_there_are_no_figures(monkeypatch, answer):
-    monkeypatch.setattr(environment, "_answer", lambda arguments: answer)
-    assert environment._nvidia_smi("GPU-0") == {}
-
-
 @pytest.mark.gpu
 def test_a_gpu_is_described():
     described = environment.collect(torch.device("cuda", torch.cuda.current_device()), {})

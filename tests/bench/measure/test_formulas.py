@@ -15,7 +15,7 @@ SHAPES = {"batch_norm": (8, 6, 4, 4), "layer_norm": (6, 128)}
 def errors(name, op, offset):
     """rel_l2_error of every tensor in float32."""
     case = Case(op, SHAPES[op], (), "fp32", operators()[op].layouts[0], "fwd_bwd", 1e-5, "offset", offset)
-    problem = cell.Problem(case.problem, operators()[op], cell.Setting(CPU, 0, "", providers()["torch"]))
+    problem = cell.Problem(case.problem, cell.RunSettings(CPU, 0, "", providers()["torch"], operators()))
     record = problem.judge(case, providers()[name])
     return {e.tensor: e.rel_l2_error for e in record.errors}, record.status
 

@@ -92,7 +92,7 @@ def test_a_lost_device_stops_the_sweep_after_the_cell_that_lost_it(tmp_path, mon
     def lost(device):
         raise cell.DeviceLost("an illegal memory access was encountered")
 
-    monkeypatch.setattr(cell, "ask", lost)
+    monkeypatch.setattr(cell, "check_device_alive", lost)
     outcome, described = run(tmp_path, plan(Scripted(spoil=raising(RuntimeError("boom"))), TORCH))
     assert len(outcome.records) == 1
     assert described["stopped_by"] == "error"

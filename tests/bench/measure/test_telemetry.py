@@ -111,6 +111,45 @@ def test_the_binding_that_is_pinned_has_every_name_that_is_asked_for():
         assert bit in constants
 
 
+@pytest.mark.parametrize(
+    "told, hip, size",
+    [
+        (50 << 20, None, 50 << 20),
+        (0, None, telemetry.UNKNOWN_CACHE),
+        (4 << 20, "7.0", telemetry.INFINITY_CACHE),
+    ],
+)
+def test_the_cache_is_what_the_device_tells_except_where_it_tells_too_little(monkeypatch, told, hip, size):
+    properties = type("Properties", (), {"L2_cache_size": told})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert telemetry.cache_bytes(torch.device("cuda")) == size
+
+
+def test_a_program_that_is_missing_or_fails_answers_nothing():
+    assert telemetry.output_of(["no-such-program-at-all"]) is None
+    assert telemetry.output_of(["false"]) is None
+    assert telemetry.output_of(["echo", "yes"]) == "yes"
+
+
+def test_figures_of_nvidia_smi_are_named(monkeypatch):
+    monkeypatch.setattr(telemetry, "output_of", lambda arguments: "570.1, 1980, 2619, 1980, 2619, 700.00")
+    assert telemetry._nvidia_smi("GPU-0") == {
+        "driver_version": "570.1",
+        "clocks.sm": "1980",
+        "clocks.mem": "2619",
+        "clocks.max.sm": "1980",
+        "clocks.max.mem": "2619",
+        "power.limit": "700.00",
+    }
+
+
+@pytest.mark.parametrize("answer", [None, "", "No devices were found"])
+def test_without_an_answer_of_nvidia_smi_there_are_no_figures(monkeypatch, answer):
+    monkeypatch.setattr(telemetry, "output_of", lambda arguments: answer)
+    assert telemetry._nvidia_smi("GPU-0") == {}
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_tells_its_clocks_below_their_limits():
     pytest.importorskip("pynvml")

@@ -44,8 +44,7 @@ SPOILED = {
 def _fork_server():
     """Has the fork server import what it does, which takes a busy machine longer than a cell may be silent."""
     found = []
-    parts = runner.parts(plan())
-    worker = Worker(parts, LIMIT_S)
+    worker = Worker(plan().settings, LIMIT_S)
     worker.measure(cases()[0], [planted.TORCH], found.append, lambda name: None)
     worker.close()
     assert found[0].record.status == "ok"
@@ -81,7 +80,7 @@ def plan(*chosen, **changes):
         "seed": 0,
         "cell_timeout": SILENCE_S,
     }
-    return runner.Plan(**{**known, **changes})
+    return runner.RunPlan(**{**known, **changes})
 
 
 def test_each_way_to_fail_has_its_status_and_reason_and_all_other_cells_are_measured(tmp_path):
@@ -105,7 +104,7 @@ def test_a_worker_that_cannot_start_costs_its_cells_and_does_not_hang(tmp_path):
             return os._exit, (3,)
 
     found = []
-    worker = Worker(runner.parts(plan()), SILENCE_S)
+    worker = Worker(plan().settings, SILENCE_S)
     worker.measure(cases()[0], [planted.TORCH, Unreachable()], found.append, lambda name: None)
     assert [(f.record.status, f.record.reason) for f in found] == [("crash", "its process ended with status 3")] * 2
 
@@ -123,7 +122,7 @@ def _elsewhere():
 
 def test_a_provider_that_the_worker_cannot_load_costs_its_cells_and_no_more(tmp_path):
     found = []
-    worker = Worker(runner.parts(plan()), SILENCE_S)
+    worker = Worker(plan().settings, SILENCE_S)
     worker.measure(cases()[0], [Unknown()], found.append, lambda name: None)
     worker.measure(cases()[0], [planted.TORCH], found.append, lambda name: None)
     worker.close()

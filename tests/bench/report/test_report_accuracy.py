@@ -10,7 +10,7 @@ from pathlib import Path
 
 from report_runs import page, record, tensor_error
 
-from bench.report import facts
+from bench.report.sections.accuracy import families
 from bench.results.load import load
 from bench.results.records import TensorError
 from bench.results.thresholds import BOUNDS
@@ -33,10 +33,10 @@ def test_figures_that_are_not_finite_are_named_and_never_drawn(run_dir: Callable
 
 
 def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(run_dir: Callable[..., Path]) -> None:
-    families = [("normal", 0.0), ("offset", 1e2), ("offset", 1e4), ("huge", 0.0)]
+    kinds = [("normal", 0.0), ("offset", 1e2), ("offset", 1e4), ("huge", 0.0)]
     made = [
         record(dtype="fp32", provider=name, inputs=inputs, offset=offset, status="wrong" if wrong else "ok")
-        for (inputs, offset), name in product(families, ("normlib", "torch"))
+        for (inputs, offset), name in product(kinds, ("normlib", "torch"))
         for wrong in [name == "torch" and offset == 1e4]
     ]
     made[-1].errors[0].rel_l2_error = math.nan
@@ -45,15 +45,15 @@ def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(
     text = shown.section("accuracy")
     assert "mean/std 1e4 in every statistic" in text and "0 of 1" in text
     assert any(label.startswith("rel_l2_error against mean/std of x") for label in shown.labels)
-    found = facts.families(load(folder), "layer_norm")
-    assert [(f.name, f.right["torch"]) for f in found] == [
+    found = families(load(folder), "layer_norm")
+    assert [(f["name"], f["right"]["torch"]) for f in found] == [
         ("normal", (1, 1)), ("offset", (1, 1)), ("offset", (0, 1)), ("huge", (1, 1)),
     ]  # fmt: skip
 
 
 def test_a_run_of_normal_inputs_has_no_families(run_dir: Callable[..., Path]) -> None:
     folder = run_dir([record()])
-    assert facts.families(load(folder), "layer_norm") == []
+    assert families(load(folder), "layer_norm") == []
     assert "family of inputs" not in page(folder).section("accuracy")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from report_runs import ROOT, record
 
-from bench.report import UnreadableRun, render
+from bench.report import render
+from bench.results.load import UnreadableRun
 
 BLOCKED = """
 import sys

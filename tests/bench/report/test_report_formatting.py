@@ -7,6 +7,7 @@ import math
 import pytest
 
 from bench.page import formatting
+from bench.results import numbers
 
 
 @pytest.mark.parametrize(
@@ -21,9 +22,9 @@ from bench.page import formatting
         (formatting.times(0.998), "0.998×"),  # noqa: RUF001
         (formatting.percent(0.05), "5%"),
         (formatting.percent(0.021), "2.1%"),
-        (formatting.short(1e-5), "1e-5"),
-        (formatting.figure("scale_error", 3.14e-8), "3.1e-8"),
-        (formatting.figure("floor_ratio", math.inf), "not finite"),
+        (numbers.short(1e-5), "1e-5"),
+        (numbers.error_figure("scale_error", 3.14e-8), "3.1e-8"),
+        (numbers.error_figure("floor_ratio", math.inf), "not finite"),
         (formatting.number(math.nan), "–"),  # noqa: RUF001
         (formatting.times(None), "–"),  # noqa: RUF001
     ],

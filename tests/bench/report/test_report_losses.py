@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_runs import page, record
 
-from bench.report import losses
+from bench.report.sections import losses
 from bench.results.load import load
 
 
@@ -24,10 +24,10 @@ def test_every_cell_that_a_peer_wins_is_listed_and_the_one_that_costs_most_time_
         records.append(record(axes=axes, provider="torch_compile", latency_us=ours - 0.1 - 0.1 * place))
     folder = run_dir(records)
     found = losses.slower(load(folder))
-    costs = [loss.cost_us for loss in found]
+    costs = [loss["cost_us"] for loss in found]
     assert costs == sorted(costs, reverse=True) and max(costs) == pytest.approx(6.0)
-    assert [loss.ours_us - loss.peer_us for loss in found] == costs
-    assert {loss.peer for loss in found} == {"torch_compile"}
+    assert [loss["latency_us"] - loss["latency_us_peer"] for loss in found] == costs
+    assert {loss["provider_peer"] for loss in found} == {"torch_compile"}
     shown = page(folder)
     for place in range(60):
         assert f"layer_norm {8 + place}x256 fp16 fwd" in shown.section("losses")
@@ -37,22 +37,22 @@ def test_a_large_cell_that_loses_little_comes_before_a_small_one_that_loses_much
     large, small = record(latency_us=1000.0), record(dtype="fp32", latency_us=4.0)
     peers = [record(provider="torch", latency_us=950.0), record(provider="torch", dtype="fp32", latency_us=2.0)]
     found = losses.slower(load(run_dir([large, small, *peers])))
-    assert [loss.link.cell for loss in found] == [large.cell, small.cell]
+    assert [loss["cell"] for loss in found] == [large.cell, small.cell]
 
 
 def test_a_loss_inside_the_noise_is_said_to_be_so(run_dir: Callable[..., Path]) -> None:
     near, far = record(provider="torch", latency_us=9.95), record(provider="torch", dtype="fp32", latency_us=5.0)
     found = losses.slower(load(run_dir([record(), record(dtype="fp32"), near, far])))
-    assert [loss.clear for loss in found] == [True, False]
+    assert [loss["beyond_noise"] for loss in found] == [True, False]
 
 
 def test_a_more_accurate_peer_is_a_loss_only_beyond_the_margin(run_dir: Callable[..., Path]) -> None:
     near = [record(share=0.95), record(provider="torch", share=0.93, latency_us=99.0)]
     far = [record(mode="bwd", share=0.98), record(mode="bwd", provider="torch", share=0.7, latency_us=99.0)]
     (loss,) = losses.less_accurate(load(run_dir(near + far)))
-    assert loss.link.cell == far[0].cell
-    assert loss.ratio == pytest.approx(1.4)
-    assert loss.others == 2
+    assert loss["cell"] == far[0].cell
+    assert loss["ratio"] == pytest.approx(1.4)
+    assert loss["others"] == 2
 
 
 def test_errors_below_the_unit_roundoff_of_fp32_are_no_loss(run_dir: Callable[..., Path]) -> None:
@@ -79,8 +79,8 @@ def test_equal_reasons_become_one_line_with_a_count(run_dir: Callable[..., Path]
     records += [
         record(axes={"tokens": n, "hidden": 8}, status="oom", reason=f"tried to allocate {n}.00 GiB") for n in (2, 3)
     ]
-    groups = losses.failures(load(run_dir(records)))
-    assert [(group.status, len(group.links), group.alike) for group in groups] == [
+    groups = losses.failures(load(run_dir(records)).cells)
+    assert [(group["status"], len(group["cells"]), group["alike"]) for group in groups] == [
         ("oom", 2, True),
         ("unsupported", 200, False),
     ]
@@ -88,4 +88,4 @@ def test_equal_reasons_become_one_line_with_a_count(run_dir: Callable[..., Path]
 
 def test_dtypes_in_reasons_are_kept_apart(run_dir: Callable[..., Path]) -> None:
     records = [record(dtype=d, status="unsupported", reason=f"no {d} here") for d in ("fp16", "fp32")]
-    assert len(losses.failures(load(run_dir(records)))) == 2
+    assert len(losses.failures(load(run_dir(records)).cells)) == 2

@@ -50,7 +50,7 @@ def test_a_cell_that_was_run_again_counts_once_with_its_last_record(run_dir: Cal
 def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_subjects(
     run_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.report.cells_table.TABLE_ROWS", 3)
+    monkeypatch.setattr("bench.report.sections.cells.TABLE_ROWS", 3)
     monkeypatch.setattr("bench.results.thresholds.TABLE_ROWS", 3)
     monkeypatch.setattr("bench.results.thresholds.LISTED", 1)
     records = [

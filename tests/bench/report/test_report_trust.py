@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_runs import page, record
 
-from bench.report import trust
+from bench.report.sections import trust
 from bench.results.load import load
 
 
@@ -19,10 +19,10 @@ def test_noise_is_told_provider_by_provider(run_dir: Callable[..., Path]) -> Non
         record(provider="torch", retaken=4, throttle="sw_power_cap"),
     ]
     ours, torch = trust.noise(load(run_dir(records)))
-    assert (ours.provider, ours.cells, ours.least, ours.samples) == ("normlib", 2, 30, 115)
-    assert (ours.noisy, ours.budget, ours.retaken, ours.held) == (1, 1, 0, 0)
-    assert ours.widest == pytest.approx(0.4)
-    assert (torch.retaken, torch.held) == (4, 1)
+    assert tuple(ours[name] for name in ("provider", "cells", "least", "samples")) == ("normlib", 2, 30, 115)
+    assert tuple(ours[name] for name in ("noisy", "budget", "retaken", "held")) == (1, 1, 0, 0)
+    assert ours["widest"] == pytest.approx(0.4)
+    assert (torch["retaken"], torch["held"]) == (4, 1)
 
 
 def test_throttled_cells_and_spent_budgets_are_warned_of(run_dir: Callable[..., Path]) -> None:
@@ -37,7 +37,7 @@ def test_the_machine_before_and_after_stands_side_by_side_and_a_change_that_matt
 ) -> None:
     before = {"driver": "1.2.3", "temperature_c": 41, "git_dirty": False}
     folder = run_dir([record()], conditions={"before": before, "after": {**before, "driver": "4", "temperature_c": 63}})
-    rows = {row.name: (row.before, row.after, row.changed) for row in trust.conditions(load(folder))}
+    rows = {row["name"]: (row["before"], row["after"], row["changed"]) for row in trust.conditions(load(folder))}
     assert rows == {
         "driver": ("1.2.3", "4", True), "temperature c": ("41.00", "63.00", True), "git dirty": ("no", "no", False),
     }  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from report_runs import page, record, resnet50, tensor_error
 
-from bench.report import facts, losses
-from bench.report.verdict import Verdict
+from bench.report import facts
+from bench.report.sections import losses
+from bench.report.sections.verdict import RunVerdict, geomean_interval
 from bench.results.load import load
 
 
@@ -31,7 +32,7 @@ def test_an_impossible_time_is_a_red_card_and_no_speedup(run_dir: Callable[..., 
     cached = record(status="impossible", reason="9000 GB/s of 4000", speedup=9.0, gbps=9e3, roofline_fraction=2.2)
     folder = run_dir([cached, record(provider="torch", latency_us=16.0)])
     shown, run = page(folder), load(folder)
-    card = next(card for card in Verdict(run).cards() if card.title == "Impossible times")
+    card = next(card for card in RunVerdict(run).cards() if card.title == "Impossible times")
     assert (card.value, card.tone) == ("1 cell", "bad") and "1 of normlib" in card.detail
     assert shown.column("speedup")[cached.cell] is None and shown.column("GB/s")[cached.cell] is None
     assert len(run.duels) == 0 and "9.0" not in shown.section("verdict")
@@ -39,7 +40,7 @@ def test_an_impossible_time_is_a_red_card_and_no_speedup(run_dir: Callable[..., 
 
 
 def test_no_card_speaks_of_impossible_times_where_there_are_none(run_dir: Callable[..., Path]) -> None:
-    assert "Impossible times" not in {card.title for card in Verdict(load(run_dir([record()]))).cards()}
+    assert "Impossible times" not in {card.title for card in RunVerdict(load(run_dir([record()]))).cards()}
 
 
 def test_a_wrong_peer_is_no_peer_to_beat_or_to_lose_to(run_dir: Callable[..., Path]) -> None:
@@ -55,7 +56,7 @@ def test_the_verdict_gives_the_geometric_mean_and_its_range(run_dir: Callable[..
         axes: dict[str, int | str] = {"tokens": tokens, "hidden": 256}
         records.append(record(axes=axes, latency_us=10.0, baseline_us=10.0 * speedup))
         records.append(record(axes=axes, provider="torch", latency_us=10.0 * speedup, baseline_us=10.0 * speedup))
-    cards = {card.title: card for card in Verdict(load(run_dir(records))).cards()}
+    cards = {card.title: card for card in RunVerdict(load(run_dir(records))).cards()}
     assert cards["Speed against torch"].value == "2.00×"  # noqa: RUF001
     assert "cells from 0.250× to 8.00×" in cards["Speed against torch"].detail  # noqa: RUF001
     assert cards["Worst cell"].value == "0.250×"  # noqa: RUF001
@@ -71,11 +72,11 @@ def test_the_interval_of_the_mean_is_that_of_its_cells_medians(run_dir: Callable
         for name in ("normlib", "torch")
     ]
     folder = run_dir(records)
-    low, high = facts.geomean_interval(load(folder).against)
+    low, high = geomean_interval(load(folder).against)
     assert (low, high) == pytest.approx((1.02 ** -(0.5**0.5), 1.02**0.5**0.5), rel=1e-3)
-    assert "±1.4%" in Verdict(load(folder)).cards()[1].detail
+    assert "±1.4%" in RunVerdict(load(folder)).cards()[1].detail
     records[0].latency_us_low = None
-    assert facts.geomean_interval(load(run_dir(records[:1])).against) is None
+    assert geomean_interval(load(run_dir(records[:1])).against) is None
 
 
 def test_what_a_model_takes_is_in_the_head(run_dir: Callable[..., Path]) -> None:
@@ -91,7 +92,7 @@ def test_the_worst_tensor_of_the_worst_cell_comes_first(run_dir: Callable[..., P
     run = load(run_dir(records))
     assert list(facts.worst_errors(run)["tensor"]) == ["dw", "y", "y"]
     assert list(facts.worst_errors(run)["dtype"]) == ["fp16", "fp16", "fp32"]
-    assert "nearest to its bound is dw floor_ratio 1.018 (bound 1.05)" in Verdict(run).sentences()[0]
+    assert "nearest to its bound is dw floor_ratio 1.018 (bound 1.05)" in RunVerdict(run).sentences()[0]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from report_runs import Page
 from study_runs import runs, without_torch, write
 
-from bench.report import UnreadableRun, index
+from bench.report import index
+from bench.results.load import UnreadableRun
 from bench.study.experiments import BY_NAME
 from bench.study.page import render
 from bench.study.study import load

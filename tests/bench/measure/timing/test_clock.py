@@ -10,11 +10,20 @@ import pytest
 import torch
 from virtual_gpu import CYCLES_PER_S, EVENT_S, FLUSH_S, LAUNCH_S, VirtualGpu
 
-from bench.measure.timing import clock as gpu_clock
-from bench.measure.timing.clock import BLOCK_CALLS, BLOCK_S, LONGEST_SLEEP_S, WARM_UP_S, Lane, Pace, pace
+from bench.measure.telemetry import cache_bytes
+from bench.measure.timing.clock import (
+    BLOCK_CALLS,
+    BLOCK_S,
+    LONGEST_SLEEP_S,
+    WARM_UP_S,
+    BlockTimer,
+    Gpu,
+    Overhead,
+    measure_overhead,
+)
 
 US = 1e-6
-PACE = Pace(LAUNCH_S + 2 * EVENT_S, FLUSH_S, CYCLES_PER_S)
+OWN = Overhead(LAUNCH_S + 2 * EVENT_S, FLUSH_S, CYCLES_PER_S)
 
 
 @pytest.fixture
@@ -23,31 +32,31 @@ def gpu():
 
 
 def test_a_call_is_timed_from_its_start_to_its_end_and_without_the_flush(gpu):
-    lane = Lane(gpu, gpu.call(30 * US), PACE)
-    assert lane.cold() == pytest.approx([30] * BLOCK_CALLS)
-    assert lane.hot() == pytest.approx([30] * BLOCK_CALLS)
+    timer = BlockTimer(gpu, gpu.call(30 * US), OWN)
+    assert timer.cold() == pytest.approx([30] * BLOCK_CALLS)
+    assert timer.hot() == pytest.approx([30] * BLOCK_CALLS)
 
 
 def test_a_host_that_launches_more_slowly_than_the_device_works_is_not_timed(gpu):
-    lane = Lane(gpu, gpu.call(5 * US, host_s=200 * US), PACE)
-    assert lane.cold() == pytest.approx([5] * lane.calls)
-    assert lane.hot() == pytest.approx([5] * lane.calls)
-    assert not lane.host_bound
+    timer = BlockTimer(gpu, gpu.call(5 * US, host_s=200 * US), OWN)
+    assert timer.cold() == pytest.approx([5] * timer.calls)
+    assert timer.hot() == pytest.approx([5] * timer.calls)
+    assert not timer.host_bound
 
 
 def test_cold_calls_find_nothing_in_the_cache_and_hot_ones_what_the_last_left(gpu):
-    lane = Lane(gpu, gpu.call(10 * US, reading_s=7 * US), PACE)
-    assert lane.cold() == pytest.approx([17] * lane.calls)
+    timer = BlockTimer(gpu, gpu.call(10 * US, reading_s=7 * US), OWN)
+    assert timer.cold() == pytest.approx([17] * timer.calls)
     gpu.flush()  # as another provider's block does
-    assert lane.hot() == pytest.approx([10] * lane.calls)
+    assert timer.hot() == pytest.approx([10] * timer.calls)
 
 
 def test_a_call_that_waits_for_the_device_is_said_to_have_the_host_in_its_time(gpu):
-    lane = Lane(gpu, gpu.call(5 * US, host_s=50 * US, waits=True), PACE)
-    assert min(lane.cold()) > 15
-    assert lane.host_bound
+    timer = BlockTimer(gpu, gpu.call(5 * US, host_s=50 * US, waits=True), OWN)
+    assert min(timer.cold()) > 15
+    assert timer.host_bound
     began = gpu.host
-    lane.cold()
+    timer.cold()
     assert gpu.host - began < LONGEST_SLEEP_S  # no block after that sleeps in vain
 
 
@@ -59,81 +68,66 @@ def test_a_block_in_which_the_host_fell_behind_is_taken_again(gpu):
         gpu.host += next(delays, 0.0)
         run()
 
-    lane = Lane(gpu, run, PACE)
-    lane.run = hindered
-    assert lane.cold() == pytest.approx([5] * lane.calls)
-    assert not lane.host_bound
+    timer = BlockTimer(gpu, run, OWN)
+    timer.run = hindered
+    assert timer.cold() == pytest.approx([5] * timer.calls)
+    assert not timer.host_bound
 
 
 @pytest.mark.parametrize("device_s, calls", [(1.0, 3), (0.01, 3), (0.001, 31)])
 def test_warm_up_goes_by_the_calls_own_time_and_makes_at_least_three(gpu, device_s, calls):
     run = gpu.call(device_s)
-    Lane(gpu, run, PACE)
+    BlockTimer(gpu, run, OWN)
     assert run.calls == calls
     assert gpu.host >= WARM_UP_S
 
 
 def test_warm_up_never_makes_much_more_than_it_needs(gpu):
-    Lane(gpu, gpu.call(5 * US), PACE)
+    BlockTimer(gpu, gpu.call(5 * US), OWN)
     assert gpu.host < 3 * WARM_UP_S
 
 
 @pytest.mark.parametrize("device_s, calls", [(1.0, 1), (0.9e-3, 10), (5 * US, BLOCK_CALLS)])
 def test_a_block_is_short_and_has_a_call_at_least(gpu, device_s, calls):
-    lane = Lane(gpu, gpu.call(device_s), PACE)
-    assert lane.calls == calls
-    assert len(lane.cold()) == calls
+    timer = BlockTimer(gpu, gpu.call(device_s), OWN)
+    assert timer.calls == calls
+    assert len(timer.cold()) == calls
 
 
 def test_a_block_of_quick_calls_is_done_in_its_time(gpu):
-    lane = Lane(gpu, gpu.call(5 * US, host_s=100 * US), PACE)
+    timer = BlockTimer(gpu, gpu.call(5 * US, host_s=100 * US), OWN)
     began = gpu.host
-    lane.cold()
+    timer.cold()
     assert gpu.host - began < 2 * BLOCK_S
 
 
 def test_the_first_call_of_a_block_is_not_counted(gpu):
     run = gpu.call(5 * US)
-    lane = Lane(gpu, run, PACE)
+    timer = BlockTimer(gpu, run, OWN)
     before = run.calls
-    assert len(lane.cold()) == run.calls - before - 1
+    assert len(timer.cold()) == run.calls - before - 1
 
 
 def test_what_a_call_raises_is_not_swallowed(gpu):
     with pytest.raises(ZeroDivisionError):
-        Lane(gpu, lambda: 1 / 0, PACE)
+        BlockTimer(gpu, lambda: 1 / 0, OWN)
 
 
 def test_the_collector_is_on_again_after_a_block_that_failed(gpu):
-    lane = Lane(gpu, gpu.call(5 * US), PACE)
+    timer = BlockTimer(gpu, gpu.call(5 * US), OWN)
 
     def breaks():
         assert not gc.isenabled()
         raise ZeroDivisionError
 
-    lane.run = breaks
+    timer.run = breaks
     with pytest.raises(ZeroDivisionError):
-        lane.cold()
+        timer.cold()
     assert gc.isenabled()
 
 
 def test_the_pace_is_that_of_the_device(gpu):
-    assert astuple(pace(gpu)) == pytest.approx((PACE.launch_s, PACE.flush_s, PACE.cycles_per_s))
-
-
-@pytest.mark.parametrize(
-    "told, hip, size",
-    [
-        (50 << 20, None, 50 << 20),
-        (0, None, gpu_clock.UNKNOWN_CACHE),
-        (4 << 20, "7.0", gpu_clock.INFINITY_CACHE),
-    ],
-)
-def test_the_cache_is_what_the_device_tells_except_where_it_tells_too_little(monkeypatch, told, hip, size):
-    properties = type("Properties", (), {"L2_cache_size": told})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.version, "hip", hip)
-    assert gpu_clock.cache_bytes(torch.device("cuda")) == size
+    assert astuple(measure_overhead(gpu)) == pytest.approx((OWN.launch_s, OWN.flush_s, OWN.cycles_per_s))
 
 
 CUDA = torch.device("cuda")
@@ -141,13 +135,13 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def real():
-    return gpu_clock.Gpu(CUDA)
+    return Gpu(CUDA)
 
 
 @pytest.mark.gpu
 @pytest.mark.chance
 def test_a_real_gpus_sleep_and_flush_are_measured(real):
-    found = pace(real)
+    found = measure_overhead(real)
     assert 1e8 < found.cycles_per_s < 5e9
     assert 1e-6 < found.flush_s < 1e-2
 
@@ -155,7 +149,7 @@ def test_a_real_gpus_sleep_and_flush_are_measured(real):
 @pytest.mark.gpu
 @pytest.mark.chance
 def test_a_real_sleep_lasts_as_long_as_it_was_told(real):
-    found = pace(real)
+    found = measure_overhead(real)
     began = real.now()
     real.sleep(int(0.05 * found.cycles_per_s))
     real.synchronize()
@@ -173,24 +167,24 @@ def test_a_real_gpus_time_leaves_out_a_slow_host(real):
             pass
         x.mul(2)
 
-    lane = Lane(real, slow, pace(real))
-    assert sorted(lane.cold())[lane.calls // 2] < 100
-    assert not lane.host_bound
+    timer = BlockTimer(real, slow, measure_overhead(real))
+    assert sorted(timer.cold())[timer.calls // 2] < 100
+    assert not timer.host_bound
 
 
 @pytest.mark.gpu
 @pytest.mark.chance
 def test_a_real_call_that_waits_is_host_bound(real):
     x = torch.randn(1 << 16, device=CUDA)
-    lane = Lane(real, lambda: x.sum().item(), pace(real))
-    lane.cold()
-    assert lane.host_bound
+    timer = BlockTimer(real, lambda: x.sum().item(), measure_overhead(real))
+    timer.cold()
+    assert timer.host_bound
 
 
 @pytest.mark.gpu
 @pytest.mark.chance
 def test_a_real_cache_is_cold_in_cold_calls_only(real):
-    x = torch.randn(gpu_clock.cache_bytes(CUDA) // 4 // 4, device=CUDA)  # a quarter of the cache
-    lane = Lane(real, lambda: x.sum(), pace(real))
-    cold, hot = sorted(lane.cold()), sorted(lane.hot())
-    assert cold[lane.calls // 2] > 1.1 * hot[lane.calls // 2]
+    x = torch.randn(cache_bytes(CUDA) // 4 // 4, device=CUDA)  # a quarter of the cache
+    timer = BlockTimer(real, lambda: x.sum(), measure_overhead(real))
+    cold, hot = sorted(timer.cold()), sorted(timer.hot())
+    assert cold[timer.calls // 2] > 1.1 * hot[timer.calls // 2]

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bench.measure.timing import cuda_graph
-from bench.measure.timing.cuda_graph import NotCaptured, capture
+from bench.measure.timing.phases import NotCaptured, capture
 
 
 class Stream:
@@ -53,7 +52,7 @@ def cuda(monkeypatch):
             self.current = before
 
     found = Cuda()
-    monkeypatch.setattr(cuda_graph.torch, "cuda", found)
+    monkeypatch.setattr(torch, "cuda", found)
     return found
 
 
@@ -129,7 +128,7 @@ def test_a_real_backward_pass_is_captured_where_it_was_built_on_a_side_stream():
 @pytest.mark.chance
 def test_a_real_call_that_waits_is_marked_and_leaves_the_stream_as_it_was():
     code = """
-import torch; from bench.measure.timing.cuda_graph import *
+import torch; from bench.measure.timing.phases import *
 x, before = torch.randn(9, device="cuda"), torch.cuda.current_stream()
 try:
     capture(lambda: x.sum().item())

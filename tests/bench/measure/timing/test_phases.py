@@ -10,11 +10,17 @@ import pytest
 import torch
 from virtual_gpu import VirtualGpu
 
-from bench.measure.timing import launches
 from bench.measure.timing import phases as gpu_phases
-from bench.measure.timing.cuda_graph import NotCaptured
-from bench.measure.timing.launches import Launch
-from bench.measure.timing.phases import Measured, Phases
+from bench.measure.timing.clock import Gpu
+from bench.measure.timing.phases import (
+    GpuFigures,
+    NotCaptured,
+    Phases,
+    ProfiledLaunch,
+    Unclear,
+    launched,
+    of_one_call,
+)
 
 US = 1e-6
 CUDA = torch.device("cuda")
@@ -33,10 +39,12 @@ class Replay:
 def gpu(monkeypatch):
     gpu = VirtualGpu()
     monkeypatch.setattr(gpu_phases, "capture", lambda run: Replay(gpu.call(4 * US, host_s=1 * US)))
-    monkeypatch.setattr(launches, "launched", lambda gpu, run, calls: [Launch("flush", 9.0), Launch("k", 3.0)] * calls)
+    monkeypatch.setattr(
+        gpu_phases, "launched", lambda gpu, run, calls: [ProfiledLaunch("flush", 9.0), ProfiledLaunch("k", 3.0)] * calls
+    )
     for rule in ("COLD", "BESIDE"):  # whose budgets are real time too
         monkeypatch.setattr(gpu_phases, rule, replace(getattr(gpu_phases, rule), budget_s=float("inf")))
-    monkeypatch.setattr("bench.measure.timing.sampling.REST_S", 0.0)
+    monkeypatch.setattr("bench.measure.sampling.REST_S", 0.0)
     return gpu
 
 
@@ -59,7 +67,7 @@ def failing(gpu, nth, error, lose=False):
 
 def test_every_phase_finds_its_figure(gpu):
     found = measured(gpu, {"a": gpu.call(5 * US, host_s=70 * US, reading_s=3 * US)})["a"]
-    assert isinstance(found, Measured)
+    assert isinstance(found, GpuFigures)
     assert found.cold.samples == pytest.approx([8] * len(found.cold.samples))
     assert found.hot.samples == pytest.approx([5] * len(found.hot.samples))
     assert found.graph.replays.samples == pytest.approx([4] * len(found.graph.replays.samples))
@@ -71,13 +79,13 @@ def test_every_phase_finds_its_figure(gpu):
 
 def test_a_run_that_fails_in_any_phase_is_out_and_the_others_go_on(gpu):
     warm, whole = gpu.call(5 * US), gpu.call(5 * US)
-    Phases(gpu, None).lane(warm)
+    Phases(gpu, None).timer(warm)
     measured(gpu, {"whole": whole})
     for nth in (1, warm.calls + 1, (warm.calls + whole.calls) // 2, whole.calls):
         error = ValueError("boom")
         found = measured(gpu, {"bad": failing(gpu, nth, error), "good": gpu.call(5 * US)})
         assert found["bad"] is error
-        assert isinstance(found["good"], Measured)
+        assert isinstance(found["good"], GpuFigures)
 
 
 def test_a_run_that_loses_the_device_is_the_last_of_those_that_failed_and_nothing_else_is_told(gpu):
@@ -135,7 +143,7 @@ def test_a_profiler_that_fails_costs_its_own_figures_alone(gpu, monkeypatch):
     def breaks(gpu, run, calls):
         raise RuntimeError("CUPTI is in use")
 
-    monkeypatch.setattr(launches, "launched", breaks)
+    monkeypatch.setattr(gpu_phases, "launched", breaks)
     found = measured(gpu, {"a": gpu.call(5 * US)})["a"]
     assert (found.kernels.kernel_us, found.kernels.remark) == (None, "CUPTI is in use")
     assert found.graph.replays
@@ -162,6 +170,55 @@ def test_without_memory_for_the_instrument_every_run_is_told(monkeypatch):
     assert {name: str(error) for name, error in found.items()} == {"a": "no memory", "b": "no memory"}
 
 
+FLUSH = ProfiledLaunch("Memset", 40.0)
+
+
+def profile(*calls):
+    """The launches of calls given as {kernel: microseconds}, a flush before each."""
+    return [launch for call in calls for launch in (FLUSH, *(ProfiledLaunch(*item) for item in call.items()))]
+
+
+def test_kernels_are_added_up_and_the_flush_is_left_out():
+    assert of_one_call(profile({"stats": 3.0, "normalize": 5.0}, {"stats": 3.0, "normalize": 5.0}), 2) == (8.0, 2)
+
+
+def test_the_time_is_the_median_over_the_calls():
+    assert of_one_call(profile({"k": 3.0}, {"k": 90.0}, {"k": 4.0}), 3) == (4.0, 1)
+
+
+def test_a_call_that_launches_nothing_is_no_mistake():
+    assert of_one_call(profile({}, {}, {}), 3) == (0.0, 0)
+
+
+def test_a_call_may_itself_begin_with_what_the_flush_is_made_of():
+    call = [FLUSH, ProfiledLaunch("Memset", 1.0), ProfiledLaunch("k", 5.0)]
+    assert of_one_call(call * 3, 3) == (6.0, 2)
+
+
+@pytest.mark.parametrize(
+    "seen, why",
+    [
+        ([], "the profiler saw nothing"),
+        (profile({"k": 1.0}, {"k": 1.0})[:-1], "3 launches in 2 calls"),
+        (profile({"k": 1.0, "l": 1.0}, {"l": 1.0, "k": 1.0}), "not every call launches the same"),
+        (profile({"k": 1.0, "l": 1.0}, {}), "not every call launches the same"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(seen, why):
+    with pytest.raises(Unclear, match=why):
+        of_one_call(seen, 2)
+
+
+@pytest.mark.gpu
+def test_a_real_profile_counts_two_kernels_again_and_again():
+    gpu, x = Gpu(CUDA), torch.randn(1 << 22, device=CUDA)
+    x.mul(2).add(1)
+    for _ in range(3):
+        kernel_us, count = of_one_call(launched(gpu, lambda: x.mul(2).add(1), 5), 5)
+        assert count == 2
+        assert 1 < kernel_us < 1000
+
+
 @pytest.mark.gpu
 def test_a_real_call_has_every_figure():
     x = torch.randn(1 << 22, device=CUDA)
@@ -181,13 +238,12 @@ def test_a_real_call_has_every_figure():
 @pytest.mark.gpu
 def test_a_real_profiler_leaves_nothing_in_later_calls():
     code = """
-import torch; from bench.measure.timing import launches; from bench.measure.timing.clock import Gpu
-from bench.measure.timing.phases import Phases
+import torch; from bench.measure.timing.clock import Gpu; from bench.measure.timing.phases import Phases, launched
 d = torch.device("cuda"); gpu, x = Gpu(d), torch.randn(1 << 10, device=d)
-phases = Phases(gpu, None); lane = phases.lane(lambda: x.mul(2))
-least = lambda: min(phases._call_us(lane) for _ in range(10))
+phases = Phases(gpu, None); timer = phases.timer(lambda: x.mul(2))
+least = lambda: min(phases._call_us(timer) for _ in range(10))
 before = least()
-assert launches.launched(gpu, lane.run, 10)
+assert launched(gpu, timer.run, 10)
 print(before, least())"""
     # By itself, so that no test has profiled before. What else the host does only adds to a call's time, and seldom to
     # all of ten; what a profiler leaves is in each.
@@ -199,7 +255,7 @@ print(before, least())"""
 @pytest.mark.gpu
 def test_a_real_device_that_was_lost_is_blamed_on_who_lost_it():
     code = """
-import torch; from bench import timing
+import torch; from bench.measure import timing
 d = torch.device("cuda"); x = torch.randn(1 << 20, device=d); beyond = torch.tensor([1 << 20], device=d)
 found = timing.measure_together({"good": lambda: x.mul(2), "bad": lambda: x[beyond]}, d)
 print(*found, *(isinstance(error, RuntimeError) for error in found.values()))"""

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from bench.measure import timing
-from bench.measure.telemetry import Reading
-from bench.measure.timing import CPU, Timing, measure_together
-from bench.measure.timing.clock import cache_bytes
-from bench.measure.timing.phases import Graph, Kernels, Measured
-from bench.measure.timing.sampling import Series
+from bench.measure.sampling import Series
+from bench.measure.telemetry import Reading, cache_bytes
+from bench.measure.timing import CPU, Timing, measure_together, phases
+from bench.measure.timing.phases import GpuFigures, GraphReplays, KernelTime
 from bench.results.records import Record
 from bench.results.speedup import BEYOND_COPY, floor_us
 
@@ -139,13 +138,11 @@ def on_gpu(monkeypatch):
             "cold": series([11.0, 10.0, 12.0], [Reading(1900, 2600, 300.0, 40), Reading(1800, 2600, None, 50)]),
             "hot": series([8.0, 9.0, 7.0]),
             "call_us": 20.0,
-            "kernels": Kernels(9.5, 2),
-            "graph": Graph(series([10.5, 9.5, 9.0])),
+            "kernels": KernelTime(9.5, 2),
+            "graph": GraphReplays(series([10.5, 9.5, 9.0])),
             "host_bound": False,
         } | changes
-        monkeypatch.setattr(
-            timing.gpu_phases, "measure", lambda runs, *rest: {name: Measured(**found) for name in runs}
-        )
+        monkeypatch.setattr(phases, "measure", lambda runs, *rest: {name: GpuFigures(**found) for name in runs})
         return measure_together({"a": lambda: None}, CUDA)["a"]
 
     return put
@@ -172,7 +169,9 @@ def test_where_nobody_could_tell_that_the_gpu_was_throttled_nothing_is_claimed(o
 
 def test_a_figure_that_could_not_be_had_says_why(on_gpu):
     found = on_gpu(
-        kernels=Kernels(remark="CUPTI is in use"), graph=Graph(remark="it waits", poisoned=True), host_bound=True
+        kernels=KernelTime(remark="CUPTI is in use"),
+        graph=GraphReplays(remark="it waits", poisoned=True),
+        host_bound=True,
     )
     assert found.kernel_us is found.launches is found.graph_us is None
     assert found.remarks == (

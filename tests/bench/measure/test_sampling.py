@@ -8,20 +8,20 @@ from math import sqrt
 
 import pytest
 
-from bench.measure.telemetry import Reading
-from bench.measure.timing import sampling
-from bench.measure.timing.sampling import (
+from bench.measure import sampling
+from bench.measure.sampling import (
     LEAST_BLOCKS,
     LEAST_SAMPLES,
     NOISE,
     RETAKES,
     STEADY_SAMPLES,
-    Lost,
-    Rule,
+    SamplingAborted,
+    StoppingRule,
     side_by_side,
 )
+from bench.measure.telemetry import Reading
 
-RULE = Rule(budget_s=1.0)
+RULE = StoppingRule(budget_s=1.0)
 COOL, HOT = Reading(), Reading(reasons=frozenset({"hw_thermal_slowdown"}))
 
 
@@ -89,22 +89,22 @@ def test_sampling_ends_when_the_noise_is_low_enough():
 
 
 def test_noise_that_only_needs_more_samples_is_not_given_up():
-    stops = {sampled(gaussian(0.2, seed), Rule(budget_s=1e9)).stopped for seed in range(20)}
+    stops = {sampled(gaussian(0.2, seed), StoppingRule(budget_s=1e9)).stopped for seed in range(20)}
     assert stops == {"noise"}
 
 
 def test_noise_that_no_longer_falls_ends_the_sampling():
     climbing = (10.0 * 1.01**sample for sample in range(10**6))
-    taken = sampled(climbing, Rule(budget_s=1e9))
+    taken = sampled(climbing, StoppingRule(budget_s=1e9))
     assert taken.stopped == "steady"
     assert len(taken.samples) >= STEADY_SAMPLES
 
 
 def test_the_budget_ends_what_is_still_noisy():
-    taken = sampled(gaussian(0.5), Rule(budget_s=0.1))
+    taken = sampled(gaussian(0.5), StoppingRule(budget_s=0.1))
     assert taken.stopped == "budget"
     assert taken.spent_s == pytest.approx(0.1)
-    assert sampled(gaussian(0.5), Rule(budget_s=1e9, most_samples=30)).stopped == "budget"
+    assert sampled(gaussian(0.5), StoppingRule(budget_s=1e9, most_samples=30)).stopped == "budget"
 
 
 def test_a_block_longer_than_the_budget_is_taken_once():
@@ -123,7 +123,7 @@ def test_outliers_move_neither_the_median_nor_its_interval():
 
 def turns(seed, names="abc", rounds=6):
     told = []
-    rule = Rule(budget_s=1e9, most_samples=rounds)
+    rule = StoppingRule(budget_s=1e9, most_samples=rounds)
     side_by_side({name: lambda: [1.0] for name in names}, rule, seed=seed, began=told.append)
     return ["".join(told[i : i + len(names)]) for i in range(0, len(told), len(names))]
 
@@ -140,7 +140,7 @@ def test_the_seed_settles_the_order():
 
 def test_a_rival_that_is_done_is_left_out_of_later_rounds():
     blocks = {"quiet": block_of(gaussian(0.0)), "noisy": block_of(gaussian(0.1))}
-    taken = side_by_side(blocks, Rule(budget_s=1e9))
+    taken = side_by_side(blocks, StoppingRule(budget_s=1e9))
     assert len(taken["quiet"].samples) == LEAST_BLOCKS * 10 < len(taken["noisy"].samples)
 
 
@@ -149,7 +149,7 @@ def test_each_name_is_told_before_its_block_and_outside_of_its_time():
     blocks = {name: lambda name=name: log.append(f"block {name}") or [1.0] for name in "ab"}
     side_by_side(
         blocks,
-        Rule(budget_s=1e9, most_samples=2),
+        StoppingRule(budget_s=1e9, most_samples=2),
         began=lambda name: log.append(f"began {name}"),
         clock=lambda: float(log.append("clock") or 0),
     )
@@ -182,7 +182,7 @@ def test_a_lost_device_ends_it_and_blames_the_last():
     first, last = ValueError("first"), RuntimeError("last")
     blocks = {"lost": failing_at(4, last), "good": block_of(gaussian(0.5)), "early": failing_at(1, first)}
     answers = iter([True, False])
-    with pytest.raises(Lost) as lost:
+    with pytest.raises(SamplingAborted) as lost:
         side_by_side(blocks, RULE, alive=lambda: next(answers))
     assert list(lost.value.errors.items()) == [("early", first), ("lost", last)]
 
@@ -235,5 +235,5 @@ def test_samples_can_be_read_where_there_is_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, bench.measure.timing.sampling; assert 'torch' not in sys.modules"
+    code = "import sys, bench.measure.sampling; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,8 +1,8 @@
-"""The table of all cells as data for the page's script: written once, formatted here."""
+"""The table of all cells, as data for the page's script."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.page.formatting import number, percent, present, short, times
-from bench.page.palette import Key
-from bench.results import samples
-from bench.results.load import Run
-from bench.results.records import of_ranks
+from bench.page import palette
+from bench.page.formatting import number, percent, times
+from bench.page.templating import packed
+from bench.report.sections import Section
+from bench.results.load import LoadedRun, UnreadableRun
+from bench.results.numbers import present, short
 from bench.results.thresholds import DOTS, SUBJECT, TABLE_ROWS
 
 REASON_LENGTH = 160
@@ -102,51 +103,46 @@ def columns(host_times: bool) -> tuple[Column, ...]:
     )
 
 
-def payload(run: Run, legend: Mapping[str, Key]) -> dict[str, Any]:
-    """Columns, one row a cell, and how providers are drawn. A value is a text, null, or a number as [number, text].
+def payload(run: LoadedRun) -> dict[str, Any]:
+    """Returns the columns, one row a cell, and how providers are drawn, for table.js.
 
-    A row has its name, the number of its case, the reason of its status, and `dots`: so many quantiles of its samples,
-    in thousandths of its time more or less than that.
+    A value is a text, null, or a number as [number, text]. A row has its name, the number of its case, the reason of
+    its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that.
     """
-    chosen = _chosen(run.cells)
+    # What the table has room for: what is not ok first, then the subject's, then the others.
+    rank = np.where(run.cells["status"] != "ok", 0, np.where(run.cells["provider"] == SUBJECT, 1, 2))
+    chosen = sorted(np.argsort(rank, kind="stable")[:TABLE_ROWS].tolist())
     worst = run.errors.sort_values("pressure", ascending=False).drop_duplicates(["cell", "case"])
-    figures = {
-        (row["cell"], row["case"]): row for row in worst[["cell", "case", "text", "pressure"]].to_dict("records")
-    }
+    worst = {(cell, case): found for cell, case, *found in worst[["cell", "case", "words", "pressure"]].to_numpy()}
     rows = run.cells.iloc[chosen].to_dict("records")
     for row, place in zip(rows, chosen, strict=True):
-        figure = figures.get((row["cell"], row["case"]), {"text": "", "pressure": np.nan})
         axes = ", ".join(f"{name} {value}" for name, value in run.records[place].axes.items())
-        row["figure"], row["pressure"] = figure["text"], figure["pressure"]
+        row["figure"], row["pressure"] = worst.get((row["cell"], row["case"]), ("", np.nan))
         row["words"] = f"{axes}, eps {short(row['eps'])}"
     columned = [(column, [_value(column, row) for row in rows]) for column in columns(not run.has_speed)]
     shown = [(column, values) for column, values in columned if column.kept or any(values)]
     numbers = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
-    dots = _dots(run, {run.records[place].key: run.records[place].latency_us for place in chosen})
+    dots = _dots(run, chosen)
     return {
         "noun": "cell",
         "columns": [
             {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}
             for column, _ in shown
         ],
-        "providers": {name: {"colour": key.colour, "path": key.path} for name, key in legend.items()},
+        "providers": {
+            name: {"colour": key.colour, "path": key.path} for name, key in palette.keys(run.providers).items()
+        },
         "rows": [
             {
                 "id": row["cell"],
                 "case": numbers[row["case"]],
                 "why": _shorten(row["reason"]),
                 "is": [values[at] for _, values in shown],
-                **({"dots": dots[key]} if (key := run.records[place].key) in dots else {}),
+                **({"dots": dots[place]} if place in dots else {}),
             }
             for at, (row, place) in enumerate(zip(rows, chosen, strict=True))
         ],
     }
-
-
-def _chosen(cells: pd.DataFrame) -> list[int]:
-    """The places of the rows that the table has room for: what is not ok first, then the subject's, then the others."""
-    rank = np.where(cells["status"] != "ok", 0, np.where(cells["provider"] == SUBJECT, 1, 2))
-    return sorted(np.argsort(rank, kind="stable")[:TABLE_ROWS].tolist())
 
 
 def _value(column: Column, row: dict[str, Any]) -> Any:
@@ -156,23 +152,23 @@ def _value(column: Column, row: dict[str, Any]) -> Any:
     return [float(f"{value:.4g}"), column.written(value)]
 
 
-def _dots(run: Run, medians: Mapping[str, float | None]) -> dict[str, list[int]]:
-    """Quantiles of each cell's samples, the last line of a cell that was measured again."""
-    if not run.has_speed:
-        return {}
-    paths = [path for path in (run.folder / samples.FILE, *of_ranks(run.folder, samples.FILE)) if path.exists()]
-    found = {}
-    at = (np.arange(DOTS) + 0.5) / DOTS
+def _dots(run: LoadedRun, chosen: Sequence[int]) -> dict[int, list[int]]:
+    """Returns quantiles of each cell's samples, by its place."""
+    at, found = (np.arange(DOTS) + 0.5) / DOTS, {}
     try:
-        for taken in (taken for path in paths for taken in samples.read(path)):
-            median, cold = medians.get(taken.key), taken.series.get("cold_us")
-            if median and cold:
-                found[taken.key] = [round(1e3 * (value / median - 1)) for value in np.quantile(cold, at)]
-    except (ValueError, TypeError):
+        taken = run.samples if run.has_speed else {}
+    except UnreadableRun:
         return {}  # a broken file of samples costs this figure and nothing else
+    for place in chosen:
+        median, cold = run.records[place].latency_us, taken.get(run.records[place].key, ())
+        if median and len(cold):
+            found[place] = [round(1e3 * (value / median - 1)) for value in np.quantile(cold, at)]
     return found
 
 
 def _shorten(reason: str) -> str:
     first = (reason.strip().splitlines() or [""])[0]
     return first if len(first) <= REASON_LENGTH else f"{first[:REASON_LENGTH]}…"
+
+
+SECTION = Section(60, "All cells", lambda run: {"packed_table": packed(payload(run))})

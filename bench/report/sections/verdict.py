@@ -1,67 +1,49 @@
-"""The first screen: cards and three sentences, generated from the facts."""
+"""The first screen: cards and three sentences on accuracy, speed and losses."""
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections import Counter
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.page.card import Card
-from bench.page.formatting import duration, percent, plural, times
-from bench.report import facts, losses
-from bench.report.facts import spread_line
-from bench.results.load import Run
+from bench.page.formatting import duration, number, percent, plural, times
+from bench.report import facts
+from bench.report.facts import geomean
+from bench.report.sections import Section
+from bench.report.sections.losses import less_accurate, slower
+from bench.report.sections.trust import warnings
+from bench.results.load import LoadedRun, ordered
+from bench.results.records import STATUSES
 from bench.results.thresholds import ACCURACY_MARGIN, LEAST_SHOWN, NOISY_SPREAD, SUBJECT
 
 
-class Verdict:
+class RunVerdict:
     """The cards and sentences of one run."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    @cached_property
-    def ours(self) -> pd.DataFrame:
-        return facts.subject_cells(self.run)
-
-    @cached_property
-    def judged(self) -> pd.DataFrame:
-        return facts.judged(self.ours)
-
-    @cached_property
-    def wrong(self) -> int:
-        return int((self.judged["status"] == "wrong").sum())
-
-    @cached_property
-    def right(self) -> int:
-        return len(self.judged) - self.wrong
-
-    @cached_property
-    def worst(self) -> str:
-        """The subject's worst figure and its cell; empty where there is none."""
-        errors = facts.worst_errors(self.run)
-        return f"{errors['text'].iloc[0]}, {errors['label'].iloc[0]}" if len(errors) else ""
-
-    @cached_property
-    def speedups(self) -> pd.Series:
-        return self.ours["speedup"].dropna()
-
-    @cached_property
-    def slower(self) -> list[losses.Slower]:
-        return losses.slower(self.run)
-
-    @cached_property
-    def less_accurate(self) -> list[losses.LessAccurate]:
-        return losses.less_accurate(self.run)
+    def __init__(self, run: LoadedRun) -> None:
+        self.run, self.ours, self.judged = run, run.ours, facts.judged(run.ours)
+        self.wrong = int((self.judged["status"] == "wrong").sum())
+        self.right = len(self.judged) - self.wrong
+        errors = facts.worst_errors(run)
+        self.worst = f"{errors['words'].iloc[0]}, {errors['label'].iloc[0]}" if len(errors) else ""
+        self.speedups = self.ours["speedup"].dropna()
+        self.slower, self.less_accurate = slower(run), less_accurate(run)
 
     def cards(self) -> list[Card]:
-        """Speed is judged only where a GPU's clock timed it."""
-        speed = self._speed_cards() if self.run.has_speed else [self._no_speed_card()]
+        """Returns the cards; speed is judged only where a GPU's clock timed it."""
+        if self.run.has_speed:
+            speed = self._speed_cards()
+        else:
+            ran = "ran in Triton's interpreter" if self.run.interpreted else "were not timed on a GPU"
+            speed = [Card("Speed", "needs a GPU", f"The kernels {ran}; no time here says how fast they are.")]
         accurate = [self._peer_accuracy_card()] if self.right else []
         return [self._accuracy_card(), *self._impossible_cards(), *speed, *accurate, self._failure_card()]
 
     def sentences(self) -> list[str]:
-        """Is it right, is it faster, and where not."""
+        """Returns whether it is right, whether it is faster, and where not, a sentence each."""
         return [self._right(), self._fast(), self._not()]
 
     def _accuracy_card(self) -> Card:
@@ -75,7 +57,7 @@ class Verdict:
         return Card(title, f"{len(self.judged):,} of {len(self.judged):,} right", detail, "good")
 
     def _impossible_cards(self) -> list[Card]:
-        """A red card where a time was shorter than the memory can make it."""
+        """Returns a red card where a time was shorter than the memory allows."""
         cells = self.run.cells[self.run.cells["status"] == "impossible"]
         if not len(cells):
             return []
@@ -83,12 +65,8 @@ class Verdict:
         detail = f"{by}: faster than the memory can be, so something else was timed. None has a speedup."
         return [Card("Impossible times", plural(len(cells), "cell"), detail, "bad")]
 
-    def _no_speed_card(self) -> Card:
-        ran = "ran in Triton's interpreter" if self.run.interpreted else "were not timed on a GPU"
-        return Card("Speed", "needs a GPU", f"The kernels {ran}; no time here says how fast they are.")
-
     def _speed_cards(self) -> list[Card]:
-        timed = self.run.cells[self.run.cells["timed"]]
+        timed, copy = self.run.timed, self.run.environment["copy_gbps"]
         cards = [
             self._mean_card(f"Speed against {self.run.baseline}", self.speedups, self.run.against),
             self._mean_card("Speed against each cell's best peer", self.run.duels["ratio"], self.run.duels),
@@ -98,7 +76,7 @@ class Verdict:
         fractions = self.ours.dropna(subset=["roofline_fraction"])
         if len(fractions):
             low = fractions.loc[fractions["roofline_fraction"].idxmin()]
-            detail = f"Median of {plural(len(fractions), 'cell')}{facts.bandwidth_line(self.run)}; "
+            detail = f"Median of {plural(len(fractions), 'cell')}{f', of {number(copy)} GB/s' if copy else ''}; "
             detail += f"lowest {percent(low['roofline_fraction'])}, {low['label']}"
             cards.append(Card("Share of the copy bandwidth", percent(fractions["roofline_fraction"].median()), detail))
         noisy = int((timed["spread"] > NOISY_SPREAD).sum())
@@ -107,17 +85,22 @@ class Verdict:
         return cards
 
     def _mean_card(self, title: str, ratios: pd.Series, pairs: pd.DataFrame) -> Card:
-        mean = facts.geomean(ratios)
+        mean = geomean(ratios)
         if mean is None:
             return Card(title, "none", f"No right {SUBJECT} cell has a time beside it.", "caution")
         detail = f"Geometric mean of {plural(len(ratios), 'cell')}"
-        if len(pairs) == len(ratios) and (interval := facts.geomean_interval(pairs)):
+        if len(pairs) == len(ratios) and (interval := geomean_interval(pairs)):
             error = interval[1] / mean - 1
             detail += f", {f'±{percent(error)}' if error >= LEAST_SHOWN else f'within ±{percent(LEAST_SHOWN)}'} (95%)"
-        return Card(title, times(mean), f"{detail}; cells from {spread_line(ratios)}", "good" if mean >= 1 else "bad")
+        return Card(
+            title,
+            times(mean),
+            f"{detail}; cells from {times(min(ratios))} to {times(max(ratios))}",
+            "good" if mean >= 1 else "bad",
+        )
 
     def _worst_card(self, duels: pd.DataFrame) -> Card:
-        worst, clear = duels.loc[duels["ratio"].idxmin()], sum(loss.clear for loss in self.slower)
+        worst, clear = duels.loc[duels["ratio"].idxmin()], sum(loss["beyond_noise"] for loss in self.slower)
         detail = f"{worst['label']}, against {worst['provider_peer']}. "
         detail += f"A peer is faster in {len(self.slower):,} of {plural(len(duels), 'cell')}"
         detail += f", in {clear:,} beyond the noise." if self.slower else "."
@@ -129,10 +112,8 @@ class Verdict:
             detail = f"By more than {ACCURACY_MARGIN:.0%}, in any tensor, counting right cells alone"
             return Card(title, f"0 of {self.right:,}", detail, "good")
         worst = self.less_accurate[0]
-        detail = (
-            f"By more than {ACCURACY_MARGIN:.0%} in some tensor; widest {worst.tensor} {times(worst.ratio)} "
-            f"the error of {worst.peer}, {worst.link.label}"
-        )
+        detail = f"By more than {ACCURACY_MARGIN:.0%} in some tensor; widest {worst['tensor']} {times(worst['ratio'])} "
+        detail += f"the error of {worst['provider_peer']}, {worst['label']}"
         return Card(title, f"{len(self.less_accurate):,} of {self.right:,}", detail, "caution")
 
     def _failure_card(self) -> Card:
@@ -142,7 +123,7 @@ class Verdict:
             return Card("Cells not ok", "no cells", "Nothing was run.", "caution")
         if not len(failed):
             return Card("Cells not ok", f"0 of {len(cells):,}", "Every provider served every cell.", "good")
-        detail = f"{facts.by_status(failed)}; {ours:,} of them {SUBJECT}"
+        detail = f"{_by_status(failed)}; {ours:,} of them {SUBJECT}"
         return Card("Cells not ok", f"{len(failed):,} of {len(cells):,}", detail, "caution" if ours else "plain")
 
     def _right(self) -> str:
@@ -160,7 +141,7 @@ class Verdict:
     def _fast(self) -> str:
         if not self.run.has_speed:
             return "Speed: this run has no cell timed on a GPU, so it says nothing about speed."
-        mean, peer = facts.geomean(self.speedups), facts.geomean(self.run.duels["ratio"])
+        mean, peer = geomean(self.speedups), geomean(self.run.duels["ratio"])
         parts = []
         if mean is not None:
             faster = int((self.speedups > 1).sum())
@@ -185,11 +166,72 @@ class Verdict:
             text = f"a peer is faster in {len(self.slower):,} of {plural(len(self.run.duels), 'cell')}"
             if self.slower:
                 worst = self.slower[0]
-                text += f" (it costs most at {worst.link.label}: {duration(worst.cost_us)} more than {worst.peer})"
+                more = f"{duration(worst['cost_us'])} more than {worst['provider_peer']}"
+                text += f" (it costs most at {worst['label']}: {more})"
             parts.append(text)
         if self.right:
             parts.append(f"a peer is more accurate in {len(self.less_accurate):,} of {self.right:,}")
         ours = self.ours[self.ours["status"] != "ok"]
-        missing = facts.by_status(ours)
-        parts.append(f"{SUBJECT} cells that are not ok: {missing or 'none'}")
+        parts.append(f"{SUBJECT} cells that are not ok: {_by_status(ours) or 'none'}")
         return f"Where not: {'; '.join(parts)}."
+
+
+def geomean_interval(pairs: pd.DataFrame) -> tuple[float, float] | None:
+    """Returns the 95% interval of the geometric mean of `ratio`, from the cells' own; None where a cell lacks one.
+
+    It says how well these cells were measured, and nothing about cells that were not.
+    """
+    mean = geomean(pairs["ratio"])
+    error = float(np.sqrt(pairs["log_variance"].sum(skipna=False))) / max(len(pairs), 1)
+    if mean is None or not np.isfinite(error):
+        return None
+    return mean * float(np.exp(-1.96 * error)), mean * float(np.exp(1.96 * error))
+
+
+def _by_status(cells: pd.DataFrame) -> str:
+    """`3 wrong, 12 unsupported`, in the order of the statuses."""
+    counts = Counter(cells["status"])
+    names = [*STATUSES, *sorted(set(counts).difference(STATUSES))]
+    return ", ".join(f"{counts[name]:,} {name}" for name in names if name != "ok" and counts[name])
+
+
+def summary_rows(run: LoadedRun) -> list[dict[str, Any]]:
+    """Returns a row an operator and mode of the subject: right, fast, by how much, where not."""
+    rows, worst = [], facts.worst_errors(run)
+    for op in ordered(run.cells["op"]):
+        for mode in ordered(run.ours.loc[run.ours["op"] == op, "mode"]):
+            ours, duels, errors = (
+                frame[(frame["op"] == op) & (frame["mode"] == mode)] for frame in (run.ours, run.duels, worst)
+            )
+            rows.append(
+                {
+                    "op": op,
+                    "mode": mode,
+                    "ok": int((ours["status"] == "ok").sum()),
+                    "cells": len(ours),
+                    "wrong": int((ours["status"] == "wrong").sum()),
+                    "worst": errors["words"].iloc[0] if len(errors) else None,
+                    "speedup": geomean(ours["speedup"]),
+                    "low": ours["speedup"].min(),
+                    "high": ours["speedup"].max(),
+                    "peer": geomean(duels["ratio"]),
+                    "lost": int((duels["ratio"] < 1).sum()),
+                    "duels": len(duels),
+                    "fraction": ours["roofline_fraction"].median(),
+                }
+            )
+    return rows
+
+
+def _context(run: LoadedRun) -> dict[str, Any]:
+    verdict = RunVerdict(run)
+    return {
+        "sentences": verdict.sentences(),
+        "cards": verdict.cards(),
+        "models": facts.model_sentences(run),
+        "warnings": warnings(run),
+        "summary": summary_rows(run),
+    }
+
+
+SECTION = Section(10, "Verdict", _context)

@@ -1,8 +1,7 @@
-"""Samples taken side by side, until the noise of each is low enough; and what a list of samples says.
+"""Takes samples of several rivals in turns until each is quiet enough, and summarizes a list of samples.
 
 Rivals are measured in rounds of short blocks, one block each in a new random order, so that a clock that climbs or a
-neighbour that wakes up falls on all of them alike. Imports no torch: a block is any function that gives
-microseconds.
+neighbour that wakes up affects all of them alike. A block is any function that returns microseconds. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,34 +9,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import sqrt
 from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import bdtrik
 
 if TYPE_CHECKING:
     from bench.measure.telemetry import Reading
 
-# Standard error of the mean over the mean. Medians 2% apart are then told apart at some three standard errors of their
-# difference. nvbench stops at the same figure, but of the spread, which more samples do not lower.
+# Standard error of the mean over the mean. Medians 2% apart are then about three standard errors of their difference
+# apart. nvbench stops at the same figure, but of the spread, which more samples do not lower.
 NOISE = 0.005
-# The error of a spread from fewer is beyond a sixth of it: 1 / sqrt(2 (n - 1)).
+# With fewer, the error of the spread itself is above a sixth: 1 / sqrt(2 (n - 1)).
 LEAST_SAMPLES = 20
-# Samples of one block share a moment; what changes between moments needs several of them to show.
+# Samples of one block share a moment; what changes between moments needs several blocks to show.
 LEAST_BLOCKS = 5
-# Samples of one distribution lower the noise by sqrt(2) = 1.41 when they double. From this many on, less than this
-# factor is no accident of the estimate: their spread grows, by drift or ever wilder outliers, and more buy nothing.
+# Twice as many samples of one distribution lower the noise by sqrt(2) = 1.41. From this many samples on, a gain below
+# this factor is no accident of the estimate: drift or ever wilder outliers widen the spread, and more do not help.
 STEADY_SAMPLES, STEADY_GAIN = 200, 1.1
-# How often one rival's blocks are taken again because the device was throttled, and how long it rests before: at first
-# as long as nvbench waits by default, then twice as long each time.
+# How often one rival's blocks are taken again because the device was throttled, and the rest before the first of them:
+# nvbench's default. Each further rest is twice as long.
 RETAKES, REST_S = 3, 0.05
 
 
 @dataclass(frozen=True)
-class Rule:
-    """When to stop. The budget is seconds of wall time a rival, and rules over all the rest."""
+class StoppingRule:
+    """When to stop sampling a rival. The budget is in seconds of wall time and overrides all the rest."""
 
     budget_s: float
     most_samples: int | None = None
@@ -48,7 +47,7 @@ class Rule:
 
 @dataclass
 class Series:
-    """What was taken of one rival: microseconds in the order taken, and how the taking went."""
+    """The samples of one rival: microseconds in the order taken, and how the sampling went."""
 
     samples: list[float] = field(default_factory=list)
     blocks: int = 0
@@ -60,8 +59,8 @@ class Series:
     retakes: int = 0  # blocks
 
 
-class Lost(Exception):
-    """The device answers no more, so that nothing more can be measured: what has failed by then, the culprit last."""
+class SamplingAborted(Exception):
+    """The device no longer answers. `errors` holds what has failed by then, the run that lost the device last."""
 
     def __init__(self, errors: Mapping[str, Exception]) -> None:
         super().__init__(list(errors)[-1])
@@ -70,7 +69,7 @@ class Lost(Exception):
 
 def side_by_side(
     blocks: Mapping[str, Callable[[], Sequence[float]]],
-    rule: Rule,
+    rule: StoppingRule,
     *,
     seed: int = 0,
     began: Callable[[str], None] = lambda name: None,
@@ -79,10 +78,10 @@ def side_by_side(
     clock: Callable[[], float] = time.perf_counter,
     rest: Callable[[float], None] = time.sleep,
 ) -> dict[str, Series | Exception]:
-    """Takes blocks of each rival by name, in turns, until the rule stops it; what raises is out, and gives its error.
+    """Takes blocks of each rival in turns until the rule stops it; a rival that raises is out, and its error returned.
 
-    `began` is told the name before each block. `watch` looks at the device between blocks; None where it cannot.
-    Raises Lost where the device is not `alive` after an error.
+    `began` is called with the name before each block. `watch` reads the device's state between blocks, None where it
+    cannot. Raises SamplingAborted where the device is not `alive` after an error.
     """
     done: dict[str, Series] = {}
     failed: dict[str, Exception] = {}
@@ -101,17 +100,22 @@ def side_by_side(
                 failed[name] = error
                 del going[name]
                 if not alive():
-                    raise Lost(failed) from error
+                    raise SamplingAborted(failed) from error
                 continue
             mine.spent_s += clock() - start
             after = watch()
-            if _throttled(before, after) and mine.retakes < RETAKES:
+            around = [reading for reading in (before, after) if reading is not None]
+            if any(reading.throttled for reading in around) and mine.retakes < RETAKES:
                 mine.retaken += len(samples)
                 rest(REST_S * 2**mine.retakes)
                 mine.retakes += 1
                 before = watch()
                 continue
-            _keep(mine, samples, before, after)
+            mine.samples += samples
+            mine.blocks += 1
+            mine.reasons.update(*(reading.reasons for reading in around))
+            if after is not None:
+                mine.readings.append(after)
             before = after
             mine.stopped = stopped(mine.samples, mine.blocks, mine.spent_s, rule)
             if mine.stopped:
@@ -119,8 +123,8 @@ def side_by_side(
     return {name: failed[name] if name in failed else done[name] for name in blocks}
 
 
-def stopped(samples: Sequence[float], blocks: int, spent_s: float, rule: Rule) -> str:
-    """What ends the sampling, "" while nothing does.
+def stopped(samples: Sequence[float], blocks: int, spent_s: float, rule: StoppingRule) -> str:
+    """Returns what ends the sampling, "" while nothing does.
 
     "noise": it is as low as the rule wants it. "steady": it is not, and has stopped falling. "budget": time, or the
     number of samples, is used up.
@@ -137,7 +141,7 @@ def stopped(samples: Sequence[float], blocks: int, spent_s: float, rule: Rule) -
 
 
 def noise(samples: Sequence[float]) -> float | None:
-    """Standard error of the mean over the mean; None for fewer than two samples, or a mean of zero."""
+    """Returns the standard error of the mean over the mean; None for fewer than two samples, or a mean of zero."""
     if len(samples) < 2:
         return None
     mean = float(np.mean(samples))
@@ -145,38 +149,13 @@ def noise(samples: Sequence[float]) -> float | None:
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float]:
-    """An interval that holds the median in 95% of all cases, whatever the distribution: two of the samples, by rank.
+    """Returns the 95% interval of the median for any distribution: two of the samples, by rank.
 
-    How many of n independent samples lie below the median is binomial, B(n, 1/2) (H. A. David and H. N. Nagaraja, Order
-    Statistics, 3rd ed., section 7.1). Below six samples not even the least and the greatest hold it that often; they
-    are given then.
+    The number of n independent samples below the median is binomial, B(n, 1/2) (H. A. David and H. N. Nagaraja, Order
+    Statistics, 3rd ed., section 7.1), so the ranks are its quantiles at 2.5%. Below six samples not even the least and
+    the greatest hold the median that often; they are returned then. scipy.stats.quantile_test gives the same from six
+    samples on; its package takes a second to import in each process that measures.
     """
     ordered = sorted(samples)
-    rank = _rank(len(ordered))
+    rank = int(bdtrik(0.025, len(ordered), 0.5))
     return ordered[rank], ordered[-1 - rank]
-
-
-@cache
-def _rank(n: int) -> int:
-    """The greatest r, counted from zero, for which sample r lies above the median in 2.5% of all cases at most.
-
-    It does where at most r of the n samples lie below.
-    """
-    rank, ways, below = 0, 1, 1  # of 2^n ways to fall, those with `rank` samples below, and with at most so many
-    while 40 * below <= 2**n:
-        rank += 1
-        ways = ways * (n - rank + 1) // rank
-        below += ways
-    return max(rank - 1, 0)
-
-
-def _throttled(*readings: Reading | None) -> bool:
-    return any(reading is not None and reading.throttled for reading in readings)
-
-
-def _keep(mine: Series, samples: Sequence[float], before: Reading | None, after: Reading | None) -> None:
-    mine.samples += samples
-    mine.blocks += 1
-    mine.reasons |= {reason for reading in (before, after) if reading is not None for reason in reading.reasons}
-    if after is not None:
-        mine.readings.append(after)

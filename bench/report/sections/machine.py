@@ -1,0 +1,5 @@
+"""The machine that the run was measured on, and the command that measures it again."""
+
+from bench.report.sections import Section
+
+SECTION = Section(80, "Machine")
