@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bench import cli, folders
 from bench.cases import sweep
 from bench.cases.case import DTYPES, INPUTS, MODES
-from bench.cases.operators import Operator, operators
+from bench.cases.operators import operators
 from bench.cases.sweep import Sweep
 from bench.cli import BadArgument
 from bench.results.thresholds import SUBJECT
@@ -75,29 +75,17 @@ class RunRequest:
 def main(typed: Sequence[str]) -> int:
     """Runs the command line and returns its exit status (see --help)."""
     began = time.monotonic()
-    _choose_device_early(typed)
-    given = vars(_parser(operators()).parse_args(typed))
+    given = vars(_parser().parse_args(typed))
     if given["op"] != "sync_bn":
         return _run(_request(typed, given, began))
     from bench.measure import devices
 
     device, _ = devices.choose(given["device"])
     from bench.ranks import sync_batch_norm  # whose cells all ranks measure together
+    from bench.report import render
 
     new_folder = partial(folders.new, given["out"])
-    return sync_batch_norm.main(given, device, operators()["batch_norm"], new_folder, [*typed])
-
-
-def _choose_device_early(typed: Sequence[str]) -> None:
-    """Switches Triton's interpreter on before operators() imports triton; goes when they are declared without torch."""
-    from bench.measure import devices
-
-    early = cli.Parser(add_help=False, allow_abbrev=False)
-    early.add_argument("--device")
-    early.add_argument("--resume")
-    first, _ = early.parse_known_args(typed)
-    stored = {} if first.resume is None else folders.stored(first.resume)
-    devices.choose(stored.get("device") if first.device is None else first.device)
+    return sync_batch_norm.main(given, device, operators()["batch_norm"], new_folder, [*typed], render)
 
 
 def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRequest:
@@ -160,7 +148,7 @@ def _run(request: RunRequest) -> int:
     cells = f"{len(plan.cases)} cases x {', '.join(plan.providers)} = {plan.cells} cells"
     console.print(f"{cells} on {described['device_name']}", markup=False)
     measured = (plan, folder, described, kept, display(console))
-    with team.ending if team else nullcontext():  # until all has been told
+    with team.signals if team else nullcontext():  # until all has been told
         try:
             outcome = shards.lead(team, *measured) if team else runner.run(*measured)
         finally:
@@ -178,9 +166,7 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
     from bench.measure.worker import SILENCE_S
 
     given, asked = request.given, request.sweep
-    names, baseline, left_out = _providers(
-        given, providers, device, any(name != "normal" for name, _ in asked.families)
-    )
+    names, baseline, left_out = _providers(request, providers, device)
     cases, smaller = reduced(sweep.cases(asked, operators()), device, asked.axes)
     lacking = [name for name in asked.operators if asked.preset not in operators()[name].presets]
     plan = RunPlan(
@@ -199,20 +185,21 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
 
 
 def _providers(
-    given: Mapping[str, str | None], providers: Mapping[str, Provider], device: torch.device, judging: bool
+    request: RunRequest, providers: Mapping[str, Provider], device: torch.device
 ) -> tuple[tuple[str, ...], str, list[str]]:
-    """Names with the baseline first, the baseline, and which were left out by default and why.
+    """Returns names with the baseline first, the baseline, and which were left out by default and why.
 
-    One asked for by name stays although it is unavailable: its cells then say why. By default those that are never
-    timed join only where inputs are hard, which is `judging`.
+    A provider that is asked for by name stays although it is unavailable: its cells then say why. By default those that
+    are never timed join only where inputs are hard.
     """
     missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
-    text, baseline = given["providers"], given["baseline"]
+    text, baseline = request.given["providers"], request.given["baseline"]
     if text is not None:
         names, left_out = cli.some_of("--providers", text, providers), []
     else:
         timed = [name for name, p in providers.items() if p.timed and (device.type != "cpu" or name in CPU_PROVIDERS)]
-        wanted = [*timed, *(name for name, p in providers.items() if judging and not p.timed)]
+        hard = any(family != "normal" for family, _ in request.sweep.families)
+        wanted = [*timed, *(name for name, p in providers.items() if hard and not p.timed)]
         names = tuple(name for name in wanted if name not in missing)
         left_out = [f"{name} is left out: {missing[name]}" for name in wanted if name in missing]
     if all(name in missing for name in names):
@@ -292,7 +279,7 @@ def _status(outcome: RunOutcome, against: str | None, folder: Path) -> int:
     return 1 if failed or impossible or regressed or outcome.stopped_by not in ("", "time budget") else 0
 
 
-def _parser(operators: Mapping[str, Operator]) -> cli.Parser:
+def _parser() -> cli.Parser:
     parser = cli.Parser(
         prog="python -m bench.run",
         allow_abbrev=False,
@@ -300,43 +287,38 @@ def _parser(operators: Mapping[str, Operator]) -> cli.Parser:
         formatter_class=RawDescriptionHelpFormatter,
         description="Measures normalization layers: error against float64, and speed on a GPU.",
     )
-    short = [operator.short for operator in operators.values()]
-    presets = ", ".join(name for name in sweep.presets_of(operators.values()) if not name.endswith("-inference"))
-    parser.add_argument("--op", metavar="OPS", help=f"{', '.join(short)} or all (the default); sync_bn under torchrun")
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help=f"{presets}; a model's name means training, and there is MODEL-inference; default quick, no GPU: smoke",
-    )
-    parser.add_argument("--mode", metavar="MODES", help=", ".join(f"{name} ({what})" for name, what in MODES.items()))
-    parser.add_argument("--dtype", metavar="DTYPES", help=", ".join(DTYPES))
-    layouts = cli.unique(layout for operator in operators.values() for layout in operator.layouts)
-    parser.add_argument("--layout", metavar="LAYOUTS", help=", ".join(layouts))
-    for axis in sweep.axis_names(operators.values()):
-        owners = ", ".join(operator.short for operator in operators.values() if axis in operator.axes)
-        parser.add_argument(f"--{axis}", metavar="SIZES", help=f"an axis of {owners}")
-    parser.add_argument("--inputs", metavar="NAMES", help=f"families of x out of {', '.join(INPUTS)} (default normal)")
-    parser.add_argument("--offset", metavar="X,...", help="mean/std of --inputs offset (default 1e2,1e4,1e6)")
-    parser.add_argument(
-        "--providers", metavar="NAMES", help="default: all that are available; without a GPU normlib,torch"
-    )
-    parser.add_argument("--baseline", metavar="NAME", help="the provider that speedups refer to (default torch)")
-    parser.add_argument("--device", metavar="NAME", help="cuda or cpu; default cuda where there is one")
-    parser.add_argument("--time-budget", metavar="TIME", help="measure for 90s, 10m, 1.5h; the rest is skipped")
-    parser.add_argument(
-        "--cell-timeout", metavar="TIME", help="a cell that is silent for so long is stopped (default 10m)"
-    )
-    parser.add_argument("--in-process", action="store_true", help="measure in this very process, for debuggers")
-    parser.add_argument("--against", metavar="DIR", help="compare with that run afterwards, as bench.compare does")
-    parser.add_argument("--out", metavar="DIR", help="the run's folder (default reports/TIME-OPS-DEVICE)")
-    parser.add_argument("--resume", metavar="DIR", help="finish the interrupted run of this folder")
-    parser.add_argument("--force", action="store_true", help="with --resume: although machine or versions differ")
-    parser.add_argument("--seed", metavar="N", help="of the random inputs (default 0)")
-    parser.add_argument(
-        "--list",
-        action="store_true",
-        help="print the cells, presets, providers and about how long they take; run nothing",
-    )
+    every = operators().values()
+    presets = ", ".join(name for name in sweep.presets_of(every) if not name.endswith("-inference"))
+    model = "a model's name means training, and there is MODEL-inference; default quick, no GPU: smoke"
+    for option, metavar, about in (
+        ("--op", "OPS", f"{', '.join(o.short for o in every)} or all (the default); sync_bn under torchrun"),
+        ("--preset", "NAME", f"{presets}; {model}"),
+        ("--mode", "MODES", ", ".join(f"{name} ({what})" for name, what in MODES.items())),
+        ("--dtype", "DTYPES", ", ".join(DTYPES)),
+        ("--layout", "LAYOUTS", ", ".join(cli.unique(layout for o in every for layout in o.layouts))),
+        *(
+            (f"--{axis}", "SIZES", f"an axis of {', '.join(o.short for o in every if axis in o.axes)}")
+            for axis in sweep.axis_names(every)
+        ),
+        ("--inputs", "NAMES", f"families of x out of {', '.join(INPUTS)} (default normal)"),
+        ("--offset", "X,...", "mean/std of --inputs offset (default 1e2,1e4,1e6)"),
+        ("--providers", "NAMES", "default: all that are available; without a GPU normlib,torch"),
+        ("--baseline", "NAME", "the provider that speedups refer to (default torch)"),
+        ("--device", "NAME", "cuda or cpu; default cuda where there is one"),
+        ("--time-budget", "TIME", "measure for 90s, 10m, 1.5h; the rest is skipped"),
+        ("--cell-timeout", "TIME", "a cell that is silent for so long is stopped (default 10m)"),
+        ("--in-process", "", "measure in this very process, for debuggers"),
+        ("--against", "DIR", "compare with that run afterwards, as bench.compare does"),
+        ("--out", "DIR", "the run's folder (default reports/TIME-OPS-DEVICE)"),
+        ("--resume", "DIR", "finish the interrupted run of this folder"),
+        ("--force", "", "with --resume: although machine or versions differ"),
+        ("--seed", "N", "of the random inputs (default 0)"),
+        ("--list", "", "print the cells, presets, providers and about how long they take; run nothing"),
+    ):
+        if metavar:
+            parser.add_argument(option, metavar=metavar, help=about)
+        else:
+            parser.add_argument(option, action="store_true", help=about)
     return parser
 
 

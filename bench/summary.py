@@ -1,9 +1,8 @@
-"""The compact table at the end of a run: how each provider ended, its worst figure, its speed, and where we lose."""
+"""The table at the end of a run: how each provider's cells ended, its worst error, its speed, and our losses."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from statistics import geometric_mean
 
 from rich.console import Console
@@ -11,14 +10,14 @@ from rich.table import Table
 
 from bench.measure.progress import TROUBLE, cell_name
 from bench.measure.runner import RunOutcome
-from bench.results.records import STATUSES, Record
+from bench.results.records import STATUSES
 
 # Enough to see a pattern; the report has them all.
 _MOST_LOSSES = 10
 
 
 def summary(console: Console, outcome: RunOutcome, baseline: str, ours: str) -> None:
-    """Prints one row an operator and provider, then each loss of `ours`: what is wrong, and what is slower."""
+    """Prints a row for each operator and provider, then the losses of `ours`: what is wrong, and what is slower."""
     records = outcome.records
     if not records:
         console.print("no cell was measured")
@@ -34,23 +33,18 @@ def summary(console: Console, outcome: RunOutcome, baseline: str, ours: str) -> 
         row = [op, provider, *(str(count[status] or "") for status in seen)]
         errors = [error for r in of_row for error in r.errors]
         row.append(max(errors, key=lambda error: error.pressure).words if errors else "")
-        table.add_row(*row, *([_mean_speedup(of_row)] if timed else []))
+        if timed:
+            speedups = [r.speedup for r in of_row if r.speedup is not None]
+            row.append(f"{geometric_mean(speedups):.2f}x of {len(speedups)}" if speedups else "")
+        table.add_row(*row)
     console.print(table)
-    _print_losses(console, [r for r in records if r.provider == ours], baseline)
+    mine = [r for r in records if r.provider == ours]
+    bad = [f"{r.status}: {cell_name(r)}" for r in mine if r.status in TROUBLE]
+    slow = sorted((r.speedup, cell_name(r)) for r in mine if r.speedup is not None and r.speedup < 1)
+    for losses in (bad, [f"slower than {baseline}: {name} {speedup:.2f}x" for speedup, name in slow]):
+        for line in losses[:_MOST_LOSSES]:
+            console.print(line, markup=False, soft_wrap=True)
+        if len(losses) > _MOST_LOSSES:
+            console.print(f"... and {len(losses) - _MOST_LOSSES} more, all of them in the report")
     if outcome.stopped_by:
         console.print(f"not complete: stopped by {outcome.stopped_by}; --resume continues it", markup=False)
-
-
-def _mean_speedup(records: Iterable[Record]) -> str:
-    speedups = [record.speedup for record in records if record.speedup is not None]
-    return f"{geometric_mean(speedups):.2f}x of {len(speedups)}" if speedups else ""
-
-
-def _print_losses(console: Console, records: Sequence[Record], baseline: str) -> None:
-    bad = [f"{r.status}: {cell_name(r)}" for r in records if r.status in TROUBLE]
-    slow = sorted((r.speedup, cell_name(r)) for r in records if r.speedup is not None and r.speedup < 1)
-    for lines in (bad, [f"slower than {baseline}: {name} {speedup:.2f}x" for speedup, name in slow]):
-        for line in lines[:_MOST_LOSSES]:
-            console.print(line, markup=False, soft_wrap=True)
-        if len(lines) > _MOST_LOSSES:
-            console.print(f"... and {len(lines) - _MOST_LOSSES} more, all of them in the report")

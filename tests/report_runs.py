@@ -1,6 +1,4 @@
-"""Runs that nobody measured and their rendered reports taken apart; the figures describe no machine."""
-
-from __future__ import annotations
+"""Made-up runs, whose figures describe no machine, and their rendered reports taken apart."""
 
 import base64
 import gzip
@@ -8,10 +6,10 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from bench.cases import models
 from bench.report import render
@@ -23,59 +21,35 @@ ROOT = Path(__file__).parents[1]
 PROVIDERS = ("normlib", "torch", "torch_compile", "cudnn")
 SLOWNESS = {"normlib": 1.0, "torch": 1.6, "torch_compile": 1.15, "cudnn": 1.3}
 TENSORS = {"fwd": ("y",), "bwd": ("dx", "dw", "db"), "fwd_bwd": ("y", "dx", "dw", "db"), "eval": ("y",)}
-GRIDS: dict[str, list[dict[str, int | str]]] = {
+GRIDS = {
     "batch_norm": [{"batch": n, "channels": c, "spatial": "14x14"} for n in (1, 256) for c in (64, 256)],
     "layer_norm": [{"tokens": m, "hidden": n} for m in (16, 16384) for n in (768, 4096)],
     "rms_norm": [{"tokens": m, "hidden": n} for m in (16, 16384) for n in (768, 4096)],
 }
 
 
-def shape_of(axes: dict[str, int | str]) -> list[int]:
+def shape_of(axes):
     return [int(part) for value in axes.values() for part in str(value).split("x")]
 
 
-def tensor_error(tensor: str, dtype: str, share: float, torch_share: float = 0.9, **changes: Any) -> TensorError:
+def tensor_error(tensor, dtype, share, torch_share=0.9, **changes):
     """An error at `share` of its bound."""
     fp32 = dtype == "fp32"
     bound = 2.0 if fp32 else 1.05
     rel = (6e-8 if fp32 else 2e-4 if dtype == "fp16" else 1.6e-3) * bound * share
     error = TensorError(
-        tensor=tensor,
-        dtype=dtype,
-        rel_l2_error=rel,
-        floor_ratio=None if fp32 else bound * share,
-        error_vs_torch=share / torch_share,
-        scale_error=3e-8 * share,
-        max_ulp=1.5 * share,
-        max_ulp_index=[0, 3],
-        masks_match=True,
-        ok=share <= 1,
+        tensor=tensor, dtype=dtype, rel_l2_error=rel, floor_ratio=None if fp32 else bound * share,
+        error_vs_torch=bound * share if fp32 else share / torch_share, scale_error=3e-8 * share, max_ulp=1.5 * share,
+        max_ulp_index=[0, 3], masks_match=True, ok=share <= 1, bound=bound,
         decided_by="error_vs_torch" if fp32 else "floor_ratio",
-        bound=bound,
-    )
-    if fp32:
-        error.error_vs_torch = bound * share
-    for name, value in changes.items():
-        setattr(error, name, value)
-    return error
+    )  # fmt: skip
+    return replace(error, **changes)
 
 
 def record(
-    op: str = "layer_norm",
-    axes: dict[str, int | str] | None = None,
-    dtype: str = "fp16",
-    layout: str = "",
-    mode: str = "fwd",
-    provider: str = "normlib",
-    *,
-    status: str = "ok",
-    reason: str = "",
-    clock: str = "cuda_event",
-    latency_us: float = 10.0,
-    baseline_us: float = 16.0,
-    share: float = 0.9,
-    **changes: Any,
-) -> Record:
+    op="layer_norm", axes=None, dtype="fp16", layout="", mode="fwd", provider="normlib", *, status="ok", reason="",
+    clock="cuda_event", latency_us=10.0, baseline_us=16.0, share=0.9, **changes,
+):  # fmt: skip
     """One record as a runner writes it: figures of speed only from a GPU's clock, errors only of what ran."""
     axes = axes or {"tokens": 1024, "hidden": 4096}
     shape, ran, gpu = shape_of(axes), status in ("ok", "wrong"), clock == "cuda_event"
@@ -97,12 +71,10 @@ def record(
             made.latency_us_low, made.latency_us_high = 0.998 * latency_us, 1.002 * latency_us
             made.noise, made.stopped, made.retaken = 0.004, "noise", 0
             made.sm_clock_mhz, made.mem_clock_mhz, made.power_w, made.temperature_c = 1500.0, 2600.0, 400.0, 50.0
-    for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+    return replace(made, **changes)
 
 
-def sweep(clock: str = "cuda_event", grids: dict[str, list[dict[str, int | str]]] | None = None) -> list[Record]:
+def sweep(clock="cuda_event", grids=None):
     """Three operators over their grids, dtypes, layouts and modes for every provider, with every status in it."""
     dice = random.Random(7)
     made = []
@@ -119,47 +91,20 @@ def sweep(clock: str = "cuda_event", grids: dict[str, list[dict[str, int | str]]
                     made.append(record(**case, provider=name, status="unsupported", reason=why))
                     continue
                 share = 0.5 if name == "torch" else dice.uniform(0.3, 0.9)
-                if dtype != "fp32":
-                    share = dice.uniform(0.952, 0.97)
-                made.append(
-                    record(
-                        **case,
-                        provider=name,
-                        latency_us=times[name],
-                        baseline_us=times["torch"],
-                        share=share,
-                    )
-                )
-    made += [
-        record(axes={"tokens": 65536, "hidden": 65536}, provider=name, status="oom", reason="out of memory: 8.00 GiB")
-        for name in PROVIDERS
-    ]
-    for tokens in (3, 5):
-        axes: dict[str, int | str] = {"tokens": tokens, "hidden": 1000}
-        made.append(
-            record(
-                "rms_norm",
-                axes,
-                provider="normlib",
-                status="wrong",
-                reason="y: floor_ratio 1.7 is beyond 1.05",
-                share=1.62,
-                clock=clock,
-            )
-        )
-    made.append(
-        record(
-            axes={"tokens": 7, "hidden": 8},
-            provider="torch_compile",
-            status="crash",
-            reason="RuntimeError: device-side assert",
-        )
-    )
-    made.append(record(axes={"tokens": 7, "hidden": 8}, provider="cudnn", status="timeout", reason="no answer in 60 s"))
+                share = share if dtype == "fp32" else dice.uniform(0.952, 0.97)
+                timed = {"latency_us": times[name], "baseline_us": times["torch"]}
+                made.append(record(**case, provider=name, share=share, **timed))
+    huge, small = {"tokens": 65536, "hidden": 65536}, {"tokens": 7, "hidden": 8}
+    made += [record(axes=huge, provider=name, status="oom", reason="out of memory: 8.00 GiB") for name in PROVIDERS]
+    wrong = {"status": "wrong", "reason": "y: floor_ratio 1.7 is beyond 1.05", "share": 1.62, "clock": clock}
+    made += [record("rms_norm", {"tokens": tokens, "hidden": 1000}, **wrong) for tokens in (3, 5)]
+    crash = "RuntimeError: device-side assert"
+    made.append(record(axes=small, provider="torch_compile", status="crash", reason=crash))
+    made.append(record(axes=small, provider="cudnn", status="timeout", reason="no answer in 60 s"))
     return made
 
 
-def resnet50() -> list[Record]:
+def resnet50():
     """The training step of ResNet-50, for every provider."""
     return [
         record(
@@ -172,9 +117,18 @@ def resnet50() -> list[Record]:
     ]  # fmt: skip
 
 
-def environment(clock: str = "cuda_event", **changes: Any) -> dict[str, Any]:
+def environment(clock="cuda_event", **changes):
     gpu = clock == "cuda_event"
-    described: dict[str, Any] = {
+    before = {
+        "taken": "2026-01-02T03:04:05+00:00", "sm_clock_mhz": 1500, "temperature_c": 41, "driver": "1.2.3",
+        "max_sm_clock_mhz": 1980, "power_limit_w": 700.0,
+    }  # fmt: skip
+    after = before | {"taken": "2026-01-02T03:14:05+00:00", "sm_clock_mhz": 1480, "temperature_c": 63}
+    clocks = {"clocks.sm": "1500"}
+    described = {"name": "Example GPU", "capability": "9.0", "driver": "1.2.3", "l2_bytes": 50 * 2**20}
+    providers = {name: {"version": "1.0", "unavailable": ""} for name in PROVIDERS}
+    providers["liger"] = {"version": "", "unavailable": "its package is not installed"}
+    return {
         "schema": 1,
         "run": "test-run",
         "started": "2026-01-02T03:04:05+00:00",
@@ -184,15 +138,7 @@ def environment(clock: str = "cuda_event", **changes: Any) -> dict[str, Any]:
         "interpreted": not gpu,
         "device": "cuda" if gpu else "cpu",
         "device_name": "Example GPU" if gpu else "Example CPU",
-        "gpu": {
-            "name": "Example GPU",
-            "capability": "9.0",
-            "driver": "1.2.3",
-            "l2_bytes": 50 * 2**20,
-            "clocks": {"clocks.sm": "1500"},
-        }
-        if gpu
-        else None,
+        "gpu": described | {"clocks": clocks} if gpu else None,
         "cpu": "Example CPU",
         "os": "Linux",
         "python": "3.12.0",
@@ -203,36 +149,17 @@ def environment(clock: str = "cuda_event", **changes: Any) -> dict[str, Any]:
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "git_dirty": False,
         "baseline": "torch",
-        "providers": {name: {"version": "1.0", "unavailable": ""} for name in PROVIDERS}
-        | {"liger": {"version": "", "unavailable": "its package is not installed"}},
+        "providers": providers,
         "copy_gbps": 4000.0 if gpu else None,
         "complete": True,
         "stopped_by": "",
         "cells_planned": None,
-        "conditions": {
-            "before": {
-                "taken": "2026-01-02T03:04:05+00:00",
-                "sm_clock_mhz": 1500,
-                "temperature_c": 41,
-                "driver": "1.2.3",
-            }
-            | {"max_sm_clock_mhz": 1980, "power_limit_w": 700.0},
-            "after": {
-                "taken": "2026-01-02T03:14:05+00:00",
-                "sm_clock_mhz": 1480,
-                "temperature_c": 63,
-                "driver": "1.2.3",
-            }
-            | {"max_sm_clock_mhz": 1980, "power_limit_w": 700.0},
-        }
-        if gpu
-        else None,
+        "conditions": {"before": before, "after": after} if gpu else None,
         "notes": ["clocks were not locked"],
-    }
-    return described | changes
+    } | changes
 
 
-def measured(records: list[Record], seed: int = 3) -> list[samples.Samples]:
+def measured(records, seed=3):
     """Samples of each timed cell that scatter about its median, a few of them far above."""
     dice = random.Random(seed)
     return [
@@ -244,44 +171,37 @@ def measured(records: list[Record], seed: int = 3) -> list[samples.Samples]:
     ]
 
 
-def write(folder: Path, records: list[Record], **described: Any) -> Path:
-    """Writes a run's files; samples of what a GPU's clock timed."""
+def write(folder, records, taken=None, **described):
+    """Writes a run's files; samples of what a GPU's clock timed, if no others are given."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(**described)))
-    (folder / "records.jsonl").touch()
-    for one in records:
-        results.append(folder / "records.jsonl", one)
-    for taken in measured(records):
-        samples.append(folder / "samples.jsonl", taken)
+    results.rewrite(folder / "records.jsonl", records)
+    (folder / "samples.jsonl").unlink(missing_ok=True)
+    for one in measured(records) if taken is None else taken:
+        samples.append(folder / "samples.jsonl", one)
     return folder
 
 
-def unpacked(text: str) -> Any:
-    """What bench.page.templating.packed has packed."""
+def unpacked(text):
+    """Undoes bench.page.templating.packed."""
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 class Page(HTMLParser):
-    """A rendered report taken apart: the text that is shown, references, ids, and the table's data."""
+    """A rendered page taken apart: the text that is shown, references, ids, and the data of a report's table."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
-        images = re.search(r'id="figures-data">(.*?)</script>', html)
-        assert images
-        drawn = unpacked(images[1])
-        self.html = html = re.sub(r'<div data-figure="(\d+)"></div>', lambda place: drawn[int(place[1])], html)
-        self.shown: list[str] = []
-        self.references: list[str] = []
-        self.ids: list[str] = []
-        self.tags: list[str] = []
-        self.labels: list[str] = []
+        drawn, self.data = (
+            unpacked(found[1]) if (found := re.search(rf'id="{name}-data">(.*?)</script>', html, re.DOTALL)) else None
+            for name in ("figures", "cells")
+        )
+        self.html = re.sub(r'<div data-figure="(\d+)"></div>', lambda place: drawn[int(place[1])], html)
+        self.shown, self.references, self.ids, self.tags, self.labels = [], [], [], [], []
         self._hidden = ""
-        self.feed(html)
-        data = re.search(r'<script type="application/gzip" id="cells-data">(.*?)</script>', html, re.DOTALL)
-        assert data
-        self.data = unpacked(data[1])
+        self.feed(self.html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         if tag in ("script", "style"):
             self._hidden = tag
@@ -293,34 +213,34 @@ class Page(HTMLParser):
             if name == "aria-label":
                 self.labels.append(value or "")
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         if tag == self._hidden:
             self._hidden = ""
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if not self._hidden:
             self.shown.append(data)
 
     @property
-    def text(self) -> str:
+    def text(self):
         return re.sub(r"\s+", " ", " ".join(self.shown))
 
-    def section(self, name: str) -> str:
+    def section(self, name):
         """The text of one section, tags taken out."""
         part = re.search(rf'<section id="{name}">(.*?)</section>', self.html, re.DOTALL)
         assert part
         return re.sub(r"\s+", " ", re.sub(r"<script.*?</script>|<[^>]+>", " ", part[1], flags=re.DOTALL))
 
     @property
-    def titles(self) -> set[str]:
+    def titles(self):
         """The columns of the table."""
         return {column["title"] for column in self.data["columns"]}
 
-    def column(self, title: str) -> dict[str, Any]:
+    def column(self, title):
         """The values of one column of the table, by cell."""
         place = [column["title"] for column in self.data["columns"]].index(title)
         return {row["id"]: row["is"][place] for row in self.data["rows"]}
 
 
-def page(folder: Path) -> Page:
+def page(folder):
     return Page(render(folder).read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.audit.passes import Declared
 from bench.cli import BadArgument
-from bench.device_constants import file as device_file
+from bench.device_constants import device_file
 from normlib.kernels import plan
 from normlib.kernels.row_norm.plan import RowBackwardPlan
 from normlib.kernels.traffic import Traffic

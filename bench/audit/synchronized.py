@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bench.cases.case import Case
-from bench.cases.operators.batch_norm import OPERATOR as BATCH_NORM
-from bench.cases.operators.batch_norm import BatchNorm
+from bench.cases.operators.batch_norm import BATCH_NORM, BatchNorm
 
 # The GPUs of one machine; and as `extra` also more, so that the merge has tiles of 1, 2 and 8 warps.
 RANKS = (8, 64, 1024)

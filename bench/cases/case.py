@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 
 MODES = {
     "fwd": "training forward",
-    "bwd": "backward alone, every gradient",
+    "bwd": "backward only, every gradient",
     "fwd_bwd": "forward and backward",
     "eval": "forward in evaluation mode",
 }
-DTYPES = ("fp32", "fp16", "bf16")
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+DTYPES = tuple(ITEM_BYTES)
 # Families of x; all but the first are judged and not timed, for time does not depend on values.
 INPUTS = {
     "normal": "every statistic with a scale and a mean/std up to 3 of its own",
@@ -30,7 +32,7 @@ OFFSETS = (1e2, 1e4, 1e6)  # where --offset is not given
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured; everything that inputs and the float64 reference depend on.
+    """One problem in one mode: everything that its inputs and the float64 reference depend on.
 
     `op` is the operator's name (`batch_norm`), `shape` the shape of x, `axes` the values that made it, as
     (name, value) pairs in the operator's order (("batch", 32), ("channels", 64), ("spatial", "56x56")).
@@ -55,6 +57,16 @@ class Case:
     def options(self) -> tuple[tuple[str, int | str], ...]:
         """The axes that the shape does not show: (("p", "inf"),)."""
         return tuple((name, value) for name, value in self.axes if name in OPTIONS)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one element of x."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of x."""
+        return prod(self.shape) * self.item_bytes
 
     @property
     def problem(self) -> Case:

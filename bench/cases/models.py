@@ -1,14 +1,14 @@
 """The norms of real models: their shapes, how many of each there are, and the batch sizes that they are measured at.
 
 model_shapes.csv has a line for every distinct shape. `count` is how many norms of the model have it; `relu` how many of
-those have nothing but a ReLU behind them, `residual` how many are next to an addition to the residual stream (behind
-batch norm, with a ReLU after it; before layer and RMS norm). Empty is unknown: what is published on Deep Speech 2 gives
-the widths and the time steps, and not how many layers of each there are, so no sum over that model is ever formed.
+those have only a ReLU after them, `residual` how many are next to an addition to the residual stream (before the ReLU
+that follows a batch norm; before a layer or RMS norm). Empty is unknown: what is published on Deep Speech 2 gives the
+widths and the time steps, and not how many layers of each there are, so no sum over that model is ever formed.
 
 Training takes the `batch` of the file: 32 images, utterances or sentences, and of language models as many sequences as
 make some 8192 tokens, or one where that is longer. Inference takes a single request and 32 of them together: of images,
 of sentences, or, where a model writes a token at a time, of tokens, besides one whole sequence, which is the prompt.
-Weighed by the counts, the times at one batch size add up to the model's (bench/results/headline.py). Imports no torch.
+Weighed by the counts, the times at one batch size add up to the model's (bench/results/headline.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 TRAINING, INFERENCE = "training", "inference"
 _SUFFIX = f"-{INFERENCE}"
 _SHAPES = Path(__file__).with_name("model_shapes.csv")
-# One request alone, and as many as one GPU serves at once without a latency that people notice.
+# One request, and as many as one GPU serves at once without a latency that people notice.
 _REQUESTS = (1, 32)
 # Of the models of rows, those that take in a whole sample at a time; the others write a token at a time.
 _ENCODERS = ("vit_b_16", "vit_l_16", "bert-base")
@@ -39,14 +39,14 @@ FUSED = {
 class Norm:
     """The norms of one shape in a model.
 
-    `size` are the axes that stay whatever the batch is; `axis` is the one that follows it, `each` times the batch:
-    "batch" counts samples, one by one, and "tokens" rows, of which a token has one, or one a head.
+    `size` has the axes that stay whatever the batch is; `axis` is the one that follows it, `each` times the batch:
+    "batch" counts samples, and "tokens" rows, of which a token has one, or one for each head.
     """
 
     op: str
     dtype: str
     eps: float
-    count: int | None  # None where nobody says
+    count: int | None  # None where it is unknown
     size: Mapping[str, int | str]
     axis: str
     each: int
@@ -56,10 +56,24 @@ class Norm:
 @cache
 def norms(model: str, op: str) -> tuple[Norm, ...]:
     """The norms of a model that this operator serves, in the file's order; none where there are none."""
-    of, column = FUSED.get(op, (op, "count"))
-    lines = [line for line in _lines() if (line["model"], line["op"]) == (model, of)]
-    served = [line for line in lines if op == of or int(line[column] or 0)]
-    return tuple(_norm(line, op, column) for line in served)
+    norm, column = FUSED.get(op, (op, "count"))
+    lines = [line for line in _lines() if (line["model"], line["op"]) == (model, norm)]
+    found = []
+    for line in lines:
+        count = int(line[column]) if line[column] else None
+        if op != norm and not count:
+            continue
+        samples, tokens = int(line["batch"]), int(line["tokens"] or 1)
+        size: dict[str, int | str] = {"hidden": int(line["hidden"])} if line["hidden"] else {}
+        requests = tuple(tokens * n for n in _REQUESTS)
+        if line["channels"]:
+            size = {"channels": int(line["channels"]), "spatial": line["spatial"]}
+        elif model not in _ENCODERS:
+            requests = (*_REQUESTS, tokens)
+        axis, each = ("batch", 1) if line["channels"] else ("tokens", int(line["heads"]))
+        batches = {TRAINING: (samples * tokens,), INFERENCE: requests}
+        found.append(Norm(op, line["dtype"], float(line["eps"]), count, size, axis, each, batches))
+    return tuple(found)
 
 
 def names() -> tuple[str, ...]:
@@ -79,7 +93,7 @@ def of_preset(name: str) -> tuple[str, str] | None:
 
 
 def widths_of_tokens() -> tuple[int, ...]:
-    """The widths that language models normalize once a token, in ascending order."""
+    """The widths that language models normalize once for each token, in ascending order."""
     writing = (line for line in _lines() if line["heads"] == "1" and line["model"] not in _ENCODERS)
     return tuple(sorted({int(line["hidden"]) for line in writing}))
 
@@ -88,18 +102,3 @@ def widths_of_tokens() -> tuple[int, ...]:
 def _lines() -> tuple[dict[str, str], ...]:
     with _SHAPES.open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
-
-
-def _norm(line: Mapping[str, str], op: str, column: str) -> Norm:
-    count = int(line[column]) if line[column] else None
-    samples = int(line["batch"])
-    if line["channels"]:
-        size: dict[str, int | str] = {"channels": int(line["channels"]), "spatial": line["spatial"]}
-        batches = {TRAINING: (samples,), INFERENCE: _REQUESTS}
-        return Norm(op, line["dtype"], float(line["eps"]), count, size, "batch", 1, batches)
-    tokens = int(line["tokens"])
-    whole = line["model"] in _ENCODERS
-    requests = tuple(tokens * n for n in _REQUESTS) if whole else (*_REQUESTS, tokens)
-    batches = {TRAINING: (samples * tokens,), INFERENCE: requests}
-    size = {"hidden": int(line["hidden"])}
-    return Norm(op, line["dtype"], float(line["eps"]), count, size, "tokens", int(line["heads"]), batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -14,17 +14,17 @@ from bench.cli import unique
 if TYPE_CHECKING:
     import torch
 
-# Elements of x that the interpreter takes half a second for, forward, backward and the checks included:
-# dozens of shapes a minute.
+# Elements of x that the interpreter takes half a second for, forward, backward and the checks included: dozens of
+# shapes a minute.
 _MOST_ELEMENTS = 2**14
-# What no axis is halved below: with fewer positions or rows a statistic and its gradient have nothing to them.
-_LEAST = {"spatial": 4, "time": 2, "tokens": 2, "units": 2, "batch": 2}
-_MEANT = {
-    "spatial": "spatial size",
-    "time": "number of time steps",
-    "tokens": "number of tokens",
-    "units": "number of units",
-    "batch": "batch",
+# In the order in which they are halved, the axes in words, and the least: with fewer positions or rows a statistic and
+# its gradient are trivial.
+_AXES = {
+    "spatial": ("spatial size", 4),
+    "time": ("number of time steps", 2),
+    "tokens": ("number of tokens", 2),
+    "units": ("number of units", 2),
+    "batch": ("batch", 2),
 }
 
 
@@ -37,17 +37,17 @@ def reduced(
     where nothing is too large, the cases come back as they are, without a note. Cases that become equal stay once.
     """
     cases = tuple(cases)
-    if device.type != "cpu":
-        return cases, ()
-    smaller = {case: _smaller(case, typed) for case in cases}
+    smaller = {case: _smaller(case, typed) if device.type == "cpu" else case for case in cases}
     changed = {case.problem: new.problem for case, new in smaller.items() if new != case}
     if not changed:
         return cases, ()
     several, left = (len({case.problem for case in of}) for of in (cases, smaller.values()))
-    before, after = next(iter(changed.items()))
+    before, after = ("x".join(map(str, case.shape)) for case in next(iter(changed.items())))
+    axes = {axis for old, new in changed.items() for axis, value in new.axes if dict(old.axes)[axis] != value}
     note = (
-        f"no GPU: {len(changed)} of {several} problems have their {_axes(changed)} reduced, "
-        f"for example {_shape(before)} to {_shape(after)}, and {left} different ones are left to measure; "
+        f"no GPU: {len(changed)} of {several} problems have their "
+        f"{', '.join(words for axis, (words, _) in _AXES.items() if axis in axes)} reduced, "
+        f"for example {before} to {after}, and {left} different ones are left to measure; "
         "errors are real, the shapes are not those of the preset"
     )
     return unique(smaller.values()), (note,)
@@ -55,31 +55,12 @@ def reduced(
 
 def _smaller(case: Case, typed: Collection[str]) -> Case:
     operator, axes = operators()[case.op], dict(case.axes)
-    for axis, least in _LEAST.items():
+    for axis, (_, least) in _AXES.items():
         while axis in axes and axis not in typed and prod(operator.shape(axes)) > _MOST_ELEMENTS:
-            halved = _halved(axes[axis])
-            if _count(halved) < least or halved == axes[axis]:
+            # Rounded up, so that odd sizes stay in: 149x149 becomes 75x75.
+            halves = [-(-int(extent) // 2) for extent in str(axes[axis]).split("x")]
+            halved = "x".join(map(str, halves)) if isinstance(axes[axis], str) else halves[0]
+            if prod(halves) < least or halved == axes[axis]:
                 break
             axes[axis] = halved
     return replace(case, axes=tuple(axes.items()), shape=operator.shape(axes))
-
-
-def _axes(changed: Mapping[Case, Case]) -> str:
-    """What was reduced in any of them, in words."""
-    axes = {axis for old, new in changed.items() for axis, value in new.axes if dict(old.axes)[axis] != value}
-    return ", ".join(_MEANT[axis] for axis in _LEAST if axis in axes)
-
-
-def _halved(value: int | str) -> int | str:
-    """Rounded up, so that odd sizes stay in: 149x149 becomes 75x75."""
-    if isinstance(value, str):
-        return "x".join(str(-(-int(extent) // 2)) for extent in value.split("x"))
-    return -(-value // 2)
-
-
-def _count(value: int | str) -> int:
-    return prod(int(extent) for extent in str(value).split("x"))
-
-
-def _shape(case: Case) -> str:
-    return "x".join(map(str, case.shape))

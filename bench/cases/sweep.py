@@ -10,7 +10,8 @@ from math import prod
 from reprlib import repr as shortened
 
 from bench.cases.case import DTYPES, INPUTS, OFFSETS, Case
-from bench.cases.operators import Grid, Operator
+from bench.cases.operators import Operator
+from bench.cases.presets import Grid
 from bench.cli import BadArgument, one_of, some_of, unique, values
 
 Value = int | str
@@ -26,7 +27,7 @@ _MOST_ELEMENTS = 2**40
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be crossed. None means: as the preset has it, or, for modes, the operator where it has none."""
+    """The values to be crossed. None stands for the preset's, or, for modes that it does not name, the operator's."""
 
     operators: tuple[str, ...]
     preset: str
@@ -129,19 +130,14 @@ def cases(sweep: Sweep, operators: Mapping[str, Operator]) -> list[Case]:
     that lacks the preset, or every mode that was given, has no cases. Raises BadArgument for a shape that the
     operator refuses.
     """
-    found = [case for name in sweep.operators for case in _cases_of(operators[name], sweep)]
+    found = []
+    for operator in (operators[name] for name in sweep.operators if sweep.preset in operators[name].presets):
+        wanted = sweep.modes or operator.presets[sweep.preset].modes or operator.modes
+        modes = [mode for mode in wanted if mode in operator.modes]
+        found += [replace(problem, mode=mode) for problem in unique(_problems(operator, sweep)) for mode in modes]
     if not found:
         raise BadArgument("--mode", f"no operator of preset {sweep.preset} has {', '.join(sweep.modes or ())}")
     return found
-
-
-def _cases_of(operator: Operator, sweep: Sweep) -> Iterator[Case]:
-    preset = operator.presets.get(sweep.preset)
-    wanted = sweep.modes or (preset and preset.modes) or operator.modes
-    modes = [mode for mode in wanted if mode in operator.modes]
-    for problem in unique(_problems(operator, sweep)):
-        for mode in modes:
-            yield replace(problem, mode=mode)
 
 
 def _problems(operator: Operator, sweep: Sweep) -> Iterator[Case]:
@@ -151,32 +147,23 @@ def _problems(operator: Operator, sweep: Sweep) -> Iterator[Case]:
     layouts = tuple(layout for layout in sweep.layouts or () if layout in operator.layouts)
     if layouts:
         given["layout"] = layouts
-    for grid in _grids(operator, sweep.preset, given):
-        for chosen in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout", "eps"))):
-            *axes, dtype, layout, eps = chosen
-            values = (v if isinstance(v, str) else int(v) for v in axes)
-            named = tuple(operator.fitted(dict(zip(operator.axes, values, strict=True)), given).items())
-            shape = _shape(operator, named)
-            for family in sweep.families:
-                yield Case(operator.name, shape, named, str(dtype), str(layout), "", float(eps), *family)
-
-
-def _grids(
-    operator: Operator, preset: str, given: Mapping[str, tuple[Value, ...]]
-) -> list[dict[str, Sequence[float | str]]]:
-    if preset not in operator.presets:
-        return []
-    grids: tuple[Grid, ...] = operator.presets[preset].grids
+    grids: Sequence[Grid] = operator.presets[sweep.preset].grids
     if set(operator.axes) <= set(given):
         # Nothing of the preset's shapes is left, so what belonged to one of its shapes (eps) goes as well.
-        grids = ({key: unique(v for grid in grids for v in grid[key]) for key in ("dtype", "layout")},)
-    return [{"eps": (operator.eps,), **grid, **given} for grid in grids]
+        grids = [{key: unique(v for grid in grids for v in grid[key]) for key in ("dtype", "layout")}]
+    for grid in ({"eps": (operator.eps,), **grid, **given} for grid in grids):
+        for *axes, dtype, layout, eps in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout", "eps"))):
+            values = (v if isinstance(v, str) else int(v) for v in axes)
+            named = operator.fitted(dict(zip(operator.axes, values, strict=True)), given)
+            shape = _shape(operator, named)
+            problem = (operator.name, shape, tuple(named.items()), str(dtype), str(layout), "", float(eps))
+            yield from (Case(*problem, *family) for family in sweep.families)
 
 
-def _shape(operator: Operator, axes: tuple[tuple[str, Value], ...]) -> tuple[int, ...]:
-    typed = ", ".join(f"--{axis} {value}" for axis, value in axes)
+def _shape(operator: Operator, axes: Mapping[str, Value]) -> tuple[int, ...]:
+    typed = ", ".join(f"--{axis} {value}" for axis, value in axes.items())
     try:
-        shape = operator.shape(dict(axes))
+        shape = operator.shape(axes)
     except ValueError as error:
         raise BadArgument(typed, str(error)) from error
     if prod(shape) > _MOST_ELEMENTS:

@@ -1,7 +1,5 @@
 """`python -m bench.compare A B`: what is slower, faster, newly wrong or less accurate in run B than in run A."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -17,11 +15,11 @@ _NOTES = f"""\
 A cell is SLOWER or FASTER where the whole interval of its change is beyond the threshold, SAME where a change of 5%
 (or of twice the threshold) is out of the question, else UNCLEAR. Intervals come from the samples, and hold for all
 cells together: the chance of any false alarm in a comparison is 1%. What all providers of a case share is taken for
-the machine's doing. Only times of a GPU's clock are compared; without them errors alone are.
+the machine's doing. Only times of a GPU's clock are compared; without them only errors are.
 
 --fail-on: {", ".join(REGRESSIONS)}, or none; default {",".join(FAIL_ON)}. `wrong` is a cell that was ok and now is
 wrong, impossible, unsupported, out of memory, out of time or crashed. Every provider that is compared counts, for a
-baseline or a peer that changed changes every speedup; --provider normlib looks at normlib alone.
+baseline or a peer that changed changes every speedup; --provider normlib looks only at normlib.
 
 exit status: 0 nothing of --fail-on; 1 a regression; 2 unusable arguments, no run, or no cell in common
 """

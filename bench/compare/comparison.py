@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import expm1
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,11 @@ class Comparison:
     def said(self) -> list[str]:
         """The words that hold for some cell, in the order of WORDS."""
         return [word for word in WORDS if self.total(word)]
+
+    def typical(self, provider: str) -> str:
+        """Returns the median change of a provider's cells, in words; empty where speed is not compared."""
+        known = self.between.typical if self.between else {}
+        return change(expm1(known[provider])) if provider in known else ""
 
     def total(self, word: str) -> int:
         """Returns for how many cells a word holds."""

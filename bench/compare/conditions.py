@@ -1,23 +1,21 @@
-"""What is not the same around two runs, by their environment.json. Imports no torch."""
-
-from __future__ import annotations
+"""Differences between the environments of two runs. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# In the order of what changes times the most. Where the code, not the machine, is what is compared, the commit differs.
+# Those that change times the most come first. The commit differs where code is compared, and not machines.
 _FACTS = (
     ("device",), ("device_name",), ("interpreted",), ("gpu", "driver"), ("gpu", "clocks", "power.limit"),
     ("gpu", "clocks", "clocks.max.sm"), ("gpu", "clocks", "clocks.max.mem"), ("gpu", "clocks", "clocks.sm"),
     ("gpu", "clocks", "clocks.mem"), ("cuda",), ("cudnn",), ("torch",), ("triton",), ("python",), ("os",), ("cpu",),
     ("git_commit",), ("git_dirty",), ("schema",), ("seed",), ("baseline",),
 )  # fmt: skip
-# What, together with the seed, decides every bit of a result.
+# Facts that decide every bit of a result.
 _BITS = ("device_name", "interpreted", "cuda", "cudnn", "torch", "triton", "git_commit", "git_dirty", "seed")
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], providers: Sequence[str]) -> list[str]:
-    """One line for each fact that differs, and for each version of these providers: `torch was '2.12', is '2.13'`."""
+    """Returns a line for each fact that differs, and each provider's version: `torch was '2.12', is '2.13'`."""
     facts = [(" ".join(path).replace("_", " "), _at(a, path), _at(b, path)) for path in _FACTS]
     for name in providers:
         path = ("providers", name, "version")
@@ -26,7 +24,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], providers: Sequence[
 
 
 def same_bits(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether the same cell must give the same bits in both: one device, one commit without edits, one seed."""
+    """Returns whether both must give the same bits: one device, one commit without edits, one seed."""
     return bool(a.get("git_commit")) and not a.get("git_dirty") and all(a.get(key) == b.get(key) for key in _BITS)
 
 

@@ -1,4 +1,4 @@
-"""What differs between two runs whatever is measured, read off the two runs themselves.
+"""The drift between two runs, which no provider is to blame for, estimated from the runs themselves.
 
 Samples of one run do not know how much the next run will differ. The model of a cell's change, in logarithms, is
 
@@ -11,8 +11,6 @@ What a provider's typical change has in common with that of the others is the ma
 All of this can only withhold a claim, never make one: a cell's interval is the hull of the change as it was measured
 and the change less the drift, both widened by what is uncertain about them.
 """
-
-from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -35,7 +33,7 @@ Cells = Mapping[tuple[str, str], Change]
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What a case's other providers say that all of them moved by, as a logarithm, and the variance of that."""
+    """The change that a case's other providers share, as a logarithm, and its variance."""
 
     estimate: float
     variance: float
@@ -43,7 +41,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Between:
-    """What differs between two runs, each a logarithm of a ratio of times."""
+    """The parts of the model, each a logarithm of a ratio of times."""
 
     typical: Mapping[str, float]  # by provider
     common: Mapping[str, float]  # by provider: the part of it that the others share
@@ -52,7 +50,7 @@ class Between:
 
 
 def between(cells: Cells) -> Between:
-    """The model's parts, from the changes of all cells that two runs have in common."""
+    """Estimates the parts of the model from the changes of all cells that two runs share."""
     of_provider: dict[str, list[float]] = defaultdict(list)
     for (_, provider), change in cells.items():
         of_provider[provider].append(change.estimate)
@@ -62,7 +60,7 @@ def between(cells: Cells) -> Between:
 
 
 def intervals(cells: Cells, found: Between, together: int) -> dict[tuple[str, str], Interval]:
-    """The interval of every cell's change, at the level that holds for so many of them together."""
+    """Returns the interval of every cell's change, at the level that holds for `together` cells at once."""
     return {
         at: _hull(change, moved, found.scatter**2, together)
         for (at, change), moved in zip(cells.items(), _drifts(cells, found), strict=True)
@@ -76,7 +74,7 @@ def _hull(change: Change, moved: Drift, variance: float, cells: int) -> Interval
 
 
 def _common(typical: Mapping[str, float]) -> dict[str, float]:
-    """The median change of a provider's others, as far as it goes the provider's own way and no further than it."""
+    """Returns the median change of the other providers, clipped to between 0 and the provider's own."""
     common = {}
     for provider, own in typical.items():
         others = [change for name, change in typical.items() if name != provider]
@@ -92,7 +90,7 @@ def _cases(cells: Cells) -> dict[str, dict[str, Change]]:
 
 
 def _shared(cells: Cells, typical: Mapping[str, float]) -> float:
-    """The covariance of two providers of a case, over all such pairs, as a standard deviation."""
+    """Returns the covariance of two providers of a case, over all such pairs, as a standard deviation."""
     products = pairs = 0.0
     for case in _cases(cells).values():
         rest = np.array([change.estimate - typical[provider] for provider, change in case.items()])
@@ -102,7 +100,7 @@ def _shared(cells: Cells, typical: Mapping[str, float]) -> float:
 
 
 def _drifts(cells: Cells, found: Between) -> list[Drift]:
-    """Of each cell: the median of what the case's others moved by, drawn towards zero as far as `shared` says."""
+    """Returns for each cell the median drift of the case's other providers, shrunk towards zero by `shared`."""
     cases, prior = _cases(cells), found.shared**2
     drifts = []
     for case, provider in cells:
@@ -120,7 +118,7 @@ def _drifts(cells: Cells, found: Between) -> list[Drift]:
 
 
 def _scatter(cells: Cells, found: Between) -> float:
-    """The standard deviation that neither sampling nor drift explains.
+    """Returns the standard deviation that neither sampling nor drift explains.
 
     The shortest interval that holds a quarter of all cells measures their spread about what is typical of their
     provider, so that a change of half of the cells does not count as noise. The smaller of two: with the drift taken

@@ -10,8 +10,6 @@ margin is for two right orders of summation. With two seeds errors vary with the
 the more rows or channels there are. Errors of float32 below its unit roundoff count as equal to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, inf, isfinite, sqrt

@@ -1,6 +1,4 @@
-"""Two runs -> a verdict a cell: SLOWER, FASTER, SAME or UNCLEAR; newly wrong; less accurate."""
-
-from __future__ import annotations
+"""Compares two runs, with a verdict a cell: SLOWER, FASTER, SAME or UNCLEAR; newly wrong; less accurate."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
@@ -97,7 +95,7 @@ def _change(pair: CellPair, before: Array | None, after: Array | None) -> Change
     if before is not None and after is not None:
         return of_samples(before, after) or f"fewer than {LEAST} samples in one of the runs"
     if a.median and b.median:
-        # A record without a count says nothing of its own certainty: as if it were the fewest.
+        # A record without a count of samples is taken to have the fewest.
         return of_medians(a.median, b.median, (a.samples or LEAST, b.samples or LEAST))
     return f"{'A' if not a.median else 'B'} holds neither samples nor an interval of the median"
 

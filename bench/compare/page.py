@@ -1,36 +1,21 @@
 """A comparison -> one HTML file that opens offline, in the style of the reports."""
 
-from __future__ import annotations
-
-from math import expm1
-
 from bench.compare import comparison as words
-from bench.compare.comparison import (
-    FASTER,
-    FIXED,
-    LESS_ACCURATE,
-    NEWLY_WRONG,
-    SAME,
-    SLOWER,
-    UNCLEAR,
-    Comparison,
-)
-from bench.page.card import Card
-from bench.page.formatting import change
-from bench.page.templating import scripts, style, templates
+from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SAME, SLOWER, UNCLEAR, Comparison
+from bench.page.templating import Card, scripts, style, templates
 from bench.results.intervals import FALSE_ALARMS, MOST
 
 # Of each list; a page of some megabytes still opens on a telephone, and --json has every cell.
 ROWS = 1000
 
-# What is listed, in this order: the words, the title, and what the list means.
+# The lists, in this order: the word, the title, and what the list means.
 LISTS = (
     (NEWLY_WRONG, "Newly wrong", "Cells that were ok in A and are not in B."),
     (SLOWER, "Slower", "Cells whose whole interval lies beyond the threshold."),
     (
         LESS_ACCURATE,
         "Less accurate",
-        "Cells that are ok in both, with errors that grew beyond luck; the worst tensor of each.",
+        "Cells ok in both runs, with errors that grew beyond luck; the worst tensor of each.",
     ),
     (FASTER, "Faster", "Cells whose whole interval lies beyond the threshold."),
     (FIXED, "Fixed", "Cells that were not ok in A and are in B."),
@@ -58,40 +43,25 @@ METHOD = (
 
 def html(comparison: Comparison) -> str:
     """Returns the whole page."""
-    lists = [entry for entry in LISTS if entry[0] in comparison.said]
+    lists = {word.lower().replace(" ", "-"): (word, *about) for word, *about in LISTS if word in comparison.said}
     only = [(run, cells) for run, cells in (("A", comparison.only_a), ("B", comparison.only_b)) if cells]
-    return (
-        templates()
-        .get_template("compare.html.j2")
-        .render(
-            found=comparison,
-            sections={
-                "verdict": "Verdict",
-                **{_id(word): title for word, title, _ in lists},
-                **({"only": "In one run alone"} if only else {}),
-                "conditions": "Conditions",
-                "method": "Method",
-            },
-            style=style(),
-            scripts=scripts("theme"),
-            a=comparison.a.resolve().name,
-            b=comparison.b.resolve().name,
-            cards=_cards(comparison),
-            bad=(SLOWER, NEWLY_WRONG),
-            speed=(SLOWER, FASTER, UNCLEAR),
-            typical={name: change(expm1(of)) for name, of in comparison.between.typical.items()}
-            if comparison.between
-            else {},
-            lists=[(_id(word), word, title, about, comparison.having(word)) for word, title, about in lists],
-            only=only,
-            method=METHOD,
-            rows=ROWS,
-        )
+    sections = {name: title for name, (_, title, _) in lists.items()} | ({"only": "In only one run"} if only else {})
+    page = templates().get_template("compare.html.j2")
+    return page.render(
+        found=comparison,
+        sections={"verdict": "Verdict", **sections, "conditions": "Conditions", "method": "Method"},
+        style=style(),
+        scripts=scripts("theme"),
+        a=comparison.a.resolve().name,
+        b=comparison.b.resolve().name,
+        cards=_cards(comparison),
+        bad=(SLOWER, NEWLY_WRONG),
+        speed=(SLOWER, FASTER, UNCLEAR),
+        lists=lists,
+        only=only,
+        method=METHOD,
+        rows=ROWS,
     )
-
-
-def _id(word: str) -> str:
-    return word.lower().replace(" ", "-")
 
 
 def _cards(comparison: Comparison) -> list[Card]:
@@ -107,7 +77,7 @@ def _cards(comparison: Comparison) -> list[Card]:
         cards.append(Card("Speed", "not compared", "That needs a GPU's clock in both runs."))
     cards.append(_card(comparison, "Less accurate", LESS_ACCURATE, of, "caution", "No error grew beyond luck."))
     alone = len(comparison.only_a) + len(comparison.only_b)
-    detail = f"{len(comparison.only_a):,} in A alone, {len(comparison.only_b):,} in B alone"
+    detail = f"{len(comparison.only_a):,} only in A, {len(comparison.only_b):,} only in B"
     cards.append(Card("Cells in both", f"{of:,}", detail, "caution" if alone else "plain"))
     return cards
 

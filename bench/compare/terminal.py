@@ -1,15 +1,13 @@
 """A comparison on a terminal: what differs around the runs, a line a provider, then the worst cells; or JSON."""
 
-from __future__ import annotations
-
-from math import expm1, isfinite
+from math import isfinite
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SLOWER, CellPair, Comparison
-from bench.page.formatting import change, plural
+from bench.page.formatting import plural
 
 # Enough to see a pattern; the page has them all.
 _MOST = 10
@@ -28,8 +26,7 @@ def show(console: Console, comparison: Comparison) -> None:
         table.add_column("typical change", justify="right")
     for provider, count in comparison.counts.items():
         row = [provider, str(comparison.cells[provider]), *(str(count[word] or "") for word in comparison.said)]
-        typical = comparison.between.typical.get(provider) if comparison.between else None
-        table.add_row(*row, *([] if typical is None else [change(expm1(typical))]))
+        table.add_row(*row, *([comparison.typical(provider)] if comparison.between else []))
     console.print(table)
     for word in (NEWLY_WRONG, SLOWER, LESS_ACCURATE, FASTER, FIXED):
         pairs = comparison.having(word)

@@ -1,6 +1,6 @@
 """`python -m bench.device_constants`: measures what a GPU itself needs for memory, launches and barriers.
 
-The figures stand in the device's file (bench/device_constants/file.py), each with when and with what it was measured:
+The figures go to the device's file (bench/device_constants/device_file.py), each with its time and versions:
 
 - `copy`, `read`: GB/s of device memory by bytes of the tensor. `copy` is PyTorch's, bytes read plus bytes written;
   `read` loads and adds up. Cold calls, as in any cell.
@@ -8,7 +8,7 @@ The figures stand in the device's file (bench/device_constants/file.py), each wi
 - `launch`: microseconds from one empty kernel to the next, in a stream and in a CUDA graph, and of the host's work.
 - `barrier`: microseconds that a wait of all programs for each other takes, one program a multiprocessor.
 
-Each figure is written when it is there.
+Each figure is written as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench import cli
 from bench.cli import BadArgument
-from bench.device_constants import file as device_file
+from bench.device_constants import device_file
 
 if TYPE_CHECKING:
     from bench.device_constants.figures import Figure, Session
 
 PROGRAM = "bench.device_constants"
-# Beyond the time budget a device that is silent for so long is taken for hung.
+# A device that is silent for so long after the time budget is taken for hung.
 GRACE_S = 30.0
 
 
@@ -51,18 +51,15 @@ def main(argv: Sequence[str]) -> int:
 
     # Here, because torch takes seconds to import, which a bad argument need not wait for.
     from bench.measure import devices, environment
-    from normlib.kernels import plan
 
     device = devices.gpu()
     described = environment.collect(device, {})
-    file = given.out or plan.tuning_file(described["device_name"])
-    device_file.check(file, described["device_name"])
+    file = device_file.choose(given.out, described["device_name"])
 
-    # With Triton's kernels, which nobody needs without a GPU.
-    from bench.device_constants.figures import FIGURES, SIZES, session
+    from bench.device_constants import figures  # with Triton's kernels, which nobody needs without a GPU
 
     with ended_when_hung(end + GRACE_S):
-        return measure(FIGURES, lambda: session(device, sizes or SIZES), end, file, described)
+        return measure(figures.FIGURES, lambda: figures.session(device, sizes or figures.SIZES), end, file, described)
 
 
 def measure(
@@ -72,7 +69,7 @@ def measure(
     file: Path,
     described: Mapping[str, Any],
 ) -> int:
-    """Writes each figure that can be begun by `end` (of time.monotonic), in a session each; returns the exit status."""
+    """Writes each figure that can be begun by `end` (of time.monotonic); returns the exit status."""
     from bench.measure import environment
 
     status, on = 0, None
@@ -81,7 +78,7 @@ def measure(
             print(f"{name}: not measured, the time budget was spent")
             continue
         try:
-            on = opened()  # anew: what has failed in a session is out of all that follows in it
+            on = opened()  # a new one: what fails in a session is left out of all that follows in it
             found = figure(on)
         except Exception as error:
             line = next(iter(str(error).splitlines()), "")
@@ -93,7 +90,7 @@ def measure(
         kept = device_file.read(file).get("constants", {})
         known = {**found, "with": device_file.versions(described, environment.now())}
         device_file.update(file, described["device_name"], constants={**kept, name: known})
-        print(f"{name}: {_told(found)}", flush=True)
+        print(f"{name}: {_listed(found)}", flush=True)
     if file.exists():
         print(f"written: {file}")
     return status
@@ -107,7 +104,7 @@ def ended_when_hung(limit: float) -> Iterator[None]:
     def watch() -> None:
         if not left.wait(limit - time.monotonic()):
             print(f"{PROGRAM}: error: the device hangs; what was measured is written", file=sys.stderr, flush=True)
-            os._exit(1)  # the main thread waits for the device, and hears of nothing
+            os._exit(1)  # the main thread waits for the device, where no exception reaches it
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -124,7 +121,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted(map(int, found)))
 
 
-def _told(found: Figure) -> str:
+def _listed(found: Figure) -> str:
     parts = []
     for key, value in found.items():
         if isinstance(value, dict):

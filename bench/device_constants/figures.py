@@ -1,7 +1,7 @@
 """Measures a device's constants (bandwidths, launches, barriers) by the clock that times cells.
 
-What is asked for per round, launch or wait is the slope between a call with one of them and a call with many: what a
-call costs besides is in neither. `python -m bench.device_constants` says what each figure is.
+A time per round, launch or wait is the slope between a call with one of them and a call with many, which leaves out
+what a call costs besides. bench/device_constants/__main__.py says what each figure is.
 """
 
 from __future__ import annotations
@@ -40,33 +40,33 @@ class Unmeasured(Exception):
 
 def medians(phases: Phases, runs: Mapping[str, Call], block: Block) -> dict[str, float]:
     """Returns the microseconds of a call of each run; raises what a run raises, or Unmeasured."""
-    lanes = phases.each(phases.timer, runs)
+    timers = phases.each(phases.timer, runs)
     try:
-        found = phases.in_turns(block, lanes, RULE)
+        found = phases.in_turns(block, timers, RULE)
     except SamplingAborted as lost:
         raise list(lost.errors.values())[-1] from lost
     for name in runs:
         if name in phases.failed:
             raise phases.failed[name]
-        if lanes[name].host_bound:
+        if timers[name].host_bound:
             raise Unmeasured(f"{name}: calls wait for the device, so that the host is in their time")
     return {name: median(series.samples) for name, series in found.items()}
 
 
 def bandwidths(phases: Phases, runs: Mapping[int, Call], ways: int) -> dict[str, float]:
-    """Returns the GB/s of cold calls by bytes of the tensor, which each call moves as many times as there are ways."""
+    """Returns the GB/s of cold calls by bytes of the tensor, each of which moves it `ways` times."""
     found = medians(phases, {str(size): run for size, run in runs.items()}, BlockTimer.cold)
     return {size: _rounded(ways * int(size) / us / 1e3) for size, us in found.items()}
 
 
 def slope(phases: Phases, run_of: Callable[[int], Call]) -> float:
-    """Returns the microseconds that a call takes longer for one more of what `run_of` is told the number of."""
+    """Returns the microseconds that one more round, launch or wait adds to a call; `run_of` takes their number."""
     found = medians(phases, {str(count): run_of(count) for count in (1, MANY)}, BlockTimer.hot)
     return (found[str(MANY)] - found["1"]) / (MANY - 1)
 
 
 def host_us(gpu: Gpu, launch: Call) -> float:
-    """Returns the microseconds that the host works on one launch while the device is idle."""
+    """Returns the microseconds that one launch takes the host while the device is idle."""
     taken = []
     for _ in range(HOST_REPEATS):
         gpu.synchronize()
@@ -80,7 +80,7 @@ def host_us(gpu: Gpu, launch: Call) -> float:
 
 @dataclass(frozen=True)
 class Session:
-    """The clock, the device that it is the clock of, and what a plan knows of that."""
+    """A device with its clock, and what a plan knows of it."""
 
     gpu: Gpu
     phases: Phases
@@ -90,7 +90,7 @@ class Session:
 
 
 def session(device: torch.device, sizes: Sequence[int] = SIZES) -> Session:
-    """Returns a session on a GPU, which is to be the current one, for tensors of these bytes."""
+    """Returns a session on a GPU, which must be the current one, for tensors of these bytes."""
     gpu = Gpu(device)
     return Session(gpu, Phases(gpu, telemetry.monitor(device)), device, device_of(torch.empty(1, device=device)), sizes)
 
@@ -107,13 +107,13 @@ def copy_figure(on: Session) -> Figure:
 
 
 def read_figure(on: Session) -> Figure:
-    """Returns the bandwidth of loads alone."""
+    """Returns the bandwidth of loads without stores."""
     x = _floats(on, _sizes(on)[-1])
     return {"gbps": bandwidths(on.phases, {size: reading(x[: size // 4], 1, on.facts) for size in _sizes(on)}, 1)}
 
 
 def l2_figure(on: Session) -> Figure:
-    """Returns the bandwidths of what stays in the L2."""
+    """Returns the bandwidths of tensors that stay in the L2."""
     size = on.facts.l2 // 3 // (4 * BLOCK) * 4 * BLOCK
     if not size:
         raise Unmeasured("the device does not tell the size of its L2")
@@ -124,7 +124,7 @@ def l2_figure(on: Session) -> Figure:
 
 
 def launch_figure(on: Session, captured: Callable[[Call], Any] = capture) -> Figure:
-    """Returns what one more launch takes, in a stream, in a CUDA graph, and of the host."""
+    """Returns the time of one more launch in a stream, in a CUDA graph, and on the host."""
     stream = slope(on.phases, launching)
     try:
         graph = slope(on.phases, lambda launches: captured(launching(launches)).replay)
@@ -138,7 +138,7 @@ def launch_figure(on: Session, captured: Callable[[Call], Any] = capture) -> Fig
 
 
 def barrier_figure(on: Session) -> Figure:
-    """Returns what one more wait takes, with a program on each multiprocessor."""
+    """Returns the time of one more wait, with a program on each multiprocessor."""
     if not on.facts.cooperative:
         raise Unmeasured("programs of one launch cannot be relied on to run at the same time on this device")
     programs = on.facts.multiprocessors
@@ -163,20 +163,20 @@ FIGURES: Mapping[str, Callable[[Session], Figure]] = {
 
 
 def reading(x: torch.Tensor, rounds: int, facts: plan.Device, block: int = BLOCK) -> Call:
-    """Returns a launch that reads all of x so many times."""
+    """Returns a launch that reads all of x `rounds` times."""
     grid = _grid(x, facts, block)
     sums = torch.empty(grid, dtype=torch.float32, device=x.device)
     return lambda: read_kernel[grid](sums, x, x.numel(), rounds, BLOCK=block, num_warps=WARPS)
 
 
 def copying(y: torch.Tensor, x: torch.Tensor, rounds: int, facts: plan.Device, block: int = BLOCK) -> Call:
-    """Returns a launch that copies all of x to y so many times."""
+    """Returns a launch that copies all of x to y `rounds` times."""
     grid = _grid(x, facts, block)
     return lambda: copy_kernel[grid](y, x, x.numel(), rounds, BLOCK=block, num_warps=WARPS)
 
 
 def launching(launches: int) -> Call:
-    """Returns so many launches of a kernel that does nothing."""
+    """Returns `launches` launches of a kernel that does nothing."""
 
     def run() -> None:
         for _ in range(launches):
@@ -186,7 +186,7 @@ def launching(launches: int) -> Call:
 
 
 def waiting(seen: torch.Tensor, counters: torch.Tensor, waits: int, **options: bool) -> Call:
-    """Returns a launch whose programs, one an element of `seen`, wait so many times for each other."""
+    """Returns a launch whose programs, one for each element of `seen`, wait `waits` times for each other."""
     return lambda: barriers_kernel[(seen.numel(),)](seen, counters, waits, **options)
 
 
@@ -200,7 +200,7 @@ def check_barriers(seen: torch.Tensor, counters: torch.Tensor, waits: int) -> No
 
 
 def _sizes(on: Session) -> list[int]:
-    """Of the tensors, of which there are two and the clock's own: what is free holds four."""
+    """Returns the sizes that fit: there are two tensors and the clock's own, so free memory must hold four."""
     torch.cuda.empty_cache()  # what an earlier figure has let go of
     free, _ = torch.cuda.mem_get_info(on.device)
     fitting = [size for size in on.sizes if size <= free // 4]
@@ -224,5 +224,5 @@ def _gbps(size: int, us: float) -> float:
 
 
 def _rounded(figure: float) -> float:
-    """Of more digits than a clock tells apart, and of fewer than hide what is there."""
+    """Rounds to five digits, more than the clock can tell apart."""
     return float(f"{figure:.5g}")

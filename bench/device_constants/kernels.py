@@ -1,7 +1,6 @@
 """The kernels that device constants are measured with: sweeps, barriers, an empty one.
 
-They do as little as shows what a launch of normlib's own kernels has to pay, and stand apart from those: nothing in
-normlib launches them.
+They do only what shows the cost that a launch of normlib's own kernels has to pay; normlib launches none of them.
 """
 
 import triton
@@ -50,7 +49,7 @@ def copy_kernel(
 
 @triton.jit(do_not_specialize=["waits"])
 def barriers_kernel(
-    seen_ptr,  # (programs,) int32: arrivals that each program counts behind its last wait, waits * programs of them
+    seen_ptr,  # (programs,) int32: arrivals that each program counts after its last wait, waits * programs of them
     counters_ptr,  # (2,) int32 zeros, and left as zeros: arrived, left
     waits,  # times that every program waits for all the others
 ):
@@ -58,6 +57,6 @@ def barriers_kernel(
     for i in range(waits):
         arrive(counters_ptr)
         wait(counters_ptr, (i + 1) * programs)
-    # Behind the last wait nobody arrives any more, and nobody resets the counter before this program has left.
+    # After the last wait no program arrives any more, and none resets the counter before this program has left.
     tl.store(seen_ptr + program, tl.atomic_add(counters_ptr, 0, sem="relaxed", scope="gpu"))
     leave(counters_ptr + 1, programs, counters_ptr)

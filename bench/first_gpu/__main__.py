@@ -1,9 +1,9 @@
-"""`python3 -m bench.first_gpu --out DIR`: brings back what a GPU can tell in nine minutes, as one archive.
+"""`python3 -m bench.first_gpu --out DIR`: collects what a GPU can show in nine minutes, as one archive.
 
-A GPU may be there for minutes only, without a network. So the steps come in the order in which they tell most. Each
-has a time limit, after which all that it started is killed, and nothing that fails stops the rest. After each step
-DIR/evidence.zip (15 MB at most) and DIR/summary.txt hold what is known so far. It needs torch, triton, pandas, seaborn,
-jinja2, rich and pytest; nothing has to be installed. Wheels of peers in --wheels (`make peer-wheels`) are used.
+A GPU may be there for minutes only, without a network, so the most telling steps come first. Each has a time limit,
+after which all that it started is killed, and no failure stops the rest. After each step DIR/evidence.zip (15 MB at
+most) and DIR/summary.txt hold what is known so far. It needs torch, triton, pandas, scipy, seaborn, jinja2, rich and
+pytest; nothing has to be installed. Wheels of peers in --wheels (`make peer-wheels`) are used.
 
 --rehearse runs the same steps, each with its smallest sizes, on the fake GPU of tests/fake_cuda.py.
 """
@@ -23,7 +23,7 @@ from bench.first_gpu.evidence import SUMMARY, Evidence, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 9.0
-# Kept for the last archive.
+# Reserved for the last archive.
 ENDING_S = 5.0
 PYTHON = sys.executable
 
@@ -47,7 +47,7 @@ _PEERS = 'exec "$0" -m pip install -q --no-index --no-deps --target "$1/peers" "
 
 
 def steps(wheels: Path | None) -> tuple[Step, ...]:
-    """The steps on a GPU; their seconds add up to MINUTES at most."""
+    """Returns the steps on a GPU; their seconds add up to MINUTES at most."""
     peers = (Step("peers", 15, ("sh", "-c", _PEERS, PYTHON, "{scratch}", str(wheels))),) if wheels else ()
     return (
         *peers,
@@ -64,7 +64,7 @@ def steps(wheels: Path | None) -> tuple[Step, ...]:
 
 
 def rehearsal() -> tuple[Step, ...]:
-    """The same steps, as small as they come, for the fake GPU; its limits are wide, for it is no GPU's time."""
+    """Returns the same steps with their smallest sizes, for the fake GPU; limits are wide, as it is slow."""
     small = ("--mode", "fwd,bwd", "--dtype", "bf16", "--providers", "normlib,torch")
     bn = ("--op", "bn", "--batch", "2", "--channels", "3", "--spatial", "5x5", "--layout", "nchw", *small)
     rows = ("--op", "rms,ln", "--tokens", "4", "--hidden", "40", *small)
@@ -85,7 +85,7 @@ def rehearsal() -> tuple[Step, ...]:
 
 
 def _tests(name: str, seconds: float, *arguments: str) -> Step:
-    """A step of tests: where all are skipped, as without a GPU, it has failed."""
+    """Returns a step of tests, which fails where all are skipped, as without a GPU."""
     return Step(name, seconds, (*_PYTEST, *arguments), expected="passed")
 
 

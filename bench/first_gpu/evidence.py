@@ -1,6 +1,6 @@
-"""Steps under time limits, and what they left behind as one small archive: the machinery of bench.first_gpu.
+"""Runs steps under time limits and packs what they leave into one small archive, for bench.first_gpu.
 
-Only Python's own library is imported: what is broken in PyTorch or Triton must not keep a step from being reported.
+Imports only Python's own library: a broken PyTorch or Triton must not keep a step from being reported.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,35 +25,37 @@ from typing import Any
 ARCHIVE, SUMMARY = "evidence.zip", "summary.txt"
 ARCHIVE_BYTES = 15 << 20
 SUMMARY_LINES = 40
-# What is archived of a log: its beginning and its end.
+# The beginning and the end of a log that are archived, each.
 _LOG_BYTES = 1 << 19
-# A step that leaves less than this on the disk, or makes more than that, is stopped, and its large files go.
+# A step that leaves less than this free on the disk, or writes more than that, is stopped, and its large files deleted.
 LEAST_FREE_BYTES, MOST_BYTES = 512 << 20, 8 << 30
 _LARGE_BYTES = 4 << 20
-# Held back on the disk, so that an archive can be written even when something else has filled it.
+# Reserved on the disk, so that an archive can be written even when something else has filled it.
 _RESERVE_BYTES = 2 * ARCHIVE_BYTES
 _LOOK_S = 0.2
 _CELLS, _FAILURES, _WIDTH = 5, 8, 160
+# The keys of a record that tell its case from every other one.
+_CASE = ("op", "axes", "dtype", "layout", "mode", "eps", "inputs", "offset")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, the seconds that it may take, what it needs to be of any use, and what its last line must contain.
+    """A command under a time limit.
 
     In the arguments {folder} is the step's own folder, {scratch} one that all share and that is not archived, and
     {seconds} the step's limit less what it takes to write a report.
     """
 
     name: str
-    seconds: float
+    seconds: float  # that it may take
     command: tuple[str, ...]
-    least: float = 10.0
-    expected: str = ""
+    least: float = 10.0  # seconds, below which it is of no use
+    expected: str = ""  # what its last line must contain
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a step ended: `fault` is empty where it succeeded; `said` is the last line that it printed."""
+class StepResult:
+    """The end of a step: `fault` is empty where it succeeded; `said` is the last line that it printed."""
 
     step: str
     fault: str
@@ -65,13 +68,13 @@ class Result:
 
 
 class Evidence:
-    """An archive and a summary in a folder, and nothing else: steps work in a folder of their own elsewhere.
+    """An archive and a summary in a folder; steps work in another folder, which is deleted at the end.
 
     Raises OSError where the folder cannot be made or written.
     """
 
     def __init__(self, folder: Path, title: str = "") -> None:
-        self.folder, self.results, self._title = folder, list[Result](), title
+        self.folder, self.results, self._title = folder, list[StepResult](), title
         folder.mkdir(parents=True, exist_ok=True)
         self._reserve = folder / "reserve"
         self._hold_back()
@@ -91,7 +94,7 @@ class Evidence:
         self._reserve.unlink(missing_ok=True)
 
     def run(self, step: Step, seconds: float, environment: Mapping[str, str], root: Path) -> None:
-        """Runs a step for so many seconds at most, and writes the archive whatever came of it."""
+        """Runs a step for at most `seconds`, and writes the archive however it ends."""
         began = time.monotonic()
         place = self.steps / re.sub("[^a-z0-9]+", "-", step.name)
         fault, said = "no time was left", ""
@@ -101,10 +104,11 @@ class Evidence:
                 fault = self._run(step, seconds, place, environment, root)
             except OSError as error:
                 fault = f"it could not be started: {error}"
-            said = _last_line(place / "log")
+            # The report's line is no help: it names a folder that will be gone.
+            said = next((line for line in reversed(_lines(place / "log")) if not line.startswith("report: ")), "")
             if not fault and step.expected not in said:
                 fault = f"nothing {step.expected}"
-        self.results.append(Result(step.name, fault, time.monotonic() - began, said))
+        self.results.append(StepResult(step.name, fault, time.monotonic() - began, said))
         self.write()
 
     def write(self) -> None:
@@ -128,7 +132,9 @@ class Evidence:
         lines = [self._title] if self._title else []
         lines += [f"{held} of {len(self.results)} steps succeeded", *map(str, self.results)]
         logs = sorted(self.steps.glob("*/log"))
-        lines += [line for log in logs for line in _failures(log)][:_FAILURES]
+        # The tests that failed, as pytest lists them, and the errors of the commands.
+        failure = re.compile(r"(FAILED|ERROR) tests/|\S+: error: ")
+        lines += [f"  {line}"[:_WIDTH] for log in logs for line in _lines(log) if failure.match(line)][:_FAILURES]
         cells = SUMMARY_LINES - len(lines)
         lines += _cells(sorted(self.steps.glob("*/run/records.jsonl")), cells)
         return "\n".join(lines[:SUMMARY_LINES]) + "\n"
@@ -169,13 +175,14 @@ class Evidence:
                 return "disk"
 
     def _archive(self) -> bytes:
-        """Everything of the steps' folders that fits, the smallest files first, and a list of what does not."""
+        """Packs the steps' folders, the smallest files first as far as they fit, and a list of what does not."""
         packed, left_out = io.BytesIO(), []
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(SUMMARY, self.summarize())
             for path in sorted(_files(self.steps), key=lambda path: (path.name != "log", path.stat().st_size)):
-                name = str(path.relative_to(self._work))
-                content = _log(path) if path.name == "log" else path.read_bytes()
+                name, content = str(path.relative_to(self._work)), path.read_bytes()
+                if path.name == "log" and len(content) > 2 * _LOG_BYTES:
+                    content = content[:_LOG_BYTES] + b"\n... left out ...\n" + content[-_LOG_BYTES:]
                 alone = io.BytesIO()
                 with zipfile.ZipFile(alone, "w", zipfile.ZIP_DEFLATED) as one:
                     one.writestr(name, content)
@@ -224,40 +231,27 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _log(path: Path) -> bytes:
-    content = path.read_bytes()
-    if len(content) <= 2 * _LOG_BYTES:
-        return content
-    return content[:_LOG_BYTES] + b"\n... left out ...\n" + content[-_LOG_BYTES:]
-
-
 def _lines(log: Path) -> list[str]:
-    try:
-        return [line.strip() for line in _log(log).decode(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return []
-
-
-def _last_line(log: Path) -> str:
-    """What a command said last, but for where its report is: a folder that will be gone."""
-    return next((line for line in reversed(_lines(log)) if not line.startswith("report: ")), "")
-
-
-def _failures(log: Path) -> Iterator[str]:
-    """The tests that failed, as pytest lists them, and the errors of the commands."""
-    return (f"  {line}"[:_WIDTH] for line in _lines(log) if re.match(r"(FAILED|ERROR) tests/|\S+: error: ", line))
+    with suppress(OSError):
+        return [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return []
 
 
 def _cells(files: Iterable[Path], most: int) -> list[str]:
-    """The fastest and the slowest cells of normlib beside the best peer's, and how the cells ended."""
-    records = [record for file in files for record in _records(file)]
+    """Returns the fastest and the slowest cells of normlib beside the best peer's, and how many ended in each way."""
+    records: list[dict[str, Any]] = []
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # cut short when its writer was stopped
+                records.append(json.loads(line))
     ours = [record for record in records if record["provider"] == "normlib"]
-    ended = [record["status"] for record in ours]
-    lines = [f"normlib's cells: {', '.join(f'{ended.count(s)} {s}' for s in sorted(set(ended))) or 'none'}"]
+    ended = Counter(record["status"] for record in ours)
+    lines = [f"normlib's cells: {', '.join(f'{ended[status]} {status}' for status in sorted(ended)) or 'none'}"]
+    timed = [r for r in records if r["status"] == "ok" and r["clock"] == "cuda_event" and r["latency_us"]]
     compared = []
-    for mine in ours:
-        peers = [r for r in records if r["provider"] != "normlib" and _case(r) == _case(mine) and _timed(r)]
-        if _timed(mine) and peers:
+    for mine in timed:
+        peers = [r for r in timed if r["provider"] != "normlib" and all(r[key] == mine[key] for key in _CASE)]
+        if mine["provider"] == "normlib" and peers:
             best = min(peers, key=lambda record: float(record["latency_us"]))
             compared.append((best["latency_us"] / mine["latency_us"], mine, best))
     compared.sort(key=lambda found: -found[0])
@@ -266,25 +260,7 @@ def _cells(files: Iterable[Path], most: int) -> list[str]:
         if chosen:
             lines.append(f"{title} beside the best peer (peer's time / normlib's):")
         for ratio, mine, best in chosen:
+            label = (mine["op"], "x".join(map(str, mine["shape"])), mine["dtype"], mine["layout"], mine["mode"])
             us = f"{mine['latency_us']:.1f} us, {best['provider']} {best['latency_us']:.1f} us"
-            lines.append(f"  {ratio:6.2f}x  {' '.join(map(str, _label(mine)))}: {us}")
+            lines.append(f"  {ratio:6.2f}x  {' '.join(label)}: {us}")
     return lines[:most]
-
-
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # cut short when its writer was stopped
-            yield json.loads(line)
-
-
-def _timed(record: Mapping[str, Any]) -> bool:
-    """Returns whether a GPU's clock has timed the cell."""
-    return bool(record["status"] == "ok" and record["clock"] == "cuda_event" and record["latency_us"])
-
-
-def _case(record: Mapping[str, Any]) -> str:
-    return json.dumps([record[key] for key in ("op", "axes", "dtype", "layout", "mode", "eps", "inputs", "offset")])
-
-
-def _label(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return record["op"], "x".join(map(str, record["shape"])), record["dtype"], record["layout"], record["mode"]

@@ -1,6 +1,6 @@
-"""How wrong a result is: every output tensor against float64, and the verdict.
+"""Compares every output tensor with float64 and judges the errors.
 
-The reference is computed in float64 from the inputs as rounded to the cell's dtype, so all that is measured is the
+The reference is computed in float64 from the inputs as rounded to the cell's dtype, so the figures measure only the
 implementation's own error. relL2(a, b) is |a - b| / |b| over the finite elements, and infinite where NaN or Inf stand
 in other places than they should. The figures of a tensor:
 
@@ -87,7 +87,7 @@ def check(
     statistics_dim: int = 0,
     amplification: Mapping[str, float] | None = None,
 ) -> list[TensorError]:
-    """The errors of every tensor in `reference` (float64), in its order.
+    """Returns the errors of every tensor in `reference` (float64), in its order.
 
     `dtypes` is what each tensor must come in; `yardstick` is PyTorch eager's rel_l2_error per tensor on the same
     inputs (absent: nothing is judged against PyTorch); `statistics_dim` is the dimension of x that has one statistic
@@ -109,19 +109,19 @@ def check(
 
 
 def verdict(errors: Sequence[TensorError]) -> tuple[str, str]:
-    """("ok", "") or ("wrong", one line that names each tensor and figure beyond its bound)."""
+    """Returns ("ok", "") or ("wrong", one line that names each tensor and figure beyond its bound)."""
     reasons = [_reason(error) for error in errors if not error.ok]
     return ("wrong", "; ".join(reasons)) if reasons else ("ok", "")
 
 
 def yardstick(errors: Sequence[TensorError]) -> dict[str, float]:
-    """What PyTorch eager's errors are to others: rel_l2_error by tensor, where there is a finite one."""
+    """Returns PyTorch eager's rel_l2_error by tensor, where it is finite, for others to be compared with."""
     found = {error.tensor: error.rel_l2_error for error in errors}
     return {tensor: error for tensor, error in found.items() if error is not None and isfinite(error)}
 
 
 def _refusal(out: object, ref: Tensor, dtype: torch.dtype) -> str:
-    """Why this is not even a tensor to compare, or nothing."""
+    """Returns why this is no tensor that can be compared, or ""."""
     if out is None:
         return "missing"
     if not isinstance(out, Tensor):
@@ -183,7 +183,7 @@ def _compare(
 
 
 def _ratio(error: float, norm: float) -> float:
-    """A relative error; where the reference is zero everywhere, anything else is infinitely wrong."""
+    """Returns a relative error, infinite where the reference is zero everywhere and the output is not."""
     if norm == 0.0:
         return 0.0 if error == 0.0 else inf
     return error / norm
@@ -194,13 +194,13 @@ def _excess(value: float, bound: float) -> float:
 
 
 def _ties_as(out: Tensor, rounded: Tensor, ref: Tensor) -> Tensor:
-    """The rounded reference, with ties that float32 arithmetic cannot decide decided as the output did."""
+    """Returns the rounded reference, in which ties that float32 cannot decide are decided as in the output."""
     noise = TIE_NOISE * ref.abs().clamp(min=float(ref.square().mean().sqrt()))
     return torch.where((out - ref).abs() <= (rounded - ref).abs() + noise, out, rounded)
 
 
 def _scale_error(out: Tensor, rounded: Tensor, ref: Tensor, statistics_dim: int) -> tuple[float, float]:
-    """Scale of the output minus that of the rounded reference, and how many independent statistics went into it.
+    """Returns the output's scale minus the rounded reference's, and the number of independent statistics in it.
 
     A tensor of x's shape has one group an index of `statistics_dim`. A vector (dw, a running mean) is one group, but
     each of its elements is a statistic of its own, of the weight that its square has.
@@ -220,7 +220,7 @@ def _scale_error(out: Tensor, rounded: Tensor, ref: Tensor, statistics_dim: int)
 
 
 def _max_ulp(out: Tensor, ref: Tensor, dtype: str) -> tuple[float, list[int]] | tuple[None, None]:
-    """The largest error in units in the last place that `dtype` has at the reference, and its index."""
+    """Returns the largest error in units in the last place of the reference in `dtype`, and its index."""
     if ref.numel() == 0:
         return None, None
     ulps = (out - ref).abs() / _units(ref, dtype)
@@ -230,7 +230,7 @@ def _max_ulp(out: Tensor, ref: Tensor, dtype: str) -> tuple[float, list[int]] | 
 
 
 def _units(ref: Tensor, dtype: str) -> Tensor:
-    """The unit in the last place that `dtype` has at each element."""
+    """Returns the unit in the last place that `dtype` has at each element."""
     bits, least = _FORMATS[dtype]
     # frexp's mantissa lies in [0.5, 1), so its exponent is one above the leading bit's.
     exponent = torch.frexp(ref).exponent.where(ref != 0, least).sub(1).clamp(min=least)

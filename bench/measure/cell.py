@@ -26,7 +26,7 @@ _REASON_LENGTH = 300
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What all cells of a run have in common, in each process that measures them.
+    """The settings that all cells of a run share, in each process that measures them.
 
     `yardstick` is PyTorch eager, which errors are compared with.
     """
@@ -174,7 +174,10 @@ class Problem:
                 ended(one.provider, FinishedCell(one.record))
                 continue
             try:
-                self._finish(one, case, result)
+                fill(one.record, result)
+                if one.record.status == "ok":
+                    one.record.reason = "; ".join(filter(None, (one.record.reason, *result.remarks)))
+                self._judge_again(one, case)
             except Exception as error:
                 one.record.status, one.record.reason = _ending(error)
                 failed = True
@@ -244,29 +247,22 @@ class Problem:
             record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
         return _BuiltCell(record, cell, inputs, provider)
 
-    def _finish(self, one: _BuiltCell, case: Case, measured: timing.Timing) -> None:
-        fill(one.record, measured)
-        remarks = "; ".join(measured.remarks)
-        if remarks and one.record.status == "ok":
-            one.record.reason = "; ".join(part for part in (one.record.reason, remarks) if part)
-        self._judge_again(one.record, case, one.cell, one.inputs)
-
-    def _judge_again(self, record: Record, case: Case, cell: Runnable, inputs: Inputs) -> None:
+    def _judge_again(self, built: _BuiltCell, case: Case) -> None:
         """Runs what was timed on new inputs, its last results overwritten, so that a cached or unwritten one shows."""
         if self._fresh is None or self._fresh[0] != case:
             self._fresh = case, *self._fresh_truth(case)
         _, fresh, reference, amplification = self._fresh
-        for name, result in cell.run().items():
+        for name, result in built.cell.run().items():
             # A buffer that a run updates begins anew, as the inputs do.
             stale = result.detach()
             stale.copy_(fresh[name].view(stale.shape)) if name in fresh else stale.fill_(torch.nan)
-        for name, tensor in inputs.items():
+        for name, tensor in built.inputs.items():
             tensor.detach().copy_(fresh[name])
-        found = {n: t.view(reference[n].shape) for n, t in cell.run().items() if n in reference}
+        found = {n: t.view(reference[n].shape) for n, t in built.cell.run().items() if n in reference}
         dtypes, dim = self._operator.dtypes(fresh), self._operator.statistics_dim
         status, reason = accuracy.verdict(accuracy.check(found, reference, dtypes, None, dim, amplification))
-        if record.status == "ok" and status != "ok":
-            record.status, record.reason = status, f"on new inputs after timing: {reason}"
+        if built.record.status == "ok" and status != "ok":
+            built.record.status, built.record.reason = status, f"on new inputs after timing: {reason}"
 
     def _fresh_truth(self, case: Case) -> tuple[Inputs, Reference, dict[str, float]]:
         """Returns inputs of another seed, except what a cell of this mode read when built, and their reference."""

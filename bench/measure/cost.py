@@ -1,10 +1,10 @@
 """Estimates how long a sweep takes, for --list, time budgets and ranks. No figure here was measured on a GPU.
 
-On a GPU a cell takes its samples, and moves its bytes as often as it is called and judged. What is compiled counts once
-however many cases share it: the kernels of normlib that Triton tells apart (specializations.py), the graphs of
-torch.compile, a kernel a direction of the others. Processes beside the measuring one compile ahead
-(precompile.py), so that what it waits for is the rest. On a CPU Triton's interpreter runs the kernels, and what
-it costs follows elements and, where programs merge what they found, columns; the other providers are quick beside it.
+On a GPU a cell takes its samples, and moves its bytes as often as it is called and judged. A compilation counts once
+however many cases share it: the kernels of normlib that Triton distinguishes (specializations.py), the graphs of
+torch.compile, one kernel a direction of the others. Processes beside the measuring one compile ahead (precompile.py),
+so that it waits only for the rest. On a CPU Triton's interpreter runs the kernels, whose time follows elements and,
+where programs merge their results, columns; the other providers are quick beside it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING
 
 from bench.cases.case import Case
 from bench.cases.operators import operators
+from bench.measure.precompile import GRAPHS, KERNELS, processes, properties
 
 if TYPE_CHECKING:
     import torch
-
-# What the interpreter runs.
-_INTERPRETED = "normlib"
 
 # No GPU has measured any of the seconds below.
 # Imports, looking for providers, the worker's start and its copy of a gigabyte; the page with its figures. On a server
@@ -45,7 +43,6 @@ _INDUCTOR_S = 5.0
 # Of a graph that is found in Inductor's cache: Dynamo's part, and the choice among a reduction's few configurations.
 _FOUND_GRAPH_S = 0.7
 # Assumed, of providers that compile kernels of their own: one for each direction of a problem.
-_COMPILING = ("flag_gems", "flash_linear_attention", "liger", "quack")
 _OTHERS_S = 1.0
 # From a process's start to its first compilation.
 _HELPER_START_S = 4.0
@@ -56,13 +53,13 @@ _CALL_S, _ELEMENT_S, _COLUMN_S = 0.02, 3e-6, 3e-4
 # From the first call to the judgement after timing, and what comes along: float64, copies, another provider.
 _CALLS, _CPU_CELL_S = 6, 0.1
 
-# What is compiled, by provider, told apart by the rest.
+# A compilation: its provider, and what tells it apart from others.
 _Thing = tuple[str, Hashable]
 
 
 @dataclass(frozen=True)
-class Expected:
-    """About how long a sweep takes, in seconds, and what it compiles."""
+class ExpectedTime:
+    """An estimate of a sweep's seconds, and the number of its compilations."""
 
     starting: float
     measuring: float
@@ -87,33 +84,27 @@ def expected(
     providers: Collection[str],
     device: torch.device,
     helpers: tuple[int, int] | None = None,
-) -> Expected:
-    """Returns what a sweep of these cases with these providers, by name, takes on a device of this kind.
+) -> ExpectedTime:
+    """Estimates a sweep of these cases with these providers, by name, on a device of this kind.
 
-    `helpers` are the processes that compile ahead, of kernels and of graphs: those of this machine unless given.
+    `helpers` are the numbers of processes that compile kernels and graphs ahead: this machine's unless given.
     """
     starting, reporting = _START_S[device.type], _REPORT_S[device.type]
     seconds = [_measuring(case, providers, device) for case in cases]
     if device.type != "cuda":
-        return Expected(starting, sum(seconds), 0.0, reporting)
-    if helpers is None:
-        from bench.measure.precompile import processes
-
-        helpers = processes(device)
+        return ExpectedTime(starting, sum(seconds), 0.0, reporting)
     needs = [_compiled(case, providers, device) for case in cases]
     things = {thing: costs for need in needs for thing, costs in need.items()}
     kinds = [name for name, _ in things]
-    waited = _waited(needs, seconds, _ready(things, helpers, starting), starting)
-    inductor = _INDUCTOR_S if _GRAPHS in kinds else 0.0
-    return Expected(
-        starting, sum(seconds), waited + inductor, reporting, kinds.count(_INTERPRETED), kinds.count(_GRAPHS)
-    )
+    waited = _waited(needs, seconds, _ready(things, helpers or processes(device), starting), starting)
+    inductor = _INDUCTOR_S if GRAPHS in kinds else 0.0
+    return ExpectedTime(starting, sum(seconds), waited + inductor, reporting, kinds.count(KERNELS), kinds.count(GRAPHS))
 
 
 def expected_seconds(case: Case, providers: Collection[str], device: torch.device) -> float:
-    """About how long these providers take for a case, all together, and all that it compiles.
+    """Estimates the seconds of a case with these providers, all its compilations included; ranks are dealt cases by it.
 
-    Ranks are dealt their cases by it. A sum over cases counts what they share more than once; `expected` does not.
+    A sum over cases counts a shared compilation more than once; `expected` does not.
     """
     alone = _compiled(case, providers, device).values() if device.type == "cuda" else ()
     return _measuring(case, providers, device) + sum(costs.alone for costs in alone)
@@ -123,43 +114,40 @@ def _measuring(case: Case, providers: Collection[str], device: torch.device) -> 
     if device.type == "cuda":
         moved = operators()[case.op].bytes_moved(case) * _PASSES / _NOMINAL_BYTES_S
         return len(providers) * (_CELL_S + moved)
-    interpreted = _CALLS * interpreter_seconds(case) if _INTERPRETED in providers else 0.0
+    interpreted = _CALLS * interpreter_seconds(case) if KERNELS in providers else 0.0
     return len(providers) * _CPU_CELL_S + interpreted
-
-
-_GRAPHS = "torch_compile"
 
 
 def _compiled(case: Case, providers: Collection[str], device: torch.device) -> dict[_Thing, _Costs]:
     """Returns what must be compiled before the case can be measured on a GPU."""
-    from bench.measure import precompile
+    from bench.measure.providers import providers as known
     from bench.measure.providers.torch_compile import compiled_as
     from bench.measure.specializations import kernels
 
     plain = replace(case, inputs="normal", offset=0.0)
     shared = compiled_as(plain)
     found: dict[_Thing, _Costs] = {}
-    if _INTERPRETED in providers:
-        for kernel in kernels(plain, precompile.properties(device)):
-            found[_INTERPRETED, kernel] = _Costs(_KERNEL_S, _FOUND_KERNEL_S)
-    if _GRAPHS in providers:
-        found[_GRAPHS, shared] = _Costs((1 if shared.mode == "eval" else 2) * _DIRECTION_S, _FOUND_GRAPH_S)
-    for name in _COMPILING:
-        if name in providers:
+    if KERNELS in providers:
+        for kernel in kernels(plain, properties(device)):
+            found[KERNELS, kernel] = _Costs(_KERNEL_S, _FOUND_KERNEL_S)
+    if GRAPHS in providers:
+        found[GRAPHS, shared] = _Costs((1 if shared.mode == "eval" else 2) * _DIRECTION_S, _FOUND_GRAPH_S)
+    for name in providers:
+        if name in known() and known()[name].compiles:
             for direction in ("fwd", "bwd") if case.mode in ("bwd", "fwd_bwd") else (case.mode,):
                 found[name, replace(plain, mode=direction)] = _Costs(_OTHERS_S)
     return found
 
 
 def _ready(things: Mapping[_Thing, _Costs], helpers: tuple[int, int], graphs_from: float) -> dict[_Thing, float]:
-    """Returns when each is compiled ahead, in seconds from the run's start: dealt in turns, in the order of need."""
+    """Returns when each is compiled ahead, in seconds from the run's start; helpers take turns in the order of need."""
     ready: dict[_Thing, float] = {}
-    kinds = ((_INTERPRETED, _HELPER_START_S), (_GRAPHS, graphs_from + _HELPER_START_S + _INDUCTOR_S))
-    for (name, begins), processes in zip(kinds, helpers, strict=True):
-        clocks = [begins] * processes
-        for i, thing in enumerate(thing for thing in things if thing[0] == name and processes):
-            clocks[i % processes] += things[thing].alone
-            ready[thing] = clocks[i % processes]
+    kinds = ((KERNELS, _HELPER_START_S), (GRAPHS, graphs_from + _HELPER_START_S + _INDUCTOR_S))
+    for (name, begins), count in zip(kinds, helpers, strict=True):
+        clocks = [begins] * count
+        for i, thing in enumerate(thing for thing in things if thing[0] == name and count):
+            clocks[i % count] += things[thing].alone
+            ready[thing] = clocks[i % count]
     return ready
 
 
@@ -169,7 +157,7 @@ def _waited(
     ready: Mapping[_Thing, float],
     starting: float,
 ) -> float:
-    """Returns how long the measuring process takes for compilation: what is not ready it compiles itself."""
+    """Returns the seconds that the measuring process spends on compilation: what is not ready it compiles itself."""
     clock, waited = starting, 0.0
     known: set[_Thing] = set()
     for need, seconds in zip(needs, measuring, strict=True):
@@ -183,7 +171,7 @@ def _waited(
 
 
 def interpreter_seconds(case: Case) -> float:
-    """About one call of the kernels in the interpreter: its passes over the elements, and its merges over columns."""
+    """Estimates one call of the kernels in the interpreter: passes over the elements, and merges over columns."""
     passes = 2 if case.mode == "fwd_bwd" else 1
     # Batch norm merges statistics forward and gradients backward, a norm of rows only the latter; evaluation nothing.
     merging = {"fwd": ("fwd",), "bwd": ("bwd",), "fwd_bwd": ("fwd", "bwd")}.get(case.mode, ())

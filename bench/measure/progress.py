@@ -18,7 +18,7 @@ _PERIOD = 5.0
 
 
 class ProgressDisplay(Protocol):
-    """What the runner calls while it works."""
+    """The interface that the runner calls while it works."""
 
     def start(self, cells: int, done: int) -> None:
         """`cells` are planned, `done` of them in an earlier sitting."""
@@ -35,7 +35,7 @@ class ProgressDisplay(Protocol):
 
 def display(console: Console) -> ProgressDisplay:
     """Returns the display that fits where the console writes."""
-    return Bar(console) if console.is_terminal else Lines(console)
+    return BarDisplay(console) if console.is_terminal else LineDisplay(console)
 
 
 def cell_name(record: Record) -> str:
@@ -48,7 +48,7 @@ def trouble(record: Record) -> str:
     return f"{record.status}: {cell_name(record)}: {record.reason}"
 
 
-class Lines:
+class LineDisplay:
     """Prints a line every few seconds: the share done, the time left and what is running."""
 
     def __init__(self, console: Console) -> None:
@@ -89,7 +89,7 @@ class Lines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class Bar:
+class BarDisplay:
     """Draws a bar with what is running and the time left; prints trouble above it."""
 
     def __init__(self, console: Console) -> None:

@@ -17,7 +17,7 @@ from bench.measure import environment
 from bench.measure.cell import DeviceLost, FinishedCell, RunSettings
 from bench.measure.progress import ProgressDisplay
 from bench.measure.providers import Provider
-from bench.measure.worker import BUDGET_SPENT, SILENCE_S, InProcess, Measurer, Worker
+from bench.measure.worker import BUDGET_SPENT, SILENCE_S, InProcess, Worker
 from bench.results import records as results
 from bench.results import samples, speedup
 from bench.results.records import RECORDS, Record
@@ -27,7 +27,7 @@ TABLE = "records.csv"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What one run measures, and how long it may take. Among `providers` the baseline comes first, for the speedups."""
+    """The cells of one run and the time that they may take. The baseline comes first among `providers`."""
 
     cases: tuple[Case, ...]
     providers: Mapping[str, Provider]
@@ -46,7 +46,7 @@ class RunPlan:
 
     @property
     def settings(self) -> RunSettings:
-        """What every process that measures for this plan needs."""
+        """The settings for each process that measures for this plan."""
         return RunSettings(self.device, self.seed, self.baseline, self.yardstick, self.operators)
 
 
@@ -75,7 +75,7 @@ def run(
     results.rewrite(folder / RECORDS, outcome.records)
     samples.mend(folder / samples.FILE)
     environment.write(folder, described)
-    measurer: Measurer = Worker(plan.settings, plan.cell_timeout) if plan.isolated else InProcess(plan.settings)
+    measurer = Worker(plan.settings, plan.cell_timeout) if plan.isolated else InProcess(plan.settings)
     ahead = None
     if plan.isolated:
         from bench.measure.precompile import Ahead
@@ -95,7 +95,7 @@ def run(
         if ahead:
             ahead.graphs()
         roof = speedup.Roof(described["copy_gbps"], (described.get("gpu") or {}).get("l2_bytes") or 0)
-        outcome.stopped_by = _sweep(plan, measurer, _CaseWriter(folder, outcome.records, plan.baseline, roof, display))
+        outcome.stopped_by = _sweep(plan, measurer, folder, outcome.records, roof, display)
     except KeyboardInterrupt:
         outcome.stopped_by = "interrupt"
     except DeviceLost:
@@ -118,48 +118,37 @@ def kept_records(folder: Path) -> list[Record]:
     return [record for record in results.read(path) if record.status != "skipped"] if path.exists() else []
 
 
-class _CaseWriter:
-    """Collects the cells of one case until all have ended, because a speedup needs the baseline, then writes them."""
-
-    def __init__(
-        self, folder: Path, records: list[Record], baseline: str, roof: speedup.Roof, display: ProgressDisplay
-    ) -> None:
-        self._folder, self._records, self._baseline, self._roof = folder, records, baseline, roof
-        self.display = display
-        self._open: list[FinishedCell] = []
-        self.known = {(record.case, record.provider): record for record in records}
-
-    def add(self, finished: FinishedCell) -> None:
-        self._open.append(finished)
-
-    def close(self, case: Case) -> int:
-        """Writes samples before records, so that a record on disk has its samples; returns how many were skipped."""
-        ended = [finished.record for finished in self._open]
-        mine = {record.provider: record for record in ended}
-        speedup.add_speedups(ended, mine.get(self._baseline) or self.known.get((case, self._baseline)), self._roof)
-        for finished in self._open:
-            record = finished.record
-            if finished.series:
-                samples.append(self._folder / samples.FILE, samples.Samples(record.key, finished.series))
-            results.append(self._folder / RECORDS, record)
-            self._records.append(record)
-            self.known[record.case, record.provider] = record
-            self.display.finished(record)
-        self._open = []
-        return sum(record.status == "skipped" for record in ended)
-
-
-def _sweep(plan: RunPlan, measurer: Measurer, writer: _CaseWriter) -> str:
-    """Measures the cells that are not known yet; returns what stopped it, if anything."""
+def _sweep(
+    plan: RunPlan,
+    measurer: Worker | InProcess,
+    folder: Path,
+    records: list[Record],
+    roof: speedup.Roof,
+    display: ProgressDisplay,
+) -> str:
+    """Measures the cells that are not among the records, case by case, and adds them; returns what stopped it."""
+    known = {(record.case, record.provider): record for record in records}
     skipped = 0
     for case in plan.cases:
-        missing = [provider for name, provider in plan.providers.items() if (case, name) not in writer.known]
+        missing = [provider for name, provider in plan.providers.items() if (case, name) not in known]
+        ended: list[FinishedCell] = []
         try:
             if time.monotonic() < plan.deadline:
-                measurer.measure(case, missing, writer.add, partial(writer.display.running, case), plan.deadline)
+                measurer.measure(case, missing, ended.append, partial(display.running, case), plan.deadline)
             else:
-                for provider in missing:
-                    writer.add(FinishedCell(plan.settings.record(case, provider.name, "skipped", BUDGET_SPENT)))
+                rest = (plan.settings.record(case, one.name, "skipped", BUDGET_SPENT) for one in missing)
+                ended += map(FinishedCell, rest)
         finally:
-            skipped += writer.close(case)
+            # Written when all have ended, because a speedup needs the baseline.
+            measured = {finished.record.provider: finished.record for finished in ended}
+            baseline = measured.get(plan.baseline) or known.get((case, plan.baseline))
+            speedup.add_speedups(measured.values(), baseline, roof)
+            for finished in ended:
+                record = finished.record
+                if finished.series:  # before its record: a record on disk has its samples
+                    samples.append(folder / samples.FILE, samples.Samples(record.key, finished.series))
+                results.append(folder / RECORDS, record)
+                records.append(record)
+                display.finished(record)
+                skipped += record.status == "skipped"
     return "time budget" if skipped else ""

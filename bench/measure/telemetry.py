@@ -90,7 +90,7 @@ class Reading:
 
     @property
     def throttled(self) -> bool:
-        """Whether heat or power holds the clocks down at this moment."""
+        """True if heat or power holds the clocks down at this moment."""
         return not self.reasons.isdisjoint(PASSING)
 
 

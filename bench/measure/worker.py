@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
 
 from bench.cases.case import Case
 from bench.measure import timing
@@ -38,25 +37,6 @@ _SWITCHES = ("TRITON_INTERPRET",)
 
 Ended = Callable[[FinishedCell], None]
 Began = Callable[[str], None]
-
-
-class Measurer(Protocol):
-    """Measures one case after the other."""
-
-    def copy_gbps(self) -> float | None:
-        """Returns GB/s of a large copy on the device, None on a CPU; raises RuntimeError where it cannot be had."""
-
-    def measure(
-        self, case: Case, providers: Iterable[Provider], finished: Ended, began: Began, deadline: float
-    ) -> None:
-        """Calls `finished` with each of these providers' cells when it has ended; raises DeviceLost.
-
-        No two providers have the same name. `began` is called with that of the provider whose code runs from then on.
-        At `deadline` (of time.monotonic) what has not ended is skipped, if it can be stopped.
-        """
-
-    def close(self) -> None:
-        """Releases everything; may be called twice."""
 
 
 class InProcess:
@@ -78,7 +58,7 @@ class InProcess:
         deadline: float = float("inf"),
         graphless: Collection[str] = (),
     ) -> None:
-        """Ignores `deadline`, as no cell can be stopped from within. No CUDA graph of `graphless` is tried."""
+        """Measures as `Worker.measure`; ignores `deadline`, as no cell can be stopped from within."""
         if self._problem is None or self._problem.case != case.problem:
             self.close()
             self._problem = Problem(case.problem, self._settings)
@@ -102,8 +82,9 @@ class Worker:
         # A fork of this process would inherit its threads' locks and its CUDA context, neither of any use.
         self._context = multiprocessing.get_context("forkserver")
         # What every backward pass imports; on a CPU, where that touches no device, also what is to be measured.
-        more = [__name__, "normlib"] if settings.device.type == "cpu" else []
-        self._context.set_forkserver_preload(["torch.fx.experimental.symbolic_shapes", "pandas", *more])
+        measured = [__name__, "normlib"] if settings.device.type == "cpu" else []
+        imported = ["torch.fx.experimental.symbolic_shapes", "pandas", "scipy.special"]
+        self._context.set_forkserver_preload(imported + measured)
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._idle = False
@@ -111,6 +92,7 @@ class Worker:
         self._graphless: set[tuple[str, str, str]] = set()
 
     def copy_gbps(self) -> float | None:
+        """Returns GB/s of a large copy on the device, None on a CPU; raises RuntimeError where it cannot be had."""
         if self._settings.device.type != "cuda":
             return None
         pipe = self._started()
@@ -128,6 +110,11 @@ class Worker:
     def measure(
         self, case: Case, providers: Iterable[Provider], finished: Ended, began: Began, deadline: float = float("inf")
     ) -> None:
+        """Calls `finished` with each of these providers' cells when it has ended; raises DeviceLost.
+
+        No two providers have the same name. `began` is called with that of the provider whose code runs from then on.
+        At `deadline` (of time.monotonic) what has not ended is stopped and skipped.
+        """
         waiting = {provider.name: provider for provider in providers}
         while waiting:
             loss = self._pass(case, waiting, finished, began, deadline)
@@ -139,6 +126,7 @@ class Worker:
                     finished(FinishedCell(self._settings.record(case, name, loss.status, loss.reason)))
 
     def close(self) -> None:
+        """Ends the worker; may be called twice."""
         if self._idle and self._pipe is not None and self._process is not None:
             self._pipe.close()
             self._process.join(_STOP_S)

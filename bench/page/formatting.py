@@ -1,11 +1,9 @@
-"""Numbers as a reader wants them: three digits, a unit, and a dash where there is none."""
-
-from __future__ import annotations
+"""Numbers as text: three digits, a unit, and a dash where there is none."""
 
 import math
 from typing import Any
 
-from bench.results.numbers import DASH as DASH
+from bench.results.numbers import DASH as DASH  # for pages, which import it from here
 from bench.results.numbers import present, scientific
 
 
@@ -30,24 +28,16 @@ BYTE_UNITS = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "K
 
 def duration(us: Any) -> str:
     """Microseconds in the unit that fits: 12.3 µs, 4.56 ms."""
-    return interval(us, None, None)
+    if not present(us):
+        return DASH
+    scale, unit = _scaled(us, TIME_UNITS)
+    return f"{number(us / scale)} {unit}"
 
 
 def round_duration(us: float) -> str:
     """A round time on an axis: 3 µs, 1 ms."""
     scale, unit = _scaled(us, TIME_UNITS)
     return f"{us / scale:g} {unit}"
-
-
-def interval(us: Any, low: Any, high: Any) -> str:
-    """A median with its p10 and p90 in one unit: 12.3 µs (12.1-12.6)."""
-    if not present(us):
-        return DASH
-    scale, unit = _scaled(us, TIME_UNITS)
-    text = f"{number(us / scale)} {unit}"
-    if present(low) and present(high):
-        text += f" ({number(low / scale)}{DASH}{number(high / scale)})"
-    return text
 
 
 def size(count: Any) -> str:
@@ -87,5 +77,5 @@ def spoken(name: str) -> str:
 
 
 def day(moment: Any) -> str | None:
-    """An ISO 8601 moment as people write it, or nothing: 2026-01-02 03:04 UTC."""
+    """An ISO 8601 time without seconds, or None: 2026-01-02 03:04 UTC."""
     return str(moment)[:16].replace("T", " ") + " UTC" if moment else None

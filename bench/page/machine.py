@@ -1,6 +1,4 @@
-"""The environment of a run as rows of words."""
-
-from __future__ import annotations
+"""The environment of a run as rows of text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +8,7 @@ from bench.results.numbers import present
 
 
 def facts(env: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The head's facts; what was not recorded is left out."""
+    """Returns the facts of the page's head, without those that were not recorded."""
     gpu = env["gpu"] if isinstance(env["gpu"], dict) else {}
     commit = str(env["git_commit"] or "")[:12]
     state = "" if env["git_dirty"] is None else "with uncommitted changes" if env["git_dirty"] else "clean"
@@ -30,7 +28,7 @@ def facts(env: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def flat(described: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """Nested keys joined by blanks, in order, without what is empty or shown elsewhere."""
+    """Returns nested keys joined by blanks, in order, without what is empty or shown elsewhere."""
     rows = []
     for key, value in described.items():
         name = f"{before}{key}".replace("_", " ")

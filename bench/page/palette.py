@@ -1,6 +1,4 @@
-"""How a provider is drawn: one colour and one shape, the same in every report that it is in."""
-
-from __future__ import annotations
+"""One colour and one shape for each provider, the same in every report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from bench.results.thresholds import SUBJECT
 
 @dataclass(frozen=True)
 class Key:
-    """How a provider is drawn, everywhere in the report."""
+    """The colour and shape of a provider."""
 
     provider: str
     colour: str
@@ -35,27 +33,15 @@ SHAPES = (
     ("P", "M3.5 1h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"),
     ("X", "M1 3l2-2l2 2l2-2l2 2l-2 2l2 2l-2 2l-2-2l-2 2l-2-2l2-2z"),
 )
-# A place in COLOURS and SHAPES for everyone of bench/providers. There are more providers than colours that can be told
+# A place in COLOURS and SHAPES for every provider of bench. There are more providers than colours that can be told
 # apart: the formulas, which stand beside hard inputs, share those of peers that need a GPU.
-PLACES = {
-    SUBJECT: 0,
-    "torch": 1,
-    "torch_compile": 2,
-    "cudnn": 3,
-    "liger": 4,
-    "quack": 5,
-    "flash_linear_attention": 6,
-    "apex": 7,
-    "transformer_engine": 8,
-    "flag_gems": 9,
-    "one_pass": 2,
-    "two_pass": 3,
-    "welford": 4,
-}
+_OWN = (SUBJECT, "torch", "torch_compile", "cudnn", "liger", "quack", "flash_linear_attention", "apex",
+        "transformer_engine", "flag_gems")  # fmt: skip
+PLACES = {name: place for place, name in enumerate(_OWN)} | {"one_pass": 2, "two_pass": 3, "welford": 4}
 
 
 def keys(providers: Sequence[str], places: Mapping[str, int] = PLACES) -> dict[str, Key]:
-    """The key of each; who has no place of his own, or finds it taken, gets the first free one."""
+    """Returns the key of each provider; one without a place, or whose place is taken, gets the first free one."""
     taken: dict[str, int] = {}
     for name in sorted(providers, key=lambda name: list(places).index(name) if name in places else len(places)):
         free = [place for place in range(len(COLOURS)) if place not in taken.values()]

@@ -1,7 +1,5 @@
 """A matplotlib figure as inline SVG: colours that follow the page, ids that cannot collide, no dates."""
 
-from __future__ import annotations
-
 import io
 import re
 import xml.etree.ElementTree as ET
@@ -14,6 +12,7 @@ from typing import Any
 import seaborn as sns
 from markupsafe import Markup
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -22,35 +21,26 @@ INK, MUTED, GRID, LIMIT, PAPER = "#1c1f23", "#5d646d", "#e4e5e3", "#c2410c", "#f
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", LIMIT: "--limit", PAPER: "--paper"}
 
 STYLE: dict[Any, Any] = {
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 8.5),
+    # The grid's lines are enough, and a tick of its own doubles what a label takes.
+    **dict.fromkeys(("xtick.bottom", "ytick.left", "axes.spines.right", "axes.spines.top", "text.parse_math"), False),
     "axes.grid": True,
-    "axes.labelcolor": MUTED,
     "axes.labelsize": 9,
     "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
     "font.family": "DejaVu Sans",  # ships with matplotlib: the layout is the same on every machine
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "path.simplify": True,
     "svg.fonttype": "none",
     "text.color": INK,
-    "text.parse_math": False,
-    # The grid's lines are enough, and a tick of its own doubles what a label takes.
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "xtick.color": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.color": MUTED,
-    "ytick.labelsize": 8.5,
 }
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of every figure of the report."""
+    """Sets the look of every figure."""
     with sns.axes_style("ticks"), rc_context(STYLE):
         yield
 
@@ -61,7 +51,7 @@ FILE_DPI = 200  # of PNG files and of maps too large to be drawn square by squar
 
 @contextmanager
 def files_in(folder: Path | None) -> Iterator[None]:
-    """Every figure that is put into a page meanwhile is also left in this folder, as NAME.svg and NAME.png."""
+    """Also writes every figure that is drawn meanwhile into this folder, as NAME.svg and NAME.png."""
     if folder:
         folder.mkdir(exist_ok=True)
     token = _FOLDER.set(folder)
@@ -72,14 +62,25 @@ def files_in(folder: Path | None) -> Iterator[None]:
 
 
 def new(width: float, height: float) -> Figure:
-    """A figure in inches that no global state knows of."""
+    """Returns a figure, in inches, that pyplot does not know of."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
+@contextmanager
+def drawing(width: float, height: float, margins: tuple[float, float, float, float]) -> Iterator[tuple[Figure, Axes]]:
+    """Sets the look of a figure in inches, and gives it with axes whose edges are left, right, bottom and top."""
+    with style():
+        figure = new(width, height)
+        axes = figure.subplots()
+        left, right, bottom, top = margins
+        figure.subplots_adjust(left, bottom, right, top)
+        yield figure, axes
+
+
 def inline(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an <svg> element whose ids begin with `name`; `alt` is what a screen reader says."""
+    """Returns the figure as an <svg> element whose ids begin with `name`; a screen reader reads `alt`."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(
@@ -111,7 +112,7 @@ NUMBERED = re.compile(r"-(?!figure_1$)[A-Za-z][A-Za-z0-9.]*_\d+$")
 
 
 def _slim(element: ET.Element) -> None:
-    """Takes out what draws nothing: ids that nobody refers to, groups that then say nothing, turns by no angle."""
+    """Removes what draws nothing: ids without a reference, groups without attributes, rotations by 0."""
     for child in list(element):
         _slim(child)
     if NUMBERED.search(element.get("id", "")):

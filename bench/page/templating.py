@@ -1,10 +1,9 @@
-"""The templates, the style and the scripts that every page of ours is made with."""
-
-from __future__ import annotations
+"""The templates, the style, the scripts, and the cards and panels that pages are made of."""
 
 import base64
 import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,32 @@ from bench.page import formatting
 HERE = Path(__file__).parent
 
 
-def templates(**options: Any) -> Environment:
-    """Returns the environment of all pages' templates, with the filters of formatting.py; options are Jinja's."""
+@dataclass(frozen=True)
+class Card:
+    """A verdict: a title, the figure, and what stands behind it."""
+
+    title: str
+    value: str
+    detail: str
+    tone: str = "plain"  # good, bad, caution, plain
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing with the words above and below it."""
+
+    title: str
+    image: Markup
+    note: str = ""
+
+
+def templates(*folders: str, **options: Any) -> Environment:
+    """Returns the environment of all pages' templates, and of those in `folders`, with the filters of formatting.py.
+
+    Options are Jinja's.
+    """
     environment = Environment(
-        loader=FileSystemLoader(sorted(HERE.parent.glob("*/templates"))),
+        loader=FileSystemLoader([*sorted(HERE.parent.glob("*/templates")), *folders]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -31,16 +52,16 @@ def templates(**options: Any) -> Environment:
 
 
 def style() -> Markup:
-    """The style sheet, to stand inside a page."""
+    """Returns the style sheet, to stand inside a page."""
     return Markup((HERE / "style.css").read_text(encoding="utf-8"))
 
 
 def scripts(*names: str) -> Markup:
-    """Scripts of scripts/ in this order, to stand inside a page."""
+    """Returns scripts of scripts/ in this order, to stand inside a page."""
     return Markup("\n".join((HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in names))
 
 
 def packed(data: Any) -> str:
-    """JSON, gzipped, in base64: the rows of a table repeat each other, and take a tenth of the space."""
+    """Returns JSON, gzipped, in base64: the rows of a table repeat each other, and take a tenth of the space."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
     return base64.b64encode(gzip.compress(text, mtime=0)).decode()

@@ -1,4 +1,4 @@
-"""The files of all ranks into one run's: records in the plan's order, samples, and whether the devices agree."""
+"""Merges the files of all ranks into one run's: records in the plan's order, samples, and whether devices agree."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def rank_folder(folder: Path, rank: int) -> Path:
 
 
 def merge(folder: Path, order: Sequence[tuple[Case, str]] = ()) -> list[Record]:
-    """Takes what ranks have left in the folder into the run's own files, and their folders away; gives all records.
+    """Moves what ranks have left in the folder into the run's own files; returns all records.
 
     Of two records of a cell the one that was not skipped counts, then the later one. `order` is the plan's. A process
-    that is killed while it merges leaves what can be merged again, to the same records.
+    that is killed while it merges leaves files that merge to the same records again.
     """
     found: dict[tuple[Case, str], Record] = {}
     for record in (*_read(folder), *results.unmerged(folder)):
@@ -47,7 +47,7 @@ def merge(folder: Path, order: Sequence[tuple[Case, str]] = ()) -> list[Record]:
 
 
 def agreement(folder: Path) -> dict[str, Any] | None:
-    """What the ranks found for the case that all have measured: errors and median times by provider; None if nobody."""
+    """Compares the case that all ranks have measured: errors and median times by provider; None for fewer than two."""
     measured = {int(p.name.removeprefix("rank")): list(_read(p / CHECK)) for p in (folder / SHARDS).glob("rank*")}
     ranks = sorted(rank for rank, records in measured.items() if records)
     if len(ranks) < 2:
@@ -59,25 +59,22 @@ def agreement(folder: Path) -> dict[str, Any] | None:
         providers[name] = {
             "errors_equal": all(m.errors == mine[ranks[0]].errors for m in mine.values()) if ranks[0] in mine else None,
             "latency_us": times,
-            "spread": _spread(list(times.values())),
+            "spread": (max(times.values()) - min(times.values())) / median(times.values()) if len(times) > 1 else None,
         }
     return {"case": measured[ranks[0]][0].case.label, "ranks": ranks, "providers": providers}
 
 
 def said(found: Mapping[str, Any]) -> list[str]:
-    """The agreement in words, a line a provider."""
+    """Describes the agreement, one line a provider."""
     lines = []
     for name, result in found["providers"].items():
         errors = "the same errors" if result["errors_equal"] else "errors that differ"
-        spread = result["spread"]
+        spread, latency_us = result["spread"], result["latency_us"]
         if spread is None:
             times = "no times are compared without a GPU"
         else:
-            outliers = [
-                f"rank {rank} {value / median(result['latency_us'].values()) - 1:+.1%}"
-                for rank, value in result["latency_us"].items()
-                if abs(value / median(result["latency_us"].values()) - 1) > AGREEMENT
-            ]
+            off = {rank: value / median(latency_us.values()) - 1 for rank, value in latency_us.items()}
+            outliers = [f"rank {rank} {share:+.1%}" for rank, share in off.items() if abs(share) > AGREEMENT]
             verdict = f"the devices do not agree ({', '.join(outliers)})" if outliers else "the devices agree"
             times = f"median times within {spread:.1%}: {verdict}"
         lines.append(f"{found['case']} by {name} on {len(found['ranks'])} ranks: {errors}, {times}")
@@ -85,17 +82,12 @@ def said(found: Mapping[str, Any]) -> list[str]:
 
 
 def device_of(folder: Path, rank: int) -> dict[str, Any]:
-    """What is told of a rank's device; empty where it has not even begun."""
+    """Describes a rank's device, as far as the rank has written it down."""
     try:
         described = environment.read(rank_folder(folder, rank))
     except (OSError, ValueError):
         return {"rank": rank}
     return {"rank": rank, **{key: described.get(key) for key in ("device_name", "copy_gbps", "conditions")}}
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    """From least to most over the median; None of fewer than two."""
-    return (max(values) - min(values)) / median(values) if len(values) > 1 else None
 
 
 def _read(place: Path) -> Iterable[Record]:

@@ -1,20 +1,25 @@
-"""`torchrun --nproc-per-node=N -m bench.run --op sync_bn ...`: cells that all ranks measure together.
+"""`torchrun --nproc-per-node=N -m bench.run --op sync_bn ...`: measures cells of all ranks together.
 
-Elsewhere a rank measures cells of its own until their noise is low. Here every rank must call as often as the others,
-so the number of calls is fixed, in the ranks' own processes; a call's time is that of its slowest rank. `--batch` is
-each rank's; inputs are batch norm's, of the whole batch, of which a rank has its rows. A step is forward and backward.
-`communication_us` is that of the step's collectives repeated alone, `bytes_sent` what a rank gives to them.
+In other sweeps a rank measures cells of its own until their noise is low. Here every rank must call as often as the
+others, so the number of calls is fixed, in the ranks' own processes; a call's time is that of its slowest rank.
+`--batch` is each rank's; inputs are batch norm's, of the whole batch, of which a rank has its rows. A step is forward
+and backward. `communication_us` is the time of the step's collectives repeated without the rest, `bytes_sent` what a
+rank gives to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,14 +32,12 @@ from bench import cli
 from bench.cases import sweep
 from bench.cases.case import Case
 from bench.cases.operators import Operator
-from bench.cases.operators.batch_norm import laid_out
+from bench.cases.operators.batch_norm import MOMENTUM
+from bench.cases.random_inputs import laid_out
 from bench.cli import BadArgument
 from bench.measure import accuracy, environment, runner
-from bench.measure.telemetry import cache_bytes
-from bench.ranks.collectives import Sent, recording
-from bench.ranks.sync_layers import LAYERS, Layer
-from bench.ranks.team import MEETING_S
-from bench.report import render
+from bench.measure.timing.clock import Gpu
+from bench.ranks.team import MEETING_S, START_WITH
 from bench.results import records as results
 from bench.results.records import CUDA_EVENT, HOST_CPU, INTERPRETER, Record
 
@@ -45,11 +48,52 @@ CALLS = {"cuda": 50, "cpu": 3}
 
 
 @dataclass(frozen=True)
-class _Group:
+class RankGroup:
+    """The ranks, and this process's place and device among them."""
+
     group: dist.ProcessGroup
     rank: int
     size: int
     device: torch.device
+
+
+# (channels, eps, whether channels are innermost, group, device) -> the layer
+Make = Callable[[int, float, bool, dist.ProcessGroup, torch.device], nn.Module]
+
+
+@dataclass(frozen=True)
+class SyncLayer:
+    """A synchronized batch norm by its provider's name; the modules that it needs, and whether it needs a GPU."""
+
+    name: str
+    make: Make
+    modules: tuple[str, ...] = ()
+    gpu_only: str = ""  # the layer in words
+
+    def unavailable(self, device: torch.device) -> str:
+        """Returns why it cannot run on such a device, if it cannot."""
+        if missing := [module for module in self.modules if find_spec(module) is None]:
+            return f"not installed: {', '.join(missing)}"
+        return f"{self.gpu_only} runs on GPUs alone" if self.gpu_only and device.type != "cuda" else ""
+
+
+def _as_pytorchs(layer: type[nn.Module]) -> Make:
+    return lambda channels, eps, _, group, device: layer(channels, eps, MOMENTUM, process_group=group, device=device)
+
+
+def _apex(channels: int, eps: float, last: bool, group: dist.ProcessGroup, device: torch.device) -> nn.Module:
+    made = importlib.import_module("apex.parallel").SyncBatchNorm
+    layer: nn.Module = made(channels, eps, MOMENTUM, process_group=group, channel_last=last).to(device)
+    return layer
+
+
+_LAYERS = (
+    SyncLayer("torch", _as_pytorchs(nn.SyncBatchNorm), gpu_only="PyTorch's SyncBatchNorm"),
+    SyncLayer("normlib", _as_pytorchs(normlib.SyncBatchNorm)),
+    # Without its extension syncbn, apex falls back to Python, which is not the layer that is asked for.
+    SyncLayer("apex", _apex, ("apex", "syncbn"), "Apex's SyncBatchNorm"),
+)
+LAYERS = {layer.name: layer for layer in _LAYERS}
 
 
 def main(
@@ -58,26 +102,31 @@ def main(
     operator: Operator,
     folder_of: Callable[[str], Path],
     typed: list[str],
+    render: Callable[[Path], Path],
 ) -> int:
-    """Measures batch norm's cases, as parsed, with every layer; 0, 1 where a normlib cell is wrong, as bench.run."""
-    cases, layers = _planned(given, operator, device)
+    """Measures batch norm's cases, as parsed, with every layer; returns 1 where a normlib cell is wrong, else 0."""
+    asked = sweep.parse({**given, "op": operator.short, "mode": "fwd_bwd"}, {operator.name: operator}, "smoke")
+    names = cli.some_of("--providers", given["providers"] or ",".join(LAYERS), LAYERS)
+    cases = sweep.cases(asked, {operator.name: operator})
     here = _joined(device)
     try:
         described = environment.collect(device, {}) | {"ranks": here.size}
-        _alike(here, described, cases)
+        _check_alike(here, described, cases)
         console = Console(highlight=False, quiet=here.rank > 0, width=160)
-        console.print(f"{len(cases)} cases x {', '.join(layers)} on {here.size} ranks of {described['device_name']}")
+        console.print(f"{len(cases)} cases x {', '.join(names)} on {here.size} ranks of {described['device_name']}")
         records: list[Record] = []
         for case in cases:
-            found = [_measured(case, layer, operator, here, int(given["seed"] or 0)) for layer in layers.values()]
-            _compare(found)
+            found = [measure_cell(case, LAYERS[name], operator, here, int(given["seed"] or 0)) for name in names]
+            baseline = next((record.latency_us for record in found if record.provider == BASELINE), None)
             for record in found:
-                error = max((e.rel_l2_error or 0.0 for e in record.errors), default=None)
-                console.print(_line(record, error), markup=False, soft_wrap=True)
+                # Only a GPU's clock supports a claim of speed, and only of what is right.
+                if baseline and record.latency_us and (record.clock, record.status) == (CUDA_EVENT, "ok"):
+                    record.speedup = baseline / record.latency_us
+                console.print(_line(record), markup=False, soft_wrap=True)
             records += found
         if here.rank == 0:
             folder = folder_of(f"sync_bn-{device.type}")
-            _write(folder, records, described, [*layers], typed, dict(given))
+            _write(folder, records, described, typed, given)
             console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
         dist.barrier(here.group)
     finally:
@@ -85,28 +134,20 @@ def main(
     return int(any(r.provider == "normlib" and r.status in ("wrong", "crash") for r in records))
 
 
-def _planned(given: Mapping[str, Any], operator: Operator, device: torch.device) -> tuple[list[Case], dict[str, Layer]]:
-    asked = sweep.parse({**given, "op": operator.short, "mode": "fwd_bwd"}, {operator.name: operator}, "smoke")
-    names = cli.some_of("--providers", given["providers"] or ",".join(LAYERS), LAYERS)
-    return sweep.cases(asked, {operator.name: operator}), {name: LAYERS[name] for name in names}
-
-
-def _joined(device: torch.device) -> _Group:
+def _joined(device: torch.device) -> RankGroup:
     try:
         # NCCL for what lies on GPUs; gloo for CPUs, and for what ranks say to each other.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=MEETING_S))
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".").rpartition("rendezvous: ")[2]
-        raise BadArgument(
-            "--op", f"sync_bn needs ranks: {reason}; start it with torchrun --nproc-per-node=N -m bench.run ..."
-        ) from error
+        raise BadArgument("--op", f"sync_bn needs ranks: {reason}; {START_WITH}") from error
     group = dist.group.WORLD
     assert group is not None
-    return _Group(group, dist.get_rank(), dist.get_world_size(), device)
+    return RankGroup(group, dist.get_rank(), dist.get_world_size(), device)
 
 
-def _alike(here: _Group, described: Mapping[str, Any], cases: list[Case]) -> None:
+def _check_alike(here: RankGroup, described: Mapping[str, Any], cases: list[Case]) -> None:
     every: list[Any] = [None] * here.size
     dist.all_gather_object(every, (described, [case.label for case in cases]))
     for rank, (theirs, labels) in enumerate(every):
@@ -116,8 +157,8 @@ def _alike(here: _Group, described: Mapping[str, Any], cases: list[Case]) -> Non
             raise BadArgument("torchrun", f"rank {rank} is not like rank 0: {'; '.join(changed)}")
 
 
-def _measured(case: Case, layer: Layer, operator: Operator, here: _Group, seed: int) -> Record:
-    """One cell, on all ranks; every rank gives the same record."""
+def measure_cell(case: Case, layer: SyncLayer, operator: Operator, here: RankGroup, seed: int) -> Record:
+    """Measures one cell on all ranks; every rank returns the same record."""
     batch, *rest = case.shape
     whole = replace(case, shape=(batch * here.size, *rest))
     record = Record(
@@ -132,7 +173,7 @@ def _measured(case: Case, layer: Layer, operator: Operator, here: _Group, seed: 
         backend=normlib.backend_for(torch.empty(0, device=here.device)) if layer.name == "normlib" else layer.name,
         device=here.device.type,
         status="unsupported",
-        reason=layer.unavailable(here.device) or "",
+        reason=layer.unavailable(here.device),
         bytes_moved=operator.bytes_moved(case),
         baseline=BASELINE,
         seed=seed,
@@ -154,67 +195,55 @@ def _measured(case: Case, layer: Layer, operator: Operator, here: _Group, seed: 
         dx, dw, db = torch.autograd.grad(y, (x, norm.weight, norm.bias), dy)
         return {"y": y.detach(), "dx": dx, "dw": dw, "db": db}
 
-    with recording() as sent:
+    with recorded_collectives() as sent:
         own = step()
     found = _gathered(own, here)
     found |= {name: getattr(norm, name).clone() for name in ("running_mean", "running_var")}
-    truth = operator.reference(whole, inputs)
-    truth = {name: truth[name] for name in operator.outputs("fwd_bwd")}
-    amplification = operator.amplification(inputs, truth)
-    record.errors = accuracy.check(found, truth, operator.dtypes(inputs), None, 1, amplification)
+    reference = operator.reference(whole, inputs)
+    reference = {name: reference[name] for name in operator.outputs("fwd_bwd")}
+    amplification = operator.amplification(inputs, reference)
+    record.errors = accuracy.check(found, reference, operator.dtypes(inputs), None, 1, amplification)
     record.status, record.reason = accuracy.verdict(record.errors)
 
-    record.clock = CUDA_EVENT if here.device.type == "cuda" else HOST_CPU
-    record.clock = INTERPRETER if record.backend == INTERPRETER else record.clock
+    on_cpu = INTERPRETER if record.backend == INTERPRETER else HOST_CPU
+    record.clock = CUDA_EVENT if here.device.type == "cuda" else on_cpu
     times = _timed(step, here)
     record.latency_us, record.samples = median(times), len(times)
     record.latency_us_p10, record.latency_us_p90 = (float(q) for q in np.quantile(times, (0.1, 0.9)))
     record.latency_us_min = min(times)
     record.bytes_sent = sum(one.bytes for one in sent)
-    record.communication_us = median(_timed(_again(sent, here), here)) if sent else 0.0
+    repeated = [one.again(here.group, here.device) for one in sent]
+    record.communication_us = median(_timed(lambda: [call() for call in repeated], here)) if sent else 0.0
     return record
 
 
-def _again(sent: list[Sent], here: _Group) -> Callable[[], None]:
-    calls = [one.again(here.group, here.device) for one in sent]
-
-    def run() -> None:
-        for call in calls:
-            call()
-
-    return run
-
-
-def _gathered(step: Mapping[str, Tensor], here: _Group) -> dict[str, Tensor]:
-    """The whole batch's y and dx, and the sums of every rank's dw and db, as DistributedDataParallel's would be."""
+def _gathered(step: Mapping[str, Tensor], here: RankGroup) -> dict[str, Tensor]:
+    """Returns the whole batch's y and dx, and the sums of all ranks' dw and db, as DistributedDataParallel's are."""
     found = {}
     for name, tensor in step.items():
         every = [torch.empty_like(tensor.contiguous()) for _ in range(here.size)]
         dist.all_gather(every, tensor.contiguous(), group=here.group)
-        wide = tensor.dtype
-        found[name] = (
-            torch.cat(every) if name in ("y", "dx") else torch.stack([e.double() for e in every]).sum(0).to(wide)
-        )
+        summed = torch.stack(every).double().sum(0).to(tensor.dtype)
+        found[name] = torch.cat(every) if name in ("y", "dx") else summed
     return found
 
 
-def _timed(run: Callable[[], object], here: _Group) -> list[float]:
-    """Microseconds of each call, of the slowest rank's; nothing of theirs in a GPU's cache."""
-    calls, times = CALLS[here.device.type], []
-    on_gpu = here.device.type == "cuda"
-    flush = torch.empty(2 * cache_bytes(here.device), dtype=torch.int8, device=here.device) if on_gpu else None
+def _timed(run: Callable[[], object], here: RankGroup) -> list[float]:
+    """Returns the microseconds of each call on its slowest rank; a GPU's cache is cold."""
+    times = []
+    gpu = Gpu(here.device) if here.device.type == "cuda" else None
     run()  # warm
-    for _ in range(calls):
-        if flush is not None:
-            flush.zero_()
-            torch.cuda.synchronize(here.device)
+    for _ in range(CALLS[here.device.type]):
+        if gpu is not None:
+            gpu.flush()
+            gpu.synchronize()
         dist.barrier(here.group)
-        if on_gpu:
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if gpu is not None:
+            first, last = gpu.event(), gpu.event()
             first.record()
             run()
             last.record()
-            torch.cuda.synchronize(here.device)
+            gpu.synchronize()
             times.append(1e3 * first.elapsed_time(last))
         else:
             began = perf_counter()
@@ -225,38 +254,75 @@ def _timed(run: Callable[[], object], here: _Group) -> list[float]:
     return [float(t) for t in slowest]
 
 
-def _compare(records: list[Record]) -> None:
-    """Speedups over PyTorch's layer; a claim that only a GPU's clock supports, and only of what is right."""
-    baseline = next((r for r in records if r.provider == BASELINE and r.latency_us), None)
-    for record in records:
-        if (
-            baseline
-            and baseline.latency_us
-            and record.latency_us
-            and (record.clock, record.status) == (CUDA_EVENT, "ok")
-        ):
-            record.speedup = baseline.latency_us / record.latency_us
+@dataclass(frozen=True)
+class SentCollective:
+    """One collective as a rank took part in it: its name in torch.distributed, and what the rank gave."""
+
+    name: str
+    numel: int
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    def again(self, group: dist.ProcessGroup, device: torch.device) -> Callable[[], Any]:
+        """Returns the same collective on zeros, ready to be called."""
+        mine = torch.zeros(self.numel, dtype=self.dtype, device=device)
+        call = getattr(dist, self.name)
+        if self.name == "all_reduce":
+            return lambda: call(mine, group=group)
+        every = mine.new_empty(group.size() * self.numel)
+        parts = list(every.chunk(group.size())) if self.name == "all_gather" else every
+        return lambda: call(parts, mine, group=group)
 
 
-def _line(record: Record, error: float | None) -> str:
+# By name: which argument a rank gives. all_gather_into_tensor is all_gather_single's older name.
+_GIVEN = {"all_gather_single": 1, "all_gather_into_tensor": 1, "all_gather": 1, "all_reduce": 0}
+
+
+@contextmanager
+def recorded_collectives() -> Iterator[list[SentCollective]]:
+    """Yields the list that collectives called meanwhile, through torch.distributed, are added to."""
+    found: list[SentCollective] = []
+    inside = False
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:  # one name calls another
+                return call(*args, **kwargs)
+            given: Tensor = args[_GIVEN[name]]
+            found.append(SentCollective(name, given.numel(), given.dtype))
+            inside = True
+            try:
+                return call(*args, **kwargs)
+            finally:
+                inside = False
+
+        return recorded
+
+    with ExitStack() as patches:
+        for name in _GIVEN:
+            if hasattr(dist, name):
+                patches.enter_context(mock.patch.object(dist, name, watched(name, getattr(dist, name))))
+        yield found
+
+
+def _line(record: Record) -> str:
     cell = f"{record.status}: {record.case.label} {record.provider}"
     if record.latency_us is None:
         return f"{cell}: {record.reason}"
+    error = max(e.rel_l2_error or 0.0 for e in record.errors)
     alone = f", {record.communication_us:.0f} us of them for {record.bytes_sent} bytes" if record.bytes_sent else ""
     claimed = "" if record.clock == CUDA_EVENT else f" ({record.clock}: no claim of speed)"
     return f"{cell}: largest relative error {error:.1e}; {record.latency_us:.0f} us{alone}{claimed}"
 
 
 def _write(
-    folder: Path,
-    records: list[Record],
-    described: Mapping[str, Any],
-    providers: list[str],
-    typed: list[str],
-    given: dict[str, Any],
+    folder: Path, records: list[Record], described: Mapping[str, Any], typed: list[str], given: Mapping[str, Any]
 ) -> None:
-    for record in records:
-        results.append(folder / results.RECORDS, record)
+    results.rewrite(folder / results.RECORDS, records)
     results.to_frame(records).to_csv(folder / runner.TABLE, index=False)
     environment.write(
         folder,
@@ -267,7 +333,7 @@ def _write(
             "finished": environment.now(),
             "command": environment.command(typed),
             "seed": records[0].seed,
-            "baseline": BASELINE if BASELINE in providers else "",
+            "baseline": BASELINE if any(record.provider == BASELINE for record in records) else "",
             "copy_gbps": None,
             "arguments": {**given, "op": "sync_bn"},
             "notes": [f"measured by {described['ranks']} ranks together; --batch is each rank's"],

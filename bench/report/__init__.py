@@ -1,6 +1,4 @@
-"""Records -> one HTML file that opens offline, and a summary for a pull request. Imports neither torch nor triton."""
-
-from __future__ import annotations
+"""Makes one HTML file, which opens offline, of a run, and a summary for a pull request. Imports no torch."""
 
 from pathlib import Path
 

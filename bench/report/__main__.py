@@ -1,7 +1,5 @@
 """`python -m bench.report RUN_DIR...`: makes pages again from their records; without RUN_DIR the list of all runs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Facts about a run that several sections of the report state."""
 
-from __future__ import annotations
-
 from statistics import geometric_mean
 from typing import Any
 

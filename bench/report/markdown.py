@@ -1,7 +1,5 @@
 """The summary of a run in Markdown, for a pull request: verdict, losses, warnings."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

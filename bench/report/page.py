@@ -1,14 +1,11 @@
 """Puts the report together: every section into its template, everything inside one file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from bench.page import machine
-from bench.page.figure import Gallery
 from bench.page.formatting import plural, spoken
 from bench.page.templating import packed, scripts, style, templates
-from bench.report.sections import sections
+from bench.report import sections
 from bench.report.sections.trust import completeness
 from bench.results import thresholds
 from bench.results.load import LoadedRun, ordered
@@ -16,7 +13,7 @@ from bench.results.load import LoadedRun, ordered
 
 def html(run: LoadedRun) -> str:
     """Returns the whole report as one HTML document."""
-    environment = templates()
+    environment = templates(*sections.__path__)
     complete, completeness_sentence = completeness(run)
     shared: dict[str, Any] = {
         "run": run,
@@ -27,12 +24,12 @@ def html(run: LoadedRun) -> str:
         "completeness": completeness_sentence,
         "machine": machine.facts(run.environment),
         "raw_file": "records.csv" if (run.folder / "records.csv").exists() else "records.jsonl",
-        "gallery": Gallery(),
+        "gallery": [],
         "definitions": [],
     }
     shared["m"] = environment.get_template("macros.html.j2").make_module(shared)
     titles, bodies = {}, []
-    for name, section in sections().items():
+    for name, section in sections.every().items():
         body = environment.get_template(f"{name}.html.j2").make_module(shared | section.context(run))
         if str(body):
             titles[name] = section.title
@@ -47,7 +44,7 @@ def html(run: LoadedRun) -> str:
         measured=_measured(run),
         titles=titles,
         bodies=bodies,
-        figures=packed(shared["gallery"].images),
+        figures=packed(shared["gallery"]),
     )
 
 

@@ -1,10 +1,8 @@
-"""What a model's norms take together: every shape's time as often as the model has it. Imports no torch.
+"""The time of all norms of a model: every shape's time as often as the model has it. Imports no torch.
 
-The times are those of cold calls, one norm after another: what a step of the model spends in its norms where nothing
-of theirs is left in the cache.
+The times are those of cold calls, one norm after another: what a step of the model spends in its norms where none of
+their data is left in the cache.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +12,13 @@ from bench.cases import models
 from bench.cases.models import INFERENCE, TRAINING, Norm
 from bench.results.records import CUDA_EVENT, Record
 
-# The modes that are a whole pass over a model, by what the preset is for.
+# The modes that are a whole pass over a model, by the use of the preset.
 _WHOLE = {
     TRAINING: {"fwd_bwd": "training step", "eval": "evaluation pass"},
     INFERENCE: {"eval": "inference pass", "fwd": "inference pass"},
 }
 
-
-# Shapes that lack a time, of which a sentence names so many.
-_NAMED = 2
+_NAMED = 2  # shapes without a time that a sentence names; the others it counts
 
 
 @dataclass(frozen=True)
@@ -63,12 +59,15 @@ class Headline:
         rest = sorted(set(self.milliseconds) - set(first), key=lambda name: (self.milliseconds[name], name))
         times = [f"{self.milliseconds[name]:.3g} ms ({name})" for name in (*first, *rest)]
         compared = " against ".join(part for part in (*times[:1], ", ".join(times[1:])) if part)
-        without = [f"no sum of {name}, which lacks {_listed(shapes)}" for name, shapes in self.lacking.items()]
-        return f"{self.about}: {'; '.join(part for part in (compared, *without) if part)}"
+        parts = [compared] if compared else []
+        for name, shapes in self.lacking.items():
+            more = f" and {len(shapes) - _NAMED} more" if len(shapes) > _NAMED else ""
+            parts.append(f"no sum of {name}, which lacks {', '.join(shapes[:_NAMED])}{more}")
+        return f"{self.about}: {'; '.join(parts)}"
 
 
 def headlines(records: Sequence[Record], environment: Mapping[str, Any]) -> list[Headline]:
-    """One for every operator, whole pass over the model, batch size, dtype and layout in which the run has its shapes.
+    """Returns a headline for each operator, whole pass, batch size, dtype and layout in which the run has all shapes.
 
     `environment` is that of the run, whose arguments name the preset. Empty where that is no model's or the model's
     counts are unknown, where shapes of the model are not in the run at all (an axis was typed, or reduced), and where
@@ -78,10 +77,10 @@ def headlines(records: Sequence[Record], environment: Mapping[str, Any]) -> list
     if of_preset is None or not any(record.clock == CUDA_EVENT for record in records):
         return []
     model, use = of_preset
-    whole = [record for record in records if record.inputs == "normal" and record.mode in _WHOLE[use]]
     groups: dict[tuple[str, str, str, str], list[Record]] = {}
-    for record in whole:
-        groups.setdefault((record.op, record.mode, record.dtype, record.layout), []).append(record)
+    for record in records:
+        if record.inputs == "normal" and record.mode in _WHOLE[use]:
+            groups.setdefault((record.op, record.mode, record.dtype, record.layout), []).append(record)
     return [
         headline
         for (op, mode, _, _), group in groups.items()
@@ -90,7 +89,7 @@ def headlines(records: Sequence[Record], environment: Mapping[str, Any]) -> list
 
 
 def _at_each_batch(model: str, norms: Sequence[Norm], what: str, records: Sequence[Record]) -> Iterator[Headline]:
-    """The headlines of records of one operator, mode, dtype and layout."""
+    """Yields the headlines of records of one operator, mode, dtype and layout."""
     counts = [norm.count for norm in norms if norm.count]
     if not norms or len(counts) < len(norms):
         return
@@ -103,22 +102,24 @@ def _at_each_batch(model: str, norms: Sequence[Norm], what: str, records: Sequen
         parts: dict[str, dict[str, float]] = {}
         lacking: dict[str, tuple[str, ...]] = {}
         for provider in dict.fromkeys(name for of_norm in cells for name in of_norm):
-            mine = [of_norm.get(provider) for of_norm in cells]
-            reasons = [_without_time(record) for record in mine]
-            if any(reasons):
-                named = zip(norms, reasons, strict=True)
-                lacking[provider] = tuple(f"{_size(norm)} ({reason})" for norm, reason in named if reason)
-            else:
-                times = [record.latency_us for record in mine if record and record.latency_us]
-                shapes = [f"{n} of {_of_one(norm)}" for n, norm in zip(counts, norms, strict=True)]
-                parts[provider] = {shape: n * us / 1e3 for shape, n, us in zip(shapes, counts, times, strict=True)}
+            mine = [(norm, of_norm.get(provider)) for norm, of_norm in zip(norms, cells, strict=True)]
+            missing = [f"{_size(norm)} ({reason})" for norm, record in mine if (reason := _without_time(record))]
+            if missing:
+                lacking[provider] = tuple(missing)
+                continue
+            parts[provider] = {
+                # Rows of heads of one size differ only in how many a sample, or token, has of them.
+                f"{norm.count} of {f'{norm.each}x' if norm.each > 1 else ''}{_size(norm)}": norm.count * us / 1e3
+                for norm, record in mine
+                if norm.count and record and (us := record.latency_us)
+            }
         unit = f"batch {batch}" if once.axis == "batch" else "1 token" if batch == 1 else f"{batch} tokens"
         first = records[0]
         yield Headline(first.op, model, what, unit, first.dtype, first.layout, sum(counts), parts, lacking)
 
 
 def _batch(record: Record, norm: Norm) -> int | None:
-    """The batch, of samples or tokens, at which the record's shape is this norm's; None if it is at none."""
+    """Returns the batch, of samples or tokens, at which the record's shape is this norm's; None if it is at none."""
     if any(record.axes.get(axis) != value for axis, value in norm.size.items()):
         return None
     rows = record.axes.get(norm.axis)
@@ -126,7 +127,7 @@ def _batch(record: Record, norm: Norm) -> int | None:
 
 
 def _without_time(record: Record | None) -> str:
-    """Why a cell has no time that counts; empty if it has one."""
+    """Returns why a cell has no time that counts; empty if it has one."""
     if record is None:
         return "not measured"
     if record.status != "ok":
@@ -136,13 +137,3 @@ def _without_time(record: Record | None) -> str:
 
 def _size(norm: Norm) -> str:
     return "x".join(str(value) for value in norm.size.values())
-
-
-def _of_one(norm: Norm) -> str:
-    """The size with the rows that one sample, or token, has of it: heads of one size differ in nothing else."""
-    return f"{norm.each}x{_size(norm)}" if norm.each > 1 else _size(norm)
-
-
-def _listed(shapes: Sequence[str]) -> str:
-    more = f" and {len(shapes) - _NAMED} more" if len(shapes) > _NAMED else ""
-    return ", ".join(shapes[:_NAMED]) + more

@@ -13,8 +13,6 @@ All cells. With m cells the interval of each is taken at FALSE_ALARMS / m (Bonfe
 chance that any of them misses its true change is FALSE_ALARMS at most.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, hypot, log, sqrt

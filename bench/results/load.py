@@ -1,7 +1,5 @@
 """A run's folder -> its records, and frames of them: one row a cell, a tensor, or a timed case of the subject."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -39,7 +37,7 @@ class UnreadableRun(ValueError):
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run that has been read; of a cell that was measured again `records` has the last record."""
+    """A run that has been read; `records` has the last record of a cell that was measured again."""
 
     folder: Path
     environment: dict[str, Any]
@@ -47,12 +45,12 @@ class LoadedRun:
 
     @property
     def interpreted(self) -> bool:
-        """Whether the kernels ran in Triton's interpreter."""
+        """True if the kernels ran in Triton's interpreter."""
         return bool(self.environment.get("interpreted"))
 
     @cached_property
     def has_gpu_clock(self) -> bool:
-        """Whether a GPU's clock timed any cell, whatever came of that cell."""
+        """True if a GPU's clock timed any cell, even one that is not ok."""
         return not self.interpreted and any(record.clock == CUDA_EVENT for record in self.records)
 
     def is_timed(self, record: Record) -> bool:
@@ -62,7 +60,7 @@ class LoadedRun:
 
     @cached_property
     def has_speed(self) -> bool:
-        """Whether any cell supports a claim of speed."""
+        """True if any cell supports a claim of speed."""
         return any(map(self.is_timed, self.records))
 
     @property

@@ -1,7 +1,5 @@
 """Writes figures of error, and numbers that somebody chose."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any, TypeGuard

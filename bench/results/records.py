@@ -1,7 +1,5 @@
 """The record of one cell, and the append-only file of records. Imports no torch."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -26,7 +24,7 @@ STATUSES = ("ok", "wrong", "impossible", "oom", "crash", "timeout", "unsupported
 
 @dataclass
 class TensorError:
-    """How far one output tensor is from float64 (every figure is explained in bench/measure/accuracy.py)."""
+    """The errors of one output tensor against float64; bench/measure/accuracy.py explains every figure."""
 
     tensor: str
     dtype: str
@@ -100,7 +98,7 @@ class Record:
     hot_us: float | None = None  # median of a call whose data the last one left in the cache
     call_us: float | None = None  # one of many calls in a row, the host's work included
     graph_us: float | None = None  # median of cold replays of a CUDA graph
-    kernel_us: float | None = None  # the kernels alone, added up
+    kernel_us: float | None = None  # only the kernels, added up
     launches: int | None = None  # kernels a call
     sm_clock_mhz: float | None = None  # this and what follows: the mean while the cell was timed
     mem_clock_mhz: float | None = None
@@ -116,13 +114,13 @@ class Record:
     speedup_high: float | None = None
     baseline: str = ""
     seed: int = 0
-    communication_us: float | None = None  # of the collectives of a step that several ranks take together, alone
+    communication_us: float | None = None  # of only the collectives of a step of several ranks
     bytes_sent: int | None = None  # what a rank gives to them
     rank: int | None = None  # of a sweep over many devices: whose device it was; environment.json says which that is
 
     @property
     def case(self) -> Case:
-        """What was measured, without the provider."""
+        """The case that was measured, without the provider."""
         axes = tuple(self.axes.items())
         return Case(
             self.op, tuple(self.shape), axes, self.dtype, self.layout, self.mode, self.eps, self.inputs, self.offset
@@ -138,7 +136,7 @@ class Record:
 
     @property
     def key(self) -> str:
-        """The cell with what its name leaves out: by this a cell is told from every other one of a run."""
+        """The cell's name with eps, which no two cells of a run share."""
         return f"{self.cell}/{self.eps:g}"
 
     @property
@@ -162,7 +160,7 @@ def fill(record: Record, measured: object) -> None:
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds one line and hands it to the operating system before returning."""
+    """Appends one line and hands it to the operating system before returning."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(record))
 

@@ -1,6 +1,4 @@
-"""Every single measurement of a run, in a file beside its records. Imports no torch."""
-
-from __future__ import annotations
+"""The file of every single measurement of a run, beside its records. Imports no torch."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +11,21 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Samples:
-    """What was taken of one cell: microseconds by series (`cold_us`, `hot_us`, `graph_us`), in the order taken."""
+    """The measurements of one cell: microseconds by series (`cold_us`, `hot_us`, `graph_us`), in the order taken."""
 
     key: str  # Record.key
     series: Mapping[str, Sequence[float]]
 
 
 def append(path: Path, samples: Samples) -> None:
-    """Adds one line and hands it to the operating system before returning."""
+    """Appends one line and hands it to the operating system before returning."""
     rounded = {name: [round(sample, 4) for sample in series] for name, series in samples.series.items()}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"key": samples.key, **rounded}) + "\n")
 
 
 def mend(path: Path) -> None:
-    """Drops a last line that was cut short, so that the next one stands by itself; no file is no fault."""
+    """Drops a last line that was cut short, so that the next line is whole; does nothing if there is no file."""
     if not path.exists():
         return
     with path.open("rb+") as file:
@@ -45,7 +43,7 @@ def mend(path: Path) -> None:
 
 
 def read(path: Path) -> Iterator[Samples]:
-    """The samples of a file, in order; a last line that was cut short is dropped. A cell may come more than once."""
+    """Yields the samples of a file in order, a cell perhaps more than once; drops a last line that was cut short."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             try:

@@ -1,7 +1,5 @@
 """Adds bandwidth, roofline share and speedup to the records of one case, and finds impossible times."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp

@@ -1,6 +1,4 @@
-"""Every number of the report that somebody chose, each with its reason."""
-
-from __future__ import annotations
+"""The numbers of the report that somebody chose, each with its reason."""
 
 SUBJECT = "normlib"  # the provider that the verdicts are about
 
@@ -54,6 +52,6 @@ DOTS_AN_OCTAVE = 4  # dots of a scatter: a panel has some twelve octaves, 25 pix
 HEAT_LIMIT = 2.0  # a heat map's colour is full at this speedup and at one over it
 SMALLEST_SHARE = 1e-4  # errors under this share of their bound are drawn at the edge of the figure
 
-# Where the family `normal` stands on an axis of mean/std: its largest, as bench/cases/operators/_draw.py draws it.
+# Where the family `normal` stands on an axis of mean/std: its largest, as bench/cases/random_inputs.py draws it.
 LARGEST_NORMAL_OFFSET = 3.0
 LARGEST_ERROR_DRAWN = 10.0  # a result that has nothing to do with the truth; what is beyond, NaN too, is drawn there

@@ -17,9 +17,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from bench.page import axes as common
 from bench.page import svg
 from bench.page.axes import WIDTH, log_limits, slug
-from bench.page.figure import Panel
 from bench.page.formatting import number, plural
 from bench.page.palette import Key
+from bench.page.templating import Panel
 from bench.results.numbers import short
 from bench.results.thresholds import POINTS_DRAWN
 from bench.study.experiment import Experiment, Figure

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.page import FIGURES, REPORT, machine, palette, svg
-from bench.page.figure import Gallery
 from bench.page.formatting import plural
 from bench.page.templating import packed, scripts, style, templates
 from bench.results import thresholds
@@ -81,7 +80,7 @@ def _context(study: Study) -> dict[str, Any]:
         "environment": machine.flat(study.environment),
         "packed_table": packed(_table(study)),
         "raw_file": FILE,
-        "gallery": Gallery(),
+        "gallery": [],
         "pack": packed,
         "method": METHOD,
         "value": value,

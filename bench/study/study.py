@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from bench.page.card import Card
 from bench.page.formatting import number, plural
+from bench.page.templating import Card
 from bench.results.load import UnreadableRun, read_environment
 from bench.results.numbers import DASH
 from bench.study.experiment import Experiment, Gate

@@ -1,12 +1,12 @@
 """`python -m bench.tune`: measures other values of what a plan chooses, and keeps those that are faster on this GPU.
 
-kernels/plan_*.py give every choice that does not follow from shape and device a name and a default. Plans that share
-their values (`row_forward 4096 2`: rows of up to 4096 columns in 16 bits) are tuned together: one value at a time, each
-measured over all cells of the preset that have such plans, kept where their geometric mean falls by more than noise, in
-rounds until nothing changes or the time is up. A cell is judged before it is timed, as in bench.run, and measured in a
-process of its own (bench/measure/worker.py): a value whose result is wrong, that hangs or that kills its process is no
-candidate, and the search goes on. The file is written after each plan, so that nothing measured is lost; plans read it
-from then on.
+The plan.py of a kernel family gives every choice that does not follow from shape and device a name and a default. Plans
+that share their values (`row_forward 4096 2`: rows of up to 4096 columns in 16 bits) are tuned together, one value at a
+time. Each is measured over all cells of the preset that have such plans, and kept where the geometric mean of their
+times falls by more than noise, in rounds until nothing changes or the time is up. A cell is judged before it is timed,
+as in bench.run, and measured in a process of its own (bench/measure/worker.py): a value whose result is wrong, or that
+hangs or kills its process, is skipped, and the search goes on. The file is written after each plan, so that nothing
+measured is lost; plans read it from then on.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, inf, log
+from math import inf
 from pathlib import Path
-from statistics import fmean
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from bench import cli
 from bench.cases import sweep
 from bench.cases.case import Case
 from bench.cases.operators import operators
-from bench.device_constants import file as device_file
+from bench.device_constants import device_file
 
 # What imports torch is imported inside functions, so that a bad argument is told at once.
 if TYPE_CHECKING:
     from bench.measure.cell import FinishedCell
     from bench.measure.providers import Provider
-    from bench.measure.worker import Measurer
+    from bench.measure.worker import Worker
     from normlib.kernels.plan import Tuning
 
-# What is tried, by kind of plan and value. Tiles are powers of two; a program has whole warps, and a thousand threads
-# at most.
+# The values to try, by kind of plan and name. Tiles are powers of two; a program has whole warps, at most a thousand
+# threads.
 _BATCH_NORM = {
     "tile": (1024, 2048, 4096, 8192),
     "programs": (2, 4, 8, 16),
@@ -59,9 +59,9 @@ Values = Mapping[str, Mapping[str, int]]  # by plans, by name
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came out for one group of plans: values other than the defaults, and time over the defaults' (below 1).
+    """The result for one group of plans: values other than the defaults, and their time over the defaults' (below 1).
 
-    `cells` is how many they were compared in: those that can be measured with the defaults.
+    `cells` counts those that they were compared in, which can be measured with the defaults.
     """
 
     plans: str
@@ -71,8 +71,8 @@ class Tuned:
 
 
 def plans_of(case: Case) -> str | None:
-    """The group of plans that a case's time depends on; None where that is more than one, or none at all."""
-    from bench.cases.operators._draw import TORCH_DTYPES
+    """Returns the group of plans that a case's time depends on; None where that is more than one, or none."""
+    from bench.cases.random_inputs import TORCH_DTYPES
     from normlib.kernels.batch_norm import plan as batch_norm_plan
     from normlib.kernels.row_norm import plan as row_plan
 
@@ -84,10 +84,10 @@ def plans_of(case: Case) -> str | None:
 
 
 def search(cases: Sequence[Case], clock: Clock, end: float, known: Values | None = None) -> Iterator[Tuned]:
-    """Tunes group after group until `end` (of time.monotonic); `clock` gives a case's microseconds, inf for none.
+    """Tunes group after group until `end` (of time.monotonic); `clock` returns a case's microseconds, inf for none.
 
-    Values that are `known` from an earlier search are the first to be tried. A group in which the time was up before
-    anything faster than the defaults was found is left out: what an earlier search found there stays.
+    Values that are `known` from an earlier search are tried first. A group in which the time was up before anything
+    faster than the defaults was found is left out: what an earlier search found there stays.
     """
     groups: dict[str, list[Case]] = {}
     for case in cases:
@@ -128,32 +128,32 @@ def _tune(plans: str, cases: Sequence[Case], clock: Clock, end: float, known: di
 
 
 def _ratio(default: Iterable[tuple[Case, float]], clock: Clock, tuning: Tuning) -> float:
-    """The geometric mean of times over the defaults' times."""
-    logarithms = []
+    """Returns the geometric mean of times over the defaults' times."""
+    ratios = []
     for case, before in default:
         taken = clock(case, tuning)
         if taken == inf:
             return inf  # at once: where one cell hangs, the others are likely to, for as long each
-        logarithms.append(log(taken / before))
-    return exp(fmean(logarithms))
+        ratios.append(taken / before)
+    return geometric_mean(ratios)
 
 
 def clock_of(
-    measurer: Measurer,
+    worker: Worker,
     provider: Callable[[Tuning], Provider],
     end: float = inf,
     failed: Callable[[str], None] = lambda line: None,
 ) -> Clock:
-    """Returns a clock of the cells of the provider that has a tuning, judged as in any run.
+    """Returns a clock for cells of a provider with a tuning, judged as in any run.
 
-    What is running at `end` (of time.monotonic) is stopped. `failed` is told in a line what is no candidate.
+    What is running at `end` (of time.monotonic) is stopped. `failed` gets a line on each candidate that is skipped.
     """
 
     def clock(case: Case, tuning: Tuning) -> float:
         if time.monotonic() >= end:
-            return inf  # rather than a process that is started to be stopped
+            return inf  # instead of starting a process that is stopped at once
         ended: list[FinishedCell] = []
-        measurer.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
+        worker.measure(case, [provider(tuning)], ended.append, lambda name: None, end)
         (record,) = (finished.record for finished in ended)
         if record.status == "ok" and record.latency_us:
             return record.latency_us
@@ -192,12 +192,10 @@ def main(argv: Sequence[str]) -> int:
     from bench.measure.providers import providers
     from bench.measure.worker import Worker
     from bench.tune.provider import TunedNormlib
-    from normlib.kernels.plan import tuning_file
 
     where = devices.gpu()
     described = environment.collect(where, {})
-    file = given["out"] or tuning_file(described["device_name"])
-    device_file.check(file, described["device_name"])
+    file = device_file.choose(given["out"], described["device_name"])
     worker = Worker(RunSettings(where, 0, "normlib", providers()["torch"], operators()), silence)
     try:
         clock = clock_of(worker, TunedNormlib, end, lambda line: print("no candidate:", line, file=sys.stderr))

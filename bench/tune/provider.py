@@ -1,4 +1,4 @@
-"""normlib with other values of what its plans choose, as `python -m bench.tune` measures it in a worker's process."""
+"""normlib with other values for its plans. A file of its own, because a worker's process imports it by name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from normlib.kernels.plan import Tuning
 
 
 class TunedNormlib(Normlib):
-    """Puts its tuning in force for the whole process, and leaves it there: no other normlib is to run beside it."""
+    """Applies its tuning to the whole process and leaves it there, so that no other normlib may run beside it."""
 
     def __init__(self, tuning: Tuning) -> None:
         self.tuning = tuning
 
     def plan(self, case: Case, inputs: Inputs) -> str:
-        """As the launchers choose it with this tuning."""
+        """Returns the plan that launchers choose with this tuning."""
         try_tuning(self.tuning)
         return super().plan(case, inputs)
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
-        """As normlib does, with this tuning."""
+        """Builds normlib's cell with this tuning."""
         try_tuning(self.tuning)
         return super().build(case, inputs)

@@ -105,19 +105,6 @@ class GivesNan(Planted):
         return Runnable(built.run, lambda: {name: t * torch.nan for name, t in built.outputs().items()})
 
 
-class GivesZeros(Planted):
-    def spoil(self, built, inputs):
-        return Runnable(built.run, lambda: {name: torch.zeros_like(t) for name, t in built.outputs().items()})
-
-
-class GivesThePrevious(Planted):
-    """Right the first time, and the same ever after."""
-
-    def spoil(self, built, inputs):
-        previous = built.run()
-        return Runnable(lambda: previous, built.outputs)
-
-
 class Tunable(Planted):
     """A provider that plans can make faster: 512 threads are fast, 128 hang, 256 die, 1024 are fast and wrong."""
 
@@ -137,13 +124,3 @@ class Tunable(Planted):
 
         wrong = self.threads == 1024
         return Runnable(run, lambda: {name: t + 1 if wrong else t for name, t in built.outputs().items()})
-
-
-class ChangesItsInput(Planted):
-    def spoil(self, built, inputs):
-        def run():
-            found = built.run()
-            inputs["x"].add_(1)
-            return found
-
-        return Runnable(run, built.outputs)

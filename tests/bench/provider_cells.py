@@ -1,4 +1,4 @@
-"""Small cells of every operator for tests of providers, and what is wrong with a provider's outputs."""
+"""Small cells of every operator for tests of providers, and the faults of a provider's outputs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from bench.cases.operators import Inputs, operators
 from bench.measure import accuracy
 
 CPU = torch.device("cpu")
-SHAPES = {
-    **dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu", "lp_norm"), (3, 6, 4, 4)),
-    **dict.fromkeys(("batch_renorm", "noisy_batch_norm"), (3, 6, 4, 4)),
-    **dict.fromkeys(("group_norm", "instance_norm"), (3, 6, 4, 4)),
-    **dict.fromkeys(("layer_norm", "layer_norm_add", "partial_rms_norm", "rms_norm", "rms_norm_add"), (6, 40)),
-    "sequence_batch_norm": (4, 3, 10),
-    "weight_norm": (6, 40),
-}
+# By the operator's first axis.
+_SHAPES = {"batch": (3, 6, 4, 4), "tokens": (6, 40), "units": (6, 40), "time": (4, 3, 10)}
 FLOAT32_ERROR = 1e-6  # relative: a few roundings, at these shapes
 
 
 def problem(op: str, mode: str, dtype: str = "fp32", layout: str | None = None) -> tuple[Case, Inputs]:
     operator = operators()[op]
-    case = Case(op, SHAPES[op], (), dtype, layout or operator.layouts[-1], mode)
+    case = Case(op, _SHAPES[operator.axes[0]], (), dtype, layout or operator.layouts[-1], mode)
     return case, operator.inputs(case, CPU, 0)
 
 
@@ -32,7 +26,7 @@ def copies(inputs: Inputs) -> Inputs:
 
 
 def errors_of(case: Case, inputs: Inputs, outputs: dict[str, Tensor]) -> list[str]:
-    """What is wrong with the outputs of a float32 cell, a line a tensor."""
+    """The faults of a float32 cell's outputs, one line for each tensor."""
     operator = operators()[case.op]
     truth = operator.reference(case, inputs)
     wanted = {name: truth[name] for name in operator.outputs(case.mode)}

@@ -1,9 +1,8 @@
-"""`from bench import run, sweep`: the modules can be called, and what is measured comes back as a frame."""
+"""bench.api: what is measured comes back as a frame."""
 
 import pytest
 
-from bench import run
-from bench.cases import sweep
+from bench.api import cases, measure
 from bench.cli import BadArgument
 from bench.measure.providers import Provider, providers
 from bench.results import records as results
@@ -24,13 +23,13 @@ class Mine(Provider):
 
 
 def test_cases_are_those_of_the_command_line():
-    assert [case.shape for case in sweep(**TINY)] == [(2, 8), (4, 8)]
-    assert sweep(**{**TINY, "tokens": "2,4"}) == sweep(**TINY)
+    assert [case.shape for case in cases(**TINY)] == [(2, 8), (4, 8)]
+    assert cases(**{**TINY, "tokens": "2,4"}) == cases(**TINY)
 
 
 def test_a_run_gives_a_frame_with_a_row_a_cell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    frame = run(sweep(**TINY), providers=["torch", Mine()])
+    frame = measure(cases(**TINY), providers=["torch", Mine()])
     assert list(zip(frame["provider"], frame["shape"], frame["status"], strict=True)) == [
         (name, shape, "ok") for shape in ("2x8", "4x8") for name in ("torch", "mine")
     ]
@@ -39,19 +38,19 @@ def test_a_run_gives_a_frame_with_a_row_a_cell(tmp_path, monkeypatch):
 
 
 def test_records_are_kept_where_a_folder_is_given_and_never_overwritten(tmp_path):
-    frame = run(sweep(**TINY), providers=["torch"], out=tmp_path)
+    frame = measure(cases(**TINY), providers=["torch"], out=tmp_path)
     assert len(list(results.read(tmp_path / "records.jsonl"))) == len(frame) == 2
     with pytest.raises(BadArgument, match="already holds a run"):
-        run(sweep(**TINY), providers=["torch"], out=tmp_path)
+        measure(cases(**TINY), providers=["torch"], out=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: sweep(op="bm"), "is not one of"),
-        (lambda: sweep(tokns=4), "did you mean tokens"),
-        (lambda: run(sweep(**TINY), providers=["torhc"]), "did you mean torch"),
-        (lambda: run(sweep(**TINY), device="tpu"), "cuda, cpu"),
+        (lambda: cases(op="bm"), "is not one of"),
+        (lambda: cases(tokns=4), "did you mean tokens"),
+        (lambda: measure(cases(**TINY), providers=["torhc"]), "did you mean torch"),
+        (lambda: measure(cases(**TINY), device="tpu"), "cuda, cpu"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(call, says):

@@ -14,8 +14,8 @@ from virtual_gpu import LAUNCH_S, VirtualGpu
 
 from bench.cli import BadArgument
 from bench.device_constants import __main__ as device_constants
+from bench.device_constants import device_file
 from bench.device_constants import figures as device_figures
-from bench.device_constants import file as device_file
 from bench.device_constants.__main__ import measure
 from bench.device_constants.figures import MANY, Session, Unmeasured
 from bench.measure import devices, environment
@@ -27,14 +27,8 @@ ROOT = Path(__file__).parents[2]
 US = 1e-6
 H200 = Device(132, l2=50 << 20, cooperative=True)
 LATER = float("inf")
-DESCRIBED = {
-    "device_name": "a GPU",
-    "torch": "2.13",
-    "triton": "3.7",
-    "cuda": "13.0",
-    "git_commit": "0" * 40,
-    "git_dirty": False,
-}
+VERSIONS = {"torch": "2.13", "triton": "3.7", "cuda": "13.0", "git_commit": "0" * 40, "git_dirty": False}
+DESCRIBED = {"device_name": "a GPU", **VERSIONS}
 
 
 @pytest.fixture
@@ -190,24 +184,21 @@ def told(us):
     return lambda on: {"us": us}
 
 
-def raising(error):
-    def figure(on):
-        raise error
-
-    return figure
-
-
 def test_each_figure_is_written_with_its_versions_and_what_was_not_measured_stays(tmp_path, capsys):
     file = tmp_path / "folder" / "gpu.json"
     kept = {"values": {"row_forward 64 2": {"threads": 64}}, "gains": {"row_forward 64 2": {"cells": 2}}}
     device_file.update(file, "a GPU", **kept, constants={"copy": {"gbps": {"16777216": 7.0}}, "l2": {"us": 3.0}})
     on = SimpleNamespace(gpu=VirtualGpu())
-    figures = {"copy": told(1.0), "read": raising(Unmeasured("no such thing\nand more")), "barrier": told(2.0)}
+
+    def fails(on):
+        raise Unmeasured("no such thing\nand more")
+
+    figures = {"copy": told(1.0), "read": fails, "barrier": told(2.0)}
     assert measure(figures, lambda: on, LATER, file, DESCRIBED) == 1
     written = json.loads(file.read_text())
     assert {key: written[key] for key in kept} == kept
     versions = written["constants"]["copy"].pop("with")
-    assert versions.pop("measured") and versions == {k: DESCRIBED[k] for k in DESCRIBED if k != "device_name"}
+    assert versions.pop("measured") and versions == VERSIONS
     assert written["constants"]["copy"] == {"us": 1.0} and written["constants"]["barrier"]["us"] == 2.0
     assert written["constants"]["l2"] == {"us": 3.0} and "read" not in written["constants"]
     assert [found.name for found in file.parent.iterdir()] == ["gpu.json"]
@@ -249,26 +240,23 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "place", "said"),
     [
-        ("{", "is not a device's file: "),
-        ("[]", "is not a JSON object"),
-        ('{"device_name": "another"}', "is the file of another, and this is a GPU"),
+        ("{", "gpu.json", "is not a device's file: "),
+        ("[]", "gpu.json", "is not a JSON object"),
+        ('{"device_name": "another"}', "gpu.json", "is the file of another, and this is a GPU"),
+        ("", "gpu.json/gpu.json", "cannot be written"),
     ],
 )
-def test_a_file_that_is_no_file_of_this_device_is_left_alone(tmp_path, text, said):
-    file = tmp_path / "gpu.json"
-    file.write_text(text)
+def test_a_file_that_is_not_this_devices_or_cannot_be_made_is_refused_in_a_line(tmp_path, text, place, said):
+    (tmp_path / "gpu.json").write_text(text)
     with pytest.raises(BadArgument, match="--out: ") as error:
-        device_file.check(file, "a GPU")
+        device_file.choose(tmp_path / place, "a GPU")
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(BadArgument, match="cannot be written"):
-        device_file.check(tmp_path / "file" / "gpu.json", "a GPU")
-    device_file.check(tmp_path / "folder" / "gpu.json", "a GPU")
+def test_a_chosen_file_gets_its_folder_and_nothing_in_it(tmp_path):
+    assert device_file.choose(tmp_path / "folder" / "gpu.json", "a GPU") == tmp_path / "folder" / "gpu.json"
     assert list((tmp_path / "folder").iterdir()) == []
 
 

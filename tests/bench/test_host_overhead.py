@@ -1,4 +1,4 @@
-"""What happens between call and launch is counted, and timed without a device."""
+"""The host work between a call and its launches is counted, and timed without a device."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What --list says of presets."""
+"""The tables of --list, above all the presets."""
 
 import io
 import re

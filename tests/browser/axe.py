@@ -1,22 +1,17 @@
 """axe-core, the accessibility checker, fetched from npm when a test wants it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tarfile
-from pathlib import Path
-from typing import Any
 
 import pytest
-from pages import Browser
 
 VERSION = "4.14.1"
 # What WCAG 2.2 AA asks for, and what its authors call best practice.
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
-def source(folder: Path) -> str:
+def source(folder):
     """The checker's script; the test is skipped where npm is not installed or does not reach its registry."""
     npm = shutil.which("npm")
     if npm is None:
@@ -34,11 +29,11 @@ def source(folder: Path) -> str:
         return member.read().decode()
 
 
-def findings(browser: Browser, script: str) -> list[str]:
+def findings(browser, script):
     """Serious and critical findings on the open page, one line each with the first element concerned."""
     browser.run(script)
     run = "return axe.run(document, { runOnly: arguments[0], resultTypes: ['violations'] }).then((r) => r.violations)"
-    found: list[dict[str, Any]] = browser.run(run, RULES)
+    found = browser.run(run, RULES)
     grave = [one for one in found if one["impact"] in ("serious", "critical")]
     return [
         f"{one['id']}: {one['help']} ({len(one['nodes'])}): {[node['html'][:150] for node in one['nodes'][:6]]}"

@@ -1,16 +1,12 @@
 """Every page of ours under axe-core, on light paper and on dark."""
 
-from __future__ import annotations
-
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import axe
 import pytest
 import study_runs
-from pages import DESKTOP, PHONE, Browser
+from pages import DESKTOP, PHONE
 from report_runs import record, resnet50, sweep, write
 
 from bench.audit import markdown
@@ -21,34 +17,32 @@ from bench.study import page as study_page
 
 pytestmark = pytest.mark.chance
 
-GRID: dict[str, list[dict[str, int | str]]] = {"layer_norm": [{"tokens": m, "hidden": 768} for m in (16, 1024)]}
+GRID = {"layer_norm": [{"tokens": m, "hidden": 768} for m in (16, 1024)]}
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+def script(tmp_path_factory):
     return axe.source(tmp_path_factory.mktemp("axe"))
 
 
-def timed(folder: Path) -> Path:
+def timed(folder):
     throttled = record(axes={"tokens": 5, "hidden": 7}, throttle="sw_power_cap", retaken=3)
     records = [one for one in sweep(grids=GRID) if one.dtype == "fp16"] + resnet50()[:8] + [throttled]
     return render(write(folder / "axe-gpu", records))
 
 
-def interpreted(folder: Path) -> Path:
+def interpreted(folder):
     records = [one for one in sweep("interpreter", GRID) if one.dtype == "fp32" or one.status != "ok"]
     return render(write(folder / "axe-cpu", records, clock="interpreter"))
 
 
-def studied(folder: Path) -> Path:
+def studied(folder):
     """The page of a study with every verdict and kind of figure."""
     return study_page.render(study_runs.write(folder / "study", study_runs.runs()))
 
 
 @pytest.mark.parametrize("make", [timed, interpreted, studied])
-def test_axe_finds_nothing_serious_in_a_report(
-    make: Callable[[Path], Path], browser: Browser, script: str, folder: Path
-) -> None:
+def test_axe_finds_nothing_serious_in_a_report(make, browser, script, folder):
     page = make(folder)
     for dark, size in ((False, DESKTOP), (True, PHONE)):
         browser.dark(dark)
@@ -60,7 +54,7 @@ def test_axe_finds_nothing_serious_in_a_report(
         assert axe.findings(browser, script) == []
 
 
-def compared(folder: Path) -> Path:
+def compared(folder):
     """Two runs of which the second is slower in one cell and wrong in another."""
     a = write(folder / "a", [one for one in sweep(grids=GRID) if one.dtype == "fp16"])
     changed = [one for one in sweep(grids=GRID) if one.dtype == "fp16"]
@@ -70,7 +64,7 @@ def compared(folder: Path) -> Path:
     return folder / "b" / "compare.html"
 
 
-def listed(folder: Path) -> Path:
+def listed(folder):
     """The list of runs, one of which cannot be read."""
     runs = folder / "runs"
     render(write(runs / "good", resnet50()[:4]))
@@ -80,10 +74,10 @@ def listed(folder: Path) -> Path:
     return index.write(runs)
 
 
-def audited(folder: Path) -> Path:
+def audited(folder):
     """The page of an audit, from the first records of each kind of the one that is kept."""
     kept = Path(__file__).parents[2] / "reports" / "2026-11-21-audit-sm_90"
-    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows = defaultdict(list)
     for row in markdown.read(kept):
         rows[row["record"]].append(row)
     page = folder / index.AUDIT
@@ -93,8 +87,8 @@ def audited(folder: Path) -> Path:
 
 @pytest.mark.parametrize("make", [compared, listed, audited, studied])
 def test_the_pages_beside_the_report_ask_for_nothing_fit_a_telephone_and_axe_finds_nothing_serious(
-    make: Callable[[Path], Path], browser: Browser, script: str, tmp_path: Path
-) -> None:
+    make, browser, script, tmp_path
+):
     page = make(tmp_path)
     for dark, size in ((False, DESKTOP), (True, PHONE)):
         browser.dark(dark)

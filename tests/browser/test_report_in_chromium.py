@@ -1,12 +1,9 @@
 """The report in headless Chromium, without a network."""
 
-from __future__ import annotations
-
 import re
-from pathlib import Path
 
 import pytest
-from pages import DESKTOP, PHONE, Browser
+from pages import DESKTOP, PHONE
 from report_runs import PROVIDERS, record, resnet50, sweep, unpacked, write
 
 from bench.page.templating import packed
@@ -15,13 +12,11 @@ from bench.report import render
 pytestmark = pytest.mark.chance
 
 ROW = "#table tbody tr"
-GRID: dict[str, list[dict[str, int | str]]] = {
-    "layer_norm": [{"tokens": m, "hidden": n} for m in (16, 1024) for n in (768, 4096)],
-}
+GRID = {"layer_norm": [{"tokens": m, "hidden": n} for m in (16, 1024) for n in (768, 4096)]}
 
 
 @pytest.fixture(scope="module")
-def report(folder: Path) -> Path:
+def report(folder):
     """Of a run on a GPU with everything that a report can show."""
     records = [*sweep(grids=GRID), *resnet50()]
     records[0].throttle = "sw_power_cap"
@@ -29,18 +24,18 @@ def report(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def interpreted(folder: Path) -> Path:
+def interpreted(folder):
     """Of a run in Triton's interpreter."""
     return render(write(folder / "cpu", sweep("interpreter", GRID), clock="interpreter"))
 
 
 @pytest.fixture(scope="module")
-def opened(browser: Browser, report: Path) -> Browser:
+def opened(browser, report):
     browser.size(*DESKTOP)
     return browser
 
 
-def texts(browser: Browser, selector: str) -> list[str]:
+def texts(browser, selector):
     return list(
         browser.run(
             "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText ?? e.textContent)", selector
@@ -48,12 +43,12 @@ def texts(browser: Browser, selector: str) -> list[str]:
     )
 
 
-def column(browser: Browser, title: str) -> list[str]:
+def column(browser, title):
     """The values of a column, of the rows that are drawn."""
     return texts(browser, f"{ROW} td:nth-child({texts(browser, '#table thead th').index(title) + 1})")
 
 
-def ask(browser: Browser, label: str, value: str) -> None:
+def ask(browser, label, value):
     """Puts a value into a field of the table."""
     browser.run(
         """
@@ -66,25 +61,29 @@ def ask(browser: Browser, label: str, value: str) -> None:
     )
 
 
-def click(browser: Browser, selector: str) -> None:
+def click(browser, selector):
     browser.run("document.querySelector(arguments[0]).click()", selector)
 
 
-def head(title: str) -> str:
+def head(title):
     return f"return [...document.querySelectorAll('#table thead th')].find((e) => e.innerText.startsWith('{title}'))"
 
 
 @pytest.mark.parametrize("name", ["report", "interpreted"])
-def test_a_report_opens_without_a_network_asks_for_nothing_and_its_console_stays_empty(
-    name: str, browser: Browser, request: pytest.FixtureRequest
-) -> None:
+def test_a_report_opens_without_a_network_asks_for_nothing_is_silent_and_fits_its_screen(name, browser, request):
     page = request.getfixturevalue(name)
-    browser.open(page, wait=ROW)
-    assert browser.requests() == [page.as_uri()]
-    assert browser.console() == []
+    try:
+        for size in (PHONE, DESKTOP):
+            browser.size(*size)
+            browser.open(page, wait=ROW)
+            assert (browser.requests(), browser.console()) == ([page.as_uri()], [])
+            assert browser.beyond_the_edge() == []
+            assert browser.run("return document.documentElement.scrollWidth") == size[0]
+    finally:
+        browser.size(*DESKTOP)
 
 
-def test_a_click_on_a_head_sorts_and_another_sorts_the_other_way(browser: Browser, report: Path) -> None:
+def test_a_click_on_a_head_sorts_and_another_sorts_the_other_way(browser, report):
     browser.open(report, wait=ROW)
     for direction in (1, -1):
         browser.run(head("time").replace("return", "") + ".querySelector('button').click()")
@@ -93,7 +92,7 @@ def test_a_click_on_a_head_sorts_and_another_sorts_the_other_way(browser: Browse
     assert texts(browser, "th[aria-sort=descending]") == ["time µs"]
 
 
-def test_words_and_fields_filter_the_rows(browser: Browser, report: Path) -> None:
+def test_words_and_fields_filter_the_rows(browser, report):
     browser.open(report, wait=ROW)
     every = len(sweep(grids=GRID)) + len(resnet50())
     assert texts(browser, "#shown") == [f"{every} cells"]
@@ -108,7 +107,7 @@ def test_words_and_fields_filter_the_rows(browser: Browser, report: Path) -> Non
     assert column(browser, "shape") == [] and texts(browser, "#shown")[0].startswith("0 of")
 
 
-def test_a_column_can_be_hidden_and_shown(browser: Browser, report: Path) -> None:
+def test_a_column_can_be_hidden_and_shown(browser, report):
     browser.open(report, wait=ROW)
     before = texts(browser, "#table thead th")
     assert "dtype" in before and "backend" not in before
@@ -120,7 +119,7 @@ def test_a_column_can_be_hidden_and_shown(browser: Browser, report: Path) -> Non
     assert "triton" in column(browser, "backend")
 
 
-def test_a_link_to_a_cell_finds_its_row_and_shows_the_samples_of_its_case(browser: Browser, report: Path) -> None:
+def test_a_link_to_a_cell_finds_its_row_and_shows_the_samples_of_its_case(browser, report):
     wanted = sweep(grids=GRID)[-30].cell
     browser.open(report, f"#cell={wanted}", wait="tr.found")
     assert browser.run("return document.querySelector('tr.found').dataset.cell") == wanted
@@ -136,7 +135,7 @@ def test_a_link_to_a_cell_finds_its_row_and_shows_the_samples_of_its_case(browse
     assert texts(browser, "tr.more") == [] and browser.run("return location.hash") == ""
 
 
-def test_a_link_in_the_text_leads_to_a_row_that_a_filter_had_hidden(browser: Browser, report: Path) -> None:
+def test_a_link_in_the_text_leads_to_a_row_that_a_filter_had_hidden(browser, report):
     browser.open(report, wait=ROW)
     ask(browser, "filter", "no such cell")
     click(browser, "#losses a.cell")
@@ -145,7 +144,7 @@ def test_a_link_in_the_text_leads_to_a_row_that_a_filter_had_hidden(browser: Bro
     assert browser.run("return document.querySelector('tr.found').dataset.cell") == wanted
 
 
-def test_what_is_shown_is_copied_as_csv(browser: Browser, report: Path) -> None:
+def test_what_is_shown_is_copied_as_csv_and_so_is_the_command(browser, report):
     browser.open(report, wait=ROW)
     browser.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     ask(browser, "filter", "torch_compile fp32 layer_norm")
@@ -155,17 +154,12 @@ def test_what_is_shown_is_copied_as_csv(browser: Browser, report: Path) -> None:
     assert lines[0].startswith("cell,operator,shape,dtype") and len(lines) == 1 + len(column(browser, "shape"))
     assert all("torch_compile" in line for line in lines[1:])
     browser.wait("return document.getElementById('csv').textContent === 'Copied'")
-
-
-def test_the_command_is_copied(browser: Browser, report: Path) -> None:
-    browser.open(report, wait=".copy")
-    browser.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     click(browser, ".copy")
-    browser.wait("return window.copied !== undefined")
-    assert browser.run("return window.copied") == "python -m bench.run --op all --preset quick --seed 0"
+    command = "python -m bench.run --op all --preset quick --seed 0"
+    browser.wait(f"return window.copied === {command!r}")
 
 
-def test_the_button_turns_the_page_dark_and_back_and_the_page_remembers(browser: Browser, report: Path) -> None:
+def test_the_button_turns_the_page_dark_and_back_and_the_page_remembers_or_follows_the_system(browser, report):
     paper = "return getComputedStyle(document.body).backgroundColor"
     browser.open(report, wait="#theme")
     light = browser.run(paper)
@@ -176,32 +170,15 @@ def test_the_button_turns_the_page_dark_and_back_and_the_page_remembers(browser:
     click(browser, "#theme")
     assert browser.run(paper) == light == "rgb(255, 255, 255)"
     browser.run("localStorage.clear()")
-
-
-def test_a_page_is_dark_where_the_system_is(browser: Browser, report: Path) -> None:
     browser.dark(True)
     try:
         browser.open(report, wait="#theme")
-        assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+        assert browser.run(paper) == "rgb(22, 24, 27)"
     finally:
         browser.dark(False)
 
 
-@pytest.mark.parametrize("width", [DESKTOP, PHONE])
-@pytest.mark.parametrize("name", ["report", "interpreted"])
-def test_nothing_reaches_beyond_the_edge(
-    width: tuple[int, int], name: str, browser: Browser, request: pytest.FixtureRequest
-) -> None:
-    browser.size(*width)
-    try:
-        browser.open(request.getfixturevalue(name), wait=ROW)
-        assert browser.beyond_the_edge() == []
-        assert browser.run("return document.documentElement.scrollWidth") == width[0]
-    finally:
-        browser.size(*DESKTOP)
-
-
-def test_the_keyboard_reaches_sections_the_button_and_the_table(browser: Browser, report: Path) -> None:
+def test_the_keyboard_reaches_sections_the_button_and_the_table(browser, report):
     browser.open(report, wait=ROW)
     assert 'href="#verdict"' in browser.press("\ue004")
     browser.run("document.getElementById('filter').focus()")
@@ -215,7 +192,7 @@ def test_the_keyboard_reaches_sections_the_button_and_the_table(browser: Browser
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
 
-def test_hostile_text_is_shown_and_never_run(browser: Browser, folder: Path) -> None:
+def test_hostile_text_is_shown_and_never_run(browser, folder):
     records = [
         record(status="crash", reason=HOSTILE),
         record(provider=HOSTILE, latency_us=16.0),
@@ -235,7 +212,7 @@ def test_hostile_text_is_shown_and_never_run(browser: Browser, folder: Path) -> 
     assert HOSTILE in "".join(texts(browser, ROW))
 
 
-def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser: Browser, report: Path, folder: Path) -> None:
+def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser, report, folder):
     """The best of several times counts, from the key to the finished layout, for others use this machine too."""
     html = report.read_text(encoding="utf-8")
     packed_rows = re.search(r'id="cells-data">(.*?)</script>', html)

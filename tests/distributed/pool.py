@@ -30,7 +30,7 @@ class Pool:
             self._pipes.append(ours)
 
     def run(self, check, *arguments, processes=None):
-        """What check(rank, group, *arguments) returns in each of the first `processes`; their first error, if any."""
+        """Returns check(rank, group, *arguments) of each of the first `processes`; raises their errors."""
         pipes = self._pipes[:processes]
         for pipe in pipes:
             pipe.send((check, len(pipes), arguments))

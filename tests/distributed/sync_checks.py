@@ -1,4 +1,4 @@
-"""What every process of a group checks about synchronized batch norm, against float64 over the gathered batch."""
+"""Checks of synchronized batch norm in every process of a group, against float64 over the gathered batch."""
 
 import copy
 

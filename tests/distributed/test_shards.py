@@ -3,37 +3,19 @@
 from dataclasses import replace
 
 import pytest
-import torch
+from rank_sweeps import CPU, TORCH, cases, plan, record
 from torch.distributed import HashStore
 
 from bench import run
-from bench.cases import sweep
-from bench.cases.operators import operators
 from bench.cli import BadArgument
 from bench.measure import environment
 from bench.measure.cost import expected_seconds
-from bench.measure.progress import Lines
-from bench.measure.providers import providers
-from bench.measure.runner import RunPlan
+from bench.measure.progress import LineDisplay
 from bench.ranks import gathering, shards
-from bench.ranks.dividing import deal
+from bench.ranks.shards import deal
 from bench.ranks.team import Team, join
 from bench.results import records as results
 from bench.results import samples
-from bench.results.records import Record
-
-CPU = torch.device("cpu")
-
-
-def cases(**axes):
-    axes = {"tokens": (4, 8), "hidden": (8, 16), **axes}
-    return sweep.cases(sweep.Sweep(("rms_norm",), "smoke", axes, ("fwd", "bwd"), ("fp32",)), operators())
-
-
-def plan(made=None):
-    torchs = providers()["torch"]
-    return RunPlan(tuple(made or cases()), {"torch": torchs}, operators(), "torch", torchs, CPU, 0)
-
 
 # ------------------------------------------------------------------------------------------------------- dividing
 
@@ -57,13 +39,6 @@ def test_no_rank_has_much_more_to_do_than_another(ranks):
 
 
 # -------------------------------------------------------------------------------------------------------- merging
-
-
-def record(case, provider="torch", **more):
-    return Record(
-        case.op, list(case.shape), dict(case.axes), case.dtype, case.layout, case.mode, case.eps,
-        provider=provider, backend="torch", device="cpu", status=more.pop("status", "ok"), **more,
-    )  # fmt: skip
 
 
 def test_merging_keeps_the_plans_order_and_whose_device_it_was(tmp_path):
@@ -111,13 +86,13 @@ def test_a_device_that_differs_is_named(tmp_path):
 
 @pytest.fixture
 def described():
-    return environment.collect(CPU, {"torch": providers()["torch"]}) | {"ranks": 2, "notes": [], "copy_gbps": None}
+    return environment.collect(CPU, {"torch": TORCH}) | {"ranks": 2, "notes": [], "copy_gbps": None}
 
 
 def leads(team, folder, described):
     import rich.console
 
-    return shards.lead(team, plan(), folder, described, [], Lines(rich.console.Console(quiet=True)))
+    return shards.lead(team, plan(), folder, described, [], LineDisplay(rich.console.Console(quiet=True)))
 
 
 @pytest.mark.chance

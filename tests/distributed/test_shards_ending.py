@@ -1,4 +1,4 @@
-"""Whatever ends a sweep over ranks, and at whatever moment: rank 0 merges and says which cells are missing."""
+"""A sweep over ranks that ends early, at any moment: rank 0 merges and says which cells are missing."""
 
 import multiprocessing
 import os
@@ -10,38 +10,22 @@ from pathlib import Path
 
 import pytest
 import rich.console
-import torch
+from rank_sweeps import CPU, cases, plan, record
 from torch.distributed import DistNetworkError, HashStore
 
-from bench.cases import sweep
-from bench.cases.operators import operators
 from bench.measure import environment, runner
-from bench.measure.progress import Lines
-from bench.measure.providers import providers
-from bench.measure.runner import RunPlan
-from bench.ranks import ending, gathering, shards
+from bench.measure.progress import LineDisplay
+from bench.ranks import gathering, shards
+from bench.ranks import team as teams
 from bench.ranks.team import Team
 from bench.report.sections import trust
 from bench.results import load as data
 from bench.results import records as results
-from bench.results.records import RECORDS, SHARDS, Record
+from bench.results.records import RECORDS, SHARDS
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
 # Far beyond what these runs take: only a hang meets it.
 LIMIT_S = 120
-
-
-def cases(tokens=(4, 8), hidden=(8, 16), modes=("fwd", "bwd")):
-    axes = {"tokens": tokens, "hidden": hidden}
-    return sweep.cases(sweep.Sweep(("rms_norm",), "smoke", axes, modes, ("fp32",)), operators())
-
-
-def record(case, provider="torch", **more):
-    return Record(
-        case.op, list(case.shape), dict(case.axes), case.dtype, case.layout, case.mode, case.eps,
-        provider=provider, backend="torch", device="cpu", status=more.pop("status", "ok"), **more,
-    )  # fmt: skip
 
 
 CASES = cases()
@@ -52,9 +36,8 @@ class Leading:
 
     def __init__(self, folder, monkeypatch):
         monkeypatch.setattr(shards, "_LAST_WORDS_S", 0.3)
-        monkeypatch.setattr(ending, "_NEAR_S", 0.3)
-        torchs = providers()["torch"]
-        self.plan = RunPlan(CASES, {"torch": torchs}, operators(), "torch", torchs, CPU, 0, cell_timeout=0.1)
+        monkeypatch.setattr(teams, "_NEAR_S", 0.3)
+        self.plan = plan(cell_timeout=0.1)
         self.folder, self.patch = folder, monkeypatch
         self.described = environment.collect(CPU, self.plan.providers) | {"ranks": 2, "notes": [], "copy_gbps": None}
         self.store = HashStore()
@@ -76,8 +59,8 @@ class Leading:
         self.patch.setattr(owner, name, wrapped)
 
     def lead(self):
-        display = Lines(rich.console.Console(quiet=True))
-        with self.team.ending:
+        display = LineDisplay(rich.console.Console(quiet=True))
+        with self.team.signals:
             return shards.lead(self.team, self.plan, self.folder, self.described, [], display)
 
     def said_what_is_missing(self, stopped_by):
@@ -121,9 +104,9 @@ MOMENTS = {
     "as ranks come": (Team, "hear"),
     "as the cells are dealt": (Team, "tell"),
     "before the first cell": (runner, "InProcess"),
-    "between cells": (Lines, "running"),
-    "as a cell is written down": (Lines, "finished"),
-    "as files are closed": (Lines, "stop"),
+    "between cells": (LineDisplay, "running"),
+    "as a cell is written down": (LineDisplay, "finished"),
+    "as files are closed": (LineDisplay, "stop"),
     "as the others are waited for": (Team, "wait_for"),
     "as what they have sent is taken": (shards, "_take"),
 }
@@ -152,7 +135,7 @@ def test_a_signal_after_the_measuring_changes_nothing(leading, moment):
     sent = once(terminated)
     leading.before(*LATER[moment], lambda: sent() if merging else None)
     assert leading.lead().stopped_by == "a lost rank"
-    assert leading.team.ending.told == "SIGTERM"
+    assert leading.team.signals.told == "SIGTERM"
     leading.said_what_is_missing("a lost rank")
 
 
@@ -167,8 +150,8 @@ def test_signals_at_all_moments_are_as_one(leading):
 
 @pytest.mark.chance
 def test_a_second_signal_does_not_disturb_the_closing(leading):
-    leading.before(Lines, "running", once(terminated))
-    leading.before(Lines, "stop", once(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    leading.before(LineDisplay, "running", once(terminated))
+    leading.before(LineDisplay, "stop", once(lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert leading.lead().stopped_by == "SIGTERM"
     # Which a run writes last of all.
     assert leading.described["devices"][0]["conditions"] is not None
@@ -177,7 +160,7 @@ def test_a_second_signal_does_not_disturb_the_closing(leading):
 @pytest.mark.chance
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_in_a_finalizer_is_heard_at_the_next_cell(leading):
-    leading.before(Lines, "finished", once(lambda: _Finalizer() and None))
+    leading.before(LineDisplay, "finished", once(lambda: _Finalizer() and None))
     assert leading.lead().stopped_by == "SIGTERM"
     leading.said_what_is_missing("SIGTERM")
     # The cell in which it came is the last one of rank 0.
@@ -197,10 +180,10 @@ def test_a_signal_in_a_finalizer_is_heard_while_ranks_come(leading):
 @pytest.mark.parametrize("error", [AssertionError(), OSError("no fork server"), DistNetworkError("no store")])
 def test_an_error_that_comes_before_its_signal_is_told_as_the_signal(leading, error):
     def fails():
-        leading.before(ending.time, "sleep", once(terminated))
+        leading.before(teams.time, "sleep", once(terminated))
         raise error
 
-    leading.before(Lines, "running", fails)
+    leading.before(LineDisplay, "running", fails)
     assert leading.lead().stopped_by == "SIGTERM"
     leading.said_what_is_missing("SIGTERM")
 
@@ -209,7 +192,7 @@ def test_an_error_without_a_signal_is_raised_when_all_is_merged(leading):
     def fails():
         raise AssertionError("a mistake in the instrument")
 
-    leading.before(Lines, "running", fails)
+    leading.before(LineDisplay, "running", fails)
     with pytest.raises(AssertionError, match="a mistake in the instrument"):
         leading.lead()
     leading.said_what_is_missing("error")
@@ -260,7 +243,7 @@ def test_a_cell_whose_worker_was_ended_first_is_missing_and_no_crash(leading):
             ended.append(worker.pid)
             worker.terminate()
 
-    leading.before(Lines, "running", end_the_worker)
+    leading.before(LineDisplay, "running", end_the_worker)
     assert leading.lead().stopped_by == "SIGTERM" and ended
     leading.said_what_is_missing("SIGTERM")
     assert {r.status for r in results.read(leading.folder / RECORDS)} == {"ok"}

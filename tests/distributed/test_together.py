@@ -23,7 +23,7 @@ def test_a_cell_is_judged_over_the_whole_batch(pool, dtype, layout):
 
 @pytest.mark.chance
 def test_statistics_of_one_share_alone_are_found_wrong(pool):
-    record, _ = pool.run(checks.wrong, processes=2)
+    (record,), _ = pool.run(checks.measured, "fp32", "nchw", True, processes=2)
     assert record.status == "wrong" and record.bytes_sent == 0 and record.communication_us == 0.0
 
 

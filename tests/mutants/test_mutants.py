@@ -154,8 +154,8 @@ def test_a_planted_bug_is_noticed(mutant, device, record_property):
     caught = records[-1]
     cells = ", ".join(record.case.label for record in records)
     assert caught.status != "ok", f"{mutant.about}: noticed by none of its cells: {cells}"
-    worst = max(caught.errors, key=lambda error: error.pressure, default=None)
-    figure = worst.words if worst and not worst.ok else caught.reason
+    wrong = [error for error in caught.errors if not error.ok]
+    figure = max(wrong, key=lambda error: error.pressure).words if wrong else caught.reason
     record_property("caught by", f"{caught.case.label}: {figure}")
     if mutant.name in QUICK:
         assert (caught.status, len(records)) == ("wrong", 1)

@@ -7,57 +7,18 @@ Weight and bias have x's dtype: PyTorch's kernel takes no other on a GPU.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from math import gcd, prod
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from bench.cases.case import DTYPES, Case
-from bench.cases.operators import Forward, Functional, Grid, Inputs, Operator, Preset, Reference
-from bench.cases.operators._draw import TORCH_DTYPES, Draw
-from bench.cases.operators.batch_norm import BatchNorm, image_shape, laid_out
-from normlib import reference
+from bench.cases.case import Case
+from bench.cases.operators import Inputs, Operator, Reference
+from bench.cases.operators.batch_norm import LAYOUTS, image_shape
+from bench.cases.presets import Preset, grid, preset
 
 # Of every net of Wu and He (2018), and of the diffusion models that took it over.
-USUAL = 32
-_LAYOUTS = BatchNorm.layouts
-
-
-def _grid(batch: int, channels: int, spatial: str, groups: int, dtypes: tuple[str, ...] = DTYPES) -> Grid:
-    sizes: Grid = {"batch": (batch,), "channels": (channels,), "spatial": (spatial,), "groups": (groups,)}
-    return {**sizes, "dtype": dtypes, "layout": _LAYOUTS}
-
-
-_PRESETS = {
-    "smoke": Preset(
-        "a tiny ragged shape in every dtype and layout, and one of powers of two: errors within seconds, without a GPU",
-        (_grid(3, 35, "7x7", 5), _grid(4, 64, "4x4", 8, ("bf16",))),
-    ),
-    "quick": Preset(
-        "blocks of a diffusion U-Net and of ResNet-50 in both layouts, forward and backward: two minutes on a GPU",
-        (
-            _grid(2, 320, "64x64", USUAL, ("fp16",)),
-            _grid(2, 1280, "16x16", USUAL, ("fp16",)),
-            {**_grid(32, 256, "14x14", USUAL, ("fp32",)), "layout": ("nchw",)},
-            {**_grid(32, 256, "14x14", USUAL, ("fp16", "bf16")), "layout": ("nhwc",)},
-        ),
-        modes=("fwd", "bwd"),
-    ),
-    "full": Preset(
-        "diffusion models, convolutional nets, and what is off the beaten track, in every dtype and both layouts",
-        (
-            # A U-Net's stages, alone and in a batch; the decoder of its latents, of large images.
-            *(_grid(n, c, s, USUAL) for n in (2, 16) for c, s in ((320, "64x64"), (640, "32x32"), (1280, "16x16"))),
-            *(_grid(1, c, s, USUAL) for c, s in ((512, "64x64"), (256, "256x256"), (128, "512x512"))),
-            *(_grid(32, c, s, USUAL) for c, s in ((64, "112x112"), (256, "56x56"), (2048, "7x7"))),
-            # Nothing divides anything; one group; volumes; sequences; two channels a group.
-            _grid(33, 65, "17x17", 5),
-            _grid(8, 512, "1024", 1),
-            _grid(2, 32, "64x64x64", 8),
-            _grid(256, 64, "8x8", USUAL),
-        ),
-    ),
-}
+USUAL_GROUPS = 32
+_usual = partial(grid, groups=USUAL_GROUPS)
 
 
 class GroupNorm(Operator):
@@ -66,12 +27,46 @@ class GroupNorm(Operator):
     name = "group_norm"
     short = "gn"
     axes = ("batch", "channels", "spatial", "groups")
-    layouts = _LAYOUTS
-    modes = ("fwd", "bwd", "fwd_bwd")
+    layouts = LAYOUTS
     eps = 1e-5
     # Of an image's groups together, so that `offset` is a group's mean over its deviation.
     statistics_dim = 0
-    presets: Mapping[str, Preset] = _PRESETS
+    sweeps: Mapping[str, Preset] = {
+        "smoke": preset(
+            "a tiny ragged shape in every dtype and layout, and one of powers of two: errors within seconds, without "
+            "a GPU",
+            grid(LAYOUTS, batch=3, channels=35, spatial="7x7", groups=5),
+            grid(LAYOUTS, ("bf16",), batch=4, channels=64, spatial="4x4", groups=8),
+        ),
+        "quick": preset(
+            "blocks of a diffusion U-Net and of ResNet-50 in both layouts, forward and backward: two minutes on a GPU",
+            _usual(LAYOUTS, ("fp16",), batch=2, channels=320, spatial="64x64"),
+            _usual(LAYOUTS, ("fp16",), batch=2, channels=1280, spatial="16x16"),
+            _usual(("nchw",), ("fp32",), batch=32, channels=256, spatial="14x14"),
+            _usual(("nhwc",), ("fp16", "bf16"), batch=32, channels=256, spatial="14x14"),
+            modes=("fwd", "bwd"),
+        ),
+        "full": preset(
+            "diffusion models, convolutional nets, and what is off the beaten track, in every dtype and both layouts",
+            # A U-Net's stages, for one pair of images and for a batch; the decoder of its latents, for large images.
+            *(
+                _usual(LAYOUTS, batch=batch, channels=channels, spatial=spatial)
+                for batch in (2, 16)
+                for channels, spatial in ((320, "64x64"), (640, "32x32"), (1280, "16x16"))
+            ),
+            _usual(LAYOUTS, batch=1, channels=512, spatial="64x64"),
+            _usual(LAYOUTS, batch=1, channels=256, spatial="256x256"),
+            _usual(LAYOUTS, batch=1, channels=128, spatial="512x512"),
+            _usual(LAYOUTS, batch=32, channels=64, spatial="112x112"),
+            _usual(LAYOUTS, batch=32, channels=256, spatial="56x56"),
+            _usual(LAYOUTS, batch=32, channels=2048, spatial="7x7"),
+            # Nothing divides anything; one group; volumes; sequences; two channels a group.
+            grid(LAYOUTS, batch=33, channels=65, spatial="17x17", groups=5),
+            grid(LAYOUTS, batch=8, channels=512, spatial="1024", groups=1),
+            grid(LAYOUTS, batch=2, channels=32, spatial="64x64x64", groups=8),
+            _usual(LAYOUTS, batch=256, channels=64, spatial="8x8"),
+        ),
+    }
 
     def shape(self, axes: Mapping[str, int | str]) -> tuple[int, ...]:
         """(batch, channels, *spatial); raises ValueError for a spatial or groups that are none."""
@@ -86,51 +81,26 @@ class GroupNorm(Operator):
         """A preset's groups as far as they divide other channels."""
         return axes if "groups" in typed else {**axes, "groups": gcd(int(axes["groups"]), int(axes["channels"]))}
 
-    def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
-        """x and dy of the case's shape and layout, weight and bias of (channels,); all in the case's dtype."""
-        draw, dtype, channels = Draw(case, device, seed), TORCH_DTYPES[case.dtype], case.shape[1]
-        return {
-            "x": laid_out(draw.activations(case, self.statistics_dim), case.layout),
-            "dy": laid_out(draw.normal(case.shape).to(dtype), case.layout),
-            "weight": draw.weight(channels).to(dtype),
-            "bias": draw.bias(channels).to(dtype),
-        }
+    def truth(self, case: Case, inputs: Inputs) -> Reference:
+        from normlib import reference
 
-    def reference(self, case: Case, inputs: Inputs) -> Reference:
-        """y, dx, dw, db, mean, rstd in float64."""
         x, weight, bias, dy = (inputs[name] for name in ("x", "weight", "bias", "dy"))
-        truth = reference.group_norm(x, groups_of(case), weight, bias, case.eps, dy)
-        return {name: truth[name] for name in (*self.outputs("fwd_bwd"), *self.saved)}
+        return reference.group_norm(x, _groups_of(case), weight, bias, case.eps, dy)
 
-    def bind(self, case: Case, function: Functional) -> Forward:
-        def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return function(x, groups_of(case), weight, bias, case.eps)
+    def arguments(self, case: Case) -> dict[str, Any]:
+        return {"num_groups": _groups_of(case), "eps": case.eps}
 
-        return forward
-
-    def outputs(self, mode: str) -> tuple[str, ...]:
-        """y forward; dx, dw and db backward."""
-        gradients = ("dx", "dw", "db")
-        return {"fwd": ("y",), "bwd": gradients, "fwd_bwd": ("y", *gradients)}[mode]
-
-    def bytes_moved(self, case: Case) -> int:
-        """Forward reads x and writes y; backward reads x and dy and writes dx; parameters and statistics once each."""
-        item = TORCH_DTYPES[case.dtype].itemsize
-        activation, vector = prod(case.shape) * item, case.shape[1] * item
-        saved = 2 * 4 * case.shape[0] * groups_of(case)
-        forward = 2 * activation + 2 * vector + saved
-        backward = 3 * activation + 3 * vector + saved
-        return {"fwd": forward, "bwd": backward, "fwd_bwd": forward + backward}[case.mode]
+    def saved_values(self, case: Case) -> int:
+        return 2 * case.shape[0] * _groups_of(case)
 
 
-def groups_of(case: Case) -> int:
-    """The case's groups; where it has none, the usual number as far as it divides the channels."""
+def _groups_of(case: Case) -> int:
     return int(dict(case.options).get("groups", usual_groups(case.shape[1])))
 
 
 def usual_groups(channels: int) -> int:
     """The usual number of groups as far as it divides the channels."""
-    return gcd(channels, USUAL)
+    return gcd(channels, USUAL_GROUPS)
 
 
-OPERATOR = GroupNorm()
+OPERATORS = (GroupNorm(),)

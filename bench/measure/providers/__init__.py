@@ -1,4 +1,4 @@
-"""The implementations that can be measured, found by themselves: each module here defines one `PROVIDER`."""
+"""The implementations that can be measured. Each module here has those of one library as `PROVIDERS`, and is found."""
 
 from __future__ import annotations
 
@@ -44,22 +44,23 @@ class Provider(ABC):
     """One implementation under its own name. It never lets another implementation run in its place."""
 
     name: str
-    timed = True  # False for what is there to be judged alone
+    compiles = False  # True where kernels of its own are compiled, one for each direction of a problem
+    timed = True  # False for providers that are only judged
 
     @abstractmethod
     def version(self) -> str:
         """Version of the library that does the work."""
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Why nothing can be served on this device (a missing package, no GPU), or None."""
+        """The reason why nothing can be served on this device (a missing package, no GPU), or None."""
         return None
 
     def backend(self, case: Case, inputs: Inputs) -> str:
-        """What runs this case: triton, interpreter, inductor, cudnn, ...; the provider's name unless it can differ."""
+        """The code that runs this case: triton, interpreter, inductor, cudnn, ...; by default the provider's name."""
         return self.name
 
     def plan(self, case: Case, inputs: Inputs) -> str:
-        """How this case runs, for whom it can differ: kernels and their grids, in a line; "" where that is not told."""
+        """The kernels of this case and their grids, in a line; "" for providers that do not tell them."""
         return ""
 
     @abstractmethod
@@ -70,6 +71,7 @@ class Provider(ABC):
 @cache
 def providers() -> dict[str, Provider]:
     """Every provider by name, sorted."""
-    modules = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    found = [importlib.import_module(f"{__name__}.{name}").PROVIDER for name in modules]
-    return {provider.name: provider for provider in sorted(found, key=lambda p: p.name)}
+    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    found: list[Provider] = [provider for module in modules for provider in module.PROVIDERS]
+    return {provider.name: provider for provider in sorted(found, key=lambda provider: provider.name)}

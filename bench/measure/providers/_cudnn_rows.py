@@ -16,15 +16,11 @@ import torch
 from torch import Tensor
 
 from bench.cases.case import Case
-from bench.cases.operators import Inputs
+from bench.cases.operators import Inputs, Operator, operators
 from bench.measure.providers import Outputs, Runnable, Unsupported
 
 # How the front end says that no engine serves a graph; older versions do so in a plain RuntimeError.
 _NO_ENGINE = re.compile(r"not[ _]?supported|unsupported|no (valid|suitable|execution)", re.IGNORECASE)
-
-_STATISTICS = {"layer_norm": ("mean", "rstd"), "rms_norm": ("rstd",)}
-_PARAMETERS = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}
-_GRADIENTS = {"layer_norm": ("dx", "dw", "db"), "rms_norm": ("dx", "dw")}
 
 
 @dataclass(frozen=True)
@@ -43,25 +39,24 @@ class Graph:
 
 def rows(case: Case, inputs: Inputs) -> Runnable:
     """A cell of layer_norm or rms_norm; Unsupported where the package is missing or has no engine for the case."""
-    tokens, hidden = case.shape
+    operator, (tokens, hidden) = operators()[case.op], case.shape
     x, dy = (inputs[name].view(tokens, hidden, 1, 1) for name in ("x", "dy"))
-    parameters = {name: inputs[name].view(1, hidden, 1, 1) for name in _PARAMETERS[case.op]}
+    parameters = {name: inputs[name].view(1, hidden, 1, 1) for name in operator.parameters}
     eps = torch.full((1, 1, 1, 1), case.eps, dtype=torch.float32)
-    forward_graph = _forward_graph(case.op, tokens, hidden, x.dtype, x.device)
-    backward_graph = None if case.mode == "fwd" else _backward_graph(case.op, tokens, hidden, x.dtype, x.device)
+    forward_graph = _forward_graph(operator, tokens, hidden, x.dtype, x.device)
+    backward_graph = None if case.mode == "fwd" else _backward_graph(operator, tokens, hidden, x.dtype, x.device)
 
     def forward() -> Outputs:
         found = {"y": torch.empty_like(x)}
-        for name in _STATISTICS[case.op]:
+        for name in operator.saved:
             found[name] = torch.empty(tokens, 1, 1, 1, dtype=torch.float32, device=x.device)
         forward_graph({"x": x, **parameters, "eps": eps, **found})
         return found
 
     def backward(saved: Outputs) -> Outputs:
         assert backward_graph is not None
-        like = {"dx": x, "dw": parameters["weight"], "db": parameters["weight"]}
-        found = {name: torch.empty_like(like[name]) for name in _GRADIENTS[case.op]}
-        statistics = {name: saved[name] for name in _STATISTICS[case.op]}
+        found = {n: torch.empty_like(x if n == "dx" else parameters["weight"]) for n in operator.outputs("bwd")}
+        statistics = {name: saved[name] for name in operator.saved}
         backward_graph({"x": x, "dy": dy, "weight": parameters["weight"], **statistics, **found})
         return found
 
@@ -70,9 +65,11 @@ def rows(case: Case, inputs: Inputs) -> Runnable:
         return found if backward_graph is None else found | backward(found)
 
     def outputs() -> Outputs:
-        shapes = {"y": (tokens, hidden), "dx": (tokens, hidden), "dw": (hidden,), "db": (hidden,)}
+        shapes = {
+            name: inputs[like].shape for name, like in (("y", "x"), ("dx", "x"), ("dw", "weight"), ("db", "weight"))
+        }
         if case.mode.startswith("fwd"):
-            shapes |= dict.fromkeys(_STATISTICS[case.op], (tokens,))
+            shapes |= dict.fromkeys(operator.saved, torch.Size((tokens,)))
         return {name: tensor.view(shapes[name]) for name, tensor in one_pass().items() if name in shapes}
 
     saved = one_pass()
@@ -82,34 +79,38 @@ def rows(case: Case, inputs: Inputs) -> Runnable:
 
 # A sweep comes back to a shape mode by mode; beyond that a graph would only hold its workspace.
 @lru_cache(maxsize=2)
-def _forward_graph(op: str, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Graph:
+def _forward_graph(norm: Operator, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Graph:
     cudnn = _front_end()
     pending = _Pending(cudnn, device)
-    t = {name: pending.tensor(name, (1, hidden, 1, 1), dtype) for name in _PARAMETERS[op]}
+    t = {name: pending.tensor(name, (1, hidden, 1, 1), dtype) for name in norm.parameters}
     t["x"] = pending.tensor("x", (tokens, hidden, 1, 1), dtype)
     t["eps"] = pending.tensor("eps", (1, 1, 1, 1), torch.float32, is_pass_by_value=True)
-    training = cudnn.norm_forward_phase.TRAINING
-    shared = {"norm_forward_phase": training, "input": t["x"], "scale": t["weight"], "epsilon": t["eps"]}
-    if op == "layer_norm":
-        results = pending.graph.layernorm(name=op, bias=t["bias"], **shared)
-    else:
-        results = pending.graph.rmsnorm(name=op, bias=None, **shared)
-    dtypes = (dtype, *(torch.float32 for _ in _STATISTICS[op]))
-    return pending.build(t, ("y", *_STATISTICS[op]), results, dtypes)
+    node = pending.graph.layernorm if "mean" in norm.saved else pending.graph.rmsnorm
+    phase = cudnn.norm_forward_phase.TRAINING
+    results = node(
+        name=norm.name,
+        norm_forward_phase=phase,
+        input=t["x"],
+        scale=t["weight"],
+        bias=t.get("bias"),
+        epsilon=t["eps"],
+    )
+    dtypes = (dtype, *(torch.float32 for _ in norm.saved))
+    return pending.build(t, ("y", *norm.saved), results, dtypes)
 
 
 @lru_cache(maxsize=2)
-def _backward_graph(op: str, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Graph:
+def _backward_graph(norm: Operator, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Graph:
     pending = _Pending(_front_end(), device)
     t = {name: pending.tensor(name, (tokens, hidden, 1, 1), dtype) for name in ("x", "dy")}
     t["weight"] = pending.tensor("weight", (1, hidden, 1, 1), dtype)
-    t |= {name: pending.tensor(name, (tokens, 1, 1, 1), torch.float32) for name in _STATISTICS[op]}
+    t |= {name: pending.tensor(name, (tokens, 1, 1, 1), torch.float32) for name in norm.saved}
     shared = {"grad": t["dy"], "input": t["x"], "scale": t["weight"], "inv_variance": t["rstd"]}
-    if op == "layer_norm":
-        results = pending.graph.layernorm_backward(name=op, mean=t["mean"], **shared)
+    if "mean" in norm.saved:
+        results = pending.graph.layernorm_backward(name=norm.name, mean=t["mean"], **shared)
     else:
-        results = pending.graph.rmsnorm_backward(name=op, has_dbias=False, **shared)
-    names = _GRADIENTS[op]
+        results = pending.graph.rmsnorm_backward(name=norm.name, has_dbias=False, **shared)
+    names = norm.outputs("bwd")
     return pending.build(t, names, results[: len(names)], (dtype,) * len(names))
 
 

@@ -1,4 +1,4 @@
-"""What the libraries to compare with have in common: how one is found, what it serves, and what exactly is called.
+"""The base of the libraries to compare with: how one is found, which operators it serves, and what is called.
 
 A cell of a library is that library's kernels or it is unsupported: an operator that it lacks is not put together from
 PyTorch's, and entry points are called below the modules that would quietly run PyTorch's.
@@ -7,8 +7,8 @@ PyTorch's, and entry points are called below the modules that would quietly run 
 from __future__ import annotations
 
 import importlib.util
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pkgutil import resolve_name
 from typing import Any, ClassVar
@@ -17,12 +17,27 @@ import torch
 
 from bench.cases.case import Case
 from bench.cases.operators import Inputs
-from bench.measure.providers import Provider, Runnable, Unsupported
+from bench.measure.providers import Provider, Runnable, Unsupported, _autograd, _without_autograd
 
 Function = Callable[..., Any]
 
 # Which of an operator's entry points a mode runs, where forward and backward are two functions.
 _RUN_BY = {"fwd": slice(1), "eval": slice(1), "bwd": slice(-1, None), "fwd_bwd": slice(None)}
+
+
+@dataclass(frozen=True)
+class Native:
+    """One operator as a library serves it.
+
+    `entry_points` are called, each module:name: one function that autograd differentiates, or forward and backward.
+    `call` takes the case and them and returns a `Forward`, or the two functions of _without_autograd.py. `settings`
+    names the choices that are no defaults; `refusal` returns why a case is not served, or None.
+    """
+
+    entry_points: tuple[str, ...]
+    call: Callable[..., Any]
+    settings: str = ""
+    refusal: Callable[[Case], str | None] = lambda case: None
 
 
 class Peer(Provider):
@@ -31,12 +46,8 @@ class Peer(Provider):
     package: str  # the distribution that has the version
     source: str  # how one gets it
     modules: tuple[str, ...]  # top-level modules that have to be there
-    # What is called for each operator that is served, as module:name: one function that autograd differentiates, or
-    # forward and backward.
-    entry_points: ClassVar[Mapping[str, tuple[str, ...]]]
-    # What is chosen otherwise than by default, and why an operator is not served where there is more to say than that
-    # it is missing.
-    settings: ClassVar[Mapping[str, str]] = {}
+    natives: ClassVar[Mapping[str, Native]]  # by operator
+    # Why an operator is not served, where there is more to say than that it is missing.
     unserved: ClassVar[Mapping[str, str]] = {}
 
     def version(self) -> str:
@@ -55,30 +66,30 @@ class Peer(Provider):
 
     def backend(self, case: Case, inputs: Inputs) -> str:
         """The entry points that this case runs, and what is chosen among their switches."""
-        called = self.entry_points.get(case.op, ())[_RUN_BY[case.mode]]
-        parts = [entry.partition(":")[2] for entry in called] + [self.settings.get(case.op, "")]
-        return f"{self.name}: {', '.join(filter(None, parts))}"
+        native = self.natives.get(case.op)
+        called = [entry.partition(":")[2] for entry in native.entry_points[_RUN_BY[case.mode]]] if native else []
+        return f"{self.name}: {', '.join([*called, *([native.settings] if native and native.settings else [])])}"
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         refusal = self.unavailable(inputs["x"].device) or self.refusal(case)
         if refusal:
             raise Unsupported(refusal)
-        return self.runnable(case, inputs, *(self.load(entry) for entry in self.entry_points[case.op]))
+        native = self.natives[case.op]
+        called = native.call(case, *(self.load(entry) for entry in native.entry_points))
+        if len(native.entry_points) == 1:
+            return _autograd.runnable(case, inputs, called)
+        return _without_autograd.runnable(case, inputs, *called)
 
     def refusal(self, case: Case) -> str | None:
-        """Why this case is not served, or None."""
-        if case.op in self.entry_points:
-            return None
+        """The reason why this case is not served, or None."""
+        if case.op in self.natives:
+            return self.natives[case.op].refusal(case)
         return self.unserved.get(case.op, f"{self.package} has no {case.op}")
 
     def load(self, entry_point: str) -> Any:
-        """What a module:name stands for; Unsupported where this installation cannot give it."""
+        """The object that a module:name stands for; Unsupported where this installation cannot give it."""
         try:
             return resolve_name(entry_point)
         except (ImportError, AttributeError, OSError) as error:  # OSError: a shared library is missing
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise Unsupported(f"{self.package} {self.version()} cannot give {entry_point}: {told}") from error
-
-    @abstractmethod
-    def runnable(self, case: Case, inputs: Inputs, *functions: Function) -> Runnable:
-        """The case through the operator's entry points, which come in the order that they are declared in."""

@@ -1,4 +1,4 @@
-"""Runnables for libraries whose forward and backward are two functions without autograd.
+"""Cells of libraries whose forward and backward are two functions without autograd.
 
 Autograd's own overhead is none of theirs, so the figure is the best that they can show.
 """
@@ -12,11 +12,9 @@ from bench.cases.case import Case
 from bench.cases.operators import Inputs
 from bench.measure.providers import Outputs, Runnable
 
-_BUFFERS = ("running_mean", "running_var")
-
-# Called with the case's tensors by name; gives what the mode's forward computes, and what backward is to take.
+# Called with the case's tensors by name; returns what the mode's forward computes, and what backward is to take.
 Forward = Callable[[Inputs], tuple[Outputs, Any]]
-# Called with the tensors and with that; gives the gradients by name.
+# Called with the tensors and with that; returns the gradients by name.
 Backward = Callable[[Inputs, Any], Outputs]
 
 
@@ -27,14 +25,13 @@ def runnable(case: Case, inputs: Inputs, forward: Forward, backward: Backward) -
         found, saved = forward(tensors)
         return found | backward(tensors, saved) if case.mode.endswith("bwd") else found
 
-    mine = _with_own_buffers(inputs)
+    def with_own_buffers() -> Inputs:
+        return {name: t.clone() if name.startswith("running_") else t for name, t in inputs.items()}
+
+    mine = with_own_buffers()
     run: Callable[[], Outputs] = lambda: one_pass(mine)
     run()
     if case.mode == "bwd":
         _, saved = forward(mine)
         run = lambda: backward(mine, saved)
-    return Runnable(run, lambda: one_pass(_with_own_buffers(inputs)))
-
-
-def _with_own_buffers(inputs: Inputs) -> Inputs:
-    return inputs | {name: inputs[name].clone() for name in _BUFFERS if name in inputs}
+    return Runnable(run, lambda: one_pass(with_own_buffers()))

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bench.cases.case import Case
-from bench.cases.operators import Inputs
-from bench.measure.providers import Runnable
-from bench.measure.providers._pairs import Forward, runnable
-from bench.measure.providers._peer import Function, Peer
+from bench.measure.providers._peer import Native, Peer
 
+_MODULE = "apex.normalization.fused_layer_norm"
 _NO_BATCH_NORM = "Apex has batch norm only as modules for several GPUs (SyncBatchNorm, groupbn, cudnn_gbn)"
 
 
@@ -27,20 +24,17 @@ class Apex(Peer):
     package = "apex"
     source = "built from github.com/NVIDIA/apex with its CUDA extensions"
     modules = ("apex", "fused_layer_norm_cuda")
-    entry_points: ClassVar = {
-        "layer_norm": ("apex.normalization.fused_layer_norm:fused_layer_norm_affine",),
-        "rms_norm": ("apex.normalization.fused_layer_norm:fused_rms_norm_affine",),
+    natives: ClassVar = {
+        "layer_norm": Native(
+            (f"{_MODULE}:fused_layer_norm_affine",),
+            lambda case, norm: lambda x, weight, bias: norm(x, weight, bias, list(case.shape[-1:]), case.eps),
+        ),
+        "rms_norm": Native(
+            (f"{_MODULE}:fused_rms_norm_affine",),
+            lambda case, norm: lambda x, weight: norm(x, weight, list(case.shape[-1:]), case.eps),
+        ),
     }
     unserved: ClassVar = dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu"), _NO_BATCH_NORM)
 
-    def runnable(self, case: Case, inputs: Inputs, *functions: Function) -> Runnable:
-        (norm,) = functions
-        normalized_shape = list(case.shape[-1:])
-        forwards: dict[str, Forward] = {
-            "layer_norm": lambda x, weight, bias: norm(x, weight, bias, normalized_shape, case.eps),
-            "rms_norm": lambda x, weight: norm(x, weight, normalized_shape, case.eps),
-        }
-        return runnable(case, inputs, forwards[case.op])
 
-
-PROVIDER = Apex()
+PROVIDERS = (Apex(),)

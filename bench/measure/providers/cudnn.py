@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from bench.cases.case import Case
-from bench.cases.operators import Inputs
-from bench.cases.operators.batch_norm import MOMENTUM
+from bench.cases.operators import Inputs, operators
 from bench.measure.providers import Outputs, Provider, Runnable, Unsupported
 from bench.measure.providers._cudnn_rows import rows
+from bench.measure.providers._without_autograd import runnable
 
 _FRONT_END = "nvidia-cudnn-frontend"
 # PyTorch's own limit for handing a tensor to these kernels, some of which index with 32 bits.
@@ -51,17 +51,16 @@ class Cudnn(Provider):
         return None
 
     def backend(self, case: Case, inputs: Inputs) -> str:
-        """The way to cuDNN: PyTorch's binding or the front end."""
-        return "cudnn-aten" if case.op == "batch_norm" else "cudnn-frontend"
+        """The binding through which cuDNN is called: PyTorch's or its own front end."""
+        return "cudnn-aten" if _BUILDERS.get(case.op) is batch_norm else "cudnn-frontend"
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         missing = self.unavailable(inputs["x"].device)
         if missing:
             raise Unsupported(missing)
-        builders = {"batch_norm": batch_norm, "layer_norm": rows, "rms_norm": rows}
-        if case.op not in builders:
-            raise Unsupported(f"nobody has said how cuDNN's {case.op} is called")
-        return builders[case.op](case, inputs)
+        if case.op not in _BUILDERS:
+            raise Unsupported(f"no call of cuDNN is written for {case.op}")
+        return _BUILDERS[case.op](case, inputs)
 
 
 def _library_version() -> int | None:
@@ -75,41 +74,32 @@ def batch_norm(case: Case, inputs: Inputs) -> Runnable:
         raise Unsupported(f"cuDNN's batch norm takes {_MOST_ELEMENTS} elements at most")
     if case.layout == "nhwc" and len(case.shape) == 3:
         raise Unsupported("PyTorch's cuDNN binding has no channels-last for (N, C, L)")
-    x, dy, weight, bias = (inputs[name] for name in ("x", "dy", "weight", "bias"))
-    aten = torch.ops.aten
+    momentum, aten = operators()[case.op].momentum, torch.ops.aten
 
-    def forward(running_mean: Tensor, running_var: Tensor) -> list[Tensor]:
-        training = case.mode != "eval"
-        return list(aten.cudnn_batch_norm(x, weight, bias, running_mean, running_var, training, MOMENTUM, case.eps))
-
-    def backward(mean: Tensor, rstd: Tensor, reserve: Tensor) -> Outputs:
-        # The running statistics (None here) are in the signature for double backward alone.
-        gradients = aten.cudnn_batch_norm_backward(x, dy, weight, None, None, mean, rstd, case.eps, reserve)
-        return dict(zip(("dx", "dw", "db"), gradients, strict=True))
-
-    def buffers() -> tuple[Tensor, Tensor]:
-        return inputs["running_mean"].clone(), inputs["running_var"].clone()
-
-    def one_pass(mean: Tensor, var: Tensor) -> Outputs:
-        y, *saved = forward(mean, var)
+    def forward(t: Inputs) -> tuple[Outputs, list[Tensor]]:
+        running = {name: t[name] for name in ("running_mean", "running_var")}
+        scalars = case.mode != "eval", momentum, case.eps
+        y, *saved = aten.cudnn_batch_norm(t["x"], t["weight"], t["bias"], *running.values(), *scalars)
         if case.mode == "eval":
-            return {"y_eval": y}
-        found = {"y": y, "running_mean": mean, "running_var": var, "mean": saved[0], "rstd": saved[1]}
-        return found if case.mode == "fwd" else found | backward(*saved)
+            return {"y_eval": y}, saved
+        return {"y": y, **running, "mean": saved[0], "rstd": saved[1]}, saved
 
-    mine = buffers()
-    run: Callable[[], Outputs] = lambda: one_pass(*mine)
-    _refusing(run)
-    if case.mode == "bwd":
-        _, *saved = forward(*mine)
-        run = lambda: backward(*saved)
-    return Runnable(run, lambda: one_pass(*buffers()))
+    def backward(t: Inputs, saved: list[Tensor]) -> Outputs:
+        mean, rstd, reserve = saved
+        # The running statistics (None here) are in the signature only for double backward.
+        given = t["x"], t["dy"], t["weight"], None, None, mean, rstd, case.eps, reserve
+        return dict(zip(("dx", "dw", "db"), aten.cudnn_batch_norm_backward(*given), strict=True))
+
+    return _refusing(lambda: runnable(case, inputs, forward, backward))
 
 
-def _refusing(call: Callable[[], object]) -> None:
-    """Runs it; what PyTorch's checks for cuDNN or cuDNN itself do not support becomes Unsupported."""
+_BUILDERS = {"batch_norm": batch_norm, "layer_norm": rows, "rms_norm": rows}
+
+
+def _refusing(build: Callable[[], Runnable]) -> Runnable:
+    """Builds a cell; what PyTorch's checks for cuDNN or cuDNN itself do not support becomes Unsupported."""
     try:
-        call()
+        return build()
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:
@@ -120,4 +110,4 @@ def _refusing(call: Callable[[], object]) -> None:
         raise
 
 
-PROVIDER = Cudnn()
+PROVIDERS = (Cudnn(),)

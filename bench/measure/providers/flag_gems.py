@@ -15,58 +15,19 @@ for a GPU: the interpreter cannot run them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from bench.cases.case import Case
-from bench.cases.operators import Inputs
-from bench.cases.operators.batch_norm import MOMENTUM
-from bench.measure.providers import Outputs, Runnable, _without_autograd
-from bench.measure.providers._pairs import runnable
-from bench.measure.providers._peer import Function, Peer
+from bench.cases.operators import Inputs, operators
+from bench.measure.providers import Outputs
+from bench.measure.providers._peer import Function, Native, Peer
 
 _LAYER_NORM, _BATCH_NORM = "flag_gems.ops.layernorm", "flag_gems.ops.batch_norm"
 _GRADIENTS = ("dx", "dw", "db")
 _EVERY_GRADIENT = [True, True, True]
 
 
-class FlagGems(Peer):
-    """BAAI's operators in Triton; its batch norm goes back to attorch's."""
-
-    name = "flag_gems"
-    package = "flag_gems"
-    source = "pip install flag_gems"
-    modules = ("flag_gems",)
-    entry_points: ClassVar = {
-        "layer_norm": (f"{_LAYER_NORM}:layer_norm", f"{_LAYER_NORM}:layer_norm_backward"),
-        "rms_norm": ("flag_gems.ops.rms_norm:rms_norm",),
-        "batch_norm": (f"{_BATCH_NORM}:batch_norm", f"{_BATCH_NORM}:batch_norm_backward"),
-    }
-    unserved: ClassVar = {
-        "layer_norm_add": "skip_layer_norm gives no sum back, and has no backward",
-        "rms_norm_add": "fused_add_rms_norm writes into its inputs, and has no backward",
-    }
-
-    def refusal(self, case: Case) -> str | None:
-        """batch_norm_backward allocates its gradients in x's dtype."""
-        if case.op == "batch_norm" and case.mode.endswith("bwd") and case.dtype != "fp32":
-            return "batch_norm_backward gives float32 parameters gradients in x's dtype"
-        return super().refusal(case)
-
-    def runnable(self, case: Case, inputs: Inputs, *functions: Function) -> Runnable:
-        runnables: dict[str, Callable[..., Runnable]] = {
-            "layer_norm": _layer_norm,
-            "rms_norm": _rms_norm,
-            "batch_norm": _batch_norm,
-        }
-        return runnables[case.op](case, inputs, *functions)
-
-
-def _rms_norm(case: Case, inputs: Inputs, rms_norm: Function) -> Runnable:
-    return runnable(case, inputs, lambda x, weight: rms_norm(x, list(case.shape[-1:]), weight, case.eps))
-
-
-def _layer_norm(case: Case, inputs: Inputs, layer_norm: Function, layer_norm_backward: Function) -> Runnable:
+def _layer_norm(case: Case, layer_norm: Function, layer_norm_backward: Function) -> tuple[Function, Function]:
     normalized_shape = list(case.shape[-1:])
 
     def forward(t: Inputs) -> tuple[Outputs, Outputs]:
@@ -85,13 +46,15 @@ def _layer_norm(case: Case, inputs: Inputs, layer_norm: Function, layer_norm_bac
         )
         return dict(zip(_GRADIENTS, gradients, strict=True))
 
-    return _without_autograd.runnable(case, inputs, forward, backward)
+    return forward, backward
 
 
-def _batch_norm(case: Case, inputs: Inputs, batch_norm: Function, batch_norm_backward: Function) -> Runnable:
+def _batch_norm(case: Case, batch_norm: Function, batch_norm_backward: Function) -> tuple[Function, Function]:
+    momentum = operators()[case.op].momentum
+
     def forward(t: Inputs) -> tuple[Outputs, Outputs]:
         parameters = [t[name] for name in ("weight", "bias", "running_mean", "running_var")]
-        y, mean, rstd = batch_norm(t["x"], *parameters, case.mode != "eval", MOMENTUM, case.eps)
+        y, mean, rstd = batch_norm(t["x"], *parameters, case.mode != "eval", momentum, case.eps)
         if case.mode == "eval":  # which leaves mean and rstd unwritten
             return {"y_eval": y}, {}
         running = {name: t[name] for name in ("running_mean", "running_var")}
@@ -104,7 +67,39 @@ def _batch_norm(case: Case, inputs: Inputs, batch_norm: Function, batch_norm_bac
         )
         return dict(zip(_GRADIENTS, gradients, strict=True))
 
-    return _without_autograd.runnable(case, inputs, forward, backward)
+    return forward, backward
 
 
-PROVIDER = FlagGems()
+def _half_precision_gradients(case: Case) -> str | None:
+    if case.mode.endswith("bwd") and case.dtype != "fp32":
+        return "batch_norm_backward gives float32 parameters gradients in x's dtype"
+    return None
+
+
+class FlagGems(Peer):
+    """BAAI's operators in Triton; its batch norm goes back to attorch's."""
+
+    name = "flag_gems"
+    compiles = True
+    package = "flag_gems"
+    source = "pip install flag_gems"
+    modules = ("flag_gems",)
+    natives: ClassVar = {
+        "layer_norm": Native((f"{_LAYER_NORM}:layer_norm", f"{_LAYER_NORM}:layer_norm_backward"), _layer_norm),
+        "rms_norm": Native(
+            ("flag_gems.ops.rms_norm:rms_norm",),
+            lambda case, rms_norm: lambda x, weight: rms_norm(x, list(case.shape[-1:]), weight, case.eps),
+        ),
+        "batch_norm": Native(
+            (f"{_BATCH_NORM}:batch_norm", f"{_BATCH_NORM}:batch_norm_backward"),
+            _batch_norm,
+            refusal=_half_precision_gradients,
+        ),
+    }
+    unserved: ClassVar = {
+        "layer_norm_add": "skip_layer_norm gives no sum back, and has no backward",
+        "rms_norm_add": "fused_add_rms_norm writes into its inputs, and has no backward",
+    }
+
+
+PROVIDERS = (FlagGems(),)

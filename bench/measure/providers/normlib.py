@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from importlib import metadata
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import normlib
 import normlib.functional
 from bench.cases.case import Case
-from bench.cases.operators import Inputs, batch_renorm, noisy_batch_norm
-from bench.cases.operators.batch_norm import MOMENTUM
-from bench.cases.operators.group_norm import groups_of
-from bench.measure.providers import Outputs, Provider, Runnable, _activations
-from bench.measure.providers._pairs import NORM_OF, Forward, bound, runnable
+from bench.cases.operators import Inputs, operators
+from bench.measure.providers import Outputs, Provider, Runnable
+from bench.measure.providers._autograd import bound, runnable
 from normlib.kernels.host import device_of
 
-# Of these families' operators PyTorch gives the statistics away too, to compare with.
-_SAVING = ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
+# By norm, the last results of normlib's own operators: of these the statistics are judged beside the outputs.
+_LAST_RESULTS = {
+    **dict.fromkeys(("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), ("mean", "rstd")),
+    "batch_renorm": ("mean", "rstd", "renorm"),
+    "noisy_batch_norm": ("mean", "rstd", "noise"),
+}
 # The modes that are two passes.
 _PASSES = {"fwd_bwd": ("fwd", "bwd")}
 
@@ -37,11 +39,11 @@ class Normlib(Provider):
             return "checkout"
 
     def backend(self, case: Case, inputs: Inputs) -> str:
-        """As normlib itself tells it."""
+        """The backend that normlib itself names."""
         return normlib.backend_for(inputs["x"])
 
     def plan(self, case: Case, inputs: Inputs) -> str:
-        """As the launchers choose it: `one launch, barrier: _forward_once 33x4`."""
+        """The launches that the launchers choose: `one launch, barrier: _forward_once 33x4`."""
         if self.backend(case, inputs) == "torch":
             return ""
         from bench.audit.calls import Launch
@@ -52,75 +54,35 @@ class Normlib(Provider):
         return "; ".join(f"{one.kind}: {', '.join(map(str, one.launches))}" for one in declared)
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
-        def saved(inputs: Inputs) -> Outputs:
-            # With all that the cell's own forward takes: another kernel would be compiled for anything left out.
-            operators, weight, bias = torch.ops.normlib, inputs["weight"], inputs.get("bias")
-            streams = [inputs[name] for name in ("x", "residual") if name in inputs]
-            if self.backend(case, inputs) == "torch":
-                return {}
-            if case.op in _STATISTICS:
-                return _STATISTICS[case.op](case, inputs)
-            if not case.op.startswith(_SAVING):
-                return {}
-            statistics = (weight, bias, *_buffers(inputs), MOMENTUM, case.eps)
-            if case.op == "batch_norm_add_relu":
-                *_, mean, rstd = operators.batch_norm_add_relu_train(*streams, *statistics, True, False)
-            elif case.op.startswith("batch_norm"):
-                _, mean, rstd = operators.batch_norm_train(*streams, *statistics, case.op == "batch_norm_relu")
-            elif case.op == "instance_norm":
-                _, mean, rstd = operators.instance_norm(*streams, *statistics)
-            elif case.op == "group_norm":
-                _, mean, rstd = operators.group_norm(*streams, groups_of(case), weight, bias, case.eps)
-            else:
-                *_, mean, rstd = getattr(operators, case.op)(*streams, list(case.shape[1:]), weight, bias, case.eps)
-            # A mean is a pair of floats, whose first is the mean in its dtype.
-            return {"mean": mean[0], "rstd": rstd} if mean.numel() else {"rstd": rstd}
+        """The fused forms are the norms' own: what they fuse is an argument of normlib.functional."""
+        cell = runnable(case, inputs, bound(case, normlib.functional, fused=True))
+        names = _LAST_RESULTS.get(operators()[case.op].plain.name)
+        if names is None or not case.mode.startswith("fwd") or self.backend(case, inputs) == "torch":
+            return cell
 
-        return runnable(case, inputs, _forward(case), saved)
+        def outputs() -> Outputs:
+            with _FirstResults() as first:  # type: ignore[no-untyped-call]
+                found = cell.outputs()
+            saved = dict(zip(names, first.results[-len(names) :], strict=True))
+            if "renorm" in saved:
+                found |= {"r": saved["renorm"][0], "d": saved["renorm"][1]}
+            if saved["mean"].numel():  # a pair of floats, whose first is the mean in its dtype; RMS norm has none
+                found["mean"] = saved["mean"][0]
+            return found | {"rstd": saved["rstd"]}
+
+        return Runnable(cell.run, outputs)
 
 
-def _forward(case: Case) -> Forward:
-    if case.op in _activations.NORM_OF:
-        return _activations.fused(case, normlib.functional)
-    return _fused(case) if case.op in NORM_OF else bound(case, normlib.functional)
+class _FirstResults(TorchDispatchMode):
+    """Within, `results` becomes what the first of normlib's operators returns, saved statistics included."""
+
+    results: tuple[torch.Tensor, ...] = ()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = operator(*args, **(kwargs or {}))
+        if operator.namespace == "normlib" and not self.results:
+            self.results = tuple(returned)
+        return returned
 
 
-def _fused(case: Case) -> Forward:
-    """The norm that adds the residual itself."""
-    norm = getattr(normlib.functional, NORM_OF[case.op])
-
-    def forward(x: Tensor, residual: Tensor, **parameters: Tensor) -> tuple[Tensor, Tensor]:
-        pair: tuple[Tensor, Tensor] = norm(x, case.shape[-1:], eps=case.eps, residual=residual, **parameters)
-        return pair
-
-    return forward
-
-
-def _buffers(inputs: Inputs) -> list[Tensor]:
-    """Copies of the running statistics, which move."""
-    return [tensor.detach().clone() for name, tensor in inputs.items() if name.startswith("running_")]
-
-
-def _renorm_statistics(case: Case, inputs: Inputs) -> Outputs:
-    vectors = (inputs[name] for name in ("weight", "bias", "running_mean", "running_std"))
-    scalars = (batch_renorm.MOMENTUM, case.eps, batch_renorm.RMAX, batch_renorm.DMAX, None)
-    copies = [t.detach().clone() for t in vectors]  # running statistics move
-    _, mean, rstd, renorm = torch.ops.normlib.batch_renorm_train(inputs["x"], *copies, *scalars)
-    return {"mean": mean[0], "rstd": rstd, "r": renorm[0], "d": renorm[1]}
-
-
-def _noisy_statistics(case: Case, inputs: Inputs) -> Outputs:
-    vectors = (inputs["weight"], inputs["bias"], *_buffers(inputs))
-    scalars = (MOMENTUM, case.eps, inputs["seed"], False, list(noisy_batch_norm.RANGES))
-    _, mean, rstd, _ = torch.ops.normlib.noisy_batch_norm_train(inputs["x"], *vectors, *scalars)
-    return {"mean": mean[0], "rstd": rstd}
-
-
-# What forward saves, of operators that save more, or by another signature.
-_STATISTICS: Mapping[str, Callable[[Case, Inputs], Outputs]] = {
-    "batch_renorm": _renorm_statistics,
-    "noisy_batch_norm": _noisy_statistics,
-}
-
-
-PROVIDER = Normlib()
+PROVIDERS = (Normlib(),)

@@ -17,30 +17,60 @@ import torch
 
 from bench.cases.case import Case
 from bench.cases.operators import Inputs
-from bench.measure.providers import Outputs, Runnable, _without_autograd
-from bench.measure.providers._pairs import Forward, runnable
-from bench.measure.providers._peer import Function, Peer
+from bench.measure.providers import Outputs
+from bench.measure.providers._peer import Function, Native, Peer
 
 # Its kernels copy asynchronously to shared memory, which begins with Ampere.
 _LEAST_CAPABILITY = (8, 0)
+_RMS_NORM = ("quack.rmsnorm:rmsnorm",)
+
+
+def _layer_norm(case: Case, layernorm_fwd: Function, layernorm_bwd: Function) -> tuple[Function, Function]:
+    def forward(t: Inputs) -> tuple[Outputs, Outputs]:
+        y, rstd, mean = layernorm_fwd(t["x"], t["weight"], t["bias"], case.eps, return_rstd=True, return_mean=True)
+        return {"y": y, "mean": mean, "rstd": rstd}, {"rstd": rstd, "mean": mean}
+
+    def backward(t: Inputs, saved: Outputs) -> Outputs:
+        gradients = layernorm_bwd(t["x"], t["weight"], t["dy"], **saved, has_bias=True)
+        return dict(zip(("dx", "dw", "db"), gradients, strict=True))
+
+    return forward, backward
+
+
+def _half_precision(case: Case) -> str | None:
+    """layernorm_fwd asserts float32 parameters, and a row norm's are in x's dtype."""
+    if case.dtype == "fp32":
+        return None
+    return "layernorm_fwd takes float32 parameters only, and here they are in x's dtype"
 
 
 class Quack(Peer):
     """Kernels by Wentao Guo, Ted Zadouri and Tri Dao, which PyTorch 2.13 vendors an older copy of."""
 
     name = "quack"
+    compiles = True
     package = "quack-kernels"
     source = "pip install quack-kernels"
     modules = ("quack", "cutlass")
-    entry_points: ClassVar = {
-        "layer_norm": ("quack.rmsnorm:layernorm_fwd", "quack.rmsnorm:layernorm_bwd"),
-        "rms_norm": ("quack.rmsnorm:rmsnorm",),
-        "rms_norm_add": ("quack.rmsnorm:rmsnorm",),
+    natives: ClassVar = {
+        "layer_norm": Native(
+            ("quack.rmsnorm:layernorm_fwd", "quack.rmsnorm:layernorm_bwd"), _layer_norm, refusal=_half_precision
+        ),
+        "rms_norm": Native(
+            _RMS_NORM,
+            lambda case, rmsnorm: lambda x, weight: rmsnorm(x, weight, eps=case.eps),
+        ),
+        "rms_norm_add": Native(
+            _RMS_NORM,
+            lambda case, rmsnorm: (
+                lambda x, residual, weight: rmsnorm(x, weight, residual=residual, eps=case.eps, prenorm=True)
+            ),
+            "prenorm=True",
+        ),
     }
-    settings: ClassVar = {"rms_norm_add": "prenorm=True"}
 
     def unavailable(self, device: torch.device) -> str | None:
-        """CuTe DSL compiles for NVIDIA's GPUs alone."""
+        """CuTe DSL compiles for NVIDIA's GPUs only."""
         missing = super().unavailable(device)
         if missing:
             return missing
@@ -50,35 +80,5 @@ class Quack(Peer):
             return f"{self.package} needs compute capability {'.'.join(map(str, _LEAST_CAPABILITY))} or more"
         return None
 
-    def refusal(self, case: Case) -> str | None:
-        """layernorm_fwd asserts float32 parameters, and a row norm's are in x's dtype."""
-        if case.op == "layer_norm" and case.dtype != "fp32":
-            return "layernorm_fwd takes float32 parameters alone, and here they are in x's dtype"
-        return super().refusal(case)
 
-    def runnable(self, case: Case, inputs: Inputs, *functions: Function) -> Runnable:
-        if case.op == "layer_norm":
-            return _layer_norm(case, inputs, *functions)
-        (rmsnorm,) = functions
-        forwards: dict[str, Forward] = {
-            "rms_norm": lambda x, weight: rmsnorm(x, weight, eps=case.eps),
-            "rms_norm_add": lambda x, residual, weight: rmsnorm(
-                x, weight, residual=residual, eps=case.eps, prenorm=True
-            ),
-        }
-        return runnable(case, inputs, forwards[case.op])
-
-
-def _layer_norm(case: Case, inputs: Inputs, layernorm_fwd: Function, layernorm_bwd: Function) -> Runnable:
-    def forward(t: Inputs) -> tuple[Outputs, Outputs]:
-        y, rstd, mean = layernorm_fwd(t["x"], t["weight"], t["bias"], case.eps, return_rstd=True, return_mean=True)
-        return {"y": y, "mean": mean, "rstd": rstd}, {"rstd": rstd, "mean": mean}
-
-    def backward(t: Inputs, saved: Outputs) -> Outputs:
-        gradients = layernorm_bwd(t["x"], t["weight"], t["dy"], **saved, has_bias=True)
-        return dict(zip(("dx", "dw", "db"), gradients, strict=True))
-
-    return _without_autograd.runnable(case, inputs, forward, backward)
-
-
-PROVIDER = Quack()
+PROVIDERS = (Quack(),)

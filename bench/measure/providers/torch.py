@@ -1,4 +1,4 @@
-"""PyTorch eager: torch.nn.functional as it is installed.
+"""PyTorch eager: torch.nn.functional as it is installed, and compositions of it for the operators that it lacks.
 
 PyTorch may hand an operator on: batch norm to cuDNN, and from 2.13 on RMS norm to its vendored QuACK kernels where
 nvidia-cutlass-dsl and apache-tvm-ffi are installed in versions it knows (nvidia-cudnn-frontend brings both). Both are
@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch
 
 from bench.cases.case import Case
-from bench.cases.operators import Inputs
+from bench.cases.operators import Inputs, operators
 from bench.measure.providers import Outputs, Provider, Runnable
-from bench.measure.providers._activations import bound
-from bench.measure.providers._pairs import NORM_OF, runnable
-from bench.measure.providers._torch_functional import FUNCTIONAL
+from bench.measure.providers._autograd import bound, runnable
+from normlib import composed
 
 
 class Torch(Provider):
@@ -30,28 +29,29 @@ class Torch(Provider):
 
     def backend(self, case: Case, inputs: Inputs) -> str:
         """torch, or torch-cudnn and torch-quack where PyTorch hands this case on."""
-        if not inputs["x"].is_cuda:
-            return "torch"
-        if case.op.startswith("batch_norm") and _picks_cudnn(case, inputs):
-            return "torch-cudnn"
-        if case.op.startswith("rms_norm") and _picks_quack(case, inputs):
-            return "torch-quack"
-        return "torch"
+        library, picks = _HANDED_ON.get(operators()[case.op].plain.name, ("", None))
+        return f"torch-{library}" if picks and inputs["x"].is_cuda and picks(case, inputs) else "torch"
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
-        def saved(inputs: Inputs) -> Outputs:
-            x, weight, bias = inputs["x"], inputs["weight"], inputs.get("bias")
-            if case.op in NORM_OF:
-                x = x + inputs["residual"]
-            if case.op.startswith("batch_norm"):
-                _, mean, rstd = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, case.eps)
-            elif case.op.startswith("layer_norm"):
-                _, mean, rstd = torch.native_layer_norm(x, list(case.shape[1:]), weight, bias, case.eps)
-            else:  # RMS norm's is to be had through a private operator alone; compositions keep none
-                return {}
-            return {"mean": mean.flatten(), "rstd": rstd.flatten()}
+        cell = runnable(case, inputs, bound(case, torch.nn.functional, composed))
+        native = _NATIVE.get(operators()[case.op].plain.name)
+        if native is None or not case.mode.startswith("fwd"):
+            return cell
 
-        return runnable(case, inputs, bound(case, FUNCTIONAL), saved)
+        def outputs() -> Outputs:
+            # With z to give back, the residual is added before the norm.
+            x = inputs["x"] + inputs["residual"] if "dz" in inputs else inputs["x"]
+            _, mean, rstd = native(case, x, inputs["weight"], inputs["bias"])
+            return cell.outputs() | {"mean": mean.flatten(), "rstd": rstd.flatten()}
+
+        return Runnable(cell.run, outputs)
+
+
+# The norms whose statistics are to be had: RMS norm's only through a private operator, and compositions keep none.
+_NATIVE = {
+    "batch_norm": lambda case, x, w, b: torch.native_batch_norm(x, w, b, None, None, True, 0.0, case.eps),
+    "layer_norm": lambda case, x, w, b: torch.native_layer_norm(x, list(case.shape[1:]), w, b, case.eps),
+}
 
 
 def _picks_cudnn(case: Case, inputs: Inputs) -> bool:
@@ -79,4 +79,7 @@ def _picks_quack(case: Case, inputs: Inputs) -> bool:
     return bool(_fused_rms_norm_cond(inputs["x"], list(case.shape[-1:]), inputs["weight"], case.eps))
 
 
-PROVIDER = Torch()
+# By norm, the library that PyTorch may hand it on to, and whether it does.
+_HANDED_ON = {"batch_norm": ("cudnn", _picks_cudnn), "rms_norm": ("quack", _picks_quack)}
+
+PROVIDERS = (Torch(),)

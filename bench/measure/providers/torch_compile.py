@@ -12,18 +12,17 @@ import torch
 from torch._functorch import config as functorch_config
 
 from bench.cases.case import Case
-from bench.cases.operators import Inputs, operators
+from bench.cases.operators import Forward, Inputs, operators
 from bench.measure.providers import Provider, Runnable
-from bench.measure.providers._activations import bound
-from bench.measure.providers._pairs import Forward, runnable
-from bench.measure.providers._torch_functional import FUNCTIONAL
+from bench.measure.providers._autograd import bound, runnable
+from normlib import composed
 
 
 class TorchCompile(Provider):
     """A graph for each of a problem's directions, specialized on its shape.
 
     Compiling is part of building, with the caches of this machine as they are: a shape that was compiled before
-    builds faster. Forward and backward alone are two halves of one compilation; forward and backward together are
+    builds faster. Forward only and backward only are two halves of one compilation; forward and backward together are
     compiled by themselves, as training does it.
     """
 
@@ -48,13 +47,13 @@ class TorchCompile(Provider):
         if inputs["x"].is_cuda:
             _keep_tritons_cache()
         forward = _compiled(case)
-        # Backward alone runs many times on one graph, which a backward that may overwrite what was saved refuses.
+        # Backward runs many times by itself on one graph, which a backward that may overwrite what was saved refuses.
         with functorch_config.patch(donated_buffer=case.mode not in ("fwd", "bwd")):
             return runnable(case, inputs, forward)
 
 
 def compiled_as(case: Case) -> Case:
-    """Returns the case whose compilation this one shares: backward alone that of forward, the others have their own."""
+    """Returns the case whose compilation this one shares: backward that of forward, the others have their own."""
     return replace(case, mode="fwd") if case.mode == "bwd" else case
 
 
@@ -73,13 +72,13 @@ def compile_ahead(case: Case, device: torch.device) -> None:
     with (
         # As many processes as are wanted are there already.
         inductor_config.patch(compile_threads=1),
-        # Left alone, backward is compiled when it first runs.
+        # By default backward is compiled when it first runs.
         functorch_config.patch(force_non_lazy_backward_lowering=True),
         # What is compiled must not run: its pointers are null.
         mock.patch.object(CompiledFxGraph, "__call__", stop),
         suppress(_Stopped),
     ):
-        PROVIDER.build(case, inputs)
+        PROVIDERS[0].build(case, inputs)
 
 
 class _Stopped(Exception):
@@ -98,7 +97,7 @@ def _compiled(case: Case) -> Forward:
         _functions.clear()
     shared = compiled_as(case)
     if shared not in _functions:
-        _functions[shared] = torch.compile(bound(case, FUNCTIONAL), fullgraph=True, dynamic=False)
+        _functions[shared] = torch.compile(bound(case, torch.nn.functional, composed), fullgraph=True, dynamic=False)
     return _functions[shared]
 
 
@@ -112,4 +111,4 @@ def _keep_tritons_cache() -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", knobs.cache.dir)
 
 
-PROVIDER = TorchCompile()
+PROVIDERS = (TorchCompile(),)

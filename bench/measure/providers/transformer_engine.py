@@ -16,11 +16,10 @@ import os
 from typing import ClassVar
 
 from bench.cases.case import Case
-from bench.cases.operators import Inputs
-from bench.cases.operators._draw import TORCH_DTYPES
-from bench.measure.providers import Outputs, Runnable
-from bench.measure.providers._peer import Function, Peer
-from bench.measure.providers._without_autograd import runnable
+from bench.cases.operators import Inputs, operators
+from bench.cases.random_inputs import TORCH_DTYPES
+from bench.measure.providers import Outputs
+from bench.measure.providers._peer import Function, Native, Peer
 
 _LAYER_NORM = "transformer_engine.pytorch.ops.basic.layer_norm"
 _RMS_NORM = "transformer_engine.pytorch.ops.basic.rmsnorm"
@@ -33,9 +32,21 @@ _SM_MARGIN, _ZERO_CENTRED = 0, False
 # With these it runs cuDNN's kernels under its own name.
 _CUDNN_SWITCHES = ("NVTE_NORM_FWD_USE_CUDNN", "NVTE_NORM_BWD_USE_CUDNN")
 
-_STATISTICS = {"layer_norm": ("mean", "rstd"), "rms_norm": ("rstd",)}
-_PARAMETERS = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}
-_GRADIENTS = {"layer_norm": ("dx", "dw", "db"), "rms_norm": ("dx", "dw")}
+
+def _norm(case: Case, norm_fwd: Function, norm_bwd: Function) -> tuple[Function, Function]:
+    operator, otype = operators()[case.op], ENGINE.load(_DTYPES)[TORCH_DTYPES[case.dtype]]
+    switches = case.eps, _OUTPUT, _QUANTIZER, otype, _SM_MARGIN, _ZERO_CENTRED
+
+    def forward(t: Inputs) -> tuple[Outputs, Outputs]:
+        y, mean, rstd = norm_fwd(t["x"], *(t[name] for name in operator.parameters), *switches)
+        statistics = {name: {"mean": mean, "rstd": rstd}[name] for name in operator.saved}
+        return {"y": y, **statistics}, statistics
+
+    def backward(t: Inputs, statistics: Outputs) -> Outputs:
+        gradients = norm_bwd(t["dy"], t["x"], *statistics.values(), t["weight"], _SM_MARGIN, _ZERO_CENTRED)
+        return dict(zip(operator.outputs("bwd"), gradients, strict=True))
+
+    return forward, backward
 
 
 class TransformerEngine(Peer):
@@ -45,9 +56,9 @@ class TransformerEngine(Peer):
     package = "transformer_engine"
     source = "pip install --no-build-isolation 'transformer_engine[pytorch]'"
     modules = ("transformer_engine",)
-    entry_points: ClassVar = {
-        "layer_norm": (f"{_LAYER_NORM}:layernorm_fwd", f"{_LAYER_NORM}:layernorm_bwd"),
-        "rms_norm": (f"{_RMS_NORM}:rmsnorm_fwd", f"{_RMS_NORM}:rmsnorm_bwd"),
+    natives: ClassVar = {
+        "layer_norm": Native((f"{_LAYER_NORM}:layernorm_fwd", f"{_LAYER_NORM}:layernorm_bwd"), _norm),
+        "rms_norm": Native((f"{_RMS_NORM}:rmsnorm_fwd", f"{_RMS_NORM}:rmsnorm_bwd"), _norm),
     }
     unserved: ClassVar = {"rms_norm_add": "TransformerEngine adds a residual's gradient in its kernel, but no residual"}
 
@@ -56,21 +67,6 @@ class TransformerEngine(Peer):
         switched = [name for name in _CUDNN_SWITCHES if os.environ.get(name, "0") not in ("", "0")]
         return f"{switched[0]} is set, with which it runs cuDNN's kernels" if switched else super().refusal(case)
 
-    def runnable(self, case: Case, inputs: Inputs, *functions: Function) -> Runnable:
-        norm_fwd, norm_bwd = functions
-        otype = self.load(_DTYPES)[TORCH_DTYPES[case.dtype]]
-        switches = case.eps, _OUTPUT, _QUANTIZER, otype, _SM_MARGIN, _ZERO_CENTRED
 
-        def forward(t: Inputs) -> tuple[Outputs, Outputs]:
-            y, mean, rstd = norm_fwd(t["x"], *(t[name] for name in _PARAMETERS[case.op]), *switches)
-            statistics = {name: {"mean": mean, "rstd": rstd}[name] for name in _STATISTICS[case.op]}
-            return {"y": y, **statistics}, statistics
-
-        def backward(t: Inputs, statistics: Outputs) -> Outputs:
-            gradients = norm_bwd(t["dy"], t["x"], *statistics.values(), t["weight"], _SM_MARGIN, _ZERO_CENTRED)
-            return dict(zip(_GRADIENTS[case.op], gradients, strict=True))
-
-        return runnable(case, inputs, forward, backward)
-
-
-PROVIDER = TransformerEngine()
+ENGINE = TransformerEngine()
+PROVIDERS = (ENGINE,)

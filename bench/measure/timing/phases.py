@@ -62,7 +62,7 @@ class GraphReplays:
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """What the phases found for one call."""
+    """The results of all phases for one call."""
 
     cold: Series
     hot: Series

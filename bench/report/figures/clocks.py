@@ -1,7 +1,5 @@
 """The state of the GPU over the run: one value a cell, in the order in which the cells were measured."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
@@ -14,7 +12,7 @@ from bench.results.thresholds import POINTS_DRAWN
 
 
 def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | None, name: str) -> Markup:
-    """One quantity against the number of the cell; cells whose clocks were held down are marked, `limit` is a line."""
+    """Draws one quantity against the number of the cell; marks cells whose clocks were held down, and the limit."""
     values = cells[column].to_numpy(float)
     held = (cells["throttle"] != "").to_numpy()
     places = np.arange(1, len(values) + 1)
@@ -23,9 +21,7 @@ def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | Non
     kept = sorted(
         {int(i) for part in np.array_split(places - 1, -(-len(values) // stretch)) for i in _ends(values, part)}
     )
-    with svg.style():
-        figure = svg.new(WIDTH, 2.1)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.1, (0.17, 0.97, 0.22, 0.96)) as (figure, axes):
         axes.plot(places[kept], values[kept], color=svg.MUTED, linewidth=1.2, gid="values")
         marked = [i for i in kept if held[i]]
         axes.plot(places[marked], values[marked], "v", color=svg.LIMIT, markersize=4.5, linestyle="none", gid="held")
@@ -41,7 +37,6 @@ def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | Non
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.set(xlabel="cell, in the order measured", ylabel=unit)
-        figure.subplots_adjust(left=0.17, right=0.97, bottom=0.22, top=0.96)
         return svg.inline(
             figure, name, f"{column.replace('_', ' ')} over the run, from {number(low)} to {number(high)}"
         )

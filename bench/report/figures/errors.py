@@ -1,24 +1,20 @@
 """Figures of error: every tensor beside its bound, and a tensor's error against size and against the mean."""
 
-from __future__ import annotations
-
-import math
-
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from bench.page import svg
-from bench.page.axes import WIDTH, lines, log_limits, size_axis, slug
+from bench.page.axes import WIDTH, lines, log_axis, log_limits, size_axis, slug, ticks
 from bench.page.palette import Key
 from bench.results.numbers import short
 from bench.results.thresholds import BOUNDS, LARGEST_NORMAL_OFFSET, SMALLEST_SHARE
 
 
 def bounds_of(errors: pd.DataFrame, figure_name: str, dtype: str) -> tuple[float, float] | None:
-    """The lowest and highest bound that the records carry for this figure and dtype, or the published ones."""
+    """Returns the lowest and highest bound that the records carry for a figure and dtype, or the published ones."""
     carried = errors.loc[(errors["decided_by"] == figure_name) & (errors["dtype"] == dtype), "bound"].dropna()
     return (float(carried.min()), float(carried.max())) if len(carried) else BOUNDS.get((figure_name, dtype))
 
@@ -38,9 +34,8 @@ def error_figure(
     shown = [key for key in legend.values() if key.provider in set(drawn["provider"])]
     floor = (bounds[0] if bounds else float(drawn[figure_name].max()) or 1.0) * SMALLEST_SHARE
     drawn = drawn.assign(**{figure_name: drawn[figure_name].clip(lower=floor)})
-    with svg.style():
-        figure = svg.new(WIDTH, 0.75 + len(tensors) * (0.14 + 0.13 * len(shown)))
-        axes = figure.subplots()
+    height = 0.75 + len(tensors) * (0.14 + 0.13 * len(shown))
+    with svg.drawing(WIDTH, height, (0.22, 0.96, 0.5 / height, 1 - 0.06 / height)) as (figure, axes):
         for place, key in enumerate(shown):
             part = drawn[drawn["provider"] == key.provider].groupby("tensor")[figure_name]
             offset = (place - (len(shown) - 1) / 2) * 0.78 / len(shown)
@@ -61,10 +56,15 @@ def error_figure(
         for line in range(1, len(tensors)):
             axes.axhline(line - 0.5, color=svg.GRID, linewidth=0.7, zorder=0)
         axes.tick_params(axis="y", length=0)
-        _error_scale(axes, drawn[figure_name], bounds or ())
+        ends = [drawn[figure_name].min(), drawn[figure_name].max(), *(bounds or ())]
+        low, high = min(ends), max(ends)
+        if high / low < 4:
+            spare = 0.06 * (high - low) or 0.06 * high
+            _scale(axes, "x", low - spare, high + spare)
+        else:
+            spare = (high / low) ** 0.05
+            _scale(axes, "x", low / spare, high * spare)
         axes.set_xlabel(figure_name)
-        height = figure.get_figheight()
-        figure.subplots_adjust(left=0.22, right=0.96, bottom=0.5 / height, top=1 - 0.06 / height)
         alt = f"{figure_name} of {', '.join(tensors)} for {', '.join(key.provider for key in shown)}"
         return svg.inline(figure, name, alt), undrawn
 
@@ -77,59 +77,32 @@ def against(
     legend: dict[str, Key],
     name: str,
 ) -> Markup:
-    """One tensor's error against `size` of x or against `mean/std` of x: median, and a band over all cells.
+    """Draws one tensor's error against `size` or `mean/std` of x: the median, and a band over all cells.
 
     `errors` has finite, positive values of the figure and a column named by `x`.
     """
     drawn = errors.assign(low=errors[figure_name], high=errors[figure_name])
-    with svg.style():
-        figure = svg.new(WIDTH, 2.5)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.5, (0.18, 0.97, 0.19, 0.97)) as (figure, axes):
         lines(axes, drawn, legend, x, figure_name)
         for bound in sorted(set(bounds or ())):
             axes.axhline(bound, color=svg.LIMIT, linewidth=1.4, zorder=1, gid=slug("bound", short(bound)))
         if bounds:
             axes.axhspan(*bounds, color=svg.LIMIT, alpha=0.12, linewidth=0, zorder=0)
-        low, high = log_limits(drawn[figure_name], *(bounds or ()))
-        if high / low < 4:
-            axes.set_ylim(low, high)
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-        else:
-            axes.set_yscale("log")
-            axes.set_ylim(low, high)
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0), numticks=6))
-            axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        _scale(axes, "y", *log_limits(drawn[figure_name], *(bounds or ())))
         if x == "size":
             size_axis(axes, drawn[x])
         else:
-            _offset_axis(axes, drawn[x])
+            axes.set_xscale("log")
+            largest = lambda value: f"≤ {value:g}" if value == LARGEST_NORMAL_OFFSET else short(value)
+            ticks(axes.xaxis, FixedLocator(sorted(drawn[x].unique())), largest)
         axes.set(xlabel=f"{x} of x", ylabel=figure_name)
-        figure.subplots_adjust(left=0.18, right=0.97, bottom=0.19, top=0.97)
         return svg.inline(figure, name, f"{figure_name} against {x} of x for {', '.join(legend)}")
 
 
-def _offset_axis(axes: Axes, offsets: pd.Series) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted(offsets.unique())))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"≤ {value:g}" if value == LARGEST_NORMAL_OFFSET else short(value))
-    )
-
-
-def _error_scale(axes: Axes, values: pd.Series, bounds: tuple[float, ...]) -> None:
-    low, high = min(values.min(), *bounds, values.max()), max(values.max(), *bounds, values.min())
-    written = FuncFormatter(lambda value, _: short(value))
-    if high / low < 4:  # a log axis would have no round tick to stand on
-        margin = 0.06 * (high - low) or 0.06 * high
-        axes.set_xlim(low - margin, high + margin)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(written)
-        return
-    axes.set_xscale("log")
-    axes.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
-    axes.xaxis.set_minor_locator(NullLocator())
-    decades = math.log10(high / low)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=6))
-    axes.xaxis.set_major_formatter(written)  # last: a new scale brings its own
+def _scale(axes: Axes, which: str, low: float, high: float) -> None:
+    """Makes an axis logarithmic, but for a range so narrow that a logarithmic one has no round tick in it."""
+    if high / low < 4:
+        axes.set(**{f"{which}lim": (low, high)})
+        ticks(getattr(axes, f"{which}axis"), MaxNLocator(4), short)
+    else:
+        log_axis(axes, which, (low, high), (1.0,) if high / low > 100 else (1.0, 2.0, 5.0), short, 6)

@@ -1,7 +1,5 @@
 """The subject's speedup over two axes, as a heat map."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any
@@ -10,7 +8,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from markupsafe import Markup
-from matplotlib.axis import Axis
 
 from bench.page import svg
 from bench.page.axes import WIDTH
@@ -23,7 +20,7 @@ ON_A_SQUARE = "#1d2023"  # words on the map's own pale colours, which are the sa
 
 
 def heat_axes(cells: pd.DataFrame, names: list[str]) -> tuple[str, str] | None:
-    """The two axes with the most values, in the operator's order, or None where there are not two."""
+    """Returns the two axes with the most values, in the operator's order, or None where there are not two."""
     counts = {name: cells[name].nunique() for name in names}
     if len(counts) < 2 or max(counts.values()) < 2:
         return None
@@ -33,7 +30,7 @@ def heat_axes(cells: pd.DataFrame, names: list[str]) -> tuple[str, str] | None:
 
 
 def axis_order(value: Any) -> tuple[float, str]:
-    """Numbers by size, 14x14 by its product, words by name."""
+    """Sorts numbers by size, 14x14 by its product, words by name."""
     digits = re.findall(r"\d+", axis_text(value))
     return (math.prod(map(int, digits)) if digits else math.inf, str(value))
 
@@ -44,7 +41,7 @@ def axis_text(value: Any) -> str:
 
 
 def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> Markup:
-    """The subject's lowest speedup for each pair of values of two axes; a cell that is not ok shows its status."""
+    """Draws the subject's lowest speedup for each pair of values of two axes, or the status of a cell not ok."""
     down, across = axes_names
     rows, columns = (sorted(cells[axis].unique(), key=axis_order) for axis in axes_names)
     values = np.full((len(rows), len(columns)), np.nan)
@@ -57,10 +54,9 @@ def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> 
         at = row_of[row], column_of[column]
         values[at], words[at] = math.nan, status
     written = values.size <= SQUARES_WRITTEN
-    with svg.style():
-        # As high as its rows need for numbers; without any, as high as the numbers of the largest map.
-        figure = svg.new(WIDTH, 1.0 + 0.34 * (len(rows) if written else min(len(rows), 24)))
-        axes = figure.subplots()
+    # As high as its rows need for numbers; without any, as high as the numbers of the largest map.
+    height = 1.0 + 0.34 * (len(rows) if written else min(len(rows), 24))
+    with svg.drawing(WIDTH, height, (0.17, 0.98, 0.52 / height, 1 - 0.08 / height)) as (figure, axes):
         limit = math.log2(HEAT_LIMIT)
         font = 9 if len(columns) <= 8 else 7
         sns.heatmap(
@@ -72,23 +68,14 @@ def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> 
         for row, column in np.argwhere(np.isnan(values)) if written else ():
             word = words[row, column] or DASH
             axes.text(column + 0.5, row + 0.5, word, ha="center", va="center", fontsize=7.5, color=svg.MUTED)
-        if not written:
-            _thin(axes.xaxis)
-            _thin(axes.yaxis)
+        for axis in () if written else (axes.xaxis, axes.yaxis):
+            # About ten labels an axis.
+            places, labels = axis.get_ticklocs(), axis.get_ticklabels()
+            step = math.ceil(len(labels) / 10)
+            axis.set_ticks(list(places[::step]), [label.get_text() for label in labels[::step]])
         axes.set(xlabel=across, ylabel=down)
-        axes.tick_params(length=0)
-        axes.tick_params(axis="y", rotation=0)
-        axes.tick_params(axis="x", rotation=0)
+        axes.tick_params(length=0, rotation=0)
         axes.grid(False)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        height = figure.get_figheight()
-        figure.subplots_adjust(left=0.17, right=0.98, bottom=0.52 / height, top=1 - 0.08 / height)
         return svg.inline(figure, name, f"speedup of {SUBJECT} over {down} and {across}")
-
-
-def _thin(axis: Axis) -> None:
-    """Leaves about ten of the labels of an axis."""
-    places, labels = axis.get_ticklocs(), axis.get_ticklabels()
-    step = math.ceil(len(labels) / 10)
-    axis.set_ticks(list(places[::step]), [label.get_text() for label in labels[::step]])

@@ -1,14 +1,12 @@
 """Figures of speed against size: bandwidth, time, and where each cell stands under the measured roof."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bench.page import svg
-from bench.page.axes import WIDTH, apart, lines, log_limits, size_axis, slug
+from bench.page.axes import WIDTH, apart, lines, log_axis, log_limits, size_axis, slug
 from bench.page.formatting import number, round_duration
 from bench.page.palette import Key
 from bench.results.numbers import short
@@ -16,14 +14,12 @@ from bench.results.thresholds import SUBJECT
 
 
 def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, top: float, name: str) -> Markup:
-    """GB/s against the bytes of x: a line through the median of each size, a band from p10 to p90 of its cells."""
+    """Draws GB/s against the bytes of x: each size's median as a line, a band from p10 to p90 of its cells."""
     drawn = cells.assign(
         low=cells["gbps"] * cells["latency_us"] / cells["latency_us_p90"],
         high=cells["gbps"] * cells["latency_us"] / cells["latency_us_p10"],
     )
-    with svg.style():
-        figure = svg.new(WIDTH, 2.9)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.9, (0.14, 0.97, 0.17, 0.97)) as (figure, axes):
         lines(axes, drawn, legend, "size", "gbps")
         size_axis(axes, cells["size"])
         axes.set_ylim(0, top)
@@ -36,43 +32,33 @@ def throughput(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | N
                 f"copy {number(copy_gbps)}", (0, copy_gbps), (3, 3), xycoords=axes.get_yaxis_transform(),
                 textcoords="offset points", va="bottom", fontsize=8, color=svg.INK,
             )  # fmt: skip
-        figure.subplots_adjust(left=0.14, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"GB/s against the size of x for {', '.join(legend)}")
 
 
 def latency(cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, name: str) -> Markup:
-    """Time against the bytes of x on logarithmic axes; the dashed line is what the copy would take for these bytes."""
+    """Draws time against the bytes of x on logarithmic axes, with what a copy of these bytes takes as a dashed line."""
     drawn = cells.assign(low=cells["latency_us_p10"], high=cells["latency_us_p90"])
-    with svg.style():
-        figure = svg.new(WIDTH, 2.9)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.9, (0.2, 0.97, 0.17, 0.97)) as (figure, axes):
         lines(axes, drawn, legend, "size", "latency_us")
-        axes.set_yscale("log")
         size_axis(axes, cells["size"])
         if copy_gbps:
             floor = cells.groupby("size")["bytes_moved"].median() / copy_gbps / 1e3
             axes.plot(floor.index, floor, color=svg.INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1, gid="roof")
         # Not down to the roof of the smallest size, which is far below what a launch takes.
-        axes.set_ylim(*log_limits(pd.concat([drawn["low"], drawn["high"]])))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: round_duration(value)))
+        log_axis(axes, "y", log_limits(pd.concat([drawn["low"], drawn["high"]])), (1.0, 3.0), round_duration)
         axes.set(xlabel="size of x", ylabel="time of a call")
-        figure.subplots_adjust(left=0.2, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"time of a call against the size of x for {', '.join(legend)}")
 
 
 def roofline(
     cells: pd.DataFrame, legend: dict[str, Key], copy_gbps: float | None, least_us: float, name: str
 ) -> Markup:
-    """GB/s of every cell against the bytes that it must move, under the two roofs of the device.
+    """Draws GB/s of every cell against the bytes that it must move, under the two roofs of the device.
 
-    Norms do so little arithmetic that bandwidth bounds them, or, where little is moved, the time of the shortest call
-    that this run has seen (`least_us`).
+    Norms do so little arithmetic that bandwidth bounds them, or, where little is moved, `least_us`, the time of the
+    run's shortest call.
     """
-    with svg.style():
-        figure = svg.new(WIDTH, 2.9)
-        axes = figure.subplots()
+    with svg.drawing(WIDTH, 2.9, (0.16, 0.97, 0.17, 0.97)) as (figure, axes):
         for key in reversed([key for key in legend.values() if key.provider in set(cells["provider"])]):
             ours = key.provider == SUBJECT
             part = cells[cells["provider"] == key.provider]
@@ -82,16 +68,11 @@ def roofline(
                 markeredgecolor=svg.PAPER, markeredgewidth=0.4, alpha=0.9, zorder=4 if ours else 3,
                 gid=slug("dots", key.provider),
             )  # fmt: skip
-        axes.set_yscale("log")
         size_axis(axes, cells["bytes_moved"])
         ends = np.geomspace(*axes.get_xlim(), 64)
         roof = ends / least_us / 1e3
         roof = roof if copy_gbps is None else np.minimum(roof, copy_gbps)
         axes.plot(ends, roof, color=svg.INK, linestyle=(0, (5, 3)), linewidth=1, zorder=1, gid="roof")
-        axes.set_ylim(*log_limits(cells["gbps"], copy_gbps or cells["gbps"].max()))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        log_axis(axes, "y", log_limits(cells["gbps"], copy_gbps or cells["gbps"].max()), (1.0, 3.0), short)
         axes.set(xlabel="bytes that must move", ylabel="GB/s")
-        figure.subplots_adjust(left=0.16, right=0.97, bottom=0.17, top=0.97)
         return svg.inline(figure, name, f"GB/s against the bytes that must move, every cell of {', '.join(legend)}")

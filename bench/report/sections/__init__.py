@@ -1,10 +1,8 @@
-"""The sections of the report: each is a file here, which defines SECTION, and a template of the same name.
+"""The sections of the report: each is a file here that defines SECTION, and a template of the same name beside it.
 
 A template that writes nothing leaves its section out. Its macro `definitions`, if it has one, explains the terms that
 the section uses; the section on the method lists them all.
 """
-
-from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
@@ -24,7 +22,7 @@ class Section:
     context: Callable[[LoadedRun], dict[str, Any]] = lambda run: {}
 
 
-def sections() -> dict[str, Section]:
+def every() -> dict[str, Section]:
     """Returns every section by the name of its file, in the order of the report."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     found = {name: import_module(f"{__name__}.{name}").SECTION for name in names}

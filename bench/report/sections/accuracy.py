@@ -1,7 +1,5 @@
 """Errors against float64: by tensor, against size and against the mean, by family of inputs, and the worst cells."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
@@ -9,9 +7,9 @@ import pandas as pd
 from bench.cases.case import INPUTS
 from bench.page import palette
 from bench.page.axes import slug
-from bench.page.figure import Panel
 from bench.page.formatting import plural
 from bench.page.palette import Key
+from bench.page.templating import Panel
 from bench.report import facts
 from bench.report.figures import errors
 from bench.report.sections import Section

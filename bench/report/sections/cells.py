@@ -1,7 +1,5 @@
 """The table of all cells, as data for the page's script."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +16,16 @@ from bench.results.load import LoadedRun, UnreadableRun
 from bench.results.numbers import present, short
 from bench.results.thresholds import DOTS, SUBJECT, TABLE_ROWS
 
-REASON_LENGTH = 160
-NO_NUMBER = 1e300
+REASON_LENGTH = 160  # characters of a reason in a row; the section on failed cells has the whole
+NO_NUMBER = 1e300  # stands for infinity, which JSON lacks, and is larger than any number of a run
 _precise = partial(number, digits=4)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A title with its unit, the value of a row, and how a number is written; of a text there is nothing to write.
+    """A title with its unit, the value of a row, and how a number is written; None for a column of texts.
 
-    `kept` columns are there in every run, the others where any cell has a value. `hidden` is how it begins.
+    `kept` columns are there in every run, the others where any cell has a value. `hidden` ones are shown on demand.
     """
 
     title: str
@@ -50,12 +48,12 @@ def _inputs(row: dict[str, Any]) -> str:
 
 
 def _of_bound(row: dict[str, Any]) -> float | None:
-    """Infinite where NaN or Inf stand in the wrong places: no number of JSON, and more than any."""
+    """Returns the pressure in percent."""
     return None if pd.isna(row["pressure"]) else min(100.0 * row["pressure"], NO_NUMBER)
 
 
 def columns(host_times: bool) -> tuple[Column, ...]:
-    """What a reader looks for stands left. With `host_times` no time says anything about speed, and none is shown."""
+    """Returns the columns, the most sought first. With `host_times` times say nothing about speed, and are hidden."""
     time = partial(Column, written=number, hidden=host_times)
     return (
         Column("operator", _field("op"), kept=True),

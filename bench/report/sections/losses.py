@@ -1,6 +1,4 @@
-"""Where the subject loses: peers that are faster, peers that are more accurate, cells that are not ok."""
-
-from __future__ import annotations
+"""The losses of the subject: peers that are faster, peers that are more accurate, cells that are not ok."""
 
 import re
 from typing import Any
@@ -14,7 +12,7 @@ from bench.results.numbers import error_figure
 from bench.results.records import STATUSES
 from bench.results.thresholds import ACCURACY_MARGIN, JUDGED_BY, LEAST_ERROR, SUBJECT
 
-# A number that stands alone, so that fp16 and sm_90 stay what they are.
+# A number by itself, so that fp16 and sm_90 stay what they are.
 STANDING_NUMBER = re.compile(r"(?<![\w.])\d[\d.,x]*(?:e[+-]?\d+)?")
 
 

@@ -1,7 +1,5 @@
 """Bandwidth and time against size, the roofline, speedup over two axes, and what the norms of a model take."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
@@ -9,8 +7,8 @@ import pandas as pd
 from bench.cases.case import MODES
 from bench.page import palette
 from bench.page.axes import slug
-from bench.page.figure import Panel
 from bench.page.palette import Key
+from bench.page.templating import Panel
 from bench.report import facts
 from bench.report.figures import maps, models, speed
 from bench.report.sections import Section

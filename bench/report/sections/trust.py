@@ -1,6 +1,4 @@
-"""How far the figures can be believed: warnings, noise by provider, the state of the machine before and after."""
-
-from __future__ import annotations
+"""Reasons to trust the figures, or not: warnings, noise by provider, the state of the machine before and after."""
 
 from typing import Any
 
@@ -8,8 +6,8 @@ import pandas as pd
 
 from bench.page import palette
 from bench.page.axes import slug
-from bench.page.figure import Panel
 from bench.page.formatting import number, percent, plural
+from bench.page.templating import Panel
 from bench.report import facts
 from bench.report.figures import clocks
 from bench.report.sections import Section
@@ -17,7 +15,7 @@ from bench.results.load import LoadedRun, ordered
 from bench.results.numbers import DASH, present
 from bench.results.thresholds import ABOVE_ROOF, NOISY_SPREAD, SUBJECT
 
-# What has no reason to change while a run goes on; clocks, heat and load have.
+# Conditions that should not change during a run, as clocks, heat and load do.
 LASTING = ("driver", "git commit", "git dirty", "max sm clock mhz", "max mem clock mhz", "power limit w")
 # What is drawn over the run: the record's field, its words, its unit, and the key of its limit among the conditions.
 OVER_THE_RUN = (
@@ -71,7 +69,7 @@ def warnings(run: LoadedRun) -> list[str]:
 
 
 def _timing_warnings(run: LoadedRun, timed: pd.DataFrame) -> list[str]:
-    """Returns what speaks against the times of a run that has some."""
+    """Returns the warnings about the times of a run that has some."""
 
     def count(which: pd.Series) -> str:
         return f"{plural(int(which.sum()), 'timed cell')} of {len(timed):,}"

@@ -1,15 +1,13 @@
 """The first screen: cards and three sentences on accuracy, speed and losses."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.page.card import Card
 from bench.page.formatting import duration, number, percent, plural, times
+from bench.page.templating import Card
 from bench.report import facts
 from bench.report.facts import geomean
 from bench.report.sections import Section
@@ -89,8 +87,7 @@ class RunVerdict:
         if mean is None:
             return Card(title, "none", f"No right {SUBJECT} cell has a time beside it.", "caution")
         detail = f"Geometric mean of {plural(len(ratios), 'cell')}"
-        if len(pairs) == len(ratios) and (interval := geomean_interval(pairs)):
-            error = interval[1] / mean - 1
+        if len(pairs) == len(ratios) and (error := mean_error(pairs)) >= 0:  # and not NaN
             detail += f", {f'±{percent(error)}' if error >= LEAST_SHOWN else f'within ±{percent(LEAST_SHOWN)}'} (95%)"
         return Card(
             title,
@@ -109,7 +106,7 @@ class RunVerdict:
     def _peer_accuracy_card(self) -> Card:
         title = "Cells where a peer is more accurate"
         if not self.less_accurate:
-            detail = f"By more than {ACCURACY_MARGIN:.0%}, in any tensor, counting right cells alone"
+            detail = f"By more than {ACCURACY_MARGIN:.0%}, in any tensor, counting only right cells"
             return Card(title, f"0 of {self.right:,}", detail, "good")
         worst = self.less_accurate[0]
         detail = f"By more than {ACCURACY_MARGIN:.0%} in some tensor; widest {worst['tensor']} {times(worst['ratio'])} "
@@ -176,16 +173,12 @@ class RunVerdict:
         return f"Where not: {'; '.join(parts)}."
 
 
-def geomean_interval(pairs: pd.DataFrame) -> tuple[float, float] | None:
-    """Returns the 95% interval of the geometric mean of `ratio`, from the cells' own; None where a cell lacks one.
+def mean_error(pairs: pd.DataFrame) -> float:
+    """Returns the share by which the geometric mean of `ratio` may be off at 95%; NaN where a cell has no interval.
 
     It says how well these cells were measured, and nothing about cells that were not.
     """
-    mean = geomean(pairs["ratio"])
-    error = float(np.sqrt(pairs["log_variance"].sum(skipna=False))) / max(len(pairs), 1)
-    if mean is None or not np.isfinite(error):
-        return None
-    return mean * float(np.exp(-1.96 * error)), mean * float(np.exp(1.96 * error))
+    return float(np.exp(1.96 * np.sqrt(pairs["log_variance"].sum(skipna=False)) / max(len(pairs), 1))) - 1
 
 
 def _by_status(cells: pd.DataFrame) -> str:

@@ -2,133 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import replace
-from itertools import product
+from math import prod
 
 import pytest
 import torch
 
-from bench.cases import models
+import normlib.functional
+from bench.cases import models, sweep
 from bench.cases.case import DTYPES, INPUTS, MODES, Case
 from bench.cases.operators import Operator, operators
-from bench.cases.operators._draw import TORCH_DTYPES
+from bench.cases.random_inputs import TORCH_DTYPES
+from bench.cases.sweep import Sweep
 from bench.measure import cell
-from bench.measure.providers import _activations, providers
-from bench.measure.providers._pairs import NORM_OF
+from bench.measure.providers import providers
 
 CPU = torch.device("cpu")
 OPERATORS = list(operators().values())
+ADDS = [operator.name for operator in OPERATORS if "z" in operator.results]
+RELUS = [operator.name for operator in OPERATORS if operator.norm and operator.name not in ADDS]
+FAMILIES = {name: 1e4 if name == "offset" else 0.0 for name in INPUTS}  # with the offset where there is one
 every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 
 
-def cases(operator: Operator, preset: str) -> Iterator[Case]:
-    for grid in operator.presets[preset].grids:
-        keys = (*operator.axes, "dtype", "layout")
-        for values in product(*(grid[key] for key in keys), grid.get("eps", (operator.eps,))):
-            *axes, dtype, layout, eps = values
-            named = tuple(zip(operator.axes, axes, strict=True))
-            yield Case(operator.name, operator.shape(dict(named)), named, dtype, layout, "", eps)
+def cases(operator: Operator, preset: str = "smoke") -> list[Case]:
+    """The problems of a preset: cases without a mode."""
+    found = sweep.cases(Sweep((operator.name,), preset), operators())
+    return list(dict.fromkeys(case.problem for case in found))
 
 
 def case_of(name: str, shape: tuple[int, ...], dtype: str = "fp32", layout: str | None = None, mode: str = "") -> Case:
     return Case(name, shape, (), dtype, layout or operators()[name].layouts[0], mode)
 
 
-def test_the_operators_are_found_and_helpers_are_not():
-    assert {name: operator.short for name, operator in operators().items()} == {
-        "batch_norm": "bn",
-        "batch_norm_add_relu": "bn_add_relu",
-        "batch_norm_relu": "bn_relu",
-        "batch_renorm": "brn",
-        "noisy_batch_norm": "nbn",
-        "group_norm": "gn",
-        "instance_norm": "in",
-        "layer_norm": "ln",
-        "layer_norm_add": "ln_add",
-        "lp_norm": "lp",
-        "partial_rms_norm": "prms",
-        "rms_norm": "rms",
-        "rms_norm_add": "rms_add",
-        "sequence_batch_norm": "seq_bn",
-        "weight_norm": "wn",
-    }
+def test_every_functional_form_is_an_operator_and_every_operator_has_one():
+    assert {operator.plain.name for operator in OPERATORS} == set(normlib.functional.__all__)
+    assert len({operator.short for operator in OPERATORS} | set(operators())) == 2 * len(OPERATORS)
+
+
+def test_declaring_listing_and_sweeping_operators_imports_neither_torch_nor_numpy():
+    code = """if True:
+        import sys
+        from bench.cases import case, models, order, reduced, sweep
+        from bench.cases.operators import operators
+        for operator in operators().values():
+            sweep.cases(sweep.Sweep((operator.name,), "smoke"), operators())[0], operator.presets
+        sys.exit(", ".join({"torch", "triton", "normlib", "numpy", "scipy", "pandas"} & sys.modules.keys()) or 0)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @every_operator
 def test_every_operator_has_the_presets_that_the_command_line_promises(operator):
-    assert {"smoke", "quick", "full"} <= set(operator.presets)
-    for name, preset in operator.presets.items():
-        assert preset.about
-        found = list(cases(operator, name))
-        assert found
-        for case in found:
-            assert case.dtype in DTYPES
-            assert case.layout in operator.layouts
+    assert {"smoke", "quick", "full"} <= set(operator.sweeps) <= set(operator.presets)
     assert set(operator.modes) <= set(MODES)
+    for name, preset in operator.presets.items():
+        found = cases(operator, name)
+        assert preset.about and found
+        assert {case.dtype for case in found} <= set(DTYPES)
+        assert {case.layout for case in found} <= set(operator.layouts)
 
 
 @every_operator
-def test_the_full_preset_has_hundreds_of_cases_and_the_quick_one_tens(operator):
-    count = {preset: len(list(cases(operator, preset))) * len(operator.modes) for preset in ("quick", "full")}
-    assert 10 <= count["quick"] < 100 <= count["full"] < 1000
-
-
-@every_operator
-def test_the_quick_preset_has_every_layout_both_directions_and_sizes_and_dtypes_apart(operator):
-    found = list(cases(operator, "quick"))
+def test_smoke_is_small_quick_has_tens_of_cases_in_both_directions_and_full_hundreds(operator):
+    smoke, quick, full = (cases(operator, name) for name in ("smoke", "quick", "full"))
+    assert 10 <= len(quick) * len(operator.modes) < 100 <= len(full) * len(operator.modes) < 1000
+    assert {case.layout for case in smoke} == {case.layout for case in quick} == set(operator.layouts)
+    assert {case.dtype for case in smoke} == set(DTYPES) and {"fp32"} < {case.dtype for case in quick}
+    assert max(prod(case.shape) for case in smoke) <= 10_000
+    assert any(all(size % 2 for size in case.shape) for case in smoke)
+    assert any(all(size.bit_count() == 1 for size in case.shape) for case in smoke)
     assert operator.presets["quick"].modes == ("fwd", "bwd")
-    assert {case.layout for case in found} == set(operator.layouts)
-    sizes = {torch.Size(case.shape).numel() for case in found}
+    sizes = {prod(case.shape) for case in quick}
     assert len(sizes) >= 2 and max(sizes) >= 1.5 * min(sizes)
-    assert {"fp32"} < {case.dtype for case in found}
-
-
-@every_operator
-def test_smoke_is_small_and_has_every_dtype_and_layout_and_odd_sizes_and_powers_of_two(operator):
-    found = list(cases(operator, "smoke"))
-    assert {case.dtype for case in found} == set(DTYPES)
-    assert {case.layout for case in found} == set(operator.layouts)
-    assert max(torch.Size(case.shape).numel() for case in found) <= 10_000
-    assert any(all(size % 2 for size in case.shape) for case in found)
-    assert any(all(size.bit_count() == 1 for size in case.shape) for case in found)
-
-
-# Norms of the literature that no model of bench/models has.
-IN_NO_MODEL = {
-    "batch_renorm",
-    "group_norm",
-    "instance_norm",
-    "lp_norm",
-    "noisy_batch_norm",
-    "partial_rms_norm",
-    "sequence_batch_norm",
-    "weight_norm",
-}
 
 
 @every_operator
 def test_every_model_with_norms_for_an_operator_is_a_preset_of_it_in_training_and_inference(operator):
     has = [model for model in models.names() if models.norms(model, operator.name)]
-    sweeps = {"smoke", "quick", "full", "decode", "wide", "qk-norm"}
-    assert bool(has) != (operator.name in IN_NO_MODEL)
-    assert set(operator.presets) - sweeps == {*has, *(f"{model}-inference" for model in has)}
+    assert bool(has) == (operator.plain.name in ("batch_norm", "layer_norm", "rms_norm"))
+    assert set(operator.presets) - set(operator.sweeps) == {*has, *(f"{model}-inference" for model in has)}
     for model in has:
-        training, inference = operator.presets[model], operator.presets[f"{model}-inference"]
-        assert training.modes == ("fwd", "bwd", "fwd_bwd")
-        assert inference.modes == (("eval",) if "eval" in operator.modes else ("fwd",))
+        assert operator.presets[model].modes == ("fwd", "bwd", "fwd_bwd")
+        assert operator.presets[f"{model}-inference"].modes == (("eval",) if "eval" in operator.modes else ("fwd",))
 
 
-def test_decode_and_wide_are_presets_of_every_norm_of_rows_and_heads_have_no_residual():
-    of = {name: {o.short for o in OPERATORS if name in o.presets} for name in ("decode", "wide", "qk-norm")}
-    norms = {"ln", "ln_add", "prms", "rms", "rms_add"}
-    assert of == {"decode": norms, "wide": norms} | {"qk-norm": {"ln", "prms", "rms"}}
-    shapes = {name: {case.shape for case in cases(operators()["rms_norm"], name)} for name in of}
+def test_decode_and_wide_are_presets_of_every_row_norm_and_heads_have_no_residual():
+    shapes = {
+        name: {case.shape for case in cases(operators()["rms_norm"], name)} for name in ("decode", "wide", "qk-norm")
+    }
+    for name in shapes:
+        with_it = {o.name for o in OPERATORS if name in o.presets}
+        assert with_it == {o.name for o in OPERATORS if "tokens" in o.axes and (name != "qk-norm" or not o.norm)}
     assert {tokens for tokens, _ in shapes["decode"]} == {1, 4, 16, 64}
     assert {4096, 7168, 8192, 12288} < {hidden for _, hidden in shapes["decode"]}
     assert {hidden for _, hidden in shapes["qk-norm"]} == {64, 128, 256}
     assert {hidden for _, hidden in shapes["wide"]} == {16384, 32768, 65536, 131072}
-    assert max(torch.Size(shape).numel() for shape in shapes["wide"]) == 2**28
+    assert max(map(prod, shapes["wide"])) == 2**28
 
 
 @pytest.mark.parametrize(
@@ -147,15 +119,14 @@ def test_decode_and_wide_are_presets_of_every_norm_of_rows_and_heads_have_no_res
     ],
 )
 def test_a_models_preset_has_its_shapes_dtype_and_eps(op, model, shape, dtype, eps):
-    found = {(case.shape, case.dtype, case.eps) for case in cases(operators()[op], model)}
-    assert (shape, dtype, eps) in found
+    assert (shape, dtype, eps) in {(c.shape, c.dtype, c.eps) for c in cases(operators()[op], model)}
 
 
 @every_operator
 def test_the_same_case_has_the_same_inputs_and_another_has_others(operator):
-    case = next(cases(operator, "smoke"))
+    case = cases(operator)[0]
     first, again = operator.inputs(case, CPU, 3), operator.inputs(case, CPU, 3)
-    other_mode = operator.inputs(Case(**{**vars(case), "mode": "bwd"}), CPU, 3)
+    other_mode = operator.inputs(replace(case, mode="bwd"), CPU, 3)
     other_seed = operator.inputs(case, CPU, 4)
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
@@ -166,7 +137,7 @@ def test_the_same_case_has_the_same_inputs_and_another_has_others(operator):
 @every_operator
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_input_is_trivial(operator, dtype):
-    case = next(case for case in cases(operator, "smoke") if case.dtype == dtype)
+    case = next(case for case in cases(operator) if case.dtype == dtype)
     inputs = operator.inputs(case, CPU, 0)
     assert inputs["x"].shape == inputs["dy"].shape == case.shape
     assert inputs["x"].dtype == inputs["dy"].dtype == TORCH_DTYPES[dtype]
@@ -183,7 +154,7 @@ def test_no_input_is_trivial(operator, dtype):
 
 @every_operator
 def test_every_mode_gives_tensors_that_the_reference_has_in_float64(operator):
-    case = next(cases(operator, "smoke"))
+    case = cases(operator)[0]
     inputs = operator.inputs(case, CPU, 0)
     truth = operator.reference(case, inputs)
     dtypes = operator.dtypes(inputs)
@@ -201,8 +172,8 @@ def test_every_mode_gives_tensors_that_the_reference_has_in_float64(operator):
 
 @every_operator
 def test_forward_and_backward_move_what_both_move(operator):
-    case = next(cases(operator, "quick"))
-    moved = {mode: operator.bytes_moved(Case(**{**vars(case), "mode": mode})) for mode in operator.modes}
+    case = cases(operator, "quick")[0]
+    moved = {mode: operator.bytes_moved(replace(case, mode=mode)) for mode in operator.modes}
     assert moved["fwd_bwd"] == moved["fwd"] + moved["bwd"]
     # Backward of a norm reads dy besides; with a residual both move four activations, and what goes with a column.
     assert moved["bwd"] > moved["fwd"]
@@ -279,10 +250,10 @@ def test_the_bytes_are_those_that_no_kernel_can_avoid(name, shape, dtype, mode, 
     assert operators()[name].bytes_moved(case_of(name, shape, dtype, mode=mode)) == moved
 
 
-@pytest.mark.parametrize("name", NORM_OF)
+@pytest.mark.parametrize("name", ADDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_residual_makes_the_norm_of_the_rounded_sum(name, dtype):
-    operator, norm = operators()[name], operators()[NORM_OF[name]]
+    operator, norm = operators()[name], operators()[name].plain
     case = case_of(name, (5, 99), dtype)
     inputs = operator.inputs(case, CPU, 0)
     z = inputs["x"] + inputs["residual"]
@@ -292,12 +263,12 @@ def test_a_residual_makes_the_norm_of_the_rounded_sum(name, dtype):
     assert all(torch.equal(truth[name], of_norm[name]) for name in set(of_norm) - {"dx"})
 
 
-@pytest.mark.parametrize("name", NORM_OF)
+@pytest.mark.parametrize("name", ADDS)
 @pytest.mark.parametrize("family", INPUTS)
 def test_a_sum_with_a_residual_is_of_the_family_of_x(name, family):
     operator = operators()[name]
     for dtype in DTYPES:
-        case = replace(case_of(name, (5, 99), dtype), inputs=family, offset=1e4 if family == "offset" else 0.0)
+        case = replace(case_of(name, (5, 99), dtype), inputs=family, offset=FAMILIES[family])
         inputs = operator.inputs(case, CPU, 0)
         x, z = inputs["x"].double(), (inputs["x"] + inputs["residual"]).double()
         assert bool(z.isfinite().all()) is (family != "nonfinite")
@@ -307,11 +278,11 @@ def test_a_sum_with_a_residual_is_of_the_family_of_x(name, family):
             assert 0.8 < z.norm() / x.norm() < 1.2
 
 
-@pytest.mark.parametrize("name", _activations.NORM_OF)
+@pytest.mark.parametrize("name", RELUS)
 @pytest.mark.parametrize("family", INPUTS)
 def test_no_sign_before_a_relu_is_left_to_rounding(name, family):
     for dtype in DTYPES:
-        case = replace(case_of(name, (3, 5, 7, 7), dtype), inputs=family, offset=1e4 if family == "offset" else 0.0)
+        case = replace(case_of(name, (3, 5, 7, 7), dtype), inputs=family, offset=FAMILIES[family])
         inputs = operators()[name].inputs(case, CPU, 0)
         x, w, b = (inputs[n].double() for n in ("x", "weight", "bias"))
         norm = torch.nn.functional.batch_norm(x, None, None, w, b, True, eps=case.eps)
@@ -342,12 +313,9 @@ def test_evaluations_y_comes_from_the_running_statistics_and_trainings_does_not(
     assert not torch.allclose(truth["y_eval"], truth["y"])
 
 
-FAMILIES = [(name, 1e4 if name == "offset" else 0.0) for name in INPUTS]
-
-
 def drawn(operator, dtype, family):
     """x as (statistics, elements), in float64."""
-    case = next(c for c in cases(operator, "smoke") if c.dtype == dtype)
+    case = next(c for c in cases(operator) if c.dtype == dtype)
     case = replace(case, inputs=family[0], offset=family[1])
     x = operator.inputs(case, CPU, 0)["x"]
     assert x.shape == case.shape and x.dtype == TORCH_DTYPES[dtype]
@@ -357,7 +325,7 @@ def drawn(operator, dtype, family):
 @every_operator
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_families_are_what_they_are_called(operator, dtype):
-    rows = {family[0]: drawn(operator, dtype, family) for family in FAMILIES}
+    rows = {family[0]: drawn(operator, dtype, family) for family in FAMILIES.items()}
     normal = torch.finfo(TORCH_DTYPES[dtype]).smallest_normal
     assert not rows["constant"].std(1).any() and rows["constant"].any()
     assert 0 < rows["tiny"].var(1).max() < 1e-6
@@ -382,14 +350,14 @@ def test_an_offset_is_a_mean_over_a_standard_deviation(operator, offset):
 
 
 # What a ReLU adds has no dtype of its own.
-OPERATORS_IN = [(o, d) for o in OPERATORS for d in DTYPES if o.name not in _activations.NORM_OF or d == "fp32"]
+OPERATORS_IN = [(o, d) for o in OPERATORS for d in DTYPES if o.name not in RELUS or d == "fp32"]
 
 
 @pytest.mark.parametrize(("operator", "dtype"), OPERATORS_IN, ids=lambda value: getattr(value, "name", value))
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_normlib_is_right_on_every_family(operator, dtype, family):
-    case = next(c for c in cases(operator, "smoke") if c.dtype == dtype)
+    case = next(c for c in cases(operator) if c.dtype == dtype)
     settings = cell.RunSettings(CPU, 0, "", providers()["torch"], {case.op: operator})
-    case = replace(case, inputs=family[0], offset=family[1], mode="fwd_bwd")
+    case = replace(case, inputs=family, offset=FAMILIES[family], mode="fwd_bwd")
     record = cell.Problem(case.problem, settings).judge(case, providers()["normlib"])
     assert (record.status, record.reason) == ("ok", "")

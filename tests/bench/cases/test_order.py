@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.cases.case import Case
-from bench.cases.order import _points, coarse_first
+from bench.cases.order import coarse_first, coordinates
 
 MODES = ("fwd", "bwd")
 
@@ -45,7 +45,7 @@ def test_the_order_is_the_same_every_time_and_for_equal_distances_that_of_the_ca
 
 def test_every_prefix_covers_the_whole_within_twice_the_least_possible():
     # Gonzalez's bound, told without the optimum: no point is farther from the prefix than those in it from each other.
-    points = dict(zip(GRID, _points(GRID), strict=True))
+    points = dict(zip(GRID, coordinates(GRID), strict=True))
     ordered = np.array([points[c] for c in coarse_first(GRID)])
     apart = np.linalg.norm(ordered[:, None] - ordered[None], axis=-1)
     for many in (2, 5, 20, 100):
@@ -79,7 +79,7 @@ def test_operators_of_other_axes_have_their_place_in_one_order():
 
 def test_no_two_problems_share_a_point():
     images = [image(s, d) for s in ("16", "4x4", "2x8", "8x2", "2x2x4") for d in ("fp16", "bf16")]
-    points = _points(images)
+    points = np.array(coordinates(images))
     assert len(np.unique(points.round(9), axis=0)) == len(images)
 
 

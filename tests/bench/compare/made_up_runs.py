@@ -1,36 +1,30 @@
-"""Runs that nobody measured: records and samples of any number of cells, for tests of report and comparison.
+"""Made-up runs: records and samples of any number of cells, for tests of report and comparison.
 
 `python tests/bench/compare/made_up_runs.py FOLDER CASES [SEED]` writes one as a GPU run would leave it, four providers
-a case, to see how report and comparison bear it. Every time in it is drawn, and describes no machine.
+a case, to try report and comparison on many cells. Every time in it is drawn, and describes no machine.
 """
 
-from __future__ import annotations
-
-import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.results.records import Record, TensorError
+import report_runs
+
+from bench.results import samples
 
 PROVIDERS = ("normlib", "torch", "torch_compile", "cudnn")
 TENSORS = {"fwd": ("y", "mean", "rstd"), "fwd_bwd": ("y", "dx", "dw", "db", "mean", "rstd")}
-BOUND = {"fp32": 2.0, "fp16": 1.05, "bf16": 1.05}
-
-# Microseconds of one cell: (case, provider, dice) -> samples.
-Draw = Callable[[int, str, np.random.Generator], np.ndarray]
 
 
-def steady(noise: float = 0.01, least: int = 20, most: int = 200, outliers: float = 0.05) -> Draw:
-    """Times of some cell that scatter by `noise`, of which a share of `outliers` is up to five times as long."""
+def steady(noise=0.01, least=20, most=200, outliers=0.05):
+    """Draws the microseconds of a cell, which scatter by `noise`; some are outliers, up to five times as long."""
 
-    def draw(case: int, provider: str, dice: np.random.Generator) -> np.ndarray:
+    def draw(case, provider, dice):
         count = int(dice.integers(least, most + 1))
         base = (5.0 + case % 97) * (1.0 + 0.2 * PROVIDERS.index(provider))
         wild = np.where(dice.random(count) < outliers, dice.uniform(1.2, 5.0, count), 1.0)
@@ -39,70 +33,36 @@ def steady(noise: float = 0.01, least: int = 20, most: int = 200, outliers: floa
     return draw
 
 
-def errors(case: int, dtype: str, mode: str) -> list[TensorError]:
-    """Errors within their bounds, in every run the same."""
-    found = []
-    for place, tensor in enumerate(TENSORS[mode]):
-        kind = "fp32" if tensor in ("mean", "rstd") else dtype
-        share = 0.3 + 0.1 * ((case + place) % 7) if kind == "fp32" else 0.953
-        found.append(
-            TensorError(
-                tensor=tensor, dtype=kind, rel_l2_error=1e-7 * share if kind == "fp32" else 2e-4,
-                floor_ratio=None if kind == "fp32" else 1.05 * share, error_vs_torch=2.0 * share, scale_error=1e-8,
-                max_ulp=1.5, max_ulp_index=[case, 3], masks_match=True, ok=True,
-                decided_by="error_vs_torch" if kind == "fp32" else "floor_ratio", bound=BOUND[kind],
-            )
-        )  # fmt: skip
-    return found
-
-
-def record(case: int, provider: str, samples: np.ndarray) -> Record:
-    """The record of one ok cell of layer norm, timed on a GPU."""
+def record(case, provider, samples):
+    """The record of one ok cell of layer norm, timed on a GPU, whose errors are the same in every run."""
     dtype, mode = ("fp32", "fp16", "bf16")[case % 3], ("fwd", "fwd_bwd")[case // 3 % 2]
-    tokens, hidden = 64 * (1 + case // 6 // 64), 128 * (1 + case // 6 % 64)
-    moved = 2 * tokens * hidden * (4 if dtype == "fp32" else 2)
-    ranked = np.sort(samples)
+    axes = {"tokens": 64 * (1 + case // 6 // 64), "hidden": 128 * (1 + case // 6 % 64)}
+    ranked, median = np.sort(samples), float(np.median(samples))
     half = 0.98 * len(ranked) ** 0.5
     low, high = (ranked[int(np.clip(len(ranked) / 2 + side * half, 0, len(ranked) - 1))] for side in (-1, 1))
-    median = float(np.median(ranked))
-    return Record(
-        op="layer_norm", shape=[tokens, hidden], axes={"tokens": tokens, "hidden": hidden}, dtype=dtype,
-        layout="rows", mode=mode, eps=1e-5, provider=provider, backend=provider, device="cuda", status="ok",
-        errors=errors(case, dtype, mode), bytes_moved=moved, clock="cuda_event", latency_us=median,
-        latency_us_low=float(low), latency_us_high=float(high), latency_us_p10=float(ranked[len(ranked) // 10]),
-        latency_us_p90=float(ranked[-len(ranked) // 10]), latency_us_min=float(ranked[0]), samples=len(ranked),
-        noise=0.001, stopped="noise", retaken=0, hot_us=0.8 * median, call_us=1.2 * median, graph_us=0.9 * median,
-        kernel_us=0.85 * median, launches=1, sm_clock_mhz=1500.0, mem_clock_mhz=2000.0, power_w=400.0,
-        temperature_c=50.0, compile_ms=200.0, peak_bytes=moved, gbps=moved / median / 1e3,
-        roofline_fraction=moved / median / 4e6, speedup=1.0, baseline="torch",
+    kinds = {tensor: "fp32" if tensor in ("mean", "rstd") else dtype for tensor in TENSORS[mode]}
+    shares = [0.3 + 0.1 * ((case + place) % 7) for place in range(len(kinds))]
+    return report_runs.record(
+        axes=axes, dtype=dtype, layout="rows", mode=mode, provider=provider, latency_us=median, samples=len(ranked),
+        errors=[
+            report_runs.tensor_error(tensor, kind, share if kind == "fp32" else 0.953)
+            for (tensor, kind), share in zip(kinds.items(), shares, strict=True)
+        ],
+        latency_us_low=float(low), latency_us_high=float(high), latency_us_min=float(ranked[0]),
+        latency_us_p10=float(ranked[len(ranked) // 10]), latency_us_p90=float(ranked[-len(ranked) // 10]),
+        hot_us=0.8 * median, call_us=1.2 * median, graph_us=0.9 * median, kernel_us=0.85 * median, launches=1,
     )  # fmt: skip
 
 
-def write(
-    folder: Path,
-    cases: int,
-    draw: Draw,
-    seed: int = 0,
-    names: Sequence[str] = PROVIDERS,
-    change: Callable[[Record], Any] | None = None,
-    **environment: Any,
-) -> Path:
+def write(folder, cases, draw, seed=0, names=PROVIDERS, change=lambda record: None, **environment):
     """Writes a whole run; `change` may alter each record before it is written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    dice = np.random.default_rng(seed)
-    described = {"device": "cuda", "device_name": "Example GPU", "interpreted": False, "baseline": "torch", "seed": 0,
-                 "complete": True, "copy_gbps": 4000.0, "providers": {}, "notes": []}  # fmt: skip
-    (folder / "environment.json").write_text(json.dumps(described | environment))
-    with (folder / "records.jsonl").open("w") as records, (folder / "samples.jsonl").open("w") as taken:
-        for case in range(cases):
-            for provider in names:
-                samples = draw(case, provider, dice)
-                made = record(case, provider, samples)
-                if change:
-                    change(made)
-                records.write(json.dumps(asdict(made)) + "\n")
-                taken.write(json.dumps({"key": made.key, "cold_us": [round(s, 4) for s in samples.tolist()]}) + "\n")
-    return folder
+    dice, records, taken = np.random.default_rng(seed), [], []
+    for case, provider in product(range(cases), names):
+        cold = draw(case, provider, dice)
+        records.append(record(case, provider, cold))
+        change(records[-1])
+        taken.append(samples.Samples(records[-1].key, {"cold_us": cold.tolist()}))
+    return report_runs.write(folder, records, taken, **environment)
 
 
 if __name__ == "__main__":

@@ -1,78 +1,54 @@
 """`bench.compare`: runs that are made up, with changes planted in them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from html.parser import HTMLParser
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from made_up_runs import PROVIDERS, Draw, steady, write
+from made_up_runs import PROVIDERS, steady, write
+from report_runs import Page
 
 from bench.compare.__main__ import main
-from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SAME, SLOWER, UNCLEAR, Comparison
+from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SAME, SLOWER, UNCLEAR
 from bench.compare.judging import compare
 from bench.results.load import UnreadableRun
-from bench.results.records import Record
 
 ROOT = Path(__file__).parents[3]
 # Of most tests: 4 providers x 6 cases, 40 to 60 samples that scatter by 1%, with outliers among them.
 CASES = 6
 NOISE = steady(least=40, most=60)
 
-Runs = Callable[..., tuple[Path, Path]]
 
-
-def slowed(provider: str, factor: float, draw: Draw = NOISE, of: Callable[[int], bool] = lambda case: True) -> Draw:
-    """The same times, longer by a factor for one provider, in those cases."""
-    return lambda case, name, dice: draw(case, name, dice) * (factor if name == provider and of(case) else 1.0)
+def slowed(provider, factor):
+    """The same times, longer by a factor for one provider."""
+    return lambda case, name, dice: NOISE(case, name, dice) * (factor if name == provider else 1.0)
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Runs:
+def runs(tmp_path):
     """Writes runs A and B: B's times, and what is done to its records, may be given; `a` and `b` are environments."""
 
-    def make(
-        draw: Draw = NOISE,
-        change: Callable[[Record], Any] | None = None,
-        change_a: Callable[[Record], Any] | None = None,
-        cases: int = CASES,
-        a: dict[str, Any] | None = None,
-        b: dict[str, Any] | None = None,
-        **both: Any,
-    ) -> tuple[Path, Path]:
+    def make(draw=NOISE, change=id, change_a=id, cases=CASES, a=None, b=None, **both):
         before = write(tmp_path / "a", cases, NOISE, 1, change=change_a, **both, **(a or {}))
         return before, write(tmp_path / "b", cases, draw, 2, change=change, **both, **(b or {}))
 
     return make
 
 
-def said(comparison: Comparison, word: str) -> set[tuple[str, str]]:
-    return {(pair.provider, pair.b.cell) for pair in comparison.having(word)}
-
-
-def of(provider: str, case: str, status: str, reason: str = "") -> Callable[[Record], None]:
+def of(provider, case, status, reason=""):
     """Gives the cells of a provider whose name holds `case` another ending."""
 
-    def change(record: Record) -> None:
+    def change(record):
         if record.provider == provider and case in record.cell:
             record.status, record.reason = status, reason
 
     return change
 
 
-def test_two_runs_of_the_same_are_the_same(runs: Runs) -> None:
-    found = compare(*runs())
-    assert found.said == [SAME]
-    assert not found.regressed()
-
-
-def test_a_slowdown_of_one_provider_is_found_and_nothing_else(runs: Runs) -> None:
+def test_a_slowdown_of_one_provider_is_found_and_nothing_else(runs):
     found = compare(*runs(slowed("normlib", 1.05)))
     assert {name: dict(count) for name, count in found.counts.items()} == {
         name: {SLOWER if name == "normlib" else SAME: CASES} for name in PROVIDERS
@@ -83,44 +59,41 @@ def test_a_slowdown_of_one_provider_is_found_and_nothing_else(runs: Runs) -> Non
         assert 0.005 < pair.low < pair.change < pair.high
 
 
-def test_a_speedup_is_no_regression(runs: Runs) -> None:
+def test_a_speedup_is_no_regression(runs):
     found = compare(*runs(slowed("normlib", 0.95)))
     assert dict(found.counts["normlib"]) == {FASTER: CASES}
     assert not found.regressed()
 
 
-def test_a_change_below_the_threshold_does_not_count(runs: Runs) -> None:
+def test_a_change_below_the_threshold_does_not_count(runs):
     a, b = runs(slowed("normlib", 1.05))
     assert SLOWER in compare(a, b, 0.005).said
     assert compare(a, b, 0.10).said == [SAME]
     assert main([str(a), str(b), "--threshold", "10%"]) == 0
 
 
-def test_what_all_providers_of_a_case_share_is_the_machines_doing(runs: Runs) -> None:
-    def drifting(case: int, provider: str, dice: np.random.Generator) -> np.ndarray:
-        return NOISE(case, provider, dice) * (0.97 if case % 3 else 1.06)
-
-    found = compare(*runs(drifting))
-    assert not {SLOWER, FASTER} & set(found.said)
-    assert any("moved" in note for note in found.notes)
-
-
-def test_a_run_that_is_slower_throughout_blames_nobody(runs: Runs) -> None:
-    found = compare(*runs(lambda *at: 1.05 * NOISE(*at)))
-    assert not {SLOWER, FASTER} & set(found.said)
-    assert "The whole run moved" in found.notes[0]
-    assert any("the other providers of this case moved as well" in pair.why for pair in found.having(UNCLEAR))
-
-
-def test_a_clock_with_coarse_ticks_makes_no_claims(runs: Runs) -> None:
-    def ticking(*at: Any) -> np.ndarray:
-        return np.maximum(np.round(NOISE(*at) / 0.5) * 0.5, 0.5)
-
-    found = compare(*runs(ticking))
-    assert not {SLOWER, FASTER} & set(found.said)
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (NOISE, ""),
+        (lambda case, *at: NOISE(case, *at) * (0.97 if case % 3 else 1.06), "moved"),
+        (lambda *at: 1.05 * NOISE(*at), "The whole run moved"),
+        (lambda *at: np.maximum(np.round(NOISE(*at) / 0.5) * 0.5, 0.5), ""),
+    ],
+    ids=["the same again", "drift from case to case", "slower throughout", "a clock with coarse ticks"],
+)
+def test_what_the_machine_did_is_no_change_of_a_provider(draw, said, runs):
+    a, b = runs(draw)
+    for found in (compare(a, b), compare(a, b, providers=("normlib",))):  # the others still tell what the machine did
+        assert not {SLOWER, FASTER} & set(found.said) and not found.regressed()
+        assert (found.said == [SAME]) or draw is not NOISE
+        assert said in " ".join(found.notes)
+    assert list(found.counts) == ["normlib"]
+    if said.startswith("The whole run"):
+        assert any("the other providers of this case moved as well" in pair.why for pair in found.having(UNCLEAR))
 
 
-def test_without_samples_the_records_intervals_decide(runs: Runs) -> None:
+def test_without_samples_the_records_intervals_decide(runs):
     a, b = runs(slowed("normlib", 1.08))
     (a / "samples.jsonl").unlink()
     found = compare(a, b)
@@ -128,25 +101,27 @@ def test_without_samples_the_records_intervals_decide(runs: Runs) -> None:
     assert SLOWER not in {word for name in PROVIDERS[1:] for word in found.counts[name]}
 
 
-def test_without_samples_and_intervals_nothing_is_clear_and_it_says_why(runs: Runs) -> None:
-    def bare(record: Record) -> None:
-        record.latency_us_low = record.latency_us_high = None
+def without_interval(record):
+    record.latency_us_low = record.latency_us_high = None
 
-    a, b = runs(slowed("normlib", 1.5), change_a=bare)
-    (a / "samples.jsonl").unlink()
+
+@pytest.mark.parametrize(
+    ("draw", "samples", "why"),
+    [
+        (slowed("normlib", 1.5), False, "A holds neither samples nor an interval of the median"),
+        (steady(least=3, most=5), True, "fewer than 10 samples in one of the runs"),
+    ],
+)
+def test_too_few_samples_are_unclear_and_it_says_why(draw, samples, why, runs):
+    a, b = runs(draw, change_a=without_interval)
+    if not samples:
+        (a / "samples.jsonl").unlink()
     found = compare(a, b)
     assert found.said == [UNCLEAR]
-    assert {pair.why for pair in found.pairs} == {"A holds neither samples nor an interval of the median"}
+    assert {pair.why for pair in found.pairs} == {why}
 
 
-def test_too_few_samples_are_unclear(runs: Runs) -> None:
-    a, b = runs(steady(least=3, most=5))
-    found = compare(a, b)
-    assert found.said == [UNCLEAR]
-    assert {pair.why for pair in found.pairs} == {"fewer than 10 samples in one of the runs"}
-
-
-def test_an_interpreted_run_is_compared_for_errors_alone(runs: Runs) -> None:
+def test_an_interpreted_run_is_compared_for_errors_alone(runs):
     found = compare(*runs(slowed("normlib", 2.0), interpreted=True))
     assert found.said == [] and found.between is None
     assert any("Only errors are compared: A and B" in note for note in found.notes)
@@ -155,23 +130,22 @@ def test_an_interpreted_run_is_compared_for_errors_alone(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("status", ["wrong", "impossible", "crash", "oom", "timeout", "unsupported"])
-def test_a_cell_that_was_ok_and_has_failed_is_a_regression(status: str, runs: Runs) -> None:
+def test_a_cell_that_was_ok_and_has_failed_is_a_regression(status, runs):
     a, b = runs(change=of("normlib", "fp16", status, "why it failed"))
     found = compare(a, b)
-    assert {provider for provider, _ in said(found, NEWLY_WRONG)} == {"normlib"}
-    assert all("fp16" in case for _, case in said(found, NEWLY_WRONG))
+    assert {(pair.provider, pair.b.dtype) for pair in found.having(NEWLY_WRONG)} == {("normlib", "fp16")}
     assert found.regressed() and not found.regressed(("slower",))
     assert compare(b, a).counts["normlib"][FIXED] == CASES // 3
     assert not compare(b, a).regressed()
 
 
-def test_a_cell_that_was_skipped_says_nothing(runs: Runs) -> None:
+def test_a_cell_that_was_skipped_says_nothing(runs):
     found = compare(*runs(change=of("normlib", "", "skipped")))
     assert found.said == [SAME] and not found.counts["normlib"]
 
 
-def grow(tensor: str, figure: str, factor: float) -> Callable[[Record], None]:
-    def change(record: Record) -> None:
+def grow(tensor, figure, factor):
+    def change(record):
         for error in record.errors:
             if error.tensor == tensor and getattr(error, figure) is not None:
                 setattr(error, figure, factor * getattr(error, figure))
@@ -189,9 +163,7 @@ def grow(tensor: str, figure: str, factor: float) -> Callable[[Record], None]:
         ("y", "floor_ratio", 1.03, True),
     ],
 )
-def test_errors_that_grew_beyond_luck_are_told_and_fail_nothing_by_themselves(
-    tensor: str, figure: str, factor: float, grown: bool, runs: Runs
-) -> None:
+def test_errors_that_grew_beyond_luck_are_told_and_fail_nothing_by_themselves(tensor, figure, factor, grown, runs):
     found = compare(*runs(change=grow(tensor, figure, factor)))
     assert (LESS_ACCURATE in found.said) is grown
     assert not found.regressed()
@@ -199,8 +171,8 @@ def test_errors_that_grew_beyond_luck_are_told_and_fail_nothing_by_themselves(
     assert all((pair.growth.tensor, pair.growth.figure) == (tensor, figure) for pair in found.pairs if pair.growth)
 
 
-def test_another_seed_excuses_what_two_draws_differ_by(runs: Runs) -> None:
-    def another(record: Record) -> None:
+def test_another_seed_excuses_what_two_draws_differ_by(runs):
+    def another(record):
         record.seed = 1
         grow("mean", "rel_l2_error", 1.9)(record)
 
@@ -208,25 +180,22 @@ def test_another_seed_excuses_what_two_draws_differ_by(runs: Runs) -> None:
     assert LESS_ACCURATE not in compare(*runs(change=another)).said
 
 
-def test_float32_errors_below_the_unit_roundoff_are_luck(runs: Runs) -> None:
-    def tiny(factor: float) -> Callable[[Record], None]:
-        def change(record: Record) -> None:
-            for error in record.errors:
-                error.rel_l2_error = 1e-8 * factor
+def test_float32_errors_below_the_unit_roundoff_are_luck(runs):
+    def tiny(error_size, record):
+        for error in record.errors:
+            error.rel_l2_error = error_size
 
-        return change
-
-    assert LESS_ACCURATE not in compare(*runs(change=tiny(5.0), change_a=tiny(1.0))).said
+    assert LESS_ACCURATE not in compare(*runs(change=partial(tiny, 5e-8), change_a=partial(tiny, 1e-8))).said
 
 
-def test_the_same_code_that_gives_other_bits_is_pointed_out(runs: Runs) -> None:
+def test_the_same_code_that_gives_other_bits_is_pointed_out(runs):
     a, b = runs(change=grow("y", "max_ulp", 1.0), git_commit="abc", git_dirty=False)
     assert not any("bits" in note for note in compare(a, b).notes)
     a, b = runs(change=grow("y", "rel_l2_error", 1.0001), git_commit="abc", git_dirty=False)
     assert f"{CASES} cells of normlib gave other bits" in " ".join(compare(a, b).notes)
 
 
-def test_cells_of_one_run_alone_are_counted_and_named(runs: Runs) -> None:
+def test_cells_of_one_run_alone_are_counted_and_named(runs):
     a, b = runs()
     lines = (b / "records.jsonl").read_text().splitlines(keepends=True)
     (b / "records.jsonl").write_text("".join(lines[:-3]))
@@ -235,7 +204,7 @@ def test_cells_of_one_run_alone_are_counted_and_named(runs: Runs) -> None:
     assert not found.regressed()
 
 
-def test_of_a_cell_that_was_measured_again_the_last_counts(runs: Runs) -> None:
+def test_of_a_cell_that_was_measured_again_the_last_counts(runs):
     a, b = runs(slowed("normlib", 2.0))
     for name in ("records.jsonl", "samples.jsonl"):
         with (b / name).open("a") as file:
@@ -243,7 +212,7 @@ def test_of_a_cell_that_was_measured_again_the_last_counts(runs: Runs) -> None:
     assert compare(a, b).said == [SAME]
 
 
-def test_cells_that_differ_in_eps_alone_are_told_apart(runs: Runs) -> None:
+def test_cells_that_differ_in_eps_alone_are_told_apart(runs):
     a, b = runs()
     lines = (b / "records.jsonl").read_text()
     for folder in (a, b):
@@ -254,7 +223,7 @@ def test_cells_that_differ_in_eps_alone_are_told_apart(runs: Runs) -> None:
     assert len({(pair.label, pair.provider) for pair in found.pairs}) == len(found.pairs)
 
 
-def test_what_differs_around_the_runs_is_named(runs: Runs) -> None:
+def test_what_differs_around_the_runs_is_named(runs):
     before = {"torch": "2.12.0", "gpu": {"driver": "580.1"}, "providers": {"torch": {"version": "2.12.0"}}}
     after = {"torch": "2.13.0", "gpu": {"driver": "590.2"}, "providers": {"torch": {"version": "2.13.0"}}}
     found = compare(*runs(a=before, b=after))
@@ -265,35 +234,28 @@ def test_what_differs_around_the_runs_is_named(runs: Runs) -> None:
     )
 
 
-def test_a_run_without_an_environment_is_compared_and_that_is_said(runs: Runs) -> None:
+def test_a_run_without_an_environment_is_compared_and_that_is_said(runs):
     a, b = runs()
     (a / "environment.json").unlink()
     assert any(note.startswith("A has no environment.json") for note in compare(a, b).notes)
 
 
-def test_some_providers_alone_can_be_looked_at(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_providers_alone_can_be_looked_at(runs, capsys):
     a, b = map(str, runs(slowed("torch", 1.05)))
     assert main([a, b]) == 1
     assert main([a, b, "--provider", "normlib,cudnn"]) == 0
     assert "torch_compile" not in capsys.readouterr().out.rpartition("provider ")[2]
 
 
-def test_providers_that_are_not_looked_at_still_tell_what_the_machine_did(runs: Runs) -> None:
-    a, b = runs(lambda *at: 1.05 * NOISE(*at))
-    found = compare(a, b, providers=("normlib",))
-    assert list(found.counts) == ["normlib"]
-    assert SLOWER not in found.said
-
-
 @pytest.mark.parametrize(
     ("fail_on", "status"), [("slower,wrong", 1), ("slower", 1), ("wrong", 0), ("none", 0), ("less_accurate", 0)]
 )
-def test_the_exit_status_is_what_fail_on_asks_for(fail_on: str, status: int, runs: Runs) -> None:
+def test_the_exit_status_is_what_fail_on_asks_for(fail_on, status, runs):
     a, b = map(str, runs(slowed("normlib", 1.05)))
     assert main([a, b, "--fail-on", fail_on]) == status
 
 
-def test_json_holds_every_cell(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_every_cell(runs, capsys):
     a, b = runs(slowed("normlib", 1.05), of("cudnn", "bf16", "wrong"))
     assert main([str(a), str(b), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
@@ -302,8 +264,8 @@ def test_json_holds_every_cell(runs: Runs, capsys: pytest.CaptureFixture[str]) -
     assert told["regressed"] and told["page"] == str(b / "compare.html")
 
 
-def one_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is said of arguments that cannot be used."""
+def one_line(capsys, *arguments):
+    """Returns the one line that rejects these arguments."""
     try:
         status = main(arguments)
     except SystemExit as ended:
@@ -313,7 +275,7 @@ def one_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said.err
 
 
-def test_what_cannot_be_compared_is_one_line_and_status_2(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_compared_is_one_line_and_status_2(runs, capsys):
     a, b = map(str, runs())
     assert "no such folder" in one_line(capsys, a, "nowhere")
     assert "holds no records.jsonl" in one_line(capsys, a, str(ROOT / "bench"))
@@ -329,63 +291,43 @@ def test_what_cannot_be_compared_is_one_line_and_status_2(runs: Runs, capsys: py
         compare(Path(a), Path(b))
 
 
-def test_runs_that_share_no_cell_cannot_be_compared(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_share_no_cell_cannot_be_compared(runs, capsys):
     a, b = runs(change=lambda record: setattr(record, "op", "rms_norm"))
     assert "no cell is in both" in one_line(capsys, str(a), str(b))
-
-
-class Tags(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.references: list[str] = []
-        self.ids: list[str] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \" ' & {{ 7 * 7 }}"
 
 
-def test_the_page_is_one_file_and_runs_nothing_that_a_record_says(runs: Runs) -> None:
-    def hostile(record: Record) -> None:
+def test_the_page_is_one_file_and_runs_nothing_that_a_record_says(runs):
+    def hostile(record):
         record.layout, record.provider, record.reason = HOSTILE, HOSTILE, HOSTILE
 
-    def broken(record: Record) -> None:
+    def broken(record):
         hostile(record)
         record.status = "wrong"
 
     a, b = runs(change=broken, change_a=hostile, cases=2, b={"torch": HOSTILE})
     assert main([str(a), str(b)]) == 1
-    page = Tags((b / "compare.html").read_text(encoding="utf-8"))
+    page = Page((b / "compare.html").read_text(encoding="utf-8"))
     assert page.tags.count("script") == 1  # the button for dark paper
     assert not {"img", "iframe"} & set(page.tags)
     assert all(reference.startswith(("#", "data:,")) for reference in page.references)
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert page.text.count(HOSTILE) > 3
+    assert page.text.count(" ".join(HOSTILE.split())) > 3
 
 
-def test_the_page_lists_what_changed_and_says_what_it_leaves_out(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_lists_what_changed_and_says_what_it_leaves_out(runs, monkeypatch):
     monkeypatch.setattr("bench.compare.page.ROWS", 5)
     a, b = runs(slowed("normlib", 1.05))
     main([str(a), str(b)])
-    page = Tags((b / "compare.html").read_text(encoding="utf-8")).text
+    page = Page((b / "compare.html").read_text(encoding="utf-8")).text
     assert f"5 of {CASES} are here" in page
     assert f"{CASES} of {CASES * len(PROVIDERS)}" in page
 
 
-def test_a_folder_that_cannot_be_written_to_costs_the_page_alone(
-    runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_to_costs_the_page_alone(runs, capsys):
     a, b = runs()
     (b / "compare.html").mkdir()
     assert main([str(a), str(b)]) == 0
@@ -393,7 +335,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_page_alone(
 
 
 @pytest.mark.chance
-def test_comparing_needs_neither_torch_nor_triton(runs: Runs) -> None:
+def test_comparing_needs_neither_torch_nor_triton(runs):
     blocked = "import sys\nfor name in ('torch', 'triton', 'normlib'): sys.modules[name] = None\n"
     run = blocked + "from bench.compare.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     done = subprocess.run(

@@ -1,6 +1,4 @@
-"""What `bench.compare` claims of noise alone, and what it finds in it: many runs, each made up from a seed."""
-
-from __future__ import annotations
+"""False alarms and misses of `bench.compare` over many runs, each made up from a seed."""
 
 from pathlib import Path
 
@@ -20,7 +18,7 @@ CASES, TRIALS = 10, 100
 RECORDS = [record(case, name, np.ones(20)) for case in range(CASES) for name in PROVIDERS]
 
 
-def drawn(dice: np.random.Generator, drift: float, slow: float = 1.0) -> LoadedRun:
+def drawn(dice, drift, slow=1.0):
     """A run with 20 to 200 samples a cell: noise of 1%, one in twenty up to fivefold, and the drift of the case."""
     shared = {one.case_key: dice.normal(0.0, drift) for one in RECORDS}
     run = LoadedRun(Path("run"), {}, RECORDS)
@@ -34,7 +32,7 @@ def drawn(dice: np.random.Generator, drift: float, slow: float = 1.0) -> LoadedR
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.007])
-def test_in_a_hundred_runs_a_planted_slowdown_is_found_and_nothing_else(drift: float) -> None:
+def test_in_a_hundred_runs_a_planted_slowdown_is_found_and_nothing_else(drift):
     """At most 5 trials with a false alarm, and at most 5 in which one cell of the slower provider is missed."""
     false, missed = 0, 0
     planted = {one.key for one in RECORDS if one.provider == "normlib"}
@@ -47,7 +45,7 @@ def test_in_a_hundred_runs_a_planted_slowdown_is_found_and_nothing_else(drift: f
     assert false <= 5 and missed <= 5, (false, missed)
 
 
-def test_noise_and_drift_alone_raise_no_alarm_in_a_hundred_runs() -> None:
+def test_noise_and_drift_alone_raise_no_alarm_in_a_hundred_runs():
     alarms = 0
     for seed in range(TRIALS):
         dice = np.random.default_rng(1000 + seed)
@@ -55,7 +53,7 @@ def test_noise_and_drift_alone_raise_no_alarm_in_a_hundred_runs() -> None:
     assert alarms <= 5, alarms
 
 
-def test_an_interval_misses_the_truth_as_seldom_as_it_says() -> None:
+def test_an_interval_misses_the_truth_as_seldom_as_it_says():
     """At the level of five cells together, 1 in 500 each: in 2000 draws some 4, and 12 would be one chance in 1000."""
     dice = np.random.default_rng(5)
     missed = 0
@@ -68,7 +66,7 @@ def test_an_interval_misses_the_truth_as_seldom_as_it_says() -> None:
     assert missed <= 12, missed
 
 
-def test_samples_above_the_most_are_batched_and_say_the_same() -> None:
+def test_samples_above_the_most_are_batched_and_say_the_same():
     dice = np.random.default_rng(7)
     a, b = np.exp(dice.normal(3.0, 0.02, 20 * MOST + 7)), np.exp(dice.normal(3.05, 0.02, 20 * MOST + 7))
     change = of_samples(a, b)
@@ -76,7 +74,7 @@ def test_samples_above_the_most_are_batched_and_say_the_same() -> None:
     assert change.error < 0.001 and change.freedom < 2 * MOST
 
 
-def test_two_medians_with_their_intervals_give_the_ratio_and_its_error() -> None:
+def test_two_medians_with_their_intervals_give_the_ratio_and_its_error():
     change = of_medians((9.9, 10.0, 10.1), (10.4, 10.5, 10.6), (100, 100))
     low, high = change.interval(1)
     assert change.estimate == pytest.approx(np.log(1.05))

@@ -1,4 +1,4 @@
-"""What takes a library's place where it cannot be: functions of its recorded signatures, which compute with PyTorch.
+"""Stand-ins for libraries that cannot be installed: functions of their recorded signatures that compute with PyTorch.
 
 Their parameters have the library's own names, defaults filled in. What they compute is what the library documents.
 """
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 Function = Callable[..., Any]
 EVERY_GRADIENT = [True, True, True]
+SWITCHES = {"ln_out": None, "quantizer": None, "otype": "kFloat32", "sm_margin": 0, "zero_centered_gamma": False}
 
 
 def put(name: str, monkeypatch: Any) -> None:
@@ -100,40 +101,24 @@ def _quack_layernorm_fwd(x, weight, bias, eps, return_rstd, return_mean):
     return (y, *([rstd] if return_rstd else []), *([mean] if return_mean else []))
 
 
-def _quack_layernorm_bwd(x, weight, dout, rstd, mean, has_bias):
-    return _layer_norm_bwd(dout, x, mean, rstd, weight)
-
-
-def _apex_layer_norm(input, weight, bias, normalized_shape, eps, memory_efficient):
-    return F.layer_norm(input, normalized_shape, weight, bias, eps)
-
-
-def _apex_rms_norm(input, weight, normalized_shape, eps, memory_efficient):
-    return F.rms_norm(input, normalized_shape, weight, eps)
-
-
-def _engine_layernorm_fwd(input, weight, bias, eps, ln_out, quantizer, otype, sm_margin, zero_centered_gamma):
-    assert (ln_out, quantizer, otype, sm_margin, zero_centered_gamma) == (None, None, "kFloat32", 0, False)
+def _engine_layernorm_fwd(input, weight, bias, eps, **switches):
+    assert switches == SWITCHES
     return _layer_norm_fwd(input, weight, bias, eps)
 
 
-def _engine_layernorm_bwd(dz, x, mu, rsigma, gamma, sm_margin, zero_centered_gamma):
-    assert (sm_margin, zero_centered_gamma) == (0, False)
+def _engine_layernorm_bwd(dz, x, mu, rsigma, gamma, **switches):
+    assert switches.items() <= SWITCHES.items()
     return list(_layer_norm_bwd(dz, x, mu, rsigma, gamma))
 
 
-def _engine_rmsnorm_fwd(input, weight, eps, ln_out, quantizer, otype, sm_margin, zero_centered_gamma):
-    assert (ln_out, quantizer, otype, sm_margin, zero_centered_gamma) == (None, None, "kFloat32", 0, False)
+def _engine_rmsnorm_fwd(input, weight, eps, **switches):
+    assert switches == SWITCHES
     return [_rms_norm(input, weight, eps), None, (input.square().mean(1) + eps).rsqrt()]
 
 
-def _engine_rmsnorm_bwd(dz, x, rsigma, gamma, sm_margin, zero_centered_gamma):
-    assert (sm_margin, zero_centered_gamma) == (0, False)
+def _engine_rmsnorm_bwd(dz, x, rsigma, gamma, **switches):
+    assert switches.items() <= SWITCHES.items()
     return _rms_norm_bwd(dz, x, rsigma, gamma)
-
-
-def _gems_layer_norm(input, normalized_shape, weight, bias, eps):
-    return _layer_norm_fwd(input, weight, bias, eps)
 
 
 def _gems_layer_norm_backward(grad_out, input, normalized_shape, mean, rstd, weight, bias, output_mask):
@@ -143,9 +128,16 @@ def _gems_layer_norm_backward(grad_out, input, normalized_shape, mean, rstd, wei
 
 # By provider and the name that is called, without its module.
 FUNCTIONS: dict[str, dict[str, Function]] = {
-    "apex": {"fused_layer_norm_affine": _apex_layer_norm, "fused_rms_norm_affine": _apex_rms_norm},
+    "apex": {
+        "fused_layer_norm_affine": lambda input, weight, bias, normalized_shape, eps, memory_efficient: F.layer_norm(
+            input, normalized_shape, weight, bias, eps
+        ),
+        "fused_rms_norm_affine": lambda input, weight, normalized_shape, eps, memory_efficient: F.rms_norm(
+            input, normalized_shape, weight, eps
+        ),
+    },
     "flag_gems": {
-        "layer_norm": _gems_layer_norm,
+        "layer_norm": lambda input, normalized_shape, **given: _layer_norm_fwd(input, **given),
         "layer_norm_backward": _gems_layer_norm_backward,
         "rms_norm": lambda x, normalized_shape, weight, eps: F.rms_norm(x, normalized_shape, weight, eps),
         # PyTorch's own operators, which these are registered for; `input` is no keyword's name there.
@@ -161,7 +153,7 @@ FUNCTIONS: dict[str, dict[str, Function]] = {
     "quack": {
         "rmsnorm": _rms_norm_and_residual,
         "layernorm_fwd": _quack_layernorm_fwd,
-        "layernorm_bwd": _quack_layernorm_bwd,
+        "layernorm_bwd": lambda x, weight, dout, rstd, mean, has_bias: _layer_norm_bwd(dout, x, mean, rstd, weight),
     },
     "transformer_engine": {
         "layernorm_fwd": _engine_layernorm_fwd,

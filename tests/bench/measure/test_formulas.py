@@ -1,14 +1,13 @@
 """The textbook's formulas: right where the mean is small, and wrong where their articles should have said so."""
 
 import pytest
-import torch
+from provider_cells import CPU, problem
 
 from bench.cases.case import Case
 from bench.cases.operators import operators
 from bench.measure import cell
 from bench.measure.providers import Unsupported, providers
 
-CPU = torch.device("cpu")
 SHAPES = {"batch_norm": (8, 6, 4, 4), "layer_norm": (6, 128)}
 
 
@@ -52,8 +51,10 @@ def test_normlibs_error_does_not_grow(op, offset):
         assert error <= 3 * max(small[tensor], 2.0**-24), tensor
 
 
-def test_a_formula_says_what_it_does_not_serve():
-    for op, mode in (("rms_norm", "fwd"), ("batch_norm", "eval")):
-        case = Case(op, (4, 8), (), "fp32", operators()[op].layouts[0], mode)
-        with pytest.raises(Unsupported):
-            providers()["one_pass"].build(case, {})
+@pytest.mark.parametrize("name", ["one_pass", "two_pass", "welford"])
+def test_a_formula_serves_only_training_of_batch_norm_and_layer_norm(name):
+    for op, operator in operators().items():
+        for mode in operator.modes:
+            if op not in SHAPES or mode == "eval":
+                with pytest.raises(Unsupported):
+                    providers()[name].build(*problem(op, mode))

@@ -1,4 +1,4 @@
-"""What is seen while a run goes on."""
+"""The progress display: a bar on a terminal, lines elsewhere, trouble at once."""
 
 import io
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bench.cases.case import Case
 from bench.measure import progress
-from bench.measure.progress import Bar, Lines, display
+from bench.measure.progress import BarDisplay, LineDisplay, display
 from bench.results.records import Record
 
 CASE = Case("layer_norm", (4, 8), (("tokens", 4), ("hidden", 8)), "fp32", "rows", "fwd")
@@ -16,19 +16,9 @@ CASE = Case("layer_norm", (4, 8), (("tokens", 4), ("hidden", 8)), "fp32", "rows"
 
 def record(status="ok", reason=""):
     return Record(
-        op=CASE.op,
-        shape=list(CASE.shape),
-        axes=dict(CASE.axes),
-        dtype=CASE.dtype,
-        layout=CASE.layout,
-        mode=CASE.mode,
-        eps=CASE.eps,
-        provider="torch",
-        backend="torch",
-        device="cpu",
-        status=status,
-        reason=reason,
-    )
+        CASE.op, list(CASE.shape), dict(CASE.axes), CASE.dtype, CASE.layout, CASE.mode, CASE.eps,
+        provider="torch", backend="torch", device="cpu", status=status, reason=reason,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -47,13 +37,13 @@ def lines(shown):
 
 
 def test_a_terminal_gets_a_bar_and_everything_else_gets_lines():
-    assert isinstance(display(console(terminal=True)), Bar)
-    assert isinstance(display(console()), Lines)
+    assert isinstance(display(console(terminal=True)), BarDisplay)
+    assert isinstance(display(console()), LineDisplay)
 
 
 def test_lines_come_at_the_beginning_every_few_seconds_and_at_the_end(clock):
     shown = console()
-    told = Lines(shown)
+    told = LineDisplay(shown)
     told.start(cells=20, done=0)
     for _ in range(20):
         told.running(CASE, "torch")
@@ -71,7 +61,7 @@ def test_lines_come_at_the_beginning_every_few_seconds_and_at_the_end(clock):
 
 def test_the_estimate_counts_only_what_this_sitting_measured(clock):
     shown = console()
-    told = Lines(shown)
+    told = LineDisplay(shown)
     told.start(cells=100, done=90)
     told.running(CASE, "torch")
     clock[0] += 60

@@ -45,14 +45,20 @@ def test_a_record_that_was_cut_in_writing_is_measured_again(tmp_path):
     assert len(list(results.read(path))) == 3
 
 
-def test_a_spent_budget_skips_the_rest_and_a_later_sitting_measures_it(tmp_path, monkeypatch):
+@pytest.fixture
+def slow(monkeypatch):
+    """Each cell takes ten seconds to build, by a clock that stands still otherwise."""
     clock = [0.0]
     monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def slow(built, case, inputs):
+    def build(built, case, inputs):
         clock[0] += 10
         return built
 
+    return build
+
+
+def test_a_spent_budget_skips_the_rest_and_a_later_sitting_measures_it(tmp_path, slow):
     outcome, described = run(tmp_path, plan(Scripted(spoil=slow), deadline=15.0))
     assert [record.status for record in outcome.records] == ["ok", "ok", "skipped"]
     assert outcome.records[-1].reason == "the time budget was spent"
@@ -65,14 +71,7 @@ def test_a_spent_budget_skips_the_rest_and_a_later_sitting_measures_it(tmp_path,
     assert len(list(results.read(tmp_path / "records.jsonl"))) == 3
 
 
-def test_a_budget_that_ends_with_the_last_cell_has_stopped_nothing(tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-
-    def slow(built, case, inputs):
-        clock[0] += 10
-        return built
-
+def test_a_budget_that_ends_with_the_last_cell_has_stopped_nothing(tmp_path, slow):
     outcome, _ = run(tmp_path, plan(Scripted(spoil=slow), deadline=25.0))
     assert outcome.complete
 

@@ -1,4 +1,4 @@
-"""What NVML tells is reported by name and in the units of the record; what it does not tell is None."""
+"""NVML's figures come by name and in the units of the record; a figure that it does not report is None."""
 
 from __future__ import annotations
 

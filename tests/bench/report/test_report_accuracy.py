@@ -1,12 +1,8 @@
 """The accuracy section."""
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 
 from report_runs import page, record, tensor_error
 
@@ -16,7 +12,7 @@ from bench.results.records import TensorError
 from bench.results.thresholds import BOUNDS
 
 
-def test_figures_that_are_not_finite_are_named_and_never_drawn(run_dir: Callable[..., Path]) -> None:
+def test_figures_that_are_not_finite_are_named_and_never_drawn(run_dir):
     broken = record(status="wrong", reason="y: floor_ratio nan is beyond 1.05".replace("nan", "not a number"))
     broken.errors = [tensor_error("y", "fp16", 2.0, floor_ratio=math.nan, scale_error=math.inf, rel_l2_error=math.nan)]
     masks = record(dtype="bf16", status="wrong", reason="y: NaN or Inf in other places than the reference")
@@ -32,7 +28,7 @@ def test_figures_that_are_not_finite_are_named_and_never_drawn(run_dir: Callable
     assert not re.search(r'="[^"]*\b(nan|inf)\b', shown.html)
 
 
-def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(run_dir: Callable[..., Path]) -> None:
+def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(run_dir):
     kinds = [("normal", 0.0), ("offset", 1e2), ("offset", 1e4), ("huge", 0.0)]
     made = [
         record(dtype="fp32", provider=name, inputs=inputs, offset=offset, status="wrong" if wrong else "ok")
@@ -51,13 +47,13 @@ def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(
     ]  # fmt: skip
 
 
-def test_a_run_of_normal_inputs_has_no_families(run_dir: Callable[..., Path]) -> None:
+def test_a_run_of_normal_inputs_has_no_families(run_dir):
     folder = run_dir([record()])
     assert families(load(folder), "layer_norm") == []
     assert "family of inputs" not in page(folder).section("accuracy")
 
 
-def test_the_bounds_are_those_that_accuracy_judges_by() -> None:
+def test_the_bounds_are_those_that_accuracy_judges_by():
     from bench.measure import accuracy
 
     assert BOUNDS["rel_l2_error", "fp32"] == (accuracy.ROUNDINGS * accuracy.STATISTIC_ROUNDING,) * 2
@@ -68,8 +64,8 @@ def test_the_bounds_are_those_that_accuracy_judges_by() -> None:
     assert BOUNDS["scale_error", "fp32"][1] == accuracy.SCALE_BOUND["fp32"] + accuracy.STATISTIC_ROUNDING
 
 
-def test_each_tensors_error_is_drawn_against_size_with_its_bound(run_dir: Callable[..., Path]) -> None:
-    grid: list[dict[str, int | str]] = [{"tokens": n, "hidden": 64} for n in (8, 512)]
+def test_each_tensors_error_is_drawn_against_size_with_its_bound(run_dir):
+    grid = [{"tokens": n, "hidden": 64} for n in (8, 512)]
     records = [record(axes=axes, mode="bwd", dtype=dtype) for axes in grid for dtype in ("fp32", "fp16")]
     shown = page(run_dir(records))
     for tensor in ("dx", "dw", "db"):

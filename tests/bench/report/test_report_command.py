@@ -1,11 +1,7 @@
 """`python -m bench.report` on a machine that has neither torch nor triton."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from report_runs import ROOT, record
@@ -28,13 +24,13 @@ sys.exit(main(sys.argv[1:]))
 pytestmark = pytest.mark.chance
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments):
     """`python -m bench.report` on a machine that has neither torch nor triton."""
     run = [sys.executable, "-c", BLOCKED, *arguments]
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_a_report_is_made_without_torch_and_triton(run_dir: Callable[..., Path]) -> None:
+def test_a_report_is_made_without_torch_and_triton(run_dir):
     folder = run_dir([record(), record(provider="torch", latency_us=16.0)])
     done = command(str(folder))
     assert (done.returncode, done.stderr) == (0, "")
@@ -42,32 +38,19 @@ def test_a_report_is_made_without_torch_and_triton(run_dir: Callable[..., Path])
     assert "1.60×" in (folder / "report.html").read_text(encoding="utf-8")  # noqa: RUF001
 
 
-def broken_line(folder: Path) -> None:
-    (folder / "records.jsonl").write_text("not json\n{}\n")
-
-
-def foreign_record(folder: Path) -> None:
-    (folder / "records.jsonl").write_text('{"op": "layer_norm"}\n{"op": "layer_norm"}\n')
-
-
-def no_records(folder: Path) -> None:
-    (folder / "records.jsonl").unlink()
-
-
-def no_environment(folder: Path) -> None:
-    (folder / "environment.json").unlink()
-
-
-def broken_environment(folder: Path) -> None:
-    (folder / "environment.json").write_text("[1,")
-
-
-@pytest.mark.parametrize("spoil", [broken_line, foreign_record, no_records, no_environment, broken_environment])
-def test_a_folder_that_cannot_be_read_is_one_line_and_status_2(
-    spoil: Callable[[Path], None], run_dir: Callable[..., Path]
-) -> None:
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("records.jsonl", "not json\n{}\n"),
+        ("records.jsonl", '{"op": "layer_norm"}\n{"op": "layer_norm"}\n'),
+        ("records.jsonl", None),
+        ("environment.json", None),
+        ("environment.json", "[1,"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_one_line_and_status_2(file, text, run_dir):
     folder = run_dir([record()])
-    spoil(folder)
+    (folder / file).unlink() if text is None else (folder / file).write_text(text)
     done = command(str(folder))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "RUN_DIR" in done.stderr
@@ -79,13 +62,13 @@ def test_a_folder_that_cannot_be_read_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     "arguments", [["no-such-folder"], ["--index", "no-such-folder"], ["--figures"], ["--nonsense", "a"]]
 )
-def test_bad_arguments_are_one_line_and_status_2(arguments: list[str]) -> None:
+def test_bad_arguments_are_one_line_and_status_2(arguments):
     done = command(*arguments)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_without_a_run_the_list_of_all_runs_is_made_again(run_dir: Callable[..., Path]) -> None:
+def test_without_a_run_the_list_of_all_runs_is_made_again(run_dir):
     folder = run_dir([record()])
     done = command("--index", str(folder.parent))
     assert (done.returncode, done.stderr) == (0, "")

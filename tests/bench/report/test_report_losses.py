@@ -1,10 +1,5 @@
 """Where we lose, and what is not ok."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from report_runs import page, record
 
@@ -12,12 +7,10 @@ from bench.report.sections import losses
 from bench.results.load import load
 
 
-def test_every_cell_that_a_peer_wins_is_listed_and_the_one_that_costs_most_time_comes_first(
-    run_dir: Callable[..., Path],
-) -> None:
+def test_every_cell_that_a_peer_wins_is_listed_and_the_one_that_costs_most_time_comes_first(run_dir):
     records = []
     for place in range(60):
-        axes: dict[str, int | str] = {"tokens": 8 + place, "hidden": 256}
+        axes = {"tokens": 8 + place, "hidden": 256}
         ours = 10.0 + place % 7
         records.append(record(axes=axes, latency_us=ours))
         records.append(record(axes=axes, provider="torch", latency_us=26.0))
@@ -33,20 +26,20 @@ def test_every_cell_that_a_peer_wins_is_listed_and_the_one_that_costs_most_time_
         assert f"layer_norm {8 + place}x256 fp16 fwd" in shown.section("losses")
 
 
-def test_a_large_cell_that_loses_little_comes_before_a_small_one_that_loses_much(run_dir: Callable[..., Path]) -> None:
+def test_a_large_cell_that_loses_little_comes_before_a_small_one_that_loses_much(run_dir):
     large, small = record(latency_us=1000.0), record(dtype="fp32", latency_us=4.0)
     peers = [record(provider="torch", latency_us=950.0), record(provider="torch", dtype="fp32", latency_us=2.0)]
     found = losses.slower(load(run_dir([large, small, *peers])))
     assert [loss["cell"] for loss in found] == [large.cell, small.cell]
 
 
-def test_a_loss_inside_the_noise_is_said_to_be_so(run_dir: Callable[..., Path]) -> None:
+def test_a_loss_inside_the_noise_is_said_to_be_so(run_dir):
     near, far = record(provider="torch", latency_us=9.95), record(provider="torch", dtype="fp32", latency_us=5.0)
     found = losses.slower(load(run_dir([record(), record(dtype="fp32"), near, far])))
     assert [loss["beyond_noise"] for loss in found] == [True, False]
 
 
-def test_a_more_accurate_peer_is_a_loss_only_beyond_the_margin(run_dir: Callable[..., Path]) -> None:
+def test_a_more_accurate_peer_is_a_loss_only_beyond_the_margin(run_dir):
     near = [record(share=0.95), record(provider="torch", share=0.93, latency_us=99.0)]
     far = [record(mode="bwd", share=0.98), record(mode="bwd", provider="torch", share=0.7, latency_us=99.0)]
     (loss,) = losses.less_accurate(load(run_dir(near + far)))
@@ -55,37 +48,32 @@ def test_a_more_accurate_peer_is_a_loss_only_beyond_the_margin(run_dir: Callable
     assert loss["others"] == 2
 
 
-def test_errors_below_the_unit_roundoff_of_fp32_are_no_loss(run_dir: Callable[..., Path]) -> None:
+def test_errors_below_the_unit_roundoff_of_fp32_are_no_loss(run_dir):
     ours, exact = record(dtype="fp32"), record(dtype="fp32", provider="torch", latency_us=99.0)
     ours.errors[0].rel_l2_error, exact.errors[0].rel_l2_error = 5e-8, 0.0
     assert losses.less_accurate(load(run_dir([ours, exact]))) == []
 
 
-def test_no_loss_is_said_in_a_sentence(run_dir: Callable[..., Path]) -> None:
-    shown = page(run_dir([record(share=0.9), record(provider="torch", latency_us=16.0, share=0.92)]))
-    assert "Nowhere in this run" in shown.section("losses")
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ({"share": 0.9}, "Nowhere in this run"),
+        ({"status": "unsupported", "reason": "hidden beyond 65536"}, "hidden beyond 65536"),
+    ],
+)
+def test_a_subject_that_cannot_serve_a_cell_is_a_loss_and_no_loss_is_said_in_a_sentence(ours, said, run_dir):
+    shown = page(run_dir([record(**ours), record(provider="torch", latency_us=16.0, share=0.92)]))
+    assert said in shown.section("losses")
 
 
-def test_a_subject_that_cannot_serve_a_cell_is_a_loss(run_dir: Callable[..., Path]) -> None:
-    shown = page(run_dir([record(status="unsupported", reason="hidden beyond 65536"), record(provider="torch")]))
-    assert "hidden beyond 65536" in shown.section("losses")
-
-
-def test_equal_reasons_become_one_line_with_a_count(run_dir: Callable[..., Path]) -> None:
-    records = [
+def test_reasons_that_differ_in_numbers_become_one_line_with_a_count_and_dtypes_are_kept_apart(run_dir):
+    reasons = [f"tried to allocate {n}.00 GiB" for n in (2, 3)] + [f"no {dtype} here" for dtype in ("fp16", "fp32")]
+    records = [record(axes={"tokens": n, "hidden": 8}, status="oom", reason=why) for n, why in enumerate(reasons, 1)]
+    records += [
         record(axes={"tokens": n, "hidden": 64}, provider="cudnn", status="unsupported", reason="no bf16")
         for n in range(1, 201)
     ]
-    records += [
-        record(axes={"tokens": n, "hidden": 8}, status="oom", reason=f"tried to allocate {n}.00 GiB") for n in (2, 3)
-    ]
     groups = losses.failures(load(run_dir(records)).cells)
     assert [(group["status"], len(group["cells"]), group["alike"]) for group in groups] == [
-        ("oom", 2, True),
-        ("unsupported", 200, False),
-    ]
-
-
-def test_dtypes_in_reasons_are_kept_apart(run_dir: Callable[..., Path]) -> None:
-    records = [record(dtype=d, status="unsupported", reason=f"no {d} here") for d in ("fp16", "fp32")]
-    assert len(losses.failures(load(run_dir(records)).cells)) == 2
+        ("oom", 2, True), ("oom", 1, False), ("oom", 1, False), ("unsupported", 200, False),
+    ]  # fmt: skip

@@ -1,13 +1,9 @@
 """The data of the table of all cells."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from report_runs import GRIDS, Page, page, record, sweep, write
+from report_runs import GRIDS, page, record, sweep, write
 
 from bench.results import samples
 from bench.results.load import load
@@ -16,17 +12,15 @@ FEW = {"layer_norm": GRIDS["layer_norm"]}
 
 
 @pytest.fixture(scope="module")
-def full_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+def full_page(tmp_path_factory):
     return page(write(tmp_path_factory.mktemp("run"), sweep(grids=FEW)))
 
 
-def test_what_was_measured_beside_the_time_is_in_the_table_and_what_was_not_is_no_column(
-    run_dir: Callable[..., Path],
-) -> None:
+def test_what_was_measured_beside_the_time_is_in_the_table_and_what_was_not_is_no_column(run_dir):
     bare = page(run_dir([record()]))
     assert not bare.titles & {"hot µs", "with host µs", "in a graph µs", "launches", "throttled by"}
     more = record(mode="bwd", hot_us=8.0, graph_us=9.0, noise=0.002, sm_clock_mhz=1512.0, retaken=3, throttle="power")
-    shown = page(run_dir([more]))
+    shown = page(run_dir([record(), more]))
     values = {title: shown.column(title)[more.cell] for title in ("hot µs", "in a graph µs", "SM MHz", "retaken")}
     assert values == {
         "hot µs": [8.0, "8.00"], "in a graph µs": [9.0, "9.00"], "SM MHz": [1512.0, "1,512"], "retaken": [3.0, "3"],
@@ -35,21 +29,19 @@ def test_what_was_measured_beside_the_time_is_in_the_table_and_what_was_not_is_n
     assert "with host µs" not in shown.titles
 
 
-def test_the_table_holds_every_cell_and_links_lead_to_its_rows(full_page: Page) -> None:
+def test_the_table_holds_every_cell_and_links_lead_to_its_rows(full_page):
     cells = [one.cell for one in sweep(grids=FEW)]
     assert [row["id"] for row in full_page.data["rows"]] == cells
     linked = {unquote(reference[6:]) for reference in full_page.references if reference.startswith("#cell=")}
     assert linked and linked <= set(cells)
 
 
-def test_a_cell_that_was_run_again_counts_once_with_its_last_record(run_dir: Callable[..., Path]) -> None:
+def test_a_cell_that_was_run_again_counts_once_with_its_last_record(run_dir):
     run = load(run_dir([record(status="skipped", reason="time budget"), record()]))
     assert list(run.cells["status"]) == ["ok"]
 
 
-def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_subjects(
-    run_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_subjects(run_dir, monkeypatch):
     monkeypatch.setattr("bench.report.sections.cells.TABLE_ROWS", 3)
     monkeypatch.setattr("bench.results.thresholds.TABLE_ROWS", 3)
     monkeypatch.setattr("bench.results.thresholds.LISTED", 1)
@@ -64,7 +56,7 @@ def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_s
     assert "2 cells, of which 1 are here and all in records.jsonl" in shown.section("failed")
 
 
-def test_a_cells_samples_are_told_by_twenty_quantiles(run_dir: Callable[..., Path]) -> None:
+def test_a_cells_samples_are_told_by_twenty_quantiles(run_dir):
     one = record(latency_us=10.0)
     folder = run_dir([one])
     samples.append(folder / "samples.jsonl", samples.Samples(one.key, {"cold_us": [10.0] * 90 + [20.0] * 10}))
@@ -72,7 +64,7 @@ def test_a_cells_samples_are_told_by_twenty_quantiles(run_dir: Callable[..., Pat
     assert row["dots"] == [0] * 18 + [1000] * 2
 
 
-def test_samples_that_cannot_be_read_cost_their_figure_alone(run_dir: Callable[..., Path]) -> None:
+def test_samples_that_cannot_be_read_cost_their_figure_alone(run_dir):
     folder = run_dir([record()])
     (folder / "samples.jsonl").write_text("broken\n{}\n")
     assert "dots" not in page(folder).data["rows"][0]

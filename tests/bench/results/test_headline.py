@@ -30,12 +30,8 @@ def test_each_shape_counts_as_often_as_the_model_has_it():
     records = [cell("batch_norm", norm, 32, "fwd_bwd", us=1000.0 * 2**i) for i, norm in enumerate(norms)]
     (found,) = headlines(records, of("resnet50"))
     assert found.milliseconds == {"normlib": sum(norm.count * 2**i for i, norm in enumerate(norms))}
-    assert (found.operator, found.model, found.what, found.batch) == (
-        "batch_norm",
-        "resnet50",
-        "training step",
-        "batch 32",
-    )
+    about = ("batch_norm", "resnet50", "training step", "batch 32")
+    assert (found.operator, found.model, found.what, found.batch) == about
     assert (found.dtype, found.layout, found.norms, found.lacking) == ("fp16", "nhwc", 53, {})
 
 

@@ -31,16 +31,12 @@ def gpu():
     return VirtualGpu()
 
 
-def test_a_call_is_timed_from_its_start_to_its_end_and_without_the_flush(gpu):
-    timer = BlockTimer(gpu, gpu.call(30 * US), OWN)
-    assert timer.cold() == pytest.approx([30] * BLOCK_CALLS)
-    assert timer.hot() == pytest.approx([30] * BLOCK_CALLS)
-
-
-def test_a_host_that_launches_more_slowly_than_the_device_works_is_not_timed(gpu):
-    timer = BlockTimer(gpu, gpu.call(5 * US, host_s=200 * US), OWN)
-    assert timer.cold() == pytest.approx([5] * timer.calls)
-    assert timer.hot() == pytest.approx([5] * timer.calls)
+# The second host launches more slowly than the device works.
+@pytest.mark.parametrize("us, host_s", [(30, LAUNCH_S), (5, 200 * US)])
+def test_a_call_is_timed_from_its_start_to_its_end_without_the_flush_and_the_host(gpu, us, host_s):
+    timer = BlockTimer(gpu, gpu.call(us * US, host_s), OWN)
+    assert timer.cold() == pytest.approx([us] * timer.calls)
+    assert timer.hot() == pytest.approx([us] * timer.calls)
     assert not timer.host_bound
 
 
@@ -108,11 +104,6 @@ def test_the_first_call_of_a_block_is_not_counted(gpu):
     assert len(timer.cold()) == run.calls - before - 1
 
 
-def test_what_a_call_raises_is_not_swallowed(gpu):
-    with pytest.raises(ZeroDivisionError):
-        BlockTimer(gpu, lambda: 1 / 0, OWN)
-
-
 def test_the_collector_is_on_again_after_a_block_that_failed(gpu):
     timer = BlockTimer(gpu, gpu.call(5 * US), OWN)
 
@@ -126,7 +117,7 @@ def test_the_collector_is_on_again_after_a_block_that_failed(gpu):
     assert gc.isenabled()
 
 
-def test_the_pace_is_that_of_the_device(gpu):
+def test_the_instruments_own_work_is_measured(gpu):
     assert astuple(measure_overhead(gpu)) == pytest.approx((OWN.launch_s, OWN.flush_s, OWN.cycles_per_s))
 
 
@@ -144,12 +135,6 @@ def test_a_real_gpus_sleep_and_flush_are_measured(real):
     found = measure_overhead(real)
     assert 1e8 < found.cycles_per_s < 5e9
     assert 1e-6 < found.flush_s < 1e-2
-
-
-@pytest.mark.gpu
-@pytest.mark.chance
-def test_a_real_sleep_lasts_as_long_as_it_was_told(real):
-    found = measure_overhead(real)
     began = real.now()
     real.sleep(int(0.05 * found.cycles_per_s))
     real.synchronize()

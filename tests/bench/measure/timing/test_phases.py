@@ -160,16 +160,6 @@ def test_each_run_is_named_before_it_runs(gpu):
     assert wrong == []
 
 
-def test_without_memory_for_the_instrument_every_run_is_told(monkeypatch):
-    def exhausted(device):
-        raise MemoryError("no memory")
-
-    monkeypatch.setattr(gpu_phases, "Gpu", exhausted)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: pytest.MonkeyPatch.context())
-    found = gpu_phases.measure({"a": print, "b": print}, CUDA, (), 0, lambda name: None)
-    assert {name: str(error) for name, error in found.items()} == {"a": "no memory", "b": "no memory"}
-
-
 FLUSH = ProfiledLaunch("Memset", 40.0)
 
 

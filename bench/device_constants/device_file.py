@@ -1,10 +1,10 @@
-"""The file of one device, kernels/tuned/NAME.json: what has been measured on it, each part with when and with what.
+"""Reads and writes the file of one device, kernels/tuned/NAME.json: what was measured on it, when and with what.
 
 - `values`: by plans, what plans choose there in place of the defaults (`python -m bench.tune`);
 - `gains`: by plans, what that gained, and the versions that it was measured with;
 - `constants`: by figure, what the device needs for memory, launches and barriers (`python -m bench.device_constants`).
 
-Who writes one part leaves the others as they are. Imports no torch.
+Each program writes its own part and keeps the others. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli import BadArgument
+from normlib.kernels import plan
 
-# What of an environment stands beside each figure.
+# The part of an environment that stands beside each figure.
 _VERSIONS = ("torch", "triton", "cuda", "git_commit", "git_dirty")
 
 
@@ -26,7 +27,7 @@ def versions(described: Mapping[str, Any], measured: str) -> dict[str, Any]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Returns what the file has, {} where there is none; raises ValueError where it is not one JSON object."""
+    """Returns the file's content, {} where there is none; raises ValueError where it is not one JSON object."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -45,8 +46,12 @@ def update(file: Path, device_name: str, **parts: Mapping[str, Any]) -> None:
     part.replace(file)
 
 
-def check(file: Path, device_name: str) -> None:
-    """Makes the file's folder; raises BadArgument where the file is another device's, no such file, or not writable."""
+def choose(out: Path | None, device_name: str) -> Path:
+    """Returns `out`, or the file where plans look for this device, and makes its folder.
+
+    Raises BadArgument where the file is another device's, not a device's at all, or not writable.
+    """
+    file = out or plan.tuning_file(device_name)
     try:
         found = read(file)
     except (OSError, ValueError) as error:
@@ -59,6 +64,7 @@ def check(file: Path, device_name: str) -> None:
         _part(file).unlink()
     except OSError as error:
         raise BadArgument("--out", f"{str(file)!r} cannot be written: {error.strerror}") from error
+    return file
 
 
 def _part(file: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Random inputs that are the same every time, and the names of dtypes."""
+"""Random inputs that are the same every time, and torch's dtypes by the names that cases have for them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HUGE = 6e4
 TINY = 1e-4
 
 
-class Draw:
-    """A stream of random float32 tensors on a device, fixed by the seed and the problem alone."""
+class RandomInputs:
+    """A stream of random float32 tensors on a device, fixed by the seed and the problem."""
 
     def __init__(self, case: Case, device: torch.device, seed: int) -> None:
         key = f"{seed} {case.problem.label} {case.eps}"
@@ -75,9 +75,7 @@ class Draw:
         value[: len(some)] = some
         return value
 
-    def weight(self, size: int) -> Tensor:
-        """Around 1, never 1: a weight that is left out must show."""
-        return self.uniform((size,), 0.5, 1.5)
 
-    def bias(self, size: int) -> Tensor:
-        return self.normal((size,))
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same values with the channels innermost in memory for nhwc; (batch, channels) is both at once."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "nhwc" else x.contiguous()
