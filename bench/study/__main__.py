@@ -9,7 +9,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from bench.study.records import StudyRun
 from bench.study.training import SCALES, StudySetting
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from bench.study.study import GateVerdict
@@ -63,9 +65,8 @@ def main(typed: Sequence[str]) -> int:
         console.print(_listing(chosen))
         return 0
 
-    # Listing and --help need no torch, and bad arguments are told before it is imported.
+    # Here, because torch takes seconds to import, which a list and a bad argument need not wait for.
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from bench.measure import environment
     from bench.study import page, runner
@@ -93,16 +94,8 @@ def main(typed: Sequence[str]) -> int:
     ]
     described = environment.collect(torch.device(device), {})
     if stored:
-        changed = environment.differences(stored, described, ())
-        if images.name != stored["study"]["data"]:
-            changed.append(f"data was {stored['study']['data']!r}, is {images.name!r}")
-        if changed and not given["force"]:
-            refused = f"{given['resume']} was run elsewhere: {'; '.join(changed)}; --force continues it"
-            raise BadArgument("--resume", refused)
         folder = Path(given["resume"])
-        forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
-        notes = [*stored["notes"], f"continued {environment.now()}{forced}"]
-        described |= {key: stored[key] for key in _KEPT} | {"notes": notes}
+        described |= _continued(stored, described, images.name, given)
         kept = _kept(folder)
     else:
         folder, kept = folders.new(given["out"], f"study-{device}"), []
@@ -121,21 +114,7 @@ def main(typed: Sequence[str]) -> int:
         }
     on = f"{described['device_name']}; layers run by {described['layers']}"
     console.print(f"{len(chosen)} experiments, {len(planned)} runs on {on}")
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, told = bar.add_task("", total=len(planned), completed=len(kept)), 0.0
-
-        def finished(run: StudyRun) -> None:
-            nonlocal told
-            what = f"{run.experiment}, {run.condition}, seed {run.seed}"
-            bar.update(task, advance=1, description=what)
-            if run.state == "failed":
-                console.print(f"failed: {what}: {run.reason}", markup=False, soft_wrap=True)
-            done = int(bar.tasks[task].completed)
-            if not console.is_terminal and (time.monotonic() - told >= _PERIOD or done == len(planned)):
-                told = time.monotonic()
-                console.print(f"{done}/{len(planned)} runs: {what}", markup=False, soft_wrap=True)
-
+    with _progress(console, len(planned), len(kept)) as finished:
         runs, stopped_by = runner.run(setting, planned, processes, folder, described, kept, finished)
     verdicts = Study(folder, described, tuple(runs)).verdicts.values()
     console.print(_verdict_table(verdict for of_one in verdicts for verdict in of_one))
@@ -161,6 +140,23 @@ def _stored(given: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
+def _continued(
+    stored: Mapping[str, Any], described: Mapping[str, Any], images: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the part of environment.json that a study keeps; BadArgument where conditions differ, unless forced."""
+    from bench.measure import environment
+
+    changed = environment.differences(stored, described, ())
+    if images != stored["study"]["data"]:
+        changed.append(f"data was {stored['study']['data']!r}, is {images!r}")
+    if changed and not given["force"]:
+        refused = f"{given['resume']} was run elsewhere: {'; '.join(changed)}; --force continues it"
+        raise BadArgument("--resume", refused)
+    forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
+    notes = [*stored["notes"], f"continued {environment.now()}{forced}"]
+    return {key: stored[key] for key in _KEPT} | {"notes": notes}
+
+
 def _kept(folder: Path) -> list[StudyRun]:
     """Returns the runs of an earlier start; failed ones are to be run again."""
     try:
@@ -169,6 +165,31 @@ def _kept(folder: Path) -> list[StudyRun]:
         return []
     except (ValueError, TypeError, KeyError) as error:
         raise BadArgument("--resume", f"{folder} has records that cannot be read: {error}") from error
+
+
+@contextmanager
+def _progress(console: Console, planned: int, done: int) -> Iterator[Callable[[StudyRun], None]]:
+    """Shows a bar on a terminal, a line every few seconds anywhere else, and each failed run at once.
+
+    Yields a function to call with each run whose record is written.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, told = bar.add_task("", total=planned, completed=done), 0.0
+
+        def finished(run: StudyRun) -> None:
+            nonlocal told, done
+            done, what = done + 1, f"{run.experiment}, {run.condition}, seed {run.seed}"
+            bar.update(task, advance=1, description=what)
+            if run.state == "failed":
+                console.print(f"failed: {what}: {run.reason}", markup=False, soft_wrap=True)
+            if not console.is_terminal and (time.monotonic() - told >= _PERIOD or done == planned):
+                told = time.monotonic()
+                console.print(f"{done}/{planned} runs: {what}", markup=False, soft_wrap=True)
+
+        yield finished
 
 
 def _listing(experiments: Sequence[Experiment]) -> Table:

@@ -47,6 +47,15 @@ def load(name: str) -> ImageData:
     return _packaged(name) if name in PACKAGED else _cifar10(Path(name))
 
 
+def cifar10_files(folder: Path) -> tuple[list[Path], Path]:
+    """Returns CIFAR-10's training files and its test file; raises BadArgument where the folder lacks them."""
+    training, test = sorted(folder.glob("data_batch_*.bin")), folder / "test_batch.bin"
+    if not training or not test.is_file():
+        wanted = f"{', '.join(PACKAGED)} nor a folder with CIFAR-10's data_batch_*.bin and test_batch.bin"
+        raise BadArgument("--data", f"{str(folder)!r} is neither {wanted}")
+    return training, test
+
+
 @cache
 def _packaged(name: str) -> ImageData:
     """Loads pixels from 0 to 1. The split is always the same: test images belong to the data, not to a seed."""
@@ -66,15 +75,6 @@ def _packaged(name: str) -> ImageData:
     x, y = x[order], y[order]
     split = int(_TRAINING_SHARE * len(x))
     return ImageData(name, x[:split], y[:split], x[split:], y[split:])
-
-
-def cifar10_files(folder: Path) -> tuple[list[Path], Path]:
-    """Returns CIFAR-10's training files and its test file; raises BadArgument where the folder lacks them."""
-    training, test = sorted(folder.glob("data_batch_*.bin")), folder / "test_batch.bin"
-    if not training or not test.is_file():
-        wanted = f"{', '.join(PACKAGED)} nor a folder with CIFAR-10's data_batch_*.bin and test_batch.bin"
-        raise BadArgument("--data", f"{str(folder)!r} is neither {wanted}")
-    return training, test
 
 
 def _cifar10(folder: Path) -> ImageData:

@@ -23,10 +23,7 @@ _LAYERS = 6
 
 
 def look_along(
-    network: nn.Module,
-    seed: int,
-    setting: StudySetting,
-    look: Callable[[Tensor, Tensor, list[Tensor], float], float],
+    network: nn.Module, seed: int, setting: StudySetting, look: Callable[[Tensor, Tensor, list[Tensor], float], float]
 ) -> tuple[dict[str, list[float]], str]:
     """Trains the network, and calls `look` some way ahead along the gradient every few steps.
 

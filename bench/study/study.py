@@ -11,9 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from bench.page.formatting import DASH, number, plural
+from bench.page.formatting import number, plural
 from bench.page.templating import Card
 from bench.results.load import UnreadableRun, read_environment
+from bench.results.numbers import DASH
 from bench.study.experiment import Experiment, Gate
 from bench.study.experiments import BY_NAME
 from bench.study.records import FILE as FILE

@@ -48,22 +48,14 @@ def label(shown: Page, start: str) -> str:
 
 
 def test_every_verdict_stands_with_its_experiment_and_is_counted_at_the_top(shown: Page) -> None:
-    words = {
-        "landscape": "reproduced",
-        "learning_rate": "reproduced",
-        "noisy_bn": "not reproduced",
-        "sigmoid": "not decided",
-        "predictiveness": "not decided",
-        "dropout": "reported",
-    }
+    words = {"landscape": "reproduced", "learning_rate": "reproduced", "noisy_bn": "not reproduced"}
+    words |= {"sigmoid": "not decided", "predictiveness": "not decided", "dropout": "reported"}
     for name, word in words.items():
         assert article(shown, name).startswith(f"{BY_NAME[name].title}: {word} ")
     of = Counter(words.values())
     for word in ("reproduced", "not reproduced", "not decided"):
         assert f"{word.capitalize()} {of[word]} of 5" in shown.section("verdict")
-
-
-def test_what_did_not_reproduce_is_said_in_plain_words_as_large_as_what_did(shown: Page) -> None:
+    # What did not reproduce is said in plain words, as large as what did.
     assert "“auc(noisy BN) < 1/2 auc(plain)” holds in 0 of 3 seeds" in article(shown, "noisy_bn").replace("&lt;", "<")
     assert "The gate holds in every seed." in article(shown, "landscape")
     heads = re.findall(r"<h3>[^<]*: <span class=\"([^\"]*)\">(reproduced|not reproduced)</span></h3>", shown.html)
@@ -76,20 +68,16 @@ def test_each_seed_has_its_outcome_with_the_values_that_were_compared(shown: Pag
     assert "holds in 2 of 3 seeds" in text
 
 
-def test_diverged_runs_are_crosses_in_the_figure_and_words_beside_it(shown: Page) -> None:
+def test_diverged_runs_are_crosses_in_the_figure_and_words_beside_it_as_failed_ones_are(shown: Page) -> None:
     assert "study-noisy-bn-diverged-plain-noise" in shown.ids
     said = "Diverged: plain + noise in 3 of 3 runs: the loss is not finite from step 45 on."
     assert said in article(shown, "noisy_bn")
     assert "and 3 of 3 runs diverged" in label(shown, "training loss against step")
-    assert "plain 2.30 at 0.001, 2.20 at 0.01, 2.00 at 0.1, diverged at 1, diverged at 10" in label(
-        shown, "training loss at the end against learning rate"
-    )
-
-
-def test_a_run_that_failed_leaves_its_claim_open_and_its_reason_in_sight(shown: Page) -> None:
-    text = article(shown, "predictiveness")
-    assert "in 1 a run failed or is missing" in text
-    assert "Failed: plain in 1 of 1 run: RuntimeError: out of memory." in text
+    values = "plain 2.30 at 0.001, 2.20 at 0.01, 2.00 at 0.1, diverged at 1, diverged at 10"
+    assert values in label(shown, "training loss at the end against learning rate")
+    failed = article(shown, "predictiveness")
+    assert "in 1 a run failed or is missing" in failed
+    assert "Failed: plain in 1 of 1 run: RuntimeError: out of memory." in failed
     assert "Runs that failed 1 of " in shown.section("verdict")
 
 
