@@ -17,8 +17,9 @@ import torch
 from rich.console import Console
 
 from bench import cli
+from bench.audit import calls as audited_calls
 from bench.audit import counters, page, terminal
-from bench.audit.calls import audited, launches, presets
+from bench.audit.calls import audited, presets
 from bench.audit.expected import constants_of
 from bench.audit.fused import UNFUSED, pairs
 from bench.audit.groups import Row
@@ -37,7 +38,7 @@ than its plan declares; 2 unusable arguments
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be audited, and where the answer goes."""
+    """The checked arguments of the command line."""
 
     ops: tuple[str, ...]
     targets: tuple[str, ...]
@@ -46,7 +47,7 @@ class Asked:
 
     @property
     def command(self) -> str:
-        """What audits the same again, without the folder, which is somebody's own."""
+        """The command that repeats the audit, without its output folder."""
         chosen = ("--preset", ",".join(self.presets)) if self.presets else ()
         return " ".join((PROGRAM, "--op", ",".join(self.ops), "--arch", ",".join(self.targets), *chosen))
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
     with _counting(asked.ops) as counts:
-        calls = list(launches(asked.ops, asked.presets))
+        calls = list(audited_calls.calls(asked.ops, asked.presets))
         rows = [record.as_dict() for target in asked.targets for record in collect(target, calls, constants[target])]
         rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
         rows += counts()
@@ -110,7 +111,7 @@ def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
 
 @contextmanager
 def _counting(ops: Sequence[str]) -> Iterator[Callable[[], Iterator[dict[str, Any]]]]:
-    """The interpreter at work beside this process, which compiles; of a fused operator it runs the plain norm too.
+    """Counts in a process beside this one, which compiles; of a fused operator the plain norm is counted too.
 
     Within, what is yielded waits for it and gives its records.
     """

@@ -1,26 +1,35 @@
-"""GPUs that need not be here: what to compile for, and what a multiprocessor of each has for its programs."""
+"""The GPUs that the audit compiles for, and what a multiprocessor of each has for its programs."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from triton.backends.compiler import GPUTarget
 
+from bench.fake_gpu import COMPILED, H200, H200_TARGET, compiling_for
 from normlib.kernels.plan import Device
+from normlib.kernels.traffic import Launch
 
 # A100, H200, B200 and MI300X: multiprocessors (compute units) and L2 as their data sheets name them, and what
 # kernels/host.py makes of such a device.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), Device(108, l2=40 << 20, cooperative=True)),
-    "sm_90": (GPUTarget("cuda", 90, 32), Device(132, l2=50 << 20, cooperative=True)),
+    "sm_90": (H200_TARGET, H200),
     "sm_100": (GPUTarget("cuda", 100, 32), Device(148, l2=126 << 20, cooperative=True)),
     "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 64, None, l2=4 << 20)),
 }
 
 
+def compiling(name: str) -> AbstractContextManager[list[tuple[Launch, Any]]]:
+    """As bench.fake_gpu.compiling_for, for one of these."""
+    return compiling_for(*TARGETS[name], COMPILED - 1 - list(TARGETS).index(name))
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What the programs of one multiprocessor share, and the cache that all multiprocessors share."""
+    """The limits of a multiprocessor's programs, and the cache that all multiprocessors share."""
 
     warps: int
     programs: int
@@ -48,7 +57,7 @@ LIMITS = {
 
 
 def resident_programs(limits: Limits, warps: int, warp_size: int, registers: int, shared: int) -> int:
-    """How many programs of a kernel one multiprocessor can hold; at least 1, for what compiles is launched.
+    """Returns the number of programs of a kernel that one multiprocessor can hold; at least 1.
 
     `registers` are those of one lane, `shared` bytes of one program. An upper bound: nothing says that so many arrive.
     """

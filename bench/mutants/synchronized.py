@@ -69,7 +69,7 @@ _EDITS = {
             "tl.where(some, 0.0, 0.0)",
         ),
         ("sync-count-of-one-rank", "dx by one rank's count", "n.to(ACC))", f"{_FIRST_COUNT}.to(ACC))"),
-        ("sync-eps-left-out", "eps is not added", "        eps,\n        eps_low,\n", "        0.0,\n        0.0,\n"),
+        ("sync-eps-left-out", "eps is not added", "C, eps,\n        eps_low,", "C, 0.0,\n        0.0,"),
     ),
     "moments": (
         (
@@ -100,7 +100,9 @@ _EDITS = {
         ("sync-dx-by-its-own-count", "dx by the count of this rank's share", "total[1], count)", "total[1], None)"),
         ("sync-dx-without-weight", "dx without the weight", "mean, rstd, weight, None,", "mean, rstd, None, None,"),
     ),
-    "normalize": (("sync-y-without-bias", "y without the bias", "rstd, weight, bias)\n", "rstd, weight, None)\n"),),
+    "normalize": (
+        ("sync-y-without-bias", "y without the bias", "rstd, weight, bias, plan)\n", "rstd, weight, None, plan)\n"),
+    ),
 }
 
 MUTANTS = tuple(

@@ -11,9 +11,10 @@ from torch import Tensor
 import normlib
 import normlib.functional
 from bench.cases.case import Case
-from bench.cases.operators import Inputs, batch_renorm, noisy_batch_norm
+from bench.cases.operators import Inputs, batch_renorm, noisy_batch_norm, operators
 from bench.cases.operators.batch_norm import MOMENTUM
 from bench.cases.operators.group_norm import groups_of
+from bench.measure.launches import passes, recorded, untouched
 from bench.measure.providers import Outputs, Provider, Runnable, _activations
 from bench.measure.providers._pairs import NORM_OF, Forward, bound, runnable
 from normlib.kernels.host import device_of
@@ -44,12 +45,9 @@ class Normlib(Provider):
         """As the launchers choose it: `one launch, barrier: _forward_once 33x4`."""
         if self.backend(case, inputs) == "torch":
             return ""
-        from bench.audit.calls import Launch
-
-        launch = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
-        tensors, device, passes = launch.tensors("meta"), device_of(inputs["x"]), launch.passes.modes
-        declared = [passes[mode].declare(tensors, device) for mode in _PASSES.get(case.mode, (case.mode,))]
-        return "; ".join(f"{one.kind}: {', '.join(map(str, one.launches))}" for one in declared)
+        operator, modes = operators()[case.op], _PASSES.get(case.mode, (case.mode,))
+        found = recorded(passes(operator, case, forward_of, untouched(operator, case)), device_of(inputs["x"]))
+        return "; ".join(f"{one.kind}: {', '.join(map(str, one.launches))}" for one in found if one.mode in modes)
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         def saved(inputs: Inputs) -> Outputs:
@@ -76,10 +74,11 @@ class Normlib(Provider):
             # A mean is a pair of floats, whose first is the mean in its dtype.
             return {"mean": mean[0], "rstd": rstd} if mean.numel() else {"rstd": rstd}
 
-        return runnable(case, inputs, _forward(case), saved)
+        return runnable(case, inputs, forward_of(case), saved)
 
 
-def _forward(case: Case) -> Forward:
+def forward_of(case: Case) -> Forward:
+    """Returns the call of the case's operator, with its scalars bound."""
     if case.op in _activations.NORM_OF:
         return _activations.fused(case, normlib.functional)
     return _fused(case) if case.op in NORM_OF else bound(case, normlib.functional)
