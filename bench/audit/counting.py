@@ -140,7 +140,8 @@ def counting() -> Iterator[list[_Ledger]]:
     interpreter_builder.create_masked_load = counted_load
     interpreter_builder.create_masked_store = counted_store
     try:
-        yield ledgers
+        with np.errstate(all="ignore"):  # tensors hold what memory held before
+            yield ledgers
     finally:
         GridExecutor.__call__ = launch
         del interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
@@ -166,7 +167,6 @@ def counts(call: Call, device: Device) -> Iterator[Count]:
 
 
 def main(ops: Sequence[str]) -> int:
-    np.seterr(all="ignore")  # what tensors hold is of no interest, and some hold what memory held before
     for call, device in small_calls(ops or audited()):
         for count in counts(call, device):
             print(json.dumps({"record": "count", **count.as_dict(), "problems": count.problems}))

@@ -53,7 +53,8 @@ def untouched(operator: Operator, case: Case, device: torch.device | str = "cpu"
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        drawn = operator.drawn(case, torch.device("cpu"), 0)
+        # Nothing is planned for values, and without memory only normal ones can be drawn.
+        drawn = operator.drawn(replace(case, inputs="normal", offset=0.0), torch.device("cpu"), 0)
     return {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device) for n, t in drawn.items()}
 
 

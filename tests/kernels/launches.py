@@ -68,13 +68,18 @@ def _after_a_relu(case):
 
 
 def _chosen() -> list[SmallCall]:
-    """The calls whose bytes are counted, less those that wait and those that differ from another in the dtype alone."""
+    """The calls whose bytes are counted, less those that wait and those that differ from another only in their dtype.
+
+    Of an operator whose sweeps are batch norm's or whose rows are layer norm's one shape is enough.
+    """
     found: dict[object, SmallCall] = {}
     for call, device in small_calls(audited()):
         launches = [moved for one in call.recorded(device) for moved in one.launches]
         if not any(moved.waits for moved in launches):
             kinds = tuple(moved.kernel for moved in launches), device.tuning is UNTUNED
-            found.setdefault((replace(call, dtype=""), kinds), SmallCall(call, device))
+            plain = call.op in ("batch_norm", "layer_norm", "group_norm", "weight_norm")
+            shape = call.shape if plain else ()
+            found.setdefault((replace(call, dtype="", shape=shape), kinds), SmallCall(call, device))
     return list(found.values())
 
 
