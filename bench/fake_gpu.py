@@ -1,19 +1,20 @@
-"""Launches for a GPU that is not there: all that Triton does in Python between call and device, and nothing after it.
+"""A GPU that is not there: calls of `normlib` on CPU tensors take the kernels' path, with the plans of that GPU.
 
-Within `absent_gpu` the CPU's tensors take the kernels' path, with the plans of that GPU. Triton binds and specializes
-the arguments of every launch and looks its kernel up, as it would on the device; what it would compile is noted and a
-stand-in takes its place, so that nothing is compiled and nothing runs: results hold whatever the memory held. Which
-stream is current, and whether a CUDA graph is captured there, is whatever `State` says.
+Three contexts say what becomes of their launches. `recording` runs nothing and notes each launch as its launcher states
+it. `compiling_for` compiles each for a target, as the device would: same plan, same specialization. `absent_gpu` runs
+all that Triton does in Python between call and device: it binds and specializes the arguments of every launch and looks
+its kernel up; what it would compile is noted and a stand-in takes its place. In all of them results hold whatever the
+memory held, and large tensors cost nothing, since nobody touches them.
 
-It is no place for TRITON_INTERPRET, which has to be unset when triton is imported: the interpreter binds nothing.
+TRITON_INTERPRET must be unset when triton is imported for the latter two: the interpreter compiles and binds nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from triton import knobs
@@ -22,11 +23,16 @@ from triton.runtime import driver
 
 from normlib import dispatch
 from normlib.kernels import counters, plan
+from normlib.kernels.numerics import INTERPRETED
+from normlib.kernels.traffic import Launch, observed
 
 H200 = plan.Device(132, l2=50 << 20, cooperative=True)
+H200_TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = ("num_warps", "launch_cooperative_grid")
-# Triton keeps kernels by the device's number; no device has this one.
-ABSENT = -1
+# Triton keeps kernels by the device's number. No device has these, and what was compiled for one is not for another.
+ABSENT, COMPILED = -1, -2
+
+Noted = TypeVar("Noted")
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,14 @@ class State:
 class Driver:
     """What a launch asks of the device's driver."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, target: GPUTarget = H200_TARGET, number: int = ABSENT) -> None:
+        self._state, self._target, self._number = state, target, number
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return self._target
 
     def get_current_device(self) -> int:
-        return ABSENT
+        return self._number
 
     def get_current_stream(self, device: int) -> int:
         return self._state.stream
@@ -95,8 +101,43 @@ def driven_by(stand_in: Any) -> Iterator[None]:
 
 
 @contextmanager
+def planned_for(device: plan.Device) -> Iterator[None]:
+    """Within, `normlib` on CPU tensors takes the kernels' path and plans for this device."""
+    before = dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER
+    dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER = True, device
+    try:
+        yield
+    finally:
+        dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER = before
+
+
+@contextmanager
+def recording(device: plan.Device, note: Callable[[Launch], Noted]) -> Iterator[list[Noted]]:
+    """Within, nothing is launched unless `note` does it; yields what `note` returns of each launch, in order."""
+    found: list[Noted] = []
+    with driven_by(Driver(State())), planned_for(device), observed(lambda launch: found.append(note(launch))):
+        yield found
+
+
+@contextmanager
+def compiling_for(target: GPUTarget, device: plan.Device, number: int = COMPILED) -> Iterator[list[tuple[Launch, Any]]]:
+    """Within, a launch compiles its kernel for the target and stops there; yields the launches with their kernels.
+
+    `number` is that of the device, and each target of a process has its own.
+    """
+    if INTERPRETED.value:
+        raise RuntimeError("an interpreting process compiles nothing: unset TRITON_INTERPRET")
+    compiled = recording(device, lambda launch: (launch, launch.run(warmup=True)))
+    with compiled as found, driven_by(Driver(State(), target, number)):
+        yield found
+
+
+@contextmanager
 def absent_gpu(device: plan.Device = H200, state: State | None = None) -> Iterator[list[Compilation]]:
-    """Within, `normlib` on CPU tensors plans and launches for `device`; yields what it would have compiled."""
+    """Within, Triton does all that it does in Python for a launch; yields what it would have compiled.
+
+    Which stream is current, and whether a CUDA graph is captured there, is whatever the state says.
+    """
     state = state or State()
     found: list[Compilation] = []
     functions: list[Any] = []
@@ -121,14 +162,3 @@ def absent_gpu(device: plan.Device = H200, state: State | None = None) -> Iterat
         knobs.runtime.jit_cache_hook, counters.capturing = hook, asked
         for function in functions:
             function.device_caches.pop(ABSENT, None)
-
-
-@contextmanager
-def planned_for(device: plan.Device) -> Iterator[None]:
-    """Within, `normlib` on CPU tensors takes the kernels' path and plans for this device."""
-    before = dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER
-    dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER = True, device
-    try:
-        yield
-    finally:
-        dispatch.CPU_RUNS_KERNELS, plan.INTERPRETER = before

@@ -22,7 +22,7 @@ def arrive(counter):
 
 @triton.jit
 def wait(counter, programs):
-    """Returns when so many programs have arrived; what they stored before can then be loaded."""
+    """Waits until `programs` programs have arrived; what they stored before can then be loaded."""
     while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < programs:
         pass
     tl.debug_barrier()
@@ -30,7 +30,7 @@ def wait(counter, programs):
 
 @triton.jit
 def leave(left, programs, counter, other=None):
-    """Counts this program out, at `left`, after its last wait; of so many the last one resets that and the counters.
+    """Counts this program out at `left`, after its last wait. The last program to leave resets all counters.
 
     By then nobody looks at them any more.
     """

@@ -1,4 +1,4 @@
-"""What a launch asks of its tensors' host: the device, as plans need it, and the layout.
+"""The device and the layout of a launch's tensors.
 
 Kernels take (N, C, *) in two layouts: contiguous, and channels-last, with the channels innermost.
 """
@@ -18,14 +18,14 @@ _tried: plan.Tuning | None = None
 
 
 def device_of(tensor: torch.Tensor) -> plan.Device:
-    """The plan's view of the tensor's device; CPU tensors run in the interpreter."""
+    """Returns the tensor's device as plans see it; CPU tensors run in the interpreter."""
     if tensor.is_cpu:
         return plan.INTERPRETER if _tried is None else _with(plan.INTERPRETER, _tried)
     return _properties(tensor.device.index)
 
 
 def try_tuning(tuning: plan.Tuning | None) -> None:
-    """Puts these values in the place of every device's own, in this process and from now on; None ends that."""
+    """Replaces every device's tuned values by these, in this process; None restores the devices' own."""
     global _tried
     _tried = tuning
     _properties.cache_clear()
@@ -55,18 +55,18 @@ def on(tensor: torch.Tensor) -> AbstractContextManager[object]:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether (N, C, *) has its channels innermost: channels-last memory, or no positions at all."""
+    """Returns whether (N, C, *) has its channels innermost: channels-last memory, or no positions at all."""
     return x.dim() == 2 or (not x.is_contiguous() and x.movedim(1, -1).is_contiguous())
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:
-    """(x in one of the two layouts, whether that is channels-last); a copy only if it is in neither."""
+    """Returns (x in one of the two layouts, whether that is channels-last); a copy only if it is in neither."""
     last = is_channels_last(x)
     return (x if last and x.movedim(1, -1).is_contiguous() else x.contiguous()), last
 
 
 def like(x: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in x's layout, copied only where it is in another."""
+    """Returns the tensor in x's layout, copied only if it is in another."""
     if tensor.stride() == x.stride():
         return tensor
     return torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)

@@ -12,9 +12,21 @@ import triton.language as tl
 # As triton.jit decides for the kernels that import this: by the environment, or what a program has set in its place.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 if INTERPRETED.value:
-    from normlib.kernels import interpreter
+    from triton.runtime import interpreter
 
-    interpreter.mend()
+    _patch_lang_tensor = interpreter._patch_lang_tensor
+
+    def _patch_and_index(tensor, scope):
+        """Lets a kernel's scalars, which are arrays of one element in the interpreter, be the bounds of a `range`.
+
+        Up to Triton 3.6 that takes `int(array)`, which NumPy refuses since 2.4 unless the array has no dimensions.
+        Triton 3.7 squeezes the array first, as this does.
+        """
+        _patch_lang_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    if _patch_lang_tensor.__name__ != "_patch_and_index":  # this module may be imported again, as a mutant's copy
+        interpreter._patch_lang_tensor = _patch_and_index
 
 # How long what is moved stays in cache: as long as it would. As the default of a device function a string of Python's
 # own is refused by Triton 3.6.
@@ -22,12 +34,12 @@ STAYS = tl.constexpr("")
 
 
 def statistics_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that x's statistics are kept in: float32, and float64 for float64."""
+    """Returns the dtype of x's statistics: float32, or float64 for float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def float_pair(value: float) -> tuple[float, float]:
-    """(high, low) whose sum is `value`: Triton passes a Python float as float32, and a float64 kernel needs more.
+    """Returns (high, low) that add up to `value`: Triton passes a float as float32, and a float64 kernel needs more.
 
     A pair keeps 48 bits and, unlike a constexpr, costs no compilation for a new value.
     """
@@ -80,7 +92,7 @@ def round_to(value, dtype: tl.constexpr):
 
 @triton.jit
 def blocks(n, BLOCK):
-    """How many blocks n elements make, n above zero: tl.cdiv's n + BLOCK - 1 would wrap within a block of 2^31."""
+    """Returns the number of blocks of n > 0 elements: tl.cdiv's n + BLOCK - 1 would wrap within a block of 2^31."""
     return (n - 1) // BLOCK + 1
 
 

@@ -1,4 +1,4 @@
-"""What all plans share: the device, values tuned on it, launch options, and how partial results are merged.
+"""Shared by all plans: the device, values tuned on it, launch options, and the merge of partial results.
 
 A plan goes from shape and device to tiles, warps and splits. It is pure Python, without torch and triton, and holds
 every choice that changes how a kernel is compiled or launched, so that tests can compile a plan ahead of time for a
@@ -37,7 +37,7 @@ def tuning_file(device_name: str) -> Path:
 
 
 def tuning_of(device_name: str) -> Tuning:
-    """What was tuned on such a device, if anything; its file may have its constants alone."""
+    """Returns the values tuned on such a device, if any; its file may have only constants."""
     file = tuning_file(device_name)
     values = json.loads(file.read_text(encoding="utf-8")).get("values") if file.exists() else None
     return Tuning(values) if values else UNTUNED
@@ -45,7 +45,7 @@ def tuning_of(device_name: str) -> Tuning:
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan asks of a device."""
+    """The properties of a device that plans depend on."""
 
     multiprocessors: int
     warp_size: int = 32
@@ -68,7 +68,7 @@ def next_power_of_2(n: int) -> int:
 
 
 def alignment(*lengths: int) -> int:
-    """The largest power of two, 16 at most, that divides every length: how wide, in elements, aligned loads can be.
+    """Returns the largest power of two, 16 at most, that divides every length: the widest aligned load, in elements.
 
     Triton itself sees in an argument only whether 16 divides it.
     """
@@ -76,7 +76,7 @@ def alignment(*lengths: int) -> int:
 
 
 def launch_options(threads: int, device: Device, programs: int = 1) -> dict[str, int]:
-    """Warps and, on NVIDIA, all the registers that so many threads may have, `programs` times a multiprocessor.
+    """Returns the number of warps and, on NVIDIA, the registers a thread may have with `programs` a multiprocessor.
 
     Left alone, ptxas spills a few values to get under the next step of occupancy; a plan chooses its own occupancy.
     """
@@ -97,7 +97,7 @@ class MergePlan:
 
 @cache
 def merge(programs: int, columns: int, device: Device) -> MergePlan:
-    """The second stage's plan: narrow column blocks where there are many rows to add, to fill the device."""
+    """Returns the second stage's plan: narrow column blocks where there are many rows to add, to fill the device."""
     block_p = 16 if programs <= 16 else 64  # of two sizes, for programs may follow the batch
     block_n = min(max(1024 // block_p, 16), next_power_of_2(columns), 128)
     return MergePlan(block_p, block_n, launch_options(128, device))
@@ -105,7 +105,7 @@ def merge(programs: int, columns: int, device: Device) -> MergePlan:
 
 @cache
 def merge_ranks(ranks: int, columns: int, device: Device) -> MergePlan:
-    """How messages of all processes are merged: every rank in one block, whose values stay in registers.
+    """Returns the plan of merging messages of all processes: every rank in one block, whose values stay in registers.
 
     A thread has four values, and a program four channels: with eight channels, compiled for sm_90, float64 spills.
     """

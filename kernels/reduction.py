@@ -15,6 +15,7 @@ from torch import Tensor
 
 from normlib.kernels.numerics import accumulator, from_pair, load, reciprocal_sqrt, store
 from normlib.kernels.plan import MergePlan
+from normlib.kernels.traffic import Moves, launch
 
 
 @triton.jit
@@ -42,7 +43,7 @@ def renormalize(a, b):
 
 @triton.jit
 def tile_moments(x, mask, count, AXIS: tl.constexpr, NARROW: tl.constexpr = False):
-    """(mean, low, M2) of a tile along AXIS; mask drops lanes, count is how many are left.
+    """Returns (mean, low, M2) of a tile along AXIS; mask drops lanes, count is how many are left.
 
     The mean first, then what it missed, then M2 about both: never a difference of two large sums. NARROW says that x
     came in 16 bits: from a mean of few bits its differences are exact, and their sum as good as exact, so that `low`
@@ -121,7 +122,7 @@ def rstd_of(variance, eps, eps_low, ACC: tl.constexpr):
 
 @triton.jit
 def rstd_of_norm(norm, eps, eps_low, P: tl.constexpr, ACC: tl.constexpr):
-    """1 / sigma of lp_norm.py for a norm of order P, in float64 until its last rounding: a channel has but one."""
+    """1 / sigma of lp.py for a norm of order P, in float64 until its last rounding: a channel has but one."""
     norm = norm.to(tl.float64)
     square = from_pair(eps, eps_low, tl.float64)
     root = tl.sqrt(square)
@@ -182,13 +183,10 @@ def sum_partials(partials: Tensor, outputs: tuple[Tensor | None, ...], plan: Mer
     _, programs, columns = partials.shape
     grid = (triton.cdiv(columns, plan.block_n), len(outputs))
     second = outputs[1] if len(outputs) == 2 else None
-    _sum_partials_kernel[grid](
-        outputs[0],
-        second,
-        partials,
-        programs,
-        columns,
+    launch(
+        *(_sum_partials_kernel, grid, outputs[0], second, partials, programs, columns),
         BLOCK_P=plan.block_p,
         BLOCK_N=plan.block_n,
         **plan.options,
+        moves=lambda: Moves(plan, {"partials": 1}, ("first", "second")),
     )

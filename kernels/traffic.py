@@ -1,34 +1,27 @@
-"""What the launches of a plan move: bytes by kernel and by tensor, declared from plan and shape alone.
+"""Launches that declare what they move: `launch` takes a kernel, its grid, its arguments, and the `Moves` of these.
 
 A byte counts each time that an unmasked lane asks for it: a weight that every program loads counts once a program,
-although a cache serves it. `distinct` counts each address once a launch. Both are exactly what the interpreter counts
-when it runs the kernels (`python -m bench.audit`). A barrier's counters are left out: how often a program looks at one
-is a matter of time. Pure Python; imports neither torch nor triton.
-
-`sizes` has the bytes of an element of each tensor of the call, by the call's names (x, weight, running_mean, dw, ...);
-a tensor that is not in it is None there, or not wanted. What comes back names tensors as each kernel does, less `_ptr`.
-What each operator's plans move stands in the traffic.py of its folder.
+although a cache serves it. `Access.distinct` counts each address once a launch. Both are exactly what the interpreter
+counts when it runs the kernels (`python -m bench.audit`). A barrier's counters are left out: how often a program looks
+at one is a matter of time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
-from normlib.kernels.plan import MergePlan, cdiv
+from torch import Tensor
 
-Sizes = Mapping[str, int]
 ACTIVATIONS = ("x", "y", "dy", "dx", "residual", "z", "dz", "signs")
-
-
-def statistics_bytes(sizes: Sizes) -> int:
-    """Bytes of a statistic and of a partial result: float32, or float64 for float64."""
-    return max(sizes["x"], 4)
+PARTIALS = ("partials", "sums", "coefficients", "message", "messages")  # what lives within a pass
 
 
 class Access(NamedTuple):
-    """What one launch does to one tensor, in bytes; in a plan's tables in elements."""
+    """The bytes that one launch loads and stores of one tensor."""
 
     loads: int
     stores: int
@@ -36,24 +29,8 @@ class Access(NamedTuple):
 
     @property
     def once(self) -> int:
-        """With every address loaded once and stored once."""
+        """The bytes with every address loaded once and stored once."""
         return self.distinct * (bool(self.loads) + bool(self.stores))
-
-    def of(self, itemsize: int) -> Access:
-        """In bytes, of elements of this size."""
-        return Access(self.loads * itemsize, self.stores * itemsize, self.distinct * itemsize)
-
-
-def read(elements: int, times: int = 1) -> Access:
-    return Access(elements * times, 0, elements)
-
-
-def written(elements: int) -> Access:
-    return Access(0, elements, elements)
-
-
-def updated(elements: int) -> Access:
-    return Access(elements, elements, elements)
 
 
 @dataclass(frozen=True)
@@ -67,8 +44,22 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Moves:
+    """The declaration of a launch, by the kernel's argument names less `_ptr`. A tensor that is None moves nothing."""
+
+    plan: Any
+    loads: Mapping[str, int | Fraction]  # how many times each element of a tensor is loaded
+    stores: tuple[str, ...]  # tensors of which each element is stored once
+    parts: Mapping[str, int] = field(default_factory=dict)  # how many elements are touched, where not all are
+    sweeps: tuple[Sweep, ...] = ()
+    ahead: int = 0
+    again: int = 0
+    span: int = 0
+
+
+@dataclass(frozen=True)
 class Traffic:
-    """One launch: its grid, what it moves by tensor and, in batch norm, the sweeps of each of its programs."""
+    """One launch: its grid, what it moves by tensor and, in batch norm and group norm, the sweeps of its programs."""
 
     kernel: str
     grid: tuple[int, ...]
@@ -85,48 +76,92 @@ class Traffic:
 
     @property
     def activation_bytes(self) -> int:
-        """Loaded and stored of activations, each time that they are."""
+        """The bytes of activations, each time that they are loaded or stored."""
         return sum(a.loads + a.stores for name, a in self.accesses.items() if name in ACTIVATIONS)
 
     @property
     def partial_bytes(self) -> int:
-        """Of partial results, once a launch and way: caches serve the repetitions."""
+        """The bytes of partial results, once a launch and way: caches serve the repetitions."""
         return sum(a.once for name, a in self.accesses.items() if name in self.partials)
 
     @property
     def vector_bytes(self) -> int:
-        """Of parameters and statistics, likewise."""
+        """The bytes of parameters and statistics, once a launch and way."""
         return sum(a.once for name, a in self.accesses.items() if name not in (*ACTIVATIONS, *self.partials))
 
     @property
     def moved_bytes(self) -> int:
-        """Of all of these."""
+        """The sum of all of these."""
         return self.activation_bytes + self.partial_bytes + self.vector_bytes
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch as its launcher states it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: Mapping[str, Any]
+    moves: Callable[[], Moves]
+
+    def run(self, warmup: bool = False) -> Any:
+        """Launches the kernel, or with `warmup` only compiles it; returns Triton's compiled kernel."""
+        return self.kernel.run(*self.arguments, grid=self.grid, warmup=warmup, **self.constants)
+
+    @property
+    def plan(self) -> Any:
+        return self.moves().plan
+
+    @property
+    def traffic(self) -> Traffic:
+        moves, named = (
+            self.moves(),
+            {**dict(zip(self.kernel.arg_names, self.arguments, strict=False)), **self.constants},
+        )
+        tensors = {name.removesuffix("_ptr"): t for name, t in named.items() if isinstance(t, Tensor)}
+
+        def present(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(name for name in names if name in tensors)
+
+        accesses = {}
+        for name, tensor in tensors.items():
+            size = moves.parts.get(name, tensor.numel()) * tensor.element_size()
+            access = Access(int(moves.loads.get(name, 0) * size), size * (name in moves.stores), size)
+            if access.loads or access.stores:
+                accesses[name] = access
+        return Traffic(
+            self.kernel.__name__,
+            self.grid,
+            accesses,
+            present(PARTIALS),
+            tuple(replace(sweep, loads=present(sweep.loads), stores=present(sweep.stores)) for sweep in moves.sweeps),
+            moves.ahead,
+            bool(self.constants.get("launch_cooperative_grid")),
+            moves.again,
+            moves.span,
+        )
+
+
+_observer: Callable[[Launch], object] | None = None
+
+
 def launch(
-    kernel: str,
-    grid: tuple[int, ...],
-    sizes: Sizes,
-    table: Mapping[str, Access],
-    **more: Any,
-) -> Traffic:
-    """The launch with its table in bytes, less the tensors that are not there."""
-    present = {name: access.of(sizes[name]) for name, access in table.items() if name in sizes}
-    return Traffic(kernel, grid, present, **more)
+    kernel: Any, grid: tuple[int, ...], /, *arguments: Any, moves: Callable[[], Moves], **constants: Any
+) -> None:
+    """Launches the kernel on the current device. `moves` is called only while launches are observed."""
+    if _observer is None:
+        kernel.run(*arguments, grid=grid, warmup=False, **constants)
+    else:
+        _observer(Launch(kernel, grid, arguments, constants, moves))
 
 
-def sum_partials(merge: MergePlan, programs: int, columns: int, sizes: Sizes, itemsize: int) -> Traffic:
-    """Second stage of both backward passes: partials of dw, db or both, in `itemsize`, to one value a column."""
-    outputs = [sizes[name] for name in ("dw", "db") if name in sizes]
-    return launch(
-        "_sum_partials_kernel",
-        (cdiv(columns, merge.block_n), len(outputs)),
-        {"partials": itemsize, **dict(zip(("first", "second"), outputs, strict=False))},
-        {
-            "first": written(columns),
-            "second": written(columns),
-            "partials": read(len(outputs) * programs * columns),
-        },
-        partials=("partials",),
-    )
+@contextmanager
+def observed(observer: Callable[[Launch], object]) -> Iterator[None]:
+    """Within, every launch goes to the observer, which may run it."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before

@@ -1,4 +1,4 @@
-"""The kernels of weight normalization: rows x (M, N), each scaled to the length that its weight says.
+"""The kernels of weight normalization: rows x (M, N), each scaled to the length that its weight gives.
 
     norm = sqrt(sum(x^2))      x_hat = x / norm      y = weight x_hat
     dw   = sum(dy x_hat)       dx = weight / norm (dy - x_hat dw)
@@ -27,6 +27,7 @@ from normlib.kernels.plan import Device
 from normlib.kernels.row_norm import plan as row_plan
 from normlib.kernels.row_norm.launch import as_rows
 from normlib.kernels.row_norm.values import aligned
+from normlib.kernels.traffic import Moves, launch
 
 # Arguments that follow the number of rows, which no compilation is to follow.
 BATCH = ("M",)
@@ -34,7 +35,7 @@ BATCH = ("M",)
 
 @triton.jit
 def power_of_two(size):
-    """(scale, 1 / scale) of non-negative sizes: the power of two at or below each, both normal numbers.
+    """Returns (scale, 1 / scale) of non-negative sizes: the power of two at or below each, both normal numbers.
 
     The bits of a float above its fraction are its exponent; those of 1 / scale are the bias twice, less these.
     """
@@ -57,7 +58,7 @@ def save_norm(norm_ptr, row, M, norm, inverse):
 
 @triton.jit
 def load_norm(norm_ptr, row, M, ACC: tl.constexpr):
-    """(norm / scale, 1 / scale); past the last row the norm is 1, so that nothing is divided by zero."""
+    """Returns (norm / scale, 1 / scale); past the last row the norm is 1, so that nothing is divided by zero."""
     norm = tl.where(row < M, load(norm_ptr + row, row < M, ACC), 1.0)
     return norm, load(norm_ptr + M + row, row < M, ACC)
 
@@ -224,7 +225,7 @@ def _weight_norm_backward_loop_kernel(
 
 
 def forward(x: Tensor, weight: Tensor, device: Device | None = None) -> tuple[Tensor, Tensor]:
-    """(y like x but contiguous, norm (2, M)) of x (M, ...), a row each of its first dimension, and weight of M."""
+    """Returns (y like x but contiguous, norm (2, M)) of x (M, ...), whose rows are x[i], and weight of M."""
     m = len(x)
     n = x.numel() // max(m, 1)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -238,11 +239,18 @@ def forward(x: Tensor, weight: Tensor, device: Device | None = None) -> tuple[Te
     constants = {"ALIGN": plans.alignment(stride), "N": n, **plan.options}
     with on(x):
         if plan.chunks:
-            _weight_norm_forward_kernel[(plans.cdiv(m, plan.block_m),)](
-                *arguments, **constants, CHUNKS=plan.chunks, BLOCK_M=plan.block_m
+            launch(
+                *(_weight_norm_forward_kernel, (plans.cdiv(m, plan.block_m),), *arguments),
+                **constants,
+                CHUNKS=plan.chunks,
+                BLOCK_M=plan.block_m,
+                moves=lambda: Moves(plan, {"x": 1, "weight": 1}, ("y", "norm")),
             )
         else:
-            _weight_norm_forward_loop_kernel[(m,)](*arguments, **constants, BLOCK_N=plan.block_n)
+            moves = lambda: Moves(plan, {"x": 2, "weight": 1}, ("y", "norm"), again=x.nbytes, span=2 * x.nbytes // m)
+            launch(
+                *(_weight_norm_forward_loop_kernel, (m,), *arguments), **constants, BLOCK_N=plan.block_n, moves=moves
+            )
     return y, norm
 
 
@@ -255,7 +263,7 @@ def backward(
     need_dw: bool,
     device: Device | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(dx like x but contiguous, dw like weight), None where one is not needed; norm as forward gave it."""
+    """Returns (dx like x but contiguous, dw like weight), None where one is not needed; norm as forward gave it."""
     m = len(x)
     n = x.numel() // max(m, 1)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_dx else None
@@ -269,9 +277,22 @@ def backward(
     constants = {"ALIGN": plans.alignment(*strides), "N": n, **plan.options}
     with on(x):
         if plan.chunks:
-            _weight_norm_backward_kernel[(plans.cdiv(m, plan.block_m),)](
-                *arguments, **constants, CHUNKS=plan.chunks, BLOCK_M=plan.block_m
+            launch(
+                *(_weight_norm_backward_kernel, (plans.cdiv(m, plan.block_m),), *arguments),
+                **constants,
+                CHUNKS=plan.chunks,
+                BLOCK_M=plan.block_m,
+                moves=lambda: Moves(plan, {"dy": 1, "x": 1, "norm": 1, "weight": int(need_dx)}, ("dx", "dw")),
             )
         else:
-            _weight_norm_backward_loop_kernel[(m,)](*arguments, **constants, BLOCK_N=plan.block_n)
+            launch(
+                *(_weight_norm_backward_loop_kernel, (m,), *arguments),
+                **constants,
+                BLOCK_N=plan.block_n,
+                moves=lambda: Moves(
+                    *(plan, {"dy": 1 + need_dx, "x": 1 + need_dx, "norm": 1, "weight": int(need_dx)}, ("dx", "dw")),
+                    again=need_dx * 2 * x.nbytes,
+                    span=need_dx * 3 * x.nbytes // m,
+                ),
+            )
     return dx, dw

@@ -29,7 +29,7 @@ than its plan declares; 2 unusable arguments
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be audited, and where the answer goes."""
+    """The checked arguments of the command line."""
 
     ops: tuple[str, ...]
     targets: tuple[str, ...]
@@ -38,7 +38,7 @@ class Asked:
 
     @property
     def command(self) -> str:
-        """The command that audits the same again, without the folder, which is somebody's own."""
+        """The command that repeats the audit, without its output folder."""
         chosen = ("--preset", ",".join(self.presets)) if self.presets else ()
         return " ".join((PROGRAM, "--op", ",".join(self.ops), "--arch", ",".join(self.targets), *chosen))
 
@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
+    from bench.audit import calls as audited_calls
     from bench.audit import counters, page, terminal
-    from bench.audit.calls import launches
     from bench.audit.expected import constants_of
     from bench.audit.fused import pairs
     from bench.audit.records import collect
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     constants = {target: constants_of(target) for target in asked.targets}
     described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
     with _counting(asked.ops) as counts:
-        calls = list(launches(asked.ops, asked.presets))
+        calls = list(audited_calls.calls(asked.ops, asked.presets))
         rows = [record.as_dict() for target in asked.targets for record in collect(target, calls, constants[target])]
         rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
         rows += counts()

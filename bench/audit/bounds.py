@@ -1,4 +1,4 @@
-"""What batch norm must move through device memory with a cache of a given size, and why a plan moves more than once."""
+"""The lower bound of batch norm's device traffic with a cache of a given size, and why a plan moves more than that."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CLOSE = 1.1
 
 
 def once_units(sweeps: Sequence[Sweep]) -> int:
-    """Units with every activation loaded once and stored once: what an endless cache leaves."""
+    """Returns the units with every activation loaded once and stored once, as with an unlimited cache."""
     return len({name for sweep in sweeps for name in sweep.loads}) + sum(len(sweep.stores) for sweep in sweeps)
 
 
 def least_units(plan: BatchNormPlan | GroupNormPlan, sweeps: Sequence[Sweep], itemsize: int, cache_bytes: int) -> float:
-    """Units that no plan gets below which keeps activations in this cache alone, whatever its order.
+    """Returns the lower bound, in units, of any plan that keeps activations only in this cache.
 
     A channel's (or group's) statistics want all of its sectors before any of them may be swept again. So what both
     sweeps load of a sector's channels waits at once, and what of it outgrows the cache comes twice.
@@ -38,7 +38,7 @@ def least_units(plan: BatchNormPlan | GroupNormPlan, sweeps: Sequence[Sweep], it
 def reason(
     plan: BatchNormPlan | GroupNormPlan, once: OncePlan | None, device: Device, units: float, least: float
 ) -> str:
-    """Why such a plan moves `units` where every activation once would be fewer."""
+    """Returns why a plan moves `units`, more than every activation once."""
     if units <= 1.01 * least:
         return "no plan does better with this cache: whole sectors of a channel outgrow it"
     if isinstance(plan, GroupNormPlan):

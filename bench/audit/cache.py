@@ -26,7 +26,7 @@ MOST_STEPS = 32  # that a program is simulated with in one sweep of a channel gr
 
 @dataclass(frozen=True)
 class Programs:
-    """Those of one launch: `splits` at each channel group, `windows` groups side by side, one after another."""
+    """The programs of one launch: `splits` at each channel group, `windows` groups side by side, one after another."""
 
     sweeps: tuple[Sweep, ...]
     windows: int
@@ -38,7 +38,7 @@ class Programs:
 def expected_units(
     plan: BatchNormPlan | GroupNormPlan, launches: Sequence[Programs], itemsize: int, cache_bytes: int
 ) -> float:
-    """Units of device memory that a plan's launches with sweeps move; `itemsize` of x."""
+    """Returns the units of device memory that a plan's launches with sweeps move; `itemsize` of x."""
     # Several tiles of one program in a row are taken as one where there are many: finer turns change the third digit.
     most = max(launch.splits for launch in launches) * MOST_STEPS
     tiles = cdiv(plan.tiles, max(plan.tiles // most, 1))
@@ -48,7 +48,7 @@ def expected_units(
 
 @cache
 def device_units(groups: int, tiles: int, launches: tuple[Programs, ...], capacity: int) -> float:
-    """Units that reach device memory: loads that miss, and every store once.
+    """Returns the units that reach device memory: loads that miss, and every store once.
 
     `tiles` are those of one channel group, and `capacity` is how many of them the cache holds.
     """
@@ -70,7 +70,7 @@ def device_units(groups: int, tiles: int, launches: tuple[Programs, ...], capaci
 
 
 def _in_turns(programs: Iterator[Iterator[Step]], at_once: int) -> Iterator[Step]:
-    """The steps of all programs; where one ends the next begins in its place."""
+    """Yields the steps of all programs; where one ends the next begins in its place."""
     running = deque(islice(programs, at_once))
     while running:
         program = running.popleft()
@@ -83,7 +83,7 @@ def _in_turns(programs: Iterator[Iterator[Step]], at_once: int) -> Iterator[Step
 
 
 def _programs(groups: int, tiles: int, launch: Programs) -> Iterator[Iterator[Step]]:
-    """Programs in launch order, windows innermost, each with the steps of its sweeps."""
+    """Yields programs in launch order, windows innermost, each with the steps of its sweeps."""
     for dealt in range(launch.splits):
         split = launch.splits - 1 - dealt if launch.sweeps[0].backwards else dealt
         share, over = divmod(tiles, launch.splits)
@@ -94,7 +94,7 @@ def _programs(groups: int, tiles: int, launch: Programs) -> Iterator[Iterator[St
 
 
 def _steps(groups: range, own: range, tiles: int, launch: Programs) -> Iterator[Step]:
-    """A program's tiles, group after group; each sweep is `ahead` groups behind the one before it."""
+    """Yields a program's tiles, group after group; each sweep is `ahead` groups behind the one before it."""
     for i in range(len(groups) + launch.ahead * (len(launch.sweeps) - 1)):
         for behind, sweep in enumerate(launch.sweeps):
             if 0 <= (at := i - behind * launch.ahead) < len(groups):

@@ -1,24 +1,29 @@
-"""What is audited: calls of the library, on the shapes of presets and some more."""
+"""The audited calls of the library: on the shapes of presets and some more, and small ones to count bytes of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import cast
+from unittest import mock
 
 import torch
 
+from bench.audit import synchronized
 from bench.audit.choices import audited, models
-from bench.audit.passes import PASSES, Passes, Tensors
-from bench.cases.case import OPTIONS, named
-from bench.cases.operators import Operator
-from bench.cases.operators.group_norm import usual_groups
-from normlib.kernels.plan import Device
+from bench.cases.case import OPTIONS, Case, named
+from bench.cases.operators import Inputs, Operator
+from bench.cases.operators.group_norm import groups_of
+from bench.cases.random_inputs import TORCH_DTYPES
+from bench.measure.launches import ForwardOf, Pass, RecordedPass, passes, recorded, untouched
+from bench.measure.providers.normlib import forward_of
+from normlib.kernels.batch_norm.plan import batch_norm_plans
+from normlib.kernels.plan import Device, Tuning
 from normlib.kernels.row_norm.plan import RowBackwardPlan
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+DTYPES = {**TORCH_DTYPES, "fp64": torch.float64}
 # Beside the presets' shapes, as `extra`: ragged, tiny and very wide rows, and channels that are a multiple of nothing.
 EXTRA_COLUMNS = (8, 100, 1000, 16384, 65536, 131072)
 EXTRA_SEQUENCES = ((50, 32, 1760),)  # on which the kernels are batch norm's
@@ -26,7 +31,7 @@ EXTRA_BATCHES = ((4, 65, 7, 7), (64, 1000), (8, 3, 224, 224), (32, 64, 56, 56))
 
 
 @dataclass(frozen=True)
-class Launch:
+class Call:
     """One call of the library: an operator on a shape, `without` some of its tensors or gradients."""
 
     op: str
@@ -42,14 +47,12 @@ class Launch:
         return " ".join(filter(None, (self.op, shape, *named(self.options), self.dtype, self.layout, without)))
 
     @property
-    def passes(self) -> Passes:
-        """The operator's, with these options."""
-        found = PASSES[self.op]
-        return found.of(**dict(self.options)) if found.of else found
+    def case(self) -> Case:
+        return Case(self.op, self.shape, self.options, self.dtype, self.layout, "")
 
     @property
     def activation_bytes(self) -> int:
-        """Of x: one unit."""
+        """Bytes of x: one unit."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
     @property
@@ -59,44 +62,53 @@ class Launch:
             self.layout, self.shape[-1:]
         )
         if self.op == "group_norm" and innermost == self.shape[1:2]:  # programs begin at a group's first channel
-            (channels,) = innermost
-            innermost = (channels // int(dict(self.options).get("groups", usual_groups(channels))),)
+            innermost = (self.shape[1] // groups_of(self.case),)
         return prod(innermost) * DTYPES[self.dtype].itemsize
 
-    def tensors(self, device: str) -> Tensors:
-        """Every tensor of the call, all ones; on the meta device without memory."""
-        dtype = DTYPES[self.dtype]
-        if self.layout == "nhwc":
-            n, c, *positions = self.shape
-            x = torch.ones((n, *positions, c), dtype=dtype, device=device).movedim(-1, 1)
-        else:
-            x = torch.ones(self.shape, dtype=dtype, device=device)
-        passes = self.passes
-        vectors = passes.vectors(self.shape, dtype)
-        found = {name: x if name == "x" else torch.ones_like(x) for name in passes.activations}
-        found |= {name: torch.ones(shape, dtype=kind, device=device) for name, (shape, kind) in vectors.items()}
-        return {name: tensor for name, tensor in found.items() if name not in self.without}
+    def passes(
+        self, device: str = "cpu", make: Callable[..., Inputs] = untouched, forward: ForwardOf | None = None
+    ) -> Iterator[Pass]:
+        """Yields the call's passes by mode, each to be run before the next one is asked for.
+
+        `make` makes the inputs, and `forward` another call than the operator's own.
+        """
+        operator, wide = audited()[self.op], self.dtype == "fp64"  # which cases have none of
+        inputs = make(operator, replace(self.case, dtype="fp32") if wide else self.case, device)
+        if wide:
+            inputs = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+        own = synchronized.OPERATOR.forward if self.op == synchronized.OPERATOR.name else forward_of
+        with mock.patch("normlib.sync_batch_norm._gather", synchronized.gather_copies):
+            yield from passes(operator, self.case, forward or own, inputs, self.without)
+
+    def recorded(self, device: Device) -> list[RecordedPass]:
+        """Returns the call's passes on such a device."""
+        return recorded(self.passes(), device)
 
 
-def launches(ops: Iterable[str] | None = None, names: Iterable[str] | None = None) -> Iterator[Launch]:
-    """The calls of these operators (all) and presets (every model, and `extra`), each once."""
+def calls(ops: Iterable[str] | None = None, names: Iterable[str] | None = None) -> Iterator[Call]:
+    """Yields the calls of these operators (default: all) and presets (default: every model, and `extra`), each once."""
     ops = tuple(audited() if ops is None else ops)
     names = models(ops) if names is None else tuple(names)
-    yield from dict.fromkeys(launch for op in ops for name in names for launch in _of(audited()[op], name))
+    yield from dict.fromkeys(call for op in ops for name in names for call in _of(audited()[op], name))
 
 
-def _of(operator: Operator, preset: str) -> Iterator[Launch]:
+def _of(operator: Operator, preset: str) -> Iterator[Call]:
     if preset == "extra":
         extra = {"rows": tuple((4096, n) for n in EXTRA_COLUMNS), "tnh": EXTRA_SEQUENCES}
-        shapes = extra.get(operator.layouts[0], EXTRA_BATCHES)
+        wide: tuple[int, ...] = (64, 1024)
+        shapes: tuple[tuple[int, ...], ...] = extra.get(operator.layouts[0], EXTRA_BATCHES)
+        if operator.name == "instance_norm":  # which refuses a single position
+            shapes, wide = tuple(shape if len(shape) > 2 else (*shape, 2) for shape in shapes), (*wide, 2)
+        elif operator.layouts == ("tnh",):
+            wide = (4, 16, 1024)
         for options in product(*([(name, value) for value in values] for name, values in operator.choices.items())):
             for shape, dtype, layout in product(shapes, ("bf16", "fp32"), operator.layouts):
-                yield Launch(operator.name, shape, dtype, layout, (), options)
+                yield Call(operator.name, shape, dtype, layout, (), options)
             for layout in operator.layouts:
-                yield Launch(operator.name, (64, 1024), "fp64", layout, (), options)
+                yield Call(operator.name, wide, "fp64", layout, (), options)
         if "rows" in operator.layouts:  # a wide row of which not everything is wanted
             for names in (("dx",), ("dw", "db")):
-                yield Launch(operator.name, (4096, 65536), "bf16", "rows", names)
+                yield Call(operator.name, (4096, 65536), "bf16", "rows", names)
     elif preset in operator.presets:
         for grid in operator.presets[preset].grids:
             for values in product(*(grid[axis] for axis in (*operator.axes, "dtype", "layout"))):
@@ -104,38 +116,198 @@ def _of(operator: Operator, preset: str) -> Iterator[Launch]:
                 axes = {axis: cast(int | str, found[axis]) for axis in operator.axes}
                 options = tuple((axis, value) for axis, value in axes.items() if axis in OPTIONS)
                 shape = operator.shape(axes)
-                yield Launch(operator.name, shape, str(found["dtype"]), str(found["layout"]), (), options)
+                yield Call(operator.name, shape, str(found["dtype"]), str(found["layout"]), (), options)
 
 
-def one_of_each_plan(calls: Iterable[Launch], device: Device) -> Iterator[Launch]:
-    """The first call with each kind of plan, its kernels, warps and registers, in every layout, with every option."""
+def one_of_each_plan(calls: Iterable[Call], device: Device) -> Iterator[Call]:
+    """Yields the first call of each kind of plan, kernels, warps and registers, in every layout, with every option."""
     seen: set[tuple[object, ...]] = set()
-    for launch in calls:
-        tensors, found = launch.tensors("meta"), set()
-        for mode, each in launch.passes.modes.items():
-            declared = each.declare(tensors, device)
-            plan = declared.once or declared.plan
-            options = plan.rows.options if isinstance(plan, RowBackwardPlan) else plan.options
-            kernels = tuple(moved.kernel for moved in declared.launches)
-            found.add((launch.op, launch.layout, launch.options, mode, declared.kind, kernels, *options.items()))
+    for call in calls:
+        found = set()
+        for one in call.recorded(device):
+            options = (one.plan.rows if isinstance(one.plan, RowBackwardPlan) else one.plan).options
+            kernels = tuple(moved.kernel for moved in one.launches)
+            found.add((call.op, call.layout, call.options, one.mode, one.kind, kernels, *options.items()))
         if not found <= seen:
             seen |= found
-            yield launch
+            yield call
 
 
-def one_of_each_kernel(calls: Iterable[Launch], device: Device) -> Iterator[Launch]:
+def one_of_each_kernel(calls: Iterable[Call], device: Device) -> Iterator[Call]:
     """Yields the first call that launches each kernel: far fewer than there are plans."""
     seen: set[str] = set()
-    for launch in calls:
-        tensors = launch.tensors("meta")
-        declared = (each.declare(tensors, device) for each in launch.passes.modes.values())
-        found = {moved.kernel for one in declared for moved in one.launches}
+    for call in calls:
+        found = {moved.kernel for one in call.recorded(device) for moved in one.launches}
         if not found <= seen:
             seen |= found
-            yield launch
+            yield call
 
 
-def call(launch: Launch, device: Device) -> None:
-    """Runs the operator's launchers, every pass once, on tensors without memory."""
-    for each in launch.passes.modes.values():
-        each.run(launch.tensors("meta"), device)
+# ------------------------------------------------------------------------------------------- calls that are counted
+
+# A call, and the device that it is planned for.
+SmallCall = tuple[Call, Device]
+# Enough programs that a channel is split and a grid is persistent, few enough to be quick: 2 ms each.
+DEVICE = Device(multiprocessors=1)
+# A plan knows a dtype by its size, so float16 goes as bfloat16 does.
+COUNTED_DTYPES = ("fp32", "bf16", "fp64")
+# Both loops, the last step partial.
+LOOP = {"bf16": (1, 16390), "fp64": (2, 8205)}
+# One chunk and a tile of rows that is not full; three chunks, the last one partial.
+ROW_SHAPES = ((100, 100), (5, 1603))
+# Three runs of 11; more channels than a tile; (N, C), with two channels in the last group; runs longer than a tile.
+BATCH_SHAPES = ((3, 5, 11), (2, 65, 7, 7), (33, 130), (2, 3, 700))
+# As the second one, in runs of a multiple of 4: shorter ones take three launches behind a ReLU.
+ALIGNED_SHAPE = (2, 65, 6, 6)
+# Where what registers could hold is to be swept twice all the same.
+OFF_CHIP = Tuning(
+    {batch_norm_plans(last, itemsize): {"on_chip": 0} for last in (False, True) for itemsize in (2, 4, 8)}
+)
+# One tile a split; three channel groups of 68, in tiles of 32; and the cache, in units of x, in which two of the groups
+# fit forward (3) or backward (6), so that the third runs behind them.
+ONCE_SHAPES = {"nchw": (6, 5, 12), "nhwc": (6, 68, 111)}
+ONCE_CACHE = {"fp32": (3, 6), "bf16": (6,), "fp64": (3,)}
+SEQUENCES = (11, 3, 130)
+LOOP_WITHOUT = (("dx",), ("dw",))
+# A device on which the same rows go in slices: three of them, two groups of rows, two rounds.
+SLICED = replace(DEVICE, multiprocessors=3, cooperative=True)
+SLICED_ROWS = {"bf16": (4, 8202), "fp64": (3, 4102)}
+# Groups: of rows that they do not fill; two a tile; several splits of a channel, with few groups; (N, C).
+GROUPED = {
+    "group_norm": (((3, 10, 11), 2), ((2, 8, 7, 7), 4), ((1, 6, 4100), 2), ((5, 12), 4)),
+    "instance_norm": (((3, 5, 11), 5), ((1, 3, 9000), 3)),
+}
+# What may be left out.
+WITHOUT: dict[str, tuple[tuple[str, ...], ...]] = {
+    "layer_norm": (("weight", "bias"), ("bias",), ("dx",), ("dw",), ("db",), ("dw", "db"), ("dx", "dw", "db")),
+    "rms_norm": (("weight",), ("dx",), ("dw",), ("dx", "dw")),
+    "partial_rms_norm": (),
+    "layer_norm_add": (("dz",), ("dx",)),
+    "rms_norm_add": (("dz",),),
+    "weight_norm": (("dx",), ("dw",)),
+    "batch_norm": (
+        ("weight", "bias"),
+        ("bias",),
+        ("running_mean", "running_var"),
+        ("dx",),
+        ("dw", "db"),
+        ("dx", "dw", "db"),
+    ),
+    "batch_norm_relu": (("weight", "bias"), ("dx",), ("dw", "db")),
+    "batch_norm_add_relu": (("dz",), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
+    "batch_renorm": (("weight", "bias"), ("dx",), ("dw", "db")),
+    "noisy_batch_norm": (("running_mean", "running_var"), ("dx",), ("dw", "db")),
+    "group_norm": (("weight", "bias"), ("dx",), ("dw",), ("db",), ("dw", "db"), ("dx", "dw", "db")),
+    "instance_norm": (("running_mean", "running_var"), ("dx",)),
+    "sync_batch_norm": (("weight", "bias"), ("running_mean", "running_var"), ("dx",)),
+    "lp_norm": (("weight", "bias"), ("running_mean", "running_norm"), ("dx",), ("dw", "db"), ("dx", "dw", "db")),
+}
+
+
+def small_calls(ops: Iterable[str]) -> Iterator[tuple[Call, Device]]:
+    """Yields the small calls of these operators, each with the device that it is planned for."""
+    for op in ops:
+        of_layout = _fused if "nchw" in audited()[op].layouts else _rows
+        yield from _OWN.get(op, of_layout)(op)
+
+
+def _rows(op: str) -> Iterator[SmallCall]:
+    """Yields every kind of plan in every dtype, ragged; and calls without what is optional."""
+    for dtype, shape in (*product(COUNTED_DTYPES, ROW_SHAPES), *LOOP.items()):
+        yield Call(op, shape, dtype, "rows"), DEVICE
+    for names in WITHOUT[op]:
+        yield Call(op, ROW_SHAPES[0], "fp64", "rows", names), DEVICE
+    for names in LOOP_WITHOUT:
+        yield Call(op, LOOP["fp64"], "fp64", "rows", names), DEVICE
+    for dtype, shape in SLICED_ROWS.items():
+        yield Call(op, shape, dtype, "rows"), SLICED
+
+
+# Registers that hold the first of these in one program each way, the second (all but its fp64) in several.
+CHIP = replace(DEVICE, multiprocessors=9, l2=1 << 20, cooperative=True)
+CHIP_SHAPES = ((2, 5, 11), (11, 68, 7, 7))
+
+
+def _on_chip(op: str, dtypes: Iterable[str]) -> Iterator[SmallCall]:
+    """Yields what registers hold, with and without a barrier, in both layouts; and calls without what is optional."""
+    for shape, dtype, layout in product(CHIP_SHAPES, dtypes, ("nchw", "nhwc")):
+        yield Call(op, shape, dtype, layout), CHIP
+    for names in WITHOUT[op]:
+        yield Call(op, CHIP_SHAPES[0], "fp64", "nchw", names), CHIP
+
+
+def _batch_norm(op: str) -> Iterator[SmallCall]:
+    """Yields every kind of plan in every dtype and both layouts, ragged; and calls without what is optional."""
+    roomy = replace(DEVICE, l2=1 << 30, tuning=OFF_CHIP)
+    for dtype in COUNTED_DTYPES:
+        for shape in BATCH_SHAPES:
+            for layout in ("nchw", "nhwc") if len(shape) > 2 else ("nchw",):
+                yield Call(op, shape, dtype, layout), DEVICE
+        for layout, shape in ONCE_SHAPES.items():
+            call = Call(op, shape, dtype, layout)
+            for units in ONCE_CACHE[dtype]:
+                yield call, replace(roomy, l2=units * call.activation_bytes, cooperative=True)
+        yield Call(op, BATCH_SHAPES[0], dtype, "nchw"), roomy
+    for names, device in product(WITHOUT[op], (DEVICE, roomy)):
+        yield Call(op, BATCH_SHAPES[0], "fp64", "nchw", names), device
+    yield from _on_chip(op, COUNTED_DTYPES)
+
+
+def _grouped(op: str) -> Iterator[SmallCall]:
+    """Yields one launch and streaming, in both layouts; and of each calls without what is optional."""
+
+    def call(shape: tuple[int, ...], groups: int, dtype: str, layout: str, without: tuple[str, ...] = ()) -> Call:
+        return Call(op, shape, dtype, layout, without, (("groups", groups),) if op == "group_norm" else ())
+
+    shapes = GROUPED[op]
+    for (shape, groups), dtype, layout in product(shapes, ("fp32", "bf16"), ("nchw", "nhwc")):
+        yield call(shape, groups, dtype, layout), replace(DEVICE, multiprocessors=2)
+    for names, layout in product(WITHOUT[op], ("nchw", "nhwc")):
+        shape, groups = shapes[0]
+        yield call(shape, groups, "fp64", layout, names), DEVICE
+
+
+def _fused(op: str) -> Iterator[SmallCall]:
+    """Yields every kind of plan in one dtype, and calls without what is optional: fusing adds to tiles, not dtypes."""
+    for layout, shape in ONCE_SHAPES.items():
+        call = Call(op, shape, "bf16", layout)
+        yield call, DEVICE
+        yield call, replace(DEVICE, l2=6 * call.activation_bytes, cooperative=True, tuning=OFF_CHIP)
+    for names, l2 in product(((), *WITHOUT[op]), (0, 1 << 30)):
+        yield Call(op, ALIGNED_SHAPE, "fp64", "nchw", names), replace(DEVICE, l2=l2, tuning=OFF_CHIP)
+    yield from _on_chip(op, ("bf16",))
+
+
+def _lp_norm(op: str) -> Iterator[SmallCall]:
+    """Yields every p in both layouts, ragged; and calls without what is optional of p = inf, which has most."""
+    for p, layout in product(audited()[op].choices["p"], ("nchw", "nhwc")):
+        yield Call(op, (2, 65, 7, 7), "bf16", layout, (), (("p", p),)), DEVICE
+    for names in WITHOUT[op]:
+        yield Call(op, BATCH_SHAPES[0], "fp64", "nchw", names, (("p", "inf"),)), DEVICE
+
+
+def _sequences(op: str) -> Iterator[SmallCall]:
+    """Yields one call: the launches are batch norm's."""
+    yield Call(op, SEQUENCES, "bf16", "tnh"), DEVICE
+
+
+def _synchronized(op: str) -> Iterator[SmallCall]:
+    """Yields merges of as many ranks as there are lanes, and of fewer; in every dtype and both layouts, ragged."""
+
+    def call(dtype: str, layout: str, ranks: int, without: tuple[str, ...] = ()) -> tuple[Call, Device]:
+        return Call(op, (2, 65, 7, 7), dtype, layout, without, (("ranks", ranks),)), DEVICE
+
+    for dtype, layout, ranks in (("fp32", "nchw", 2), ("bf16", "nhwc", 3), ("fp64", "nchw", 17)):
+        yield call(dtype, layout, ranks)
+    for names in WITHOUT[op]:
+        yield call("fp64", "nchw", 3, names)
+
+
+# Operators whose plans are not those of their layout's others.
+_OWN: Mapping[str, Callable[[str], Iterator[SmallCall]]] = {
+    "batch_norm": _batch_norm,
+    **dict.fromkeys(GROUPED, _grouped),
+    "lp_norm": _lp_norm,
+    "sequence_batch_norm": _sequences,
+    "sync_batch_norm": _synchronized,
+}

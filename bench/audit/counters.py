@@ -29,9 +29,9 @@ from typing import Any
 import torch
 
 from bench import cli
-from bench.audit.calls import DTYPES, Launch
-from bench.audit.passes import Declared
+from bench.audit.calls import DTYPES, Call
 from bench.cases.operators import operators
+from bench.measure.launches import RecordedPass
 from normlib.kernels.host import device_of
 from normlib.kernels.plan import Device
 
@@ -44,7 +44,7 @@ NCU = (
 
 
 class Unreadable(Exception):
-    """No counter was read; the text says why, in one line."""
+    """Raised if no counter was read; the text says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Counted:
     written_bytes: int
 
 
-def collect(calls: Iterable[Launch], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A record a pass of these calls, beside what the rows expect of it; or one note that says why there is none."""
+def collect(calls: Iterable[Call], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields a record a pass, with what the rows expect of it; or one note that says why there is none."""
     try:
         if not torch.cuda.is_available() or torch.version.hip is not None:
             raise Unreadable("there is no NVIDIA GPU here")
@@ -76,7 +76,7 @@ def collect(calls: Iterable[Launch], rows: Iterable[Mapping[str, Any]]) -> Itera
         yield {"record": "note", "text": f"No hardware counters: {error}.", "problems": []}
 
 
-def _profiled(calls: Sequence[Launch]) -> str:
+def _profiled(calls: Sequence[Call]) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(call)) + "\n" for call in calls)
         file.flush()
@@ -90,7 +90,7 @@ def _profiled(calls: Sequence[Launch]) -> str:
 
 
 def parse(text: str) -> list[Counted]:
-    """The launches of ncu's `--csv` output, in order: what the program and ncu say, then a line a launch and metric."""
+    """Returns the launches of ncu's `--csv` output, in order. A table follows the lines of the program and of ncu."""
     lines = text.splitlines()
     head = next((i for i, line in enumerate(lines) if line.startswith('"ID",')), None)
     if head is None:
@@ -110,26 +110,26 @@ def parse(text: str) -> list[Counted]:
 
 
 def records(
-    calls: Iterable[Launch],
+    calls: Iterable[Call],
     counted: Sequence[Counted],
     device: Device,
     name: str,
     expected: Iterable[Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """What was counted, by pass, in the order of the calls; Unreadable where it is not their launches."""
+    """Yields what was counted, by pass, in the order of the calls; raises Unreadable if it is not their launches."""
     of = {_key(row): row["device_units"] for row in expected if row["record"] == "pass"}
     rest = iter(counted)
-    for call, mode, declared in passes(calls, device):
-        launches = [one for _, one in zip(declared.launches, rest, strict=False)]
-        if [one.kernel for one in launches] != [one.kernel for one in declared.launches]:
-            raise Unreadable(f"ncu saw other launches than {call} {mode} makes")
-        row = {"op": call.op, "mode": mode, "dtype": call.dtype, "layout": call.layout, "shape": call.shape}
+    for call, recorded in passes(calls, device):
+        launches = [one for _, one in zip(recorded.launches, rest, strict=False)]
+        if [one.kernel for one in launches] != [one.kernel for one in recorded.launches]:
+            raise Unreadable(f"ncu saw other launches than {call} {recorded.mode} makes")
+        row = {"op": call.op, "mode": recorded.mode, "dtype": call.dtype, "layout": call.layout, "shape": call.shape}
         row["options"] = call.options
         yield {
             "record": "counters",
             "device": name,
             **row,
-            "plan": declared.kind,
+            "plan": recorded.kind,
             "unit_bytes": call.activation_bytes,
             "expected_units": of.get(_key(row)),
             "launches": [asdict(one) for one in launches],
@@ -139,12 +139,12 @@ def records(
         raise Unreadable("ncu saw more launches than the calls make")
 
 
-def passes(calls: Iterable[Launch], device: Device) -> Iterator[tuple[Launch, str, Declared]]:
-    """The passes that are counted: of calls with all their tensors, as others share their shape."""
+def passes(calls: Iterable[Call], device: Device) -> Iterator[tuple[Call, RecordedPass]]:
+    """Yields the passes that are counted: of calls with all their tensors, as others share their shape."""
     for call in calls:
         if not call.without:
-            for mode, each in call.passes.modes.items():
-                yield call, mode, each.declare(call.tensors("meta"), device)
+            for one in call.recorded(device):
+                yield call, one
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -158,11 +158,10 @@ def make(file: Path) -> None:
     for line in file.read_text(encoding="utf-8").splitlines():
         said = json.loads(line)
         options = tuple(map(tuple, said["options"]))
-        call = Launch(**{**said, "shape": tuple(said["shape"]), "without": tuple(said["without"]), "options": options})
-        tensors = call.tensors("cuda")
-        for _, mode, _ in passes([call], device):
+        call = Call(**{**said, "shape": tuple(said["shape"]), "without": tuple(said["without"]), "options": options})
+        for _, run in call.passes("cuda") if not call.without else ():
             flush.zero_()
-            call.passes.modes[mode].run(tensors, device)
+            run()
     torch.cuda.synchronize()
 
 
@@ -187,7 +186,7 @@ def main(argv: Sequence[str]) -> int:
     return 1 if any(row["record"] == "note" for row in found) else 0
 
 
-def _call(text: str) -> Launch:
+def _call(text: str) -> Call:
     """Returns the call that OPERATOR:SHAPE:DTYPE:LAYOUT stands for."""
     name, shape, dtype, layout = (*text.split(":"), "", "", "", "")[:4]
     operator = operators().get(name)
@@ -196,11 +195,11 @@ def _call(text: str) -> Launch:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not OPERATOR:SHAPE:DTYPE:LAYOUT as rms_norm:4096x12288:bf16:rows"
         )
-    return Launch(name, tuple(map(int, shape.split("x"))), dtype, layout)
+    return Call(name, tuple(map(int, shape.split("x"))), dtype, layout)
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    """A pass in a line: units of its activation that were read and written."""
+    """Returns a pass in a line: units of its activation that were read and written."""
     read, written = (sum(one[f"{way}_bytes"] for one in row["launches"]) for way in ("read", "written"))
     shape = "x".join(map(str, row["shape"]))
     units = f"{read / row['unit_bytes']:.2f} read, {written / row['unit_bytes']:.2f} written"

@@ -1,8 +1,8 @@
-"""Bytes counted in Triton's interpreter, beside those that the plan declares: they must agree to the byte.
+"""Bytes counted in Triton's interpreter, beside those that the launches declare: they must agree to the byte.
 
 `python -m bench.audit.counting OPERATORS` prints one JSON object a launch. It interprets, so it is a process of its own
-beside the one that compiles. The calls are small (small_calls.py): what they prove is the declaration, which is the
-same function for large ones.
+beside the one that compiles. The calls are small (calls.small_calls): what they prove is the declaration, which is the
+same code for large ones.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, TensorHandle, interpreter_builder
 
-from bench.audit.calls import Launch
+from bench.audit.calls import Call, small_calls
 from bench.audit.choices import audited
-from bench.audit.small_calls import small_calls
+from bench.fake_gpu import recording
+from bench.measure.launches import RecordedPass
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Access, Traffic
+from normlib.kernels.traffic import Access, Launch, Traffic
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,11 @@ class Count:
 
     @property
     def problems(self) -> list[str]:
-        """Where declaration and count differ, a line each."""
+        """The differences between declaration and count, a line each."""
         if self.declared is None or self.counted is None or self.declared.kernel != self.counted.kernel:
             said, done = (side.kernel if side else "no launch" for side in (self.declared, self.counted))
             return [f"{done} was launched, {said} is declared"]
         found = []
-        if self.declared.grid != self.counted.grid:
-            found.append(f"{self.counted.kernel} has a grid of {self.counted.grid}, declared is {self.declared.grid}")
         for name in self.declared.accesses.keys() | self.counted.accesses.keys():
             declared, counted = (side.accesses.get(name) for side in (self.declared, self.counted))
             if declared != counted:
@@ -58,7 +57,7 @@ class Count:
         return sorted(found)
 
     def as_dict(self) -> dict[str, Any]:
-        """As a line of records.jsonl, of either side what is compared."""
+        """Returns a line of records.jsonl, with what is compared of either side."""
         sides = {
             key: {name: value for name, value in asdict(side).items() if name in ("kernel", "grid", "accesses")}
             for key, side in (("declared", self.declared), ("counted", self.counted))
@@ -89,17 +88,17 @@ class _Ledger:
         self._touched[name][(active - self._begin[name]) // self._itemsize[name]] = True
 
     def _argument(self, addresses: np.ndarray) -> str:
-        """Whose address the first one is: of the argument that begins last before it."""
+        """Returns the name of the argument that begins last before the first address."""
         first = int(addresses.flat[0])
         return max((n for n, begin in self._begin.items() if begin <= first), key=self._begin.__getitem__)
 
     def traffic(self) -> Traffic:
-        """As a plan declares it, less the arguments that were not touched."""
-        found = {
-            name: Access(lanes["load"], lanes["store"], int(self._touched[name].sum())).of(self._itemsize[name])
-            for name, lanes in self._lanes.items()
-            if lanes["load"] or lanes["store"]
-        }
+        """Returns what was counted as a launch declares it, less the arguments that were not touched."""
+        found = {}
+        for name, lanes in self._lanes.items():
+            if lanes["load"] or lanes["store"]:
+                elements = lanes["load"], lanes["store"], int(self._touched[name].sum())
+                found[name] = Access(*(count * self._itemsize[name] for count in elements))
         return Traffic(self._kernel, self.grid, found)
 
     def masked(self) -> dict[str, int]:
@@ -107,7 +106,7 @@ class _Ledger:
 
 
 def _extent(tensor: Tensor) -> int:
-    """Elements from the first to the last in memory."""
+    """Returns the number of elements from the first to the last in memory."""
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -142,29 +141,33 @@ def counting() -> Iterator[list[_Ledger]]:
     interpreter_builder.create_masked_load = counted_load
     interpreter_builder.create_masked_store = counted_store
     try:
-        yield ledgers
+        with np.errstate(all="ignore"):  # tensors hold what memory held before
+            yield ledgers
     finally:
         GridExecutor.__call__ = launch
         del interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
         del interpreter_builder.create_atomic_rmw
 
 
-def counts(call: Launch, device: Device) -> Iterator[Count]:
-    """Every pass of the call, run and counted."""
-    for mode, each in call.passes.modes.items():
-        tensors = call.tensors("cpu")
-        if not tensors.keys() >= each.needs:
-            continue
-        declared = each.declare(tensors, device)
-        with counting() as ledgers:
-            each.run(tensors, device)
-        for said, done in zip_longest(declared.launches, ledgers):
-            counted, masked = (None, {}) if done is None else (done.traffic(), done.masked())
-            yield Count(str(call), call.op, mode, declared.kind, said, counted, masked)
+def counts(call: Call, device: Device) -> Iterator[Count]:
+    """Runs every pass of the call and yields what was counted, launch by launch."""
+
+    def run(launch: Launch) -> Launch:
+        launch.run()
+        return launch
+
+    with counting() as ledgers, recording(device, run) as launches:
+        for mode, run_pass in call.passes():
+            ledgers.clear()
+            launches.clear()
+            run_pass()
+            for launch, ledger in zip_longest(launches, ledgers):
+                kind = RecordedPass(mode, launches[0].plan, ()).kind
+                counted, masked = (None, {}) if ledger is None else (ledger.traffic(), ledger.masked())
+                yield Count(str(call), call.op, mode, kind, None if launch is None else launch.traffic, counted, masked)
 
 
 def main(ops: Sequence[str]) -> int:
-    np.seterr(all="ignore")  # what tensors hold is of no interest, and some hold what memory held before
     for call, device in small_calls(ops or audited()):
         for count in counts(call, device):
             print(json.dumps({"record": "count", **count.as_dict(), "problems": count.problems}))

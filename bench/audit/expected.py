@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from bench.audit.passes import Declared
 from bench.cli import BadArgument
 from bench.device_constants import device_file
+from bench.measure.launches import RecordedPass
 from normlib.kernels import plan
 from normlib.kernels.row_norm.plan import RowBackwardPlan
 from normlib.kernels.traffic import Traffic
@@ -42,7 +42,7 @@ class Constants:
     made: Mapping[str, Mapping[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
-        """As a line of records.jsonl."""
+        """Returns a line of records.jsonl."""
         return {"record": "constants", **asdict(self), "problems": []}
 
 
@@ -99,12 +99,11 @@ def expected(constants: Constants, device_bytes: float, launches: int, waits: in
     return Expected(constants.device, *(round(us, 3) for us in (sum(parts), *parts)))
 
 
-def waits(declared: Declared, launch: Traffic, shape: tuple[int, ...]) -> int:
+def waits(one: RecordedPass, launch: Traffic, shape: tuple[int, ...]) -> int:
     """Returns how many times one program of a launch waits for others, one wait after another."""
     if not launch.waits:
         return 0
-    if isinstance(declared.plan, RowBackwardPlan):
-        rows = plan.cdiv(prod(shape[:-1]), declared.plan.programs)
-        return plan.cdiv(rows, declared.plan.block_rows)
-    assert declared.once is not None
-    return plan.cdiv(declared.once.tiled.groups, launch.grid[0])
+    if isinstance(one.plan, RowBackwardPlan):
+        rows = plan.cdiv(prod(shape[:-1]), one.plan.programs)
+        return plan.cdiv(rows, one.plan.block_rows)
+    return plan.cdiv(one.tiled.groups, launch.grid[0])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.audit.calls import Launch
+from bench.audit.calls import Call
 from bench.audit.targets import TARGETS
 
 Norm = Callable[[Tensor], Tensor]
@@ -58,48 +58,47 @@ class Pair:
 
     @property
     def problems(self) -> list[str]:
-        """A fused form that saves nothing has no reason to be."""
+        """A line if the fused form saves nothing."""
         if self.fused_bytes < self.unfused_bytes:
             return []
         return [f"{self.op} {self.mode} moves {self.fused_bytes} bytes, unfused {self.unfused_bytes}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """As a line of records.jsonl."""
+        """Returns a line of records.jsonl."""
         return {"record": "pair", **asdict(self), "unfused_bytes": self.unfused_bytes, "problems": self.problems}
 
 
-def pairs(target: str, launches: Iterable[Launch]) -> Iterator[Pair]:
-    """Every pass of those calls that are fused and have all their tensors, in order."""
+def pairs(target: str, calls: Iterable[Call]) -> Iterator[Pair]:
+    """Yields every pass of those calls that are fused and have all their tensors, in order."""
     _, device = TARGETS[target]
-    for launch in launches:
-        if launch.op not in UNFUSED or launch.without:
+    for call in calls:
+        if call.op not in UNFUSED or call.without:
             continue
-        plain, unit = replace(launch, op=UNFUSED[launch.op][0]), launch.activation_bytes
-        sides = [(side.passes.modes, side.tensors("meta")) for side in (launch, plain)]
-        for mode in sides[0][0]:
-            moved = [
-                sum(each.moved_bytes for each in modes[mode].declare(tensors, device).launches)
-                for modes, tensors in sides
-            ]
-            around = {name: units * unit for name, units in units_around(launch.op)["bwd" in mode].items()}
+        plain, unit = replace(call, op=UNFUSED[call.op][0]), call.activation_bytes
+        moved_by = [
+            {one.mode: sum(moved.moved_bytes for moved in one.launches) for one in side.recorded(device)}
+            for side in (call, plain)
+        ]
+        for mode, fused_bytes in moved_by[0].items():
+            around = {name: units * unit for name, units in units_around(call.op)["bwd" in mode].items()}
             yield Pair(
                 target=target,
-                op=launch.op,
+                op=call.op,
                 mode=mode,
-                dtype=launch.dtype,
-                layout=launch.layout,
-                shape=launch.shape,
+                dtype=call.dtype,
+                layout=call.layout,
+                shape=call.shape,
                 plain=plain.op,
-                plain_bytes=moved[1],
+                plain_bytes=moved_by[1][mode],
                 around=around,
-                fused_bytes=moved[0],
+                fused_bytes=fused_bytes,
                 unit_bytes=unit,
             )
 
 
 @cache
 def units_around(op: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    """(forward, backward) of the operators that PyTorch dispatches around the norm: units by name."""
+    """Returns (forward, backward) of the operators that PyTorch dispatches around the norm: units by name."""
     _, net = UNFUSED[op]
     x, residual = (torch.empty(16, device="meta", requires_grad=True) for _ in range(2))
     with _Noting(x.nbytes) as forward:
@@ -110,7 +109,7 @@ def units_around(op: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
 
 
 class _Shell(torch.autograd.Function):
-    """In the norm's place: gives tensors like its own, and moves nothing."""
+    """Stands for the norm: returns tensors like its own, and moves nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ class _Shell(torch.autograd.Function):
 
 
 class _Noting(TorchDispatchMode):
-    """Units that each operator reads and writes, by its name."""
+    """Notes the units that each operator reads and writes, by its name."""
 
     def __init__(self, unit_bytes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

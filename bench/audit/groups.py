@@ -24,17 +24,17 @@ class Line:
 
 
 def passes(rows: Iterable[Row]) -> list[Row]:
-    """The records of compiled passes."""
+    """Returns the records of compiled passes."""
     return [row for row in rows if row["record"] == "pass"]
 
 
 def counts(rows: Iterable[Row]) -> list[Row]:
-    """The records of counted launches."""
+    """Returns the records of counted launches."""
     return [row for row in rows if row["record"] == "count"]
 
 
 def kernels(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """(record, launch) of each distinct kernel of a target, where it was needed first."""
+    """Returns (record, launch) of each distinct kernel of a target, where it was needed first."""
     found: dict[tuple[Any, ...], tuple[Row, Row]] = {}
     for row in passes(rows):
         for launch in row["launches"]:
@@ -43,7 +43,7 @@ def kernels(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
 
 
 def problems(rows: Iterable[Row]) -> list[str]:
-    """Every problem once, with where it was found first."""
+    """Returns every problem once, with the first call that has it."""
     found: dict[str, str] = {}
     for row in rows:
         for problem in row["problems"]:
@@ -52,29 +52,29 @@ def problems(rows: Iterable[Row]) -> list[str]:
 
 
 def label(row: Row) -> str:
-    """The call of a record in words."""
+    """Returns the call of a record in words."""
     if row["record"] == "count":
         return f"{row['call']} {row['mode']}"
     return f"{row['op']} {problem(row)} {row['mode']}"
 
 
 def problem(row: Row) -> str:
-    """32x64x56x56 fp16 nhwc; options of the operator behind the shape."""
+    """Returns for example 32x64x56x56 fp16 nhwc; an operator's options follow the shape."""
     return " ".join((shape(row), *named(row.get("options", ())), row["dtype"], row["layout"]))
 
 
 def shape(row: Row) -> str:
-    """32x64x56x56."""
+    """Returns for example 32x64x56x56."""
     return "x".join(map(str, row["shape"]))
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
-    """What the audit says of itself."""
+    """Returns the texts of the audit's notes."""
     return [row["text"] for row in rows if row["record"] == "note"]
 
 
 def by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows with the same values of these keys, in the order of their first."""
+    """Returns the rows by the values of these keys, in the order of their first."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -82,7 +82,7 @@ def by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def span(values: Iterable[float | None], form: str = "{:.2f}") -> str:
-    """One value, or the least and the greatest of several: 2.00, 2.00-2.51; a dash where there is none."""
+    """Returns one value, or the least and the greatest of several: 2.00, 2.00-2.51; a dash if there is none."""
     present = [value for value in values if value is not None]
     if not present:
         return DASH

@@ -1,4 +1,4 @@
-"""What a compiled kernel's machine code says: registers, spills, and the widths of its global loads and stores."""
+"""Reads machine code: registers, spills, and the widths of global loads and stores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 @dataclass(frozen=True)
 class MachineCode:
-    """Of one kernel; widths in bits, each with how many instructions have it."""
+    """The figures of one kernel; widths in bits, each with the number of instructions that have it."""
 
     registers: int  # vector registers of a lane
     spill: int  # bytes of stack on NVIDIA, spilled vector registers on AMD
@@ -65,7 +65,7 @@ def _nvidia(arch: str, cubins: Sequence[bytes]) -> list[MachineCode]:
 
 
 def instructions(cubin: bytes) -> bytes:
-    """What lies in a cubin's sections of code: ELF's 64-bit format, as elf(5) describes it."""
+    """Returns the contents of a cubin's code sections: ELF's 64-bit format, as elf(5) describes it."""
     (table,), (size, number, names) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<3H", cubin, 58)
     sections = [struct.unpack_from("<2I4Q", cubin, table + i * size) for i in range(number)]
     names_at = sections[names][4]
@@ -77,7 +77,7 @@ def instructions(cubin: bytes) -> bytes:
 
 
 def sass_widths(code: str) -> tuple[dict[int, int], dict[int, int]]:
-    """(loads, stores) of global memory in NVIDIA's assembly: bits -> instructions."""
+    """Returns (loads, stores) of global memory in NVIDIA's assembly: bits -> instructions."""
     return _tally(
         (bool(load), next((_SASS_BITS[part] for part in parts.split(".") if part in _SASS_BITS), 32))
         for load, parts in _SASS.findall(code)
@@ -85,7 +85,7 @@ def sass_widths(code: str) -> tuple[dict[int, int], dict[int, int]]:
 
 
 def gcn_widths(code: str) -> tuple[dict[int, int], dict[int, int]]:
-    """The same in AMD's."""
+    """Returns (loads, stores) of global memory in AMD's assembly: bits -> instructions."""
     return _tally((bool(load), _GCN_BITS[kind] * int(times or 1)) for load, kind, times in _GCN.findall(code))
 
 
@@ -97,7 +97,7 @@ def _tally(accesses: Iterable[tuple[bool, int]]) -> tuple[dict[int, int], dict[i
 
 
 def _tool(name: str, *arguments: str, content: bytes) -> str:
-    """What one of CUDA's tools, as they come with triton, says of a file of this content."""
+    """Returns the output of one of the CUDA tools that come with triton, for a file of this content."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()

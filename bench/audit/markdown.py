@@ -42,7 +42,7 @@ _HEAD = (
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The table, without its comments; KeyError where the records lack one of its calls."""
+    """Returns the table, without its comments; raises KeyError if the records lack one of its calls."""
     of = {
         (row["op"], tuple(row["shape"]), row["dtype"], row["layout"], row["mode"]): row
         for row in reversed(groups.passes(rows))  # the first of a call is the one with all its tensors
@@ -63,12 +63,12 @@ def _line(ways: Sequence[Row]) -> str:
 
 
 def block(folder: str, rows: Iterable[Row]) -> str:
-    """The table between the comments by which a document is known to have it."""
+    """Returns the table between the comments that mark it in a document."""
     return f"<!-- python -m bench.audit.markdown {folder} -->\n{table(rows)}\n<!-- end -->"
 
 
 def read(folder: Path) -> list[Row]:
-    """A kept audit's records."""
+    """Returns the records of a kept audit."""
     return [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

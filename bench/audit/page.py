@@ -85,7 +85,7 @@ ABOUT = {
 
 
 def html(rows: Sequence[Row], command: str) -> str:
-    """The whole page; `command` is what made the records."""
+    """Returns the whole page; `command` is the command that made the records."""
     passes = groups.passes(rows)
     operators: dict[str, list[Line]] = {}
     for line in tables.plans(rows):

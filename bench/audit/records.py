@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
 
 from bench.audit.bounds import CLOSE, least_units, once_units, reason
 from bench.audit.cache import Programs, expected_units
-from bench.audit.calls import Launch
+from bench.audit.calls import Call
 from bench.audit.choices import audited
-from bench.audit.compiling import compiling
 from bench.audit.expected import Constants, Expected, expected, waits
 from bench.audit.limits import LIMITS, resident_programs
 from bench.audit.machine_code import MachineCode, inspect
-from bench.audit.passes import Declared
-from bench.audit.targets import TARGETS
-from bench.cases import case
+from bench.audit.targets import TARGETS, compiling
+from bench.cases.case import DTYPES
+from bench.measure.launches import RecordedPass
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.group_norm.plan import GroupNormPlan
 from normlib.kernels.traffic import ACTIVATIONS, Traffic
@@ -58,7 +57,7 @@ class Compiled:
 
     @property
     def breaks(self) -> dict[str, str]:
-        """What must not be, in a word and in a sentence."""
+        """The broken promises of the kernel, in a word and in a sentence."""
         found = {"spills": f"{self.kernel} spills {self.spill}"} if self.spill else {}
         for word, moves, bits in (
             ("loads", self.loads_activations, self.load_bits),
@@ -97,11 +96,11 @@ class Record:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with the pass or its kernels, a line each."""
+        """The problems of the pass and of its kernels, a line each."""
         return [*self.faults, *(sentence for kernel in self.kernels for sentence in kernel.breaks.values())]
 
     def as_dict(self) -> dict[str, Any]:
-        """As a line of records.jsonl: a launch has what it moves and what it was compiled to."""
+        """Returns a line of records.jsonl: a launch has what it moves and what it was compiled to."""
         found = _without(asdict(self), "traffic", "kernels", *(() if self.expected else ("expected",)))
         launches = [
             {**asdict(moved), **_without(asdict(kernel), "target", "launch"), "breaks": list(kernel.breaks)}
@@ -120,42 +119,44 @@ class _Kernel:
 
     name: str
     kernel: Any
-    needed_by: Launch
+    needed_by: Call
     wide: bool = True
     activations: set[str] = field(default_factory=set)  # of "loads", "stores"
 
 
-def collect(target: str, launches: Iterable[Launch], constants: Constants | None = None) -> list[Record]:
+def collect(target: str, calls: Iterable[Call], constants: Constants | None = None) -> list[Record]:
     """Compiles every pass of every call for one target, and inspects each distinct kernel once.
 
     With the constants of a device of the target each pass has the time that is expected of it there.
     """
-    _, device = TARGETS[target]
     kernels: dict[int, _Kernel] = {}
-    passes: list[tuple[Launch, str, Declared, list[tuple[str, Any]]]] = []
+    passes: list[tuple[Call, RecordedPass, list[Any]]] = []
     with compiling(target) as found:
-        for launch in launches:
-            tensors = launch.tensors("meta")
-            for mode, each in launch.passes.modes.items():
+        for call in calls:
+            for mode, run in call.passes():
                 found.clear()
-                each.run(tensors, device)
-                declared = each.declare(tensors, device)
-                passes.append((launch, mode, declared, list(found)))
-                for name, kernel in found:
-                    if id(kernel) not in kernels:
-                        kernels[id(kernel)] = _Kernel(name, kernel, launch)
-                    kernels[id(kernel)].wide &= launch.run_bytes % (WIDE // 8) == 0
-                for (_, kernel), moved in zip(found, declared.launches, strict=False):
-                    kernels[id(kernel)].activations |= _accessed(moved)
+                run()
+                if not found:
+                    continue
+                traffic, made = tuple(launch.traffic for launch, _ in found), [kernel for _, kernel in found]
+                passes.append((call, RecordedPass(mode, found[0][0].plan, traffic), made))
+                for moved, kernel in zip(traffic, made, strict=True):
+                    one = kernels.setdefault(id(kernel), _Kernel(moved.kernel, kernel, call))
+                    one.wide &= call.run_bytes % (WIDE // 8) == 0
+                    one.activations |= _accessed(moved)
     codes = inspect([kernel.kernel for kernel in kernels.values()])
     compiled = {
         key: _compiled(target, number, kernel, code)
         for number, ((key, kernel), code) in enumerate(zip(kernels.items(), codes, strict=True))
     }
     return [
-        _record(target, launch, mode, declared, [(name, compiled[id(kernel)]) for name, kernel in made], constants)
-        for launch, mode, declared, made in passes
+        _record(target, call, one, [compiled[id(kernel)] for kernel in made], constants) for call, one, made in passes
     ]
+
+
+def distinct(records: Iterable[Record]) -> list[Compiled]:
+    """Returns the kernels of these records, each once."""
+    return list({id(kernel): kernel for record in records for kernel in record.kernels}.values())
 
 
 def _accessed(moved: Traffic) -> set[str]:
@@ -187,96 +188,78 @@ def _compiled(target: str, number: int, found: _Kernel, code: MachineCode) -> Co
     )
 
 
-def _record(
-    target: str,
-    launch: Launch,
-    mode: str,
-    declared: Declared,
-    made: list[tuple[str, Compiled]],
-    constants: Constants | None,
-) -> Record:
-    said, done = [moved.kernel for moved in declared.launches], [name for name, _ in made]
-    unit, moved = launch.activation_bytes, declared.launches
-    faults = [] if said == done else [f"launches {', '.join(done)}; declared are {', '.join(said)}"]
-    for each, (_, kernel) in zip(moved, made, strict=False):
+def _record(target: str, call: Call, one: RecordedPass, kernels: list[Compiled], constants: Constants | None) -> Record:
+    unit, faults = call.activation_bytes, []
+    for moved, kernel in zip(one.launches, kernels, strict=True):
         resident = kernel.resident * TARGETS[target][1].multiprocessors
-        if each.waits and prod(each.grid) > resident:
-            faults.append(f"{each.kernel}: {prod(each.grid)} programs wait for each other where {resident} fit")
-    device_units, once, least, why = _behind_cache(target, launch, declared, [kernel for _, kernel in made])
-    activations, partials = sum(m.activation_bytes for m in moved), sum(m.partial_bytes for m in moved)
+        if moved.waits and prod(moved.grid) > resident:
+            faults.append(f"{moved.kernel}: {prod(moved.grid)} programs wait for each other where {resident} fit")
+    device_units, once, least, why = _behind_cache(target, call, one, kernels)
+    moved_bytes = sum(moved.moved_bytes for moved in one.launches)
+    activation_bytes = sum(moved.activation_bytes for moved in one.launches)
+    time = None
+    if constants:
+        waited = sum(waits(one, moved, call.shape) for moved in one.launches)
+        device_bytes = device_units * unit + moved_bytes - activation_bytes
+        time = expected(constants, device_bytes, len(one.launches), waited)
     return Record(
         target=target,
-        op=launch.op,
-        mode=mode,
-        dtype=launch.dtype,
-        layout=launch.layout,
-        shape=launch.shape,
-        options=launch.options,
-        plan=declared.kind,
-        choices=asdict(declared.plan) | ({"once": _without(asdict(declared.once), "tiled")} if declared.once else {}),
-        units=activations / unit,
-        partial_units=partials / unit,
-        moved_bytes=sum(m.moved_bytes for m in moved),
-        floor_bytes=_floor(launch, mode),
+        op=call.op,
+        mode=one.mode,
+        dtype=call.dtype,
+        layout=call.layout,
+        shape=call.shape,
+        options=call.options,
+        plan=one.kind,
+        choices=asdict(one.tiled) | ({"once": _without(asdict(one.once), "tiled")} if one.once else {}),
+        units=activation_bytes / unit,
+        partial_units=sum(moved.partial_bytes for moved in one.launches) / unit,
+        moved_bytes=moved_bytes,
+        floor_bytes=_floor(call, one.mode),
         device_units=device_units,
         once_units=once,
         least_units=least,
         why=why,
-        traffic=list(moved),
-        kernels=[kernel for _, kernel in made],
+        traffic=list(one.launches),
+        kernels=kernels,
         faults=faults,
-        expected=_expected(constants, launch, declared, device_units) if constants else None,
+        expected=time,
     )
 
 
-def _expected(constants: Constants, launch: Launch, declared: Declared, device_units: float) -> Expected | None:
-    moved = declared.launches
-    beside = sum(each.moved_bytes - each.activation_bytes for each in moved)
-    waited = sum(waits(declared, each, launch.shape) for each in moved)
-    return expected(constants, device_units * launch.activation_bytes + beside, len(moved), waited)
-
-
-def _floor(launch: Launch, mode: str) -> int | None:
-    operator = audited()[launch.op]
-    if mode not in operator.modes or launch.dtype not in case.DTYPES:
+def _floor(call: Call, mode: str) -> int | None:
+    operator = audited()[call.op]
+    if mode not in operator.modes or call.dtype not in DTYPES:
         return None
-    return operator.bytes_moved(case.Case(launch.op, launch.shape, launch.options, launch.dtype, launch.layout, mode))
+    return operator.bytes_moved(replace(call.case, mode=mode))
 
 
 def _behind_cache(
-    target: str, launch: Launch, declared: Declared, kernels: list[Compiled]
+    target: str, call: Call, one: RecordedPass, kernels: list[Compiled]
 ) -> tuple[float, float, float, str]:
-    """(device_units, once_units, least_units, why) of a pass."""
-    units, plan = _device_units(target, launch, declared, kernels), declared.plan
-    if not isinstance(plan, SWEPT):
+    """Returns (device_units, once_units, least_units, why) of a pass."""
+    cache, (_, device) = LIMITS[target].cache, TARGETS[target]
+    unit, itemsize = call.activation_bytes, call.activation_bytes // prod(call.shape)
+    launches = list(zip(one.launches, kernels, strict=True))
+    if not isinstance(one.tiled, SWEPT):
+        found = 0
+        for moved, kernel in launches:
+            at_once = min(prod(moved.grid), kernel.resident * device.multiprocessors)
+            # Either all of what waits for its second sweep fits, or nothing of it is counted on.
+            found += moved.again if at_once * moved.span <= cache else 0
+        units = (sum(moved.activation_bytes for moved in one.launches) - found) / unit
         # Rows need not wait for each other: few enough at a time would always fit.
-        distinct = {name: access.distinct for moved in declared.launches for name, access in moved.accesses.items()}
-        once = sum(distinct[name] for name in ACTIVATIONS if name in distinct) / launch.activation_bytes
+        distinct = {name: access.distinct for moved in one.launches for name, access in moved.accesses.items()}
+        once = sum(distinct[name] for name in ACTIVATIONS if name in distinct) / unit
         why = "the rows that are swept at a time outgrow the cache together" if units > CLOSE * once else ""
         return units, once, once, why
-    sweeps = [sweep for moved in declared.launches for sweep in moved.sweeps]
-    once = once_units(sweeps)
-    least = least_units(plan, sweeps, _itemsize(launch), LIMITS[target].cache)
-    why = declared.apart or reason(plan, declared.once, TARGETS[target][1], units, least)
+    programs = [
+        Programs(moved.sweeps, moved.grid[0], moved.grid[1], moved.ahead, kernel.resident * device.multiprocessors)
+        for moved, kernel in launches
+        if moved.sweeps
+    ]
+    sweeps = [sweep for moved in one.launches for sweep in moved.sweeps]
+    units = expected_units(one.tiled, programs, itemsize, cache)
+    once, least = once_units(sweeps), least_units(one.tiled, sweeps, itemsize, cache)
+    why = getattr(audited()[call.op], "apart", "") or reason(one.tiled, one.once, device, units, least)
     return units, once, least, why if units > CLOSE * once else ""
-
-
-def _itemsize(launch: Launch) -> int:
-    return launch.activation_bytes // prod(launch.shape)
-
-
-def _device_units(target: str, launch: Launch, declared: Declared, kernels: list[Compiled]) -> float:
-    multiprocessors, swept = TARGETS[target][1].multiprocessors, []
-    if not isinstance(declared.plan, SWEPT):
-        asked = sum(moved.activation_bytes for moved in declared.launches)
-        found = 0
-        for moved, kernel in zip(declared.launches, kernels, strict=False):
-            at_once = min(prod(moved.grid), kernel.resident * multiprocessors)
-            # Either all of what waits for its second sweep fits, or nothing of it is counted on.
-            found += moved.again if at_once * moved.span <= LIMITS[target].cache else 0
-        return (asked - found) / launch.activation_bytes
-    for moved, kernel in zip(declared.launches, kernels, strict=False):
-        if moved.sweeps:
-            windows, splits = moved.grid
-            swept.append(Programs(moved.sweeps, windows, splits, moved.ahead, kernel.resident * multiprocessors))
-    return expected_units(declared.plan, swept, _itemsize(launch), LIMITS[target].cache)

@@ -186,7 +186,7 @@ def _expected(rows: list[Row], timed: bool) -> dict[str, str]:
 
 
 def _counted(row: Row, *kinds: str) -> float:
-    """Units, all launches together."""
+    """Returns units, all launches together."""
     return float(sum(launch[kind] for launch in row["launches"] for kind in kinds) / row["unit_bytes"])
 
 
@@ -214,12 +214,12 @@ def _compiled(launches: list[Row]) -> dict[str, str]:
 
 
 def _widest(launches: Iterable[Row], kind: str) -> list[int]:
-    """Bits of the widest load or store of the launches that move activations so."""
+    """Returns the bits of the widest load or store of the launches that load or store activations."""
     return [max(map(int, each[kind]), default=0) for each in launches if each[f"{kind}_activations"]]
 
 
 def _wrong(rows: Iterable[Row]) -> frozenset[str]:
-    """The columns that break a promise."""
+    """Returns the columns that break a promise."""
     launches = [launch for row in rows for launch in row["launches"]]
     found = {column for column, key in COLUMN_OF.items() for launch in launches if key in launch["breaks"]}
     return frozenset(found | ({"launches"} if any(row["faults"] for row in rows) else set()))
@@ -229,12 +229,12 @@ COLUMN_OF = {"spill": "spills", "load bits": "loads", "store bits": "stores"}
 
 
 def _widths(instructions: Mapping[Any, int]) -> str:
-    """128 (8), 32 (2): bits and how many instructions have them."""
+    """Returns bits and the number of instructions that have them: 128 (8), 32 (2)."""
     return ", ".join(f"{bits} ({n})" for bits, n in sorted(instructions.items(), key=lambda item: -int(item[0])))
 
 
 def _choices(plan: Mapping[str, Any], before: str = "") -> str:
-    """A plan as `block_m 4, num_warps 8, ...`, without what is empty."""
+    """Returns a plan as `block_m 4, num_warps 8, ...`, without what is empty."""
     parts = []
     for key, value in plan.items():
         if isinstance(value, Mapping):
@@ -245,6 +245,6 @@ def _choices(plan: Mapping[str, Any], before: str = "") -> str:
 
 
 def _bytes(rows: Iterable[Row], side: str) -> int:
-    """Loaded and stored, of all launches."""
+    """Returns the bytes loaded and stored, of all launches."""
     launches = [row[side] for row in rows if row[side]]
     return sum(loads + stores for launch in launches for loads, stores, _ in launch["accesses"].values())

@@ -1,7 +1,7 @@
 """Compiles ahead of the measurement, in processes beside it, so that the measuring process finds it on disk.
 
 Triton's kernels of normlib are compiled for the device's target without a look at the device: calls run on tensors of
-the CPU whose memory nobody touches, and every launch stops after compilation (bench/audit/compiling.py). The
+the CPU whose memory nobody touches, and every launch stops after compilation (bench/fake_gpu.py). The
 specialization is the real call's, and so is the key under which Triton's cache on disk keeps the kernel. Graphs of
 torch.compile are compiled on tensors without memory (FakeTensorMode), and the measuring process finds them in
 Inductor's cache. No kernel is launched, so nothing runs on the device beside what is timed; a process that compiles
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.cases.case import Case
-from bench.cases.operators import Inputs, Operator, operators
+from bench.cases.operators import operators
 from bench.measure.providers import Unsupported, providers
 
 if TYPE_CHECKING:
@@ -131,11 +131,11 @@ def start(jobs: Sequence[Job]) -> tuple[BaseProcess, Connection, int]:
 
 def compile_kernels(cases: Sequence[Case], device: Device, target: GPUTarget) -> None:
     """Compiles what normlib's cells of these cases, of one problem, launch on such a device; fills Triton's cache."""
-    from bench.audit.compiling import compiling_for
-    from bench.fake_gpu import planned_for
+    from bench.fake_gpu import compiling_for
+    from bench.measure.launches import untouched
 
-    inputs = _untouched(operators()[cases[0].op], cases[0])
-    with planned_for(device), compiling_for(target):
+    inputs = untouched(operators()[cases[0].op], cases[0])
+    with compiling_for(target, device):
         for case in cases:
             providers()[KERNELS].build(case, inputs).outputs()
 
@@ -147,21 +147,12 @@ def compile_graph(case: Case, device: torch.device) -> None:
     torch_compile.compile_ahead(case, device)
 
 
-def _untouched(operator: Operator, case: Case) -> Inputs:
-    """Returns tensors like the case's inputs on the CPU; where nobody looks at it, memory is never taken."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        drawn = operator.drawn(case, torch.device("cpu"), 0)
-    return {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for n, t in drawn.items()}
-
-
 def properties(device: torch.device) -> Device:
     """Returns the device as plans see it, or where there is no GPU an H200."""
-    from bench.audit.targets import TARGETS
+    from bench.fake_gpu import H200
     from normlib.kernels import host as of_tensors
 
-    return of_tensors._properties(device.index) if torch.cuda.is_available() else TARGETS["sm_90"][1]
+    return of_tensors._properties(device.index) if torch.cuda.is_available() else H200
 
 
 def _target(device: torch.device) -> GPUTarget:

@@ -1,4 +1,4 @@
-"""ReLU around batch norm, and the bits that say where one behind a residual let gradients through.
+"""ReLUs before and after batch norm, and the sign bits that backward needs of one after a residual.
 
 What an activation lets through is asked for with `<= 0`, of which NaN is neither: as in PyTorch it stays NaN forward,
 and lets gradients through backward.
@@ -25,7 +25,7 @@ def load_input(pointer, mask, PRE_RELU: tl.constexpr, ACC: tl.constexpr, EVICT: 
 
 @triton.jit
 def sign_addresses(signs_ptr, tile, c0, C, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, LANES: tl.constexpr):
-    """Where a tile's signs lie: bytes of LANES bits each, a tile's side by side."""
+    """Returns the addresses of a tile's signs: bytes of LANES bits each, a tile's side by side."""
     BYTES: tl.constexpr = BLOCK_C * BLOCK_S // LANES
     place = tl.cast(tile, tl.int64) * blocks(C, BLOCK_C) + c0 // BLOCK_C
     return signs_ptr + place * BYTES + tl.arange(0, BYTES)
@@ -33,7 +33,7 @@ def sign_addresses(signs_ptr, tile, c0, C, BLOCK_C: tl.constexpr, BLOCK_S: tl.co
 
 @triton.jit
 def store_signs(signs_ptr, blocked, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """One bit an element, whether the activation blocks it; a byte's elements are neighbours in memory."""
+    """Stores one bit an element, whether the activation blocks it; a byte's elements are neighbours in memory."""
     LANES: tl.constexpr = min(8, BLOCK_C * BLOCK_S)
     if LAST:
         blocked = tl.trans(blocked)
@@ -44,7 +44,7 @@ def store_signs(signs_ptr, blocked, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl
 
 @triton.jit
 def load_signs(signs_ptr, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, present=None):
-    """What store_signs stored, as a tile of booleans; all false where such a tile is not `present`."""
+    """Returns what store_signs stored, as a tile of booleans; all false if the tile is not `present`."""
     LANES: tl.constexpr = min(8, BLOCK_C * BLOCK_S)
     addresses = sign_addresses(signs_ptr, tile, c0, C, BLOCK_C, BLOCK_S, LANES)
     if present is None:

@@ -1,10 +1,10 @@
-"""What batch norm computes backward: dz, the sums dw and db over it, and dx.
+"""The backward pass of batch norm: dz, its sums dw and db, and dx.
 
     dz = what noise and ReLU let through of dy        dw = sum(dz x_hat)        db = sum(dz)
     dx = weight rstd (dz - db / n - x_hat dw / n)
 
 The sweep for dx goes through the tiles backwards, to meet in cache what the one for the sums loaded last. The symbols
-are those of batch_norm.py.
+are those of launch.py.
 """
 
 import triton
@@ -42,7 +42,7 @@ def load_gradient(
     noise=None,  # of load_noise, where there was noise behind the activation
     present=None,  # whether there is such a tile; or None: there is
 ):
-    """dz: what noise and activation let through of dy."""
+    """Returns dz: dy after the derivatives of noise and activation."""
     dy = load(dy_ptr + at, mask, ACC, EVICT)
     if noise is not None:
         factor, _ = noise_of_tile(noise, tile, c0, S, BLOCK_C, BLOCK_S, ACC)
@@ -58,7 +58,7 @@ def load_gradient(
 
 @triton.jit
 def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr, EVICT: tl.constexpr = STAYS):
-    """The gradients of x and of a residual, where there is a place for them."""
+    """Stores the gradients of x and of a residual, unless their pointer is None."""
     if dz_ptr is not None:
         store(dz_ptr + at, dz, mask, EVICT)
     if dx_ptr is not None:
@@ -69,13 +69,13 @@ def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr,
 
 @triton.jit
 def weight_terms(dz, x, mean, low, mask):
-    """What each element adds to dw / rstd."""
+    """Returns each element's term of dw / rstd."""
     return tl.where(mask, dz * ((x - mean) - low), 0.0)
 
 
 @triton.jit
 def input_gradient(dz, x, mean, low, scale, c1, c2):
-    """dx, with c1 = dw rstd / n and c2 = db / n."""
+    """Returns dx, with c1 = dw rstd / n and c2 = db / n."""
     return scale * ((dz - c2) - ((x - mean) - low) * c1)
 
 
@@ -106,7 +106,7 @@ def sums_of_tiles(
     ACC: tl.constexpr,
     noise=None,
 ):
-    """(sum(dz x_hat), sum(dz)) over tiles [first, last), a column each; zeros without SUMS."""
+    """Returns (sum(dz x_hat), sum(dz)) over tiles [first, last), a column each; zeros without SUMS."""
     dw = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     db = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     for tile in range(first, last):
@@ -129,7 +129,7 @@ def sums_of_tiles(
 
 @triton.jit
 def add_splits(partials_ptr, c0, C, splits, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
-    """The sum over splits of one plane (splits, C) of partials, in a fixed order, as a column."""
+    """Returns the sum over splits of one plane (splits, C) of partials, in a fixed order, as a column."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     p = tl.arange(0, BLOCK_P)[None, :]
     lanes = tl.zeros([BLOCK_C, BLOCK_P], ACC)
@@ -169,7 +169,7 @@ def input_gradient_of_tiles(
     EVICT: tl.constexpr,
     noise=None,
 ):
-    """dx of tiles [first, last) in training, the last one first."""
+    """Stores dx of tiles [first, last) in training, the last one first."""
     c1 = divide(dw * rstd, n)
     c2 = divide(db, n)
     for i in range(first, last):

@@ -48,16 +48,26 @@ from torch import Tensor
 from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm import one_launch_plan
 from normlib.kernels.batch_norm import plan as batch_norm_plan
-from normlib.kernels.batch_norm.grids import empty_statistics, launch, launch_merge, launch_once, planned
 from normlib.kernels.batch_norm.on_chip import _batch_norm_backward_on_chip_kernel, _batch_norm_forward_on_chip_kernel
 from normlib.kernels.batch_norm.one_launch import _batch_norm_backward_kernel, _batch_norm_forward_kernel
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
     _batch_norm_merge_kernel,
-    _batch_norm_normalize_kernel,
     _batch_norm_reduce_kernel,
-    _batch_norm_stats_kernel,
+)
+from normlib.kernels.batch_norm.sweeps import (
+    INPUT_GRADIENT,
+    OUTPUT,
+    SUMS,
+    SUMS_WITHOUT_X,
+    empty_statistics,
+    launch_merge,
+    launch_once,
+    launch_sweep,
+    normalize,
+    partial_moments,
+    planned,
 )
 from normlib.kernels.host import device_of, is_channels_last, like, on
 from normlib.kernels.numerics import statistics_dtype
@@ -66,18 +76,17 @@ from normlib.kernels.reduction import sum_partials
 
 
 def empty_signs(x: Tensor, device: Device | None = None) -> Tensor:
-    """Where forward with a residual leaves a bit an element of x (N, C, *) for backward."""
+    """Returns memory for the signs of forward with a residual, a bit an element of x (N, C, *), for backward."""
     device = device or device_of(x)
     size = batch_norm_plan.batch_norm_sign_bytes(tuple(x.shape), is_channels_last(x), x.element_size(), device)
     return x.new_empty(size, dtype=torch.uint8)
 
 
 def _kept(signs: Tensor | None, plan: BatchNormPlan) -> Tensor | None:
-    """The signs, where they are a bit of every element in these tiles."""
-    bytes_ = plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
-    if signs is not None and signs.numel() < bytes_:
+    """Returns the signs; raises ValueError if they are fewer than the elements of the plan's tiles."""
+    if signs is not None and signs.numel() < plan.sign_bytes:
         raise ValueError(
-            f"signs are {signs.numel()} bytes of {bytes_}: backward wants them from a forward that kept them"
+            f"signs are {signs.numel()} bytes of {plan.sign_bytes}: backward wants them from a forward that kept them"
         )
     return signs
 
@@ -96,7 +105,7 @@ def batch_norm_forward(
     relu: bool = False,
     pre_relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean (2, C), rstd (C,)) of x (N, C, *); running buffers, if given, are updated in place.
+    """Returns (y, mean (2, C), rstd (C,)) of x (N, C, *); running buffers, if given, are updated in place.
 
     A residual like x is added before the ReLU; `signs`, from `empty_signs`, keeps what backward then has to know.
     """
@@ -113,15 +122,14 @@ def batch_norm_forward(
         outputs = (y, _kept(signs, once.tiled), mean, rstd, running_mean, running_var)
         inputs = (x, residual, weight, bias)
         with on(x):
-            launch_once(kernel, once, outputs, 3, inputs, scalars=(eps, momentum), **relus)
+            vectors = {"weight": 1, "bias": 1}
+            launch_once(kernel, once, outputs, 3, inputs, OUTPUT, vectors, (eps, momentum), **relus)
         return y, mean, rstd
-    partials = mean.new_empty((3, plan.splits, plan.channels))
     with on(x):
-        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=pre_relu)
-        kept = (mean, rstd, running_mean, running_var)
-        launch_merge(_batch_norm_merge_kernel, plan, device, *kept, partials, scalars=(eps, momentum))
-        tensors = (y, _kept(signs, plan), x, residual, mean, rstd, weight, bias)
-        launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), EVAL=False, EVICT=plan.evict, **relus)
+        tensors = (mean, rstd, running_mean, running_var, partial_moments(x, plan, pre_relu))
+        launch_merge(_batch_norm_merge_kernel, plan, device, *tensors, scalars=(eps, momentum))
+        around = (_kept(signs, plan), residual, eps)
+        normalize(y, x, mean, rstd, weight, bias, plan, *around, relu=relu, pre_relu=pre_relu)
     return y, mean, rstd
 
 
@@ -139,7 +147,7 @@ def batch_norm_eval_forward(
     pre_relu: bool = False,
     std: bool = False,
 ) -> Tensor:
-    """y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`.
+    """Returns y of x (N, C, *) with given statistics, in one sweep; residual and signs as in `batch_norm_forward`.
 
     With `std` running_var is a standard deviation instead, and eps unused.
     """
@@ -147,10 +155,9 @@ def batch_norm_eval_forward(
     residual = None if residual is None else like(x, residual)
     y = torch.empty_like(x)
     if x.numel():
+        around = (_kept(signs, plan), residual, eps, True, relu, pre_relu)
         with on(x):
-            tensors = (y, _kept(signs, plan), x, residual, running_mean, running_var, weight, bias)
-            constants: dict[str, Any] = {"EVAL": True, "RELU": relu, "PRE_RELU": pre_relu, "STD": std}
-            launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), **constants)
+            normalize(y, x, running_mean, running_var, weight, bias, plan, *around, STD=std)
     return y
 
 
@@ -174,11 +181,11 @@ def batch_norm_backward(
     noise: Tensor | None = None,
     seed: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
+    """Returns (dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
 
     mean and rstd are as saved by the forward pass; in evaluation running_mean and running_var, or with `std` a standard
     deviation. The gradient of a residual goes to dz, if given, which lies as x does. A ReLU wants the signs of forward,
-    or without them the bias. With noise and its seed, see noisy_batch_norm.py, dy is what came back through it.
+    or without them the bias. With noise and its seed, see noisy.py, dy is what came back through it.
     """
     x, device, plan = planned(x, device)
     dy = like(x, dy)
@@ -198,22 +205,27 @@ def batch_norm_backward(
     if dx is not None and once is not None:
         kernel = _batch_norm_backward_on_chip_kernel if once.kept else _batch_norm_backward_kernel
         with on(x):
-            launch_once(kernel, once, (dx, dz, dw, db), 2, tensors, **relus)
+            # A ReLU takes the parameters in the first sweep too.
+            vectors = {"mean": 2, "rstd": 2, "weight": 1 + relu, "bias": 1 if once.kept else 2}
+            launch_once(kernel, once, (dx, dz, dw, db), 2, tensors, INPUT_GRADIENT, vectors, **relus)
         return dx, dw, db
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
     drawn: dict[str, Any] = {"noise_ptr": noise, "seed_ptr": seed}
-    sweep = plan if noise is None else batch_norm_plan.batch_norm_drawing(plan, device)
+    tiled = plan if noise is None else batch_norm_plan.batch_norm_drawing(plan, device)
     with on(x):
         # In training dx wants a second sweep, which then writes dz too.
         dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
         found = (partials, dx_here, dz_here)
         if any(t is not None for t in found):
             constants = {"EVAL": evaluating, "STD": std, **drawn, **relus}
-            launch(_batch_norm_reduce_kernel, sweep, *found, *tensors, scalars=(eps,), **constants)
+            loads_x = partials is not None or (relu and signs is None) or (pre_relu and dx_here is not None)
+            way = SUMS if loads_x else SUMS_WITHOUT_X
+            launch_sweep(_batch_norm_reduce_kernel, tiled, *found, *tensors, sweep=way, scalars=(eps,), **constants)
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
             constants = {"EVICT": plan.evict, **drawn, **relus}
-            launch(_batch_norm_input_gradient_kernel, sweep, dx, dz, *tensors, dw, db, None, **constants)
+            given = (dx, dz, *tensors, dw, db, None)
+            launch_sweep(_batch_norm_input_gradient_kernel, tiled, *given, sweep=INPUT_GRADIENT, **constants)
     return dx, dw, db

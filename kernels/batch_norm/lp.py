@@ -34,10 +34,20 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm.gradients import add_splits
-from normlib.kernels.batch_norm.grids import empty_statistics, launch, launch_merge, planned
 from normlib.kernels.batch_norm.output import scale_of
 from normlib.kernels.batch_norm.statistics import merge_splits
-from normlib.kernels.batch_norm.streaming import _batch_norm_normalize_kernel, _batch_norm_reduce_kernel
+from normlib.kernels.batch_norm.streaming import _batch_norm_reduce_kernel
+from normlib.kernels.batch_norm.sweeps import (
+    INPUT_GRADIENT,
+    STATISTICS,
+    SUMS,
+    SUMS_WITHOUT_X,
+    empty_statistics,
+    launch_merge,
+    launch_sweep,
+    normalize,
+    planned,
+)
 from normlib.kernels.batch_norm.tiles import BATCH, addresses, channel_values, elements_before, store_planes
 from normlib.kernels.host import like, on
 from normlib.kernels.numerics import (
@@ -54,21 +64,20 @@ from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rst
 
 # What is left of a split, or of all: mean, low, sum of |x|^p; for p = inf mean, low, maximum, ties.
 PLANES = {"1": 3, "2": 3, "inf": 4}
-_PLAIN = {"RELU": False, "PRE_RELU": False}
 
 # ------------------------------------------------------------------------------------------------------- the norms
 
 
 @triton.jit
 def merge_peaks(peak_a, ties_a, peak_b, ties_b):
-    """The larger of two maxima, and how many elements have it; NaN beside a NaN."""
+    """Returns the larger of two maxima, and how many elements have it; NaN beside a NaN."""
     peak = tl.maximum(peak_a, peak_b, propagate_nan=tl.PropagateNan.ALL)
     return peak, tl.where(peak_a == peak, ties_a, 0.0) + tl.where(peak_b == peak, ties_b, 0.0)
 
 
 @triton.jit
 def tile_peak(x, mask):
-    """(max |x|, how many elements have it) of each channel of a tile; NaN beside a NaN, which tl.max passes over."""
+    """Returns (max |x|, how many elements have it) of each channel of a tile; NaN beside a NaN, unlike tl.max."""
     size = tl.where(mask, tl.abs(x), 0.0)
     peak = tl.max(size, 1, keep_dims=True) + tl.sum(tl.where(size == size, 0.0, size), 1, keep_dims=True)
     return peak, tl.sum((mask & (size == peak)).to(x.dtype), 1, keep_dims=True)
@@ -89,7 +98,7 @@ def norms_of_tiles(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """(mean, low, sum of |x|^p or maximum, ties) of tiles [first, last): a column each."""
+    """Returns (mean, low, sum of |x|^p or maximum, ties) of tiles [first, last): a column each."""
     NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
     none = tl.zeros([BLOCK_C, 1], ACC)
     count = tl.zeros([1, 1], ACC)
@@ -112,7 +121,7 @@ def norms_of_tiles(
 
 @triton.jit
 def merge_split_peaks(partials_ptr, c0, C, splits, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
-    """(maximum, ties) of BLOCK_C channels from the planes of each, (2, splits, C)."""
+    """Returns (maximum, ties) of BLOCK_C channels from the planes of each, (2, splits, C)."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     p = tl.arange(0, BLOCK_P)[None, :]
     plane = tl.cast(splits, tl.int64) * C
@@ -260,12 +269,12 @@ def _lp_norm_input_gradient_kernel(
 
 
 def order(p: float) -> str:
-    """p as kernels take it: 1, 2 or inf, in text."""
+    """Returns p as kernels take it: the text 1, 2 or inf."""
     return f"{p:g}"
 
 
 def empty_peak(x: Tensor, p: float) -> Tensor:
-    """Where forward leaves the maximum and the ties of each channel of x (N, C, *), (2, C); empty for other p."""
+    """Returns memory (2, C) for the maximum and the ties of each channel of x (N, C, *); empty unless p is inf."""
     return x.new_empty((2, x.shape[1] if order(p) == "inf" else 0), dtype=statistics_dtype(x))
 
 
@@ -280,7 +289,7 @@ def lp_norm_forward(
     eps: float,
     device: Device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, mean (2, C), rstd (C,), peak (2, C) or (2, 0)) of x (N, C, *).
+    """Returns (y, mean (2, C), rstd (C,), peak (2, C) or (2, 0)) of x (N, C, *).
 
     Running buffers, if given, are updated in place.
     """
@@ -292,11 +301,10 @@ def lp_norm_forward(
         return y, mean.zero_(), rstd.zero_(), peak.zero_()
     partials = mean.new_empty((PLANES[order(p)], plan.splits, plan.channels))
     with on(x):
-        launch(_lp_norm_stats_kernel, plan, partials, x, P=order(p))
+        launch_sweep(_lp_norm_stats_kernel, plan, partials, x, sweep=STATISTICS, P=order(p))
         kept = (mean, rstd, peak if order(p) == "inf" else None, running_mean, running_norm)
         launch_merge(_lp_norm_merge_kernel, plan, device, *kept, partials, scalars=(eps, momentum), P=order(p))
-        tensors = (y, None, x, None, mean, rstd, weight, bias)
-        launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), EVAL=False, EVICT=plan.evict, **_PLAIN)
+        normalize(y, x, mean, rstd, weight, bias, plan, eps=eps)
     return y, mean, rstd, peak
 
 
@@ -310,13 +318,12 @@ def lp_norm_eval_forward(
     eps: float,
     device: Device | None = None,
 ) -> Tensor:
-    """y of x (N, C, *) with given statistics, in one sweep."""
+    """Returns y of x (N, C, *) with given statistics, in one sweep."""
     x, _, plan = planned(x, device)
     y = torch.empty_like(x)
     if x.numel():
-        tensors = (y, None, x, None, running_mean, running_norm, weight, bias)
         with on(x):
-            launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(eps,), EVAL=True, P=order(p), **_PLAIN)
+            normalize(y, x, running_mean, running_norm, weight, bias, plan, eps=eps, evaluating=True, P=order(p))
     return y
 
 
@@ -334,7 +341,7 @@ def lp_norm_backward(
     need_sums: bool,
     device: Device | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
+    """Returns (dx, dw, db) of x (N, C, *); dw and db (C,) in the statistics' dtype; None where not needed.
 
     mean, rstd and peak are as saved by the forward pass; in evaluation running_mean, running_norm and None.
     """
@@ -351,12 +358,14 @@ def lp_norm_backward(
         dx_here = dx if evaluating else None
         if partials is not None or dx_here is not None:
             tensors = (partials, dx_here, None, dy, None, x, mean, rstd, weight, None)
-            given = {"EVAL": evaluating, "P": order(p) if evaluating else None}
-            launch(_batch_norm_reduce_kernel, plan, *tensors, scalars=(eps,), **given, **_PLAIN)
+            constants = {"EVAL": evaluating, "P": order(p) if evaluating else None, "RELU": False, "PRE_RELU": False}
+            way = SUMS if partials is not None else SUMS_WITHOUT_X
+            launch_sweep(_batch_norm_reduce_kernel, plan, *tensors, sweep=way, scalars=(eps,), **constants)
         if partials is not None:
             sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
             peak = peak if order(p) == "inf" else None
             tensors = (dx, dy, x, rstd, peak, weight, dw, db)
-            launch(_lp_norm_input_gradient_kernel, plan, *tensors, P=order(p), EVICT=plan.evict)
+            constants = {"P": order(p), "EVICT": plan.evict}
+            launch_sweep(_lp_norm_input_gradient_kernel, plan, *tensors, sweep=INPUT_GRADIENT, **constants)
     return dx, dw, db

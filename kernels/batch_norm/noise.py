@@ -23,7 +23,7 @@ UNITS = tl.constexpr(1)
 
 @triton.jit
 def words(seed, position, channel, STREAM: tl.constexpr):
-    """Four words for each position (int64) of each channel (int32), which broadcast against each other."""
+    """Returns four words for each position (int64) of each channel (int32), which broadcast against each other."""
     channel = channel.to(tl.uint32)
     low, high = position.to(tl.uint32), (position >> 32).to(tl.uint32)
     return tl.philox(seed, low, high, channel, channel * 0 + STREAM)
@@ -31,13 +31,13 @@ def words(seed, position, channel, STREAM: tl.constexpr):
 
 @triton.jit
 def uniform(word, ACC: tl.constexpr):
-    """In [0, 1)."""
+    """Returns uniform numbers in [0, 1)."""
     return (word >> 8).to(ACC) * 2.0**-24
 
 
 @triton.jit
 def standard_normal(radius_word, angle_word, ACC: tl.constexpr):
-    """Of mean 0 and variance 1."""
+    """Returns normal numbers of mean 0 and variance 1."""
     NARROW: tl.constexpr = ACC.primitive_bitwidth == 32
     TERMS: tl.constexpr = 6 if NARROW else 10
     radius = tl.sqrt(-2.0 * tl.log(uniform(radius_word, ACC) + 2.0**-24))
@@ -58,7 +58,7 @@ def standard_normal(radius_word, angle_word, ACC: tl.constexpr):
 
 @triton.jit
 def load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """What an element's factor is drawn by: (seed, mean, deviation), of a channel each.
+    """Returns what an element's factor is drawn from: (seed, mean, deviation), of a channel each.
 
     They lie as (4, C): mean and deviation of the factors, and least value and width of what is added.
     """
@@ -68,7 +68,7 @@ def load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.conste
 
 @triton.jit
 def noise_of_tile(noise, tile, c0, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
-    """(each element's factor, a word that is left for what is added to it)."""
+    """Returns (each element's factor, a word that is left for what is added to it)."""
     seed, mean, deviation = noise
     position = elements_before(tile, S, BLOCK_S) + tl.arange(0, BLOCK_S)[None, :]
     channel = c0 + tl.arange(0, BLOCK_C)[:, None]

@@ -1,4 +1,4 @@
-"""Batch norm with noise behind it (Santurkar et al. 2018, section 2.2), by the sweeps of batch_norm.py.
+"""Batch norm followed by noise (Santurkar et al. 2018, section 2.2), by batch norm's sweeps.
 
 In training, of element i of channel c, after weight and bias,
 
@@ -22,10 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels.batch_norm import plan as batch_norm_plan
-from normlib.kernels.batch_norm.grids import empty_statistics, launch, launch_merge, planned
 from normlib.kernels.batch_norm.noise import UNITS, uniform, words
 from normlib.kernels.batch_norm.statistics import merge_statistics
-from normlib.kernels.batch_norm.streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
+from normlib.kernels.batch_norm.sweeps import empty_statistics, launch_merge, normalize, partial_moments, planned
 from normlib.kernels.batch_norm.tiles import BATCH
 from normlib.kernels.host import on
 from normlib.kernels.numerics import accumulator, from_pair, store
@@ -94,7 +93,7 @@ def noisy_batch_norm_forward(
     ranges: list[float],
     device: Device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, mean (2, C), rstd (C,), noise (4, C)) of x (N, C, *); running buffers, if given, are updated in place.
+    """Returns (y, mean (2, C), rstd (C,), noise (4, C)) of x (N, C, *); running buffers are updated in place.
 
     seed: an int64. ranges: mean_limit, std_limit, mean_spread, std_spread. noise and seed are what backward takes.
     """
@@ -104,17 +103,10 @@ def noisy_batch_norm_forward(
     noise = mean.new_empty((4, plan.channels))
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), noise.zero_()
-    partials = mean.new_empty((3, plan.splits, plan.channels))
-    constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
     with on(x):
-        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
-        kept = (mean, rstd, noise, running_mean, running_var)
+        tensors = (mean, rstd, noise, running_mean, running_var, partial_moments(x, plan), seed)
         scalars = (eps, momentum, *ranges)
-        launch_merge(
-            _noisy_batch_norm_merge_kernel, plan, device, *kept, partials, seed, scalars=scalars, PER_UNIT=per_unit
-        )
-        tensors = (y, None, x, None, mean, rstd, weight, bias)
-        drawn = {"noise_ptr": noise, "seed_ptr": seed}
+        launch_merge(_noisy_batch_norm_merge_kernel, plan, device, *tensors, scalars=scalars, PER_UNIT=per_unit)
         drawing = batch_norm_plan.batch_norm_drawing(plan, device)
-        launch(_batch_norm_normalize_kernel, drawing, *tensors, scalars=(0.0,), **constants, **drawn)
+        normalize(y, x, mean, rstd, weight, bias, drawing, noise_ptr=noise, seed_ptr=seed)
     return y, mean, rstd, noise

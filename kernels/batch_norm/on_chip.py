@@ -1,4 +1,4 @@
-"""Batch norm's passes with a tensor held in registers: an element is loaded once; the formulas are batch_norm.py's.
+"""Batch norm's passes with a tensor held in registers: an element is loaded once; the formulas are launch.py's.
 
 The grid is (channel groups, splits). A program has KEPT tiles at most, loads them all before it looks at any, and keeps
 them while the splits of its channel group meet at a barrier. A group that is one program's needs none.
@@ -82,24 +82,10 @@ def _batch_norm_forward_on_chip_kernel(
         leave(arrived_ptr + tl.num_programs(0) + group, splits, arrived_ptr + group)
         mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
     rstd = finish_statistics(
-        mean_ptr,
-        rstd_ptr,
-        running_mean_ptr,
-        running_var_ptr,
-        mean,
-        low,
-        m2,
-        elements_before(tiles, S, BLOCK_S).to(ACC),
-        split == 0,
-        c0,
-        C,
-        eps,
-        eps_low,
-        momentum,
-        momentum_low,
-        BLOCK_C,
-        ACC,
-    )
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2,
+        elements_before(tiles, S, BLOCK_S).to(ACC), split == 0, c0, C, eps, eps_low, momentum, momentum_low, BLOCK_C,
+        ACC
+    )  # fmt: skip
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
     shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
     for i in tl.static_range(KEPT):

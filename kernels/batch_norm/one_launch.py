@@ -1,4 +1,4 @@
-"""Batch norm's passes in one launch, whose splits meet at a barrier; the formulas are those of batch_norm.py.
+"""Batch norm's passes in one launch, whose splits meet at a barrier; the formulas are those of launch.py.
 
 The grid is (windows, splits), all of it resident at once: a window takes the channel groups `window`, `window +
 windows`, ... one after another, all its splits at the same one. `lag` is how many groups the second sweep is behind the
@@ -72,24 +72,9 @@ def _batch_norm_forward_kernel(
                 leave(arrived_ptr + groups + late, splits, arrived_ptr + late)
                 mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
             rstd = finish_statistics(
-                mean_ptr,
-                rstd_ptr,
-                running_mean_ptr,
-                running_var_ptr,
-                mean,
-                low,
-                m2,
-                n,
-                split == 0,
-                c0,
-                C,
-                eps,
-                eps_low,
-                momentum,
-                momentum_low,
-                BLOCK_C,
-                ACC,
-            )
+                mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2, n, split == 0, c0, C, eps,
+                eps_low, momentum, momentum_low, BLOCK_C, ACC
+            )  # fmt: skip
             scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
             shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
             normalize_tiles(

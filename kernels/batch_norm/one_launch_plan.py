@@ -36,6 +36,10 @@ class OncePlan:
     options: dict[str, int | bool]
     kept: int = 0
 
+    @property
+    def kind(self) -> str:
+        return ("on chip" if self.kept else "one launch") + (", barrier" if self.splits > 1 else "")
+
 
 # Tiles of x, or of dy and x, that a program holds in registers, and elements of such a tile by itemsize. Ahead-of-time
 # compilation shows no spills for any target with what three or two programs of a multiprocessor leave a thread.
@@ -44,7 +48,7 @@ KEPT_TILE = {2: 2048, 4: 2048, 8: 512}
 
 
 def _on_chip(plan: BatchNormPlan, itemsize: int, tensors: int, device: Device, alone: bool) -> OncePlan | None:
-    """A pass whose programs hold all of x (and dy) in registers; None where there is more of it.
+    """Returns the plan whose programs hold all of x (and dy) in registers; None where there is more of it.
 
     `alone`: a group may not be split, since one program that sweeps twice costs less than a barrier does.
     """
@@ -73,7 +77,7 @@ def _on_chip(plan: BatchNormPlan, itemsize: int, tensors: int, device: Device, a
 def batch_norm_once(
     plan: BatchNormPlan, itemsize: int, tensors: int, device: Device, relu: bool = False, signs: bool = False
 ) -> OncePlan | None:
-    """One launch for a pass that sweeps twice over so many activations; None where three are better.
+    """Returns the plan in one launch of a pass that sweeps twice over `tensors` activations; None if three are better.
 
     A tensor that all multiprocessors' registers can hold is loaded once. `signs`: bits are kept for backward. They lie
     by tiles, which have to be the same both ways: so forward holds x on chip only where backward holds dy and x.
@@ -121,7 +125,7 @@ def batch_norm_once(
     ahead = int(1 < most < plan.groups)
 
     def steps(windows: int) -> int:
-        """Tiles that a program sweeps, counting what every round costs as one more."""
+        """Returns the tiles that a program sweeps, counting the cost of each round as one more."""
         return cdiv(plan.groups, windows) * (cdiv(plan.tiles, min(resident // windows, plan.tiles)) + 1)
 
     windows = min(range(1, most // (1 + ahead) + 1), key=steps)

@@ -1,7 +1,7 @@
-"""What batch norm writes forward: y = (x - mean) scale + shift, with what is fused to it before and behind.
+"""The output of batch norm: y = (x - mean) scale + shift, with what is fused before and after it.
 
 The sweep goes through the tiles backwards, to meet in cache what the one before it loaded last. The symbols are those
-of batch_norm.py: scale is weight rstd, shift the bias, low the mean's own low part.
+of launch.py: scale is weight rstd, shift the bias, low the mean's own low part.
 """
 
 import triton
@@ -15,7 +15,7 @@ from normlib.kernels.numerics import STAYS, load, store
 
 @triton.jit
 def normalized(x, mean, low, scale, shift):
-    """The norm before any activation. Backward computes it again, and a rounding less would be another sign: so fma."""
+    """Returns the norm before any activation. With fma, so that backward, which recomputes it, gets the same sign."""
     return tl.fma((x - mean) - low, scale, shift)
 
 
@@ -59,7 +59,7 @@ def store_output(
     S=None,
     noise=None,  # (that of load_noise, least, width), or None: no noise
 ):
-    """y of one tile of x."""
+    """Stores y of one tile of x."""
     y = normalized(x, mean, low, scale, shift)
     if residual_ptr is not None:
         y += load(residual_ptr + at, mask, ACC, EVICT)
@@ -100,7 +100,7 @@ def normalize_tiles(
     noise_ptr=None,  # (4, C), see load_noise; or None: no noise
     seed_ptr=None,  # (), the noise's
 ):
-    """y of tiles [first, last), the last one first."""
+    """Stores y of tiles [first, last), the last one first."""
     if noise_ptr is not None:
         factors = load_noise(noise_ptr, seed_ptr, c0, C, BLOCK_C, ACC)
         least = channel_values(noise_ptr + 2 * tl.cast(C, tl.int64), c0, C, BLOCK_C, ACC)

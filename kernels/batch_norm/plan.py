@@ -28,7 +28,7 @@ class BatchNormPlan:
     evict: str  # Triton's eviction policy for what training's last sweep moves
     options: dict[str, int]
 
-    @cached_property  # a launch asks for it, in every call
+    @cached_property
     def tiles(self) -> int:
         return self.batch * cdiv(self.positions, self.block_s)
 
@@ -36,10 +36,19 @@ class BatchNormPlan:
     def groups(self) -> int:
         return cdiv(self.channels, self.block_c)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Elements of one channel."""
         return self.batch * self.positions
+
+    @cached_property
+    def sign_bytes(self) -> int:
+        """Bytes of a bit for every lane of every tile."""
+        return self.tiles * self.groups * max(self.block_c * self.block_s // 8, 1)
+
+    @property
+    def kind(self) -> str:
+        return "streaming"
 
 
 # Elements of a batch norm tile by itemsize: 32 values a thread at 128 threads, fewer where each takes two registers.
@@ -47,7 +56,7 @@ TILE = {2: 4096, 4: 4096, 8: 1024}
 
 
 def batch_norm_plans(channels_last: bool, itemsize: int) -> str:
-    """What batch norm is tuned with: one layout, elements of one size."""
+    """Returns the name of what batch norm is tuned for: one layout, elements of one size."""
     return f"batch_norm_{'nhwc' if channels_last else 'nchw'} {itemsize}"
 
 
@@ -68,17 +77,17 @@ def batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dic
 
 
 def cache_room(plan_values: Mapping[str, int], device: Device) -> int:
-    """Bytes that may wait in cache for a second sweep."""
+    """Returns the bytes that may wait in cache for a second sweep."""
     return plan_values["l2_percent"] * device.l2 // 100
 
 
 def most_cache_room(plan_values: Mapping[str, int], device: Device) -> int:
-    """The same where nothing else is swept meanwhile and results leave first: all of the cache, by default."""
+    """Returns the same if nothing else is swept meanwhile and results leave first: by default the whole cache."""
     return 5 * cache_room(plan_values, device) // 2
 
 
 def spatial_block(s: int) -> int:
-    """The largest power of two, 128 to 4096, that pads a run of s by a sixth at most; else s padded."""
+    """Returns the largest power of two, 128 to 4096, that pads a run of s by a sixth at most; else s padded."""
     for block in (4096, 2048, 1024, 512, 256, 128):
         if 6 * (cdiv(s, block) * block - s) <= s:
             return block
@@ -89,7 +98,7 @@ LINE = 128  # bytes of a cache line
 
 
 def channel_block(c: int, itemsize: int, run: int = 0) -> int:
-    """Of 128, 64, 32 and 16 channels, the one that pads c least.
+    """Returns the number of channels, of 128, 64, 32 and 16, that pads c least.
 
     The widest of such, of 32 at least; or the narrowest with a run of so many bytes.
     """
@@ -98,7 +107,7 @@ def channel_block(c: int, itemsize: int, run: int = 0) -> int:
 
 
 def _run(c: int, count: int, itemsize: int, most: int, least: int) -> int:
-    """Bytes of a tile's run, channels-last, of what does not stay in cache as a whole but a few channels at a time.
+    """Returns the bytes of a tile's channels-last run, of a tensor that stays in cache only a few channels at a time.
 
     A whole line; or a part of one, `least` bytes or more, where x of so few channels stays, and dy as well if it can.
     """
@@ -110,7 +119,7 @@ def _run(c: int, count: int, itemsize: int, most: int, least: int) -> int:
 
 @cache
 def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> BatchNormPlan:
-    """The plan of (N, C, *) in the given layout; (N, C) is channels-last by nature."""
+    """Returns the plan of (N, C, *) in the given layout; (N, C) is always channels-last."""
     n, c, s = shape[0], shape[1], prod(shape[2:])
     batch, positions = (1, n * s) if channels_last else (n, s)
     chosen = batch_norm_values(channels_last, itemsize, device)
@@ -151,7 +160,7 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
 
 @cache
 def batch_norm_drawing(plan: BatchNormPlan, device: Device) -> BatchNormPlan:
-    """The same for sweeps that draw noise, whose words take registers beside every value: 16 values a thread.
+    """Returns the plan of sweeps that draw noise, whose words take registers beside every value: 16 values a thread.
 
     With 32, as without noise, channels-last tiles spill (compiled for sm_90); with fewer than 8 loads are narrow. Where
     they are narrow anyhow and each has an address of its own, 8 values in tiles half as long: 16 spill on sm_100.
@@ -164,7 +173,7 @@ def batch_norm_drawing(plan: BatchNormPlan, device: Device) -> BatchNormPlan:
 
 
 def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> int:
-    """Bytes that hold a bit for every element of every tile.
+    """Returns the bytes that hold a bit for every element of every tile.
 
     The batch size may be a symbol, which no branch may ask for its value: where a plan follows it, this is the most
     that any takes.

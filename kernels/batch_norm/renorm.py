@@ -1,4 +1,4 @@
-"""Batch renormalization (Ioffe 2017, algorithm 1), by the sweeps of batch_norm.py.
+"""Batch renormalization (Ioffe 2017, algorithm 1), by batch norm's sweeps.
 
 Forward in training, over the n elements of a channel, with the running statistics from before the step:
 
@@ -26,19 +26,19 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm.grids import empty_statistics, launch, launch_merge, planned
 from normlib.kernels.batch_norm.launch import batch_norm_backward
 from normlib.kernels.batch_norm.statistics import merge_statistics
-from normlib.kernels.batch_norm.streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
+from normlib.kernels.batch_norm.sweeps import empty_statistics, launch_merge, normalize, partial_moments, planned
 from normlib.kernels.batch_norm.tiles import BATCH, channel_values
 from normlib.kernels.host import device_of, on
 from normlib.kernels.numerics import accumulator, from_pair, load, store
 from normlib.kernels.plan import Device
+from normlib.kernels.traffic import Moves, launch
 
 
 @triton.jit
 def clip(x, least, most):
-    """x within [least, most]; NaN stays NaN, as in torch.clamp."""
+    """Returns x within [least, most]; NaN stays NaN, as in torch.clamp."""
     return tl.where(x < least, least, tl.where(x > most, most, x))
 
 
@@ -138,7 +138,7 @@ def batch_renorm_forward(
     limits: Tensor | None = None,
     device: Device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, mean (2, C), rstd (C,), renorm (4, C)) of x (N, C, *); running buffers are updated in place.
+    """Returns (y, mean (2, C), rstd (C,), renorm (4, C)) of x (N, C, *); running buffers are updated in place.
 
     renorm holds r, d, weight r and bias + weight d. `limits` (2,), where given, holds rmax and dmax instead.
     """
@@ -148,15 +148,10 @@ def batch_renorm_forward(
     renorm = mean.new_empty((4, plan.channels))
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_(), renorm.zero_()
-    partials = mean.new_empty((3, plan.splits, plan.channels))
-    constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
     with on(x):
-        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
-        kept = (mean, rstd, renorm, running_mean, running_std)
-        given, scalars = (weight, bias, limits), (eps, momentum, rmax, dmax)
-        launch_merge(_batch_renorm_merge_kernel, plan, device, *kept, partials, *given, scalars=scalars)
-        tensors = (y, None, x, None, mean, rstd, renorm[2], renorm[3])
-        launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(0.0,), **constants)
+        tensors = (mean, rstd, renorm, running_mean, running_std, partial_moments(x, plan), weight, bias, limits)
+        launch_merge(_batch_renorm_merge_kernel, plan, device, *tensors, scalars=(eps, momentum, rmax, dmax))
+        normalize(y, x, mean, rstd, renorm[2], renorm[3], plan)
     return y, mean, rstd, renorm
 
 
@@ -170,7 +165,7 @@ def batch_renorm_backward(
     need_sums: bool,
     device: Device | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db) of x (N, C, *) in training; dw and db (C,) in the statistics' dtype, or None where not needed.
+    """Returns (dx, dw, db) of x (N, C, *) in training; dw and db (C,) in the statistics' dtype; None if not needed.
 
     mean, rstd and renorm are as saved by the forward pass.
     """
@@ -179,7 +174,11 @@ def batch_renorm_backward(
         channels = x.shape[1]
         merge = plans.merge(1, channels, device or device_of(x))
         with on(x):
-            _batch_renorm_weight_gradient_kernel[(plans.cdiv(channels, merge.block_n),)](
-                dw, db, renorm, channels, BLOCK_N=merge.block_n, **merge.options
+            launch(
+                *(_batch_renorm_weight_gradient_kernel, (plans.cdiv(channels, merge.block_n),)),
+                *(dw, db, renorm, channels),
+                BLOCK_N=merge.block_n,
+                **merge.options,
+                moves=lambda: Moves(merge, {"dw": 1, "db": 1, "renorm": 1}, ("dw",), {"renorm": 2 * channels}),
             )
     return dx, dw, db

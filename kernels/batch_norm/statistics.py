@@ -1,6 +1,6 @@
 """The statistics of batch norm: moments of a split's tiles, their merge over splits, and what is kept of them.
 
-Merging is Chan's formula in a fixed order (reduction.py). The symbols are those of batch_norm.py.
+Merging is Chan's formula in a fixed order (reduction.py). The symbols are those of launch.py.
 """
 
 import triton
@@ -34,7 +34,7 @@ def moments_of_tiles(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """(mean, low, M2) of tiles [first, last): a column each."""
+    """Returns (mean, low, M2) of tiles [first, last): a column each."""
     NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
     count = tl.zeros([1, 1], ACC)
     mean = tl.zeros([BLOCK_C, 1], ACC)
@@ -64,7 +64,7 @@ def merge_splits(
     ACC: tl.constexpr,
     HAS_M2: tl.constexpr = True,
 ):
-    """(mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order.
+    """Returns (mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order.
 
     Without HAS_M2 there are two planes of those, and M2 is not to be used.
     """
@@ -119,7 +119,7 @@ def finish_statistics(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """rstd of a channel group, from the moments of all its n elements; one program leaves all that is kept."""
+    """Returns rstd of a channel group from the moments of all its n elements; one program stores what is kept."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     mask = (c < C) & mine
     rstd = rstd_of(divide(m2, n), eps, eps_low, ACC)
@@ -159,7 +159,7 @@ def merge_statistics(
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """(mean, low, M2, n) of a channel group from the partials of all splits; what is kept of them is stored."""
+    """Returns (mean, low, M2, n) of a channel group from the partials of all splits; what is kept of them is stored."""
     mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
     n = elements_before(tiles, S, BLOCK_S)
     finish_statistics(
@@ -183,9 +183,9 @@ def statistics(
     P: tl.constexpr = None,
     STD: tl.constexpr = False,
 ):
-    """(mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var.
+    """Returns (mean, low, rstd) of a channel group: as saved, or in evaluation from running_mean and running_var.
 
-    With P, the order of a norm (lp_norm.py), from running_mean and running_norm; with STD from running_mean and a
+    With P, the order of a norm (lp.py), from running_mean and running_norm; with STD from running_mean and a
     running standard deviation, to which no eps is to be added.
     """
     mean = channel_values(mean_ptr, c0, C, BLOCK_C, ACC)

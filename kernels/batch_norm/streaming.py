@@ -1,6 +1,6 @@
 """Batch norm's three launches each way: partial results of each split, their merge, a sweep that applies the result.
 
-Evaluation is the last of them forward, and the first backward. The formulas are those of batch_norm.py.
+Evaluation is the last of them forward, and the first backward. The formulas are those of launch.py.
 """
 
 import triton
@@ -87,9 +87,9 @@ def _batch_norm_normalize_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
-    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
+    P: tl.constexpr = None,  # in evaluation, of lp.py: rstd is of a running norm of this order
     STD: tl.constexpr = False,  # whether evaluation's is running_std
-    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    noise_ptr=None,  # (4, C), see noisy.py, or None
     seed_ptr=None,  # (), with noise
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
@@ -129,9 +129,9 @@ def _batch_norm_reduce_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    P: tl.constexpr = None,  # in evaluation, of lp_norm.py: rstd is of a running norm of this order
+    P: tl.constexpr = None,  # in evaluation, of lp.py: rstd is of a running norm of this order
     STD: tl.constexpr = False,  # whether evaluation's is running_std
-    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    noise_ptr=None,  # (4, C), see noisy.py, or None
     seed_ptr=None,  # (), with noise
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
@@ -176,7 +176,7 @@ def _batch_norm_input_gradient_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
-    noise_ptr=None,  # (4, C), see noisy_batch_norm.py, or None
+    noise_ptr=None,  # (4, C), see noisy.py, or None
     seed_ptr=None,  # (), with noise
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)

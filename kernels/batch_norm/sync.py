@@ -1,4 +1,4 @@
-"""Batch normalization whose statistics are of the batches of many processes, by the sweeps of batch_norm.py.
+"""Batch normalization whose statistics are of the batches of many processes, by batch norm's sweeps.
 
 Each process has a share of the batch, of any size and perhaps empty, with moments (count, mean, M2) of its own. What is
 gathered is one message of each process, in rank order, and every process merges them by Chan's formula (reduction.py):
@@ -12,25 +12,27 @@ exact up to 2^48; backward 2 C. Units of one activation moved by a process: forw
 plan, whose launches these are, and one more each way for what is gathered.
 """
 
+from fractions import Fraction
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm.grids import launch, launch_merge, planned
 from normlib.kernels.batch_norm.statistics import finish_statistics, merge_splits
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
-    _batch_norm_normalize_kernel,
     _batch_norm_reduce_kernel,
-    _batch_norm_stats_kernel,
 )
+from normlib.kernels.batch_norm.sweeps import INPUT_GRADIENT, SUMS, launch_merge, launch_sweep, partial_moments, planned
+from normlib.kernels.batch_norm.sweeps import normalize as normalize_share
 from normlib.kernels.batch_norm.tiles import BATCH, store_planes
 from normlib.kernels.host import device_of, like, on
 from normlib.kernels.numerics import accumulator, float_pair, load, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_all_moments, sum_partials
+from normlib.kernels.traffic import Moves, launch
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -94,24 +96,9 @@ def _sync_batch_norm_merge_kernel(
     divisor = tl.where(some, n, 2.0)
     mean, low, m2 = merge_all_moments(counts, means, lows, m2s, counts > 0.0, divisor, first_mean, 1)
     finish_statistics(
-        mean_ptr,
-        rstd_ptr,
-        running_mean_ptr,
-        running_var_ptr,
-        mean,
-        low,
-        m2,
-        divisor.to(ACC),
-        True,
-        c0,
-        C,
-        eps,
-        eps_low,
-        tl.where(some, momentum, 0.0),
-        tl.where(some, momentum_low, 0.0),
-        BLOCK_N,
-        ACC,
-    )
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2, divisor.to(ACC), True, c0, C, eps,
+        eps_low, tl.where(some, momentum, 0.0), tl.where(some, momentum_low, 0.0), BLOCK_N, ACC
+    )  # fmt: skip
     if c0 == 0:
         tl.store(count_ptr + tl.zeros([1, 1], tl.int32), n.to(ACC))
 
@@ -120,15 +107,14 @@ def _sync_batch_norm_merge_kernel(
 
 
 def moments(x: Tensor, device: Device | None = None) -> Tensor:
-    """The message (3 C + 2,) about this process's x (N, C, *), which may be empty, in the statistics' dtype."""
+    """Returns the message (3 C + 2,) of this process's x (N, C, *), which may be empty, in the statistics' dtype."""
     x, device, plan = planned(x, device)
     message = x.new_empty(3 * plan.channels + 2, dtype=statistics_dtype(x))
     if x.numel() == 0:
         return message.zero_()
-    partials = message.new_empty((3, plan.splits, plan.channels))
     with on(x):
-        launch(_batch_norm_stats_kernel, plan, partials, x, PRE_RELU=False)
-        launch_merge(_sync_batch_norm_message_kernel, plan, device, message, partials, scalars=(float(plan.count),))
+        tensors = (message, partial_moments(x, plan))
+        launch_merge(_sync_batch_norm_message_kernel, plan, device, *tensors, scalars=(float(plan.count),))
     return message
 
 
@@ -140,28 +126,32 @@ def merge_messages(
     eps: float,
     device: Device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean (2, C), rstd (C,), count (1,)) of all processes' elements, from their messages (ranks, 3 C + 2).
+    """Returns (mean (2, C), rstd (C,), count (1,)) of all processes' elements, from their messages (ranks, 3 C + 2).
 
     Running buffers, if given, are updated in place; by nothing where there is no element.
     """
     ranks, channels = messages.shape[0], (messages.shape[1] - 2) // 3
     mean, rstd, count = (messages.new_empty(shape) for shape in ((2, channels), (channels,), (1,)))
     plan = plans.merge_ranks(ranks, channels, device or device_of(messages))
+    programs = plans.cdiv(channels, plan.block_n)
     with on(messages):
-        _sync_batch_norm_merge_kernel[(plans.cdiv(channels, plan.block_n),)](
-            mean,
-            rstd,
-            count,
-            running_mean,
-            running_var,
-            messages,
-            channels,
-            ranks,
-            *float_pair(eps),
-            *float_pair(momentum),
+        launch(
+            *(_sync_batch_norm_merge_kernel, (programs,)),
+            *(mean, rstd, count, running_mean, running_var, messages, channels, ranks),
+            *(*float_pair(eps), *float_pair(momentum)),
             BLOCK_P=plan.block_p,
             BLOCK_N=plan.block_n,
             **plan.options,
+            moves=lambda: Moves(
+                plan,
+                # Every program loads the counts, which are pairs.
+                {
+                    "messages": Fraction(3 * channels + 2 * programs, 3 * channels + 2),
+                    "running_mean": 1,
+                    "running_var": 1,
+                },
+                ("mean", "rstd", "count", "running_mean", "running_var"),
+            ),
         )
     return mean, rstd, count
 
@@ -169,19 +159,17 @@ def merge_messages(
 def normalize(
     x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, device: Device | None = None
 ) -> Tensor:
-    """y of this process's x (N, C, *)."""
+    """Returns y of this process's x (N, C, *)."""
     x, _, plan = planned(x, device)
     y = torch.empty_like(x)
     if x.numel():
-        constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
-            tensors = (y, None, x, None, mean, rstd, weight, bias)
-            launch(_batch_norm_normalize_kernel, plan, *tensors, scalars=(0.0,), **constants)
+            normalize_share(y, x, mean, rstd, weight, bias, plan)
     return y
 
 
 def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | None = None) -> Tensor:
-    """(2, C), sum(dy x_hat) and sum(dy) of this process's share, in the statistics' dtype."""
+    """Returns (2, C), sum(dy x_hat) and sum(dy) of this process's share, in the statistics' dtype."""
     x, device, plan = planned(x, device)
     found = x.new_empty((2, plan.channels), dtype=statistics_dtype(x))
     if x.numel() == 0:
@@ -190,13 +178,13 @@ def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | Non
     constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
     with on(x):
         tensors = (partials, None, None, like(x, dy), None, x, mean, rstd, None, None)
-        launch(_batch_norm_reduce_kernel, plan, *tensors, scalars=(0.0,), **constants)
+        launch_sweep(_batch_norm_reduce_kernel, plan, *tensors, sweep=SUMS, scalars=(0.0,), **constants)
         sum_partials(partials, tuple(found), plans.merge(plan.splits, plan.channels, device))
     return found
 
 
 def add_sums(messages: Tensor, device: Device | None = None) -> Tensor:
-    """(2, C) of all processes, from their sums (ranks, 2, C), added in rank order."""
+    """Returns (2, C) of all processes, from their sums (ranks, 2, C), added in rank order."""
     ranks, _, channels = messages.shape
     total = messages.new_empty((2, channels))
     with on(messages):
@@ -215,12 +203,12 @@ def input_gradient(
     count: Tensor,
     device: Device | None = None,
 ) -> Tensor:
-    """dx of this process's x (N, C, *), from the sums (2, C) and the count (1,) of all processes."""
+    """Returns dx of this process's x (N, C, *), from the sums (2, C) and the count (1,) of all processes."""
     x, _, plan = planned(x, device)
     dx = torch.empty_like(x)
     if x.numel():
         constants = {"RELU": False, "PRE_RELU": False, "EVICT": plan.evict}
         with on(x):
             tensors = (dx, None, like(x, dy), None, x, mean, rstd, weight, None, total[0], total[1], count)
-            launch(_batch_norm_input_gradient_kernel, plan, *tensors, **constants)
+            launch_sweep(_batch_norm_input_gradient_kernel, plan, *tensors, sweep=INPUT_GRADIENT, **constants)
     return dx

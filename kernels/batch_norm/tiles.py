@@ -1,7 +1,7 @@
-"""Where the tiles of a channel group lie, and where what each split finds of them is left.
+"""The addresses of a channel group's tiles, and of the results of each split.
 
 A channel group is BLOCK_C channels; its tiles, BLOCK_S positions each, are dealt to splits, a program each (plan.py).
-The symbols are those of batch_norm.py.
+The symbols are those of launch.py.
 """
 
 import triton
@@ -15,14 +15,14 @@ BATCH = ("S", "tiles", "splits", "lag")
 
 @triton.jit
 def elements_before(tile, S, BLOCK_S):
-    """Elements of one channel in the tiles before this one."""
+    """Returns the number of elements of one channel in the tiles before this one."""
     tiles = blocks(S, BLOCK_S)
     return (tile // tiles).to(tl.int64) * S + tl.minimum((tile % tiles) * BLOCK_S, S)
 
 
 @triton.jit
 def addresses(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """(scalar int64 offset of the tile, int32 offsets inside it, mask, elements of a channel in it)."""
+    """Returns (scalar int64 offset of the tile, int32 offsets inside it, mask, elements of a channel in it)."""
     tiles = blocks(S, BLOCK_S)
     batch = (tile // tiles).to(tl.int64)
     s0 = (tile % tiles) * BLOCK_S
@@ -43,14 +43,14 @@ def addresses(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: 
 
 @triton.jit
 def channel_values(pointer, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """A per-channel vector's values for this channel group, as a column; zeros past the last channel."""
+    """Returns a per-channel vector's values for this channel group, as a column; zeros past the last channel."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     return load(pointer + c, c < C, ACC)
 
 
 @triton.jit
 def store_planes(partials_ptr, split, splits, c0, C, first, second, third, BLOCK_C: tl.constexpr):
-    """One split's results, a column each, into partials (2 or 3, splits, C); third may be None."""
+    """Stores one split's results, a column each, into partials (2 or 3, splits, C); third may be None."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     out = partials_ptr + split.to(tl.int64) * C + c
     plane = tl.cast(splits, tl.int64) * C

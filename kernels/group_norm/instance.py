@@ -16,6 +16,7 @@ from normlib.kernels.group_norm.launch import group_norm_forward
 from normlib.kernels.host import device_of, on
 from normlib.kernels.numerics import float_pair, load, statistics_dtype, store
 from normlib.kernels.plan import Device
+from normlib.kernels.traffic import Moves, launch
 
 
 @triton.jit(do_not_specialize=("N",))
@@ -61,7 +62,7 @@ def instance_norm_forward(
     eps: float,
     device: Device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Group norm of x (N, C, *) with a channel a group; running buffers (C,), if given, are updated in place."""
+    """Returns group norm's (y, mean, rstd) with a channel a group; running buffers, if given, are updated in place."""
     images, channels = x.shape[:2]
     device = device or device_of(x)
     if running_mean is None or running_var is None or x.numel() == 0:
@@ -70,10 +71,15 @@ def instance_norm_forward(
     y, mean, rstd = group_norm_forward(x, channels, weight, bias, eps, device, var)
     merge = plans.merge(images, channels, device)
     with on(x):
-        _instance_norm_running_kernel[(plans.cdiv(channels, merge.block_n),)](
+        launch(
+            *(_instance_norm_running_kernel, (plans.cdiv(channels, merge.block_n),)),
             *(running_mean, running_var, mean, var, images, channels, x[0, 0].numel(), *float_pair(momentum)),
             BLOCK_N=merge.block_p,
             BLOCK_C=merge.block_n,
             **merge.options,
+            moves=lambda: Moves(
+                *(merge, dict.fromkeys(("running_mean", "running_var", "mean", "var"), 1)),
+                ("running_mean", "running_var"),
+            ),
         )
     return y, mean, rstd

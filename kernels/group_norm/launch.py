@@ -1,4 +1,4 @@
-"""Group normalization of (N, C, *), contiguous or channels-last; instance_norm.py is that with a channel a group.
+"""Group normalization of (N, C, *), contiguous or channels-last; instance.py is that with a channel a group.
 
 Forward (Wu and He 2018, equations 1 and 2), over the n = C / G * prod(*) elements of each of an image's G groups:
 
@@ -44,6 +44,7 @@ from normlib.kernels.host import dense, device_of, like, on
 from normlib.kernels.numerics import float_pair, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
+from normlib.kernels.traffic import Moves, Sweep, launch
 
 
 def _tiling(plan: group_norm_plan.GroupNormPlan) -> dict[str, object]:
@@ -56,6 +57,16 @@ def _tiling(plan: group_norm_plan.GroupNormPlan) -> dict[str, object]:
     }
 
 
+def _loads(plan: group_norm_plan.GroupNormPlan, swept: str = "") -> dict[str, int]:
+    """Returns how often a sweep loads its activations, once, and what each part needs of its channels' groups."""
+    of_groups = dict.fromkeys(("mean", "rstd", "coefficients"), plan.splits * plan.per_group)
+    return {**dict.fromkeys(swept.split(), 1), **of_groups, "weight": plan.parts, "bias": plan.parts}
+
+
+def _last(plan: group_norm_plan.GroupNormPlan, loads: str, store: str) -> Sweep:
+    return Sweep(tuple(loads.split()), (store,), backwards=True, evicts=bool(plan.evict))
+
+
 def group_norm_forward(
     x: Tensor,
     groups: int,
@@ -65,7 +76,7 @@ def group_norm_forward(
     device: Device | None = None,
     var: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean (2, N * groups), rstd (N * groups,)) of x (N, C, *); the biased variances go to var, if given."""
+    """Returns (y, mean (2, N * groups), rstd (N * groups,)) of x (N, C, *); var, if given, gets biased variances."""
     x, last = dense(x)
     device = device or device_of(x)
     plan = group_norm_plan.group_norm(tuple(x.shape), groups, last, x.element_size(), device)
@@ -78,25 +89,38 @@ def group_norm_forward(
     grid = (plan.groups, plan.splits)
     with on(x):
         if plan.rows:
-            _group_norm_forward_kernel[grid](
+            launch(
+                *(_group_norm_forward_kernel, grid),
                 *(y, *saved, x, weight, bias, plan.statistics, *sizes, *float_pair(eps)),
                 ROWS=plan.rows,
                 EVICT=plan.evict,
                 **_tiling(plan),
+                moves=lambda: Moves(
+                    *(plan, {"x": 2, "weight": plan.parts, "bias": plan.parts}, ("y", "mean", "rstd", "var")),
+                    sweeps=(Sweep(("x",)), _last(plan, "x", "y")),
+                ),
             )
             return y, mean, rstd
         partials = torch.empty((3, plan.parts, plan.channels), dtype=mean.dtype, device=x.device)
-        _group_norm_stats_kernel[grid](partials, x, plan.batch, *sizes[:2], plan.splits, **_tiling(plan))
-        _group_norm_merge_kernel[(plan.merges,)](
+        launch(
+            *(_group_norm_stats_kernel, grid, partials, x, plan.batch, *sizes[:2], plan.splits),
+            **_tiling(plan),
+            moves=lambda: Moves(plan, {"x": 1}, ("partials",), sweeps=(Sweep(("x",)),)),
+        )
+        launch(
+            *(_group_norm_merge_kernel, (plan.merges,)),
             *(*saved, partials, plan.statistics, plan.batch, *sizes, plan.splits, *float_pair(eps), plan.block_s),
             BLOCK_G=group_norm_plan.MERGED_GROUPS,
             BLOCK_P=group_norm_plan.MERGED_PARTS,
             **plan.options,
+            moves=lambda: Moves(plan, {"partials": 1}, ("mean", "rstd", "var")),
         )
-        _group_norm_normalize_kernel[grid](
+        launch(
+            *(_group_norm_normalize_kernel, grid),
             *(y, x, mean, rstd, weight, bias, plan.statistics, *sizes, plan.splits),
             EVICT=plan.evict,
             **_tiling(plan),
+            moves=lambda: Moves(plan, _loads(plan, "x"), ("y",), sweeps=(_last(plan, "x", "y"),)),
         )
     return y, mean, rstd
 
@@ -113,7 +137,7 @@ def group_norm_backward(
     need_dx: bool,
     device: Device | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db); dw and db (C,) in the given dtypes, None where the dtype is None, dx None unless needed.
+    """Returns (dx, dw, db); dw and db (C,) in the given dtypes, None where the dtype is None, dx None unless needed.
 
     mean and rstd are as saved by the forward pass.
     """
@@ -133,30 +157,42 @@ def group_norm_backward(
     sizes, grid = (plan.channels, plan.positions, plan.per_group), (plan.groups, plan.splits)
     with on(x):
         if alone:
-            _group_norm_backward_kernel[grid](
+            launch(
+                *(_group_norm_backward_kernel, grid),
                 *(dx, partials, dy, x, mean, rstd, weight, plan.statistics, plan.batch, *sizes),
                 ROWS=plan.rows,
                 EVICT=plan.evict,
                 **_tiling(plan),
+                moves=lambda: Moves(
+                    *(plan, _loads(plan) | {"dy": 2, "x": 2}, ("dx", "partials")),
+                    sweeps=(Sweep(("dy", "x")), _last(plan, "dy x", "dx")),
+                ),
             )
         elif need_dx or kept:
-            _group_norm_reduce_kernel[grid](
-                *(partials, dy, x, mean, rstd, plan.statistics, plan.batch, *sizes, plan.splits), **_tiling(plan)
+            launch(
+                *(_group_norm_reduce_kernel, grid),
+                *(partials, dy, x, mean, rstd, plan.statistics, plan.batch, *sizes, plan.splits),
+                **_tiling(plan),
+                moves=lambda: Moves(plan, _loads(plan, "dy x"), ("partials",), sweeps=(Sweep(("dy", "x")),)),
             )
         if partials is not None and kept:
             sums = partials[kept[0][1] : kept[-1][1] + 1]
             sum_partials(sums, tuple(t for t, _ in kept), plans.merge(plan.parts, plan.channels, device))
         if need_dx and not alone:
             coefficients = torch.empty((2, plan.statistics), dtype=rstd.dtype, device=x.device)
-            _group_norm_coefficients_kernel[(plan.merges,)](
+            launch(
+                *(_group_norm_coefficients_kernel, (plan.merges,)),
                 *(coefficients, partials, weight, plan.statistics, plan.batch, *sizes, plan.splits),
                 BLOCK_G=group_norm_plan.MERGED_GROUPS,
                 BLOCK_P=group_norm_plan.MERGED_PARTS,
                 **plan.options,
+                moves=lambda: Moves(plan, {"partials": 1, "weight": plan.parts}, ("coefficients",)),
             )
-            _group_norm_input_gradient_kernel[grid](
+            launch(
+                *(_group_norm_input_gradient_kernel, grid),
                 *(dx, dy, x, mean, rstd, coefficients, weight, plan.statistics, *sizes, plan.splits),
                 EVICT=plan.evict,
                 **_tiling(plan),
+                moves=lambda: Moves(*(plan, _loads(plan, "dy x"), ("dx",)), sweeps=(_last(plan, "dy x", "dx"),)),
             )
     return dx, dw, db

@@ -1,4 +1,4 @@
-"""Group norm in one launch each way: a program has whole groups of one image; the formulas are those of group_norm.py.
+"""Group norm in one launch each way: a program has whole groups of one image; the formulas are those of launch.py.
 
 It sweeps them twice, the second time backwards so that it meets the cache.
 """

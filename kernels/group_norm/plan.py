@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 
 from normlib.kernels.batch_norm.plan import (
@@ -44,45 +44,49 @@ class GroupNormPlan:
     evict: str  # Triton's eviction policy for what the last sweep moves
     options: dict[str, int]
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         return cdiv(self.positions, self.block_s)
 
-    @property
+    @cached_property
     def step(self) -> int:
         """Channels of a program."""
         return self.block_c // self.rows * self.per_group if self.rows else self.block_c
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """Of channels that a program has, in all images."""
         return self.batch * cdiv(self.channels, self.step)
 
-    @property
+    @cached_property
     def statistics(self) -> int:
         """Groups that are normalized, in all images."""
         return self.batch * (self.channels // self.per_group)
 
-    @property
+    @cached_property
     def merges(self) -> int:
         """Programs that merge them."""
         return cdiv(self.statistics, MERGED_GROUPS)
 
-    @property
+    @cached_property
     def parts(self) -> int:
         """Partial results of one channel."""
         return self.batch * self.splits
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Elements of one channel in all images."""
         return self.batch * self.positions
+
+    @property
+    def kind(self) -> str:
+        return "one launch" if self.rows else "streaming"
 
 
 def _whole_groups(
     channels: int, positions: int, per_group: int, last: bool, itemsize: int, alone_tiles: int
 ) -> tuple[int, int, int]:
-    """(rows, block_c, block_s) of tiles of whole groups; zeros where there are none.
+    """Returns (rows, block_c, block_s) of tiles of whole groups; zeros where there are none.
 
     Channels-last a tile is as wide as it can be, of groups that are neighbours in memory: rows may have no gaps.
     """
@@ -108,7 +112,7 @@ def _whole_groups(
 def group_norm(
     shape: tuple[int, ...], groups: int, channels_last: bool, itemsize: int, device: Device
 ) -> GroupNormPlan:
-    """The plan of (N, C, *) in the given layout, normalized in so many groups of channels."""
+    """Returns the plan of (N, C, *) in the given layout, normalized in `groups` groups of channels."""
     n, c, s = shape[0], shape[1], prod(shape[2:])
     chosen = batch_norm_values(channels_last, itemsize, device)
     per_group, wanted, most = c // groups, chosen["programs"] * device.multiprocessors, chosen["alone_tiles"]

@@ -1,8 +1,8 @@
-"""What the kernels of group norm add to batch norm's sweeps: where an image and its groups lie, and rows made groups.
+"""Device functions of group norm beside batch norm's: the places of images and groups, and the merge of rows.
 
 A row of a tile is a channel of one image. A program of the one-launch plan has BLOCK_C rows of whole groups, ROWS rows
 each: a power of two, of which a group of another size, alone in its tile, fills the first ones.
-The symbols are those of group_norm.py.
+The symbols are those of launch.py.
 """
 
 import triton
@@ -18,7 +18,7 @@ BATCH = ("M", "splits", "N")
 
 @triton.jit
 def place(C, per_group, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(image, first channel, end of the channels) of this program, in 64 bits."""
+    """Returns (image, first channel, end of the channels) of this program, in 64 bits."""
     step = BLOCK_C // ROWS * per_group
     count = blocks(C, step)
     c0 = (tl.program_id(0) % count).to(tl.int64) * step
@@ -27,7 +27,7 @@ def place(C, per_group, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def image_offset(image, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr):
-    """Elements before an image, which the compiler sees to be a multiple of ALIGN."""
+    """Returns the number of elements before an image, in a form that the compiler sees to be a multiple of ALIGN."""
     if LAST:
         C = C // ALIGN * ALIGN
     else:
@@ -40,7 +40,7 @@ def image_offset(image, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr):
 
 @triton.jit
 def over_rows(value, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A column of groups' values as one of their rows'."""
+    """Returns a column of groups' values as a column of their rows' values."""
     if ROWS == 1:
         return value
     else:
@@ -49,7 +49,7 @@ def over_rows(value, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def sum_rows(value, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The sum over a group's rows, in each of them."""
+    """Returns the sum over a group's rows, in each of them."""
     if ROWS == 1:
         return value
     else:
@@ -59,7 +59,7 @@ def sum_rows(value, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def merge_rows(mean, low, m2, c0, end, S, per_group, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """(mean, low, M2) of each group, a column, from those of its rows, S elements each."""
+    """Returns (mean, low, M2) of each group, a column, from those of its rows, S elements each."""
     if ROWS == 1:
         return mean, low, m2
     else:
@@ -88,7 +88,7 @@ def merge_parts(
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """(mean, low, M2) of each group of a column of them, from the partials of its channels, in a fixed order."""
+    """Returns (mean, low, M2) of each of a column of groups, from the partials of its channels, in a fixed order."""
     p = tl.arange(0, BLOCK_P)[None, :]
     parts, tiles = splits * per_group, blocks(S, BLOCK_S)
     plane = tl.cast(N, tl.int64) * splits * C
@@ -120,7 +120,7 @@ def merge_parts(
 
 @triton.jit
 def part_offset(part, group, C, per_group, splits):
-    """Where a group's part, of one of its channels in one split, lies in a plane (N * splits, C) of partials."""
+    """Returns the offset of a group's part, one channel in one split, in a plane (N * splits, C) of partials."""
     groups = C // per_group
     channel = group % groups * per_group + part % per_group
     return (group // groups * splits + part // per_group) * C + channel
@@ -146,7 +146,7 @@ def finish_group_statistics(
     eps_low,
     ACC: tl.constexpr,
 ):
-    """rstd of these groups, from the moments of all their elements; all that is kept is stored."""
+    """Returns rstd of these groups from the moments of all their elements, and stores what is kept."""
     var = divide(m2, (tl.cast(S, tl.int64) * per_group).to(ACC))
     rstd = rstd_of(var, eps, eps_low, ACC)
     store(mean_ptr + group, mean, mask)
@@ -159,7 +159,7 @@ def finish_group_statistics(
 
 @triton.jit
 def groups_of(image, c0, end, C, per_group, BLOCK_C: tl.constexpr):
-    """(each channel's group in all images, whether it is one of ours), as columns."""
+    """Returns (each channel's group in all images, whether it is one of ours), as columns."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     return image * (C // per_group) + c // per_group, c < end
 
@@ -176,7 +176,7 @@ def group_pair(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Each channel's group's two values, as columns."""
+    """Returns the two values of each channel's group, as columns."""
     group, mask = groups_of(image, c0, end, C, per_group, BLOCK_C)
     return load(pair_ptr + group, mask, ACC), load(pair_ptr + tl.cast(M, tl.int64) + group, mask, ACC)
 
@@ -194,7 +194,7 @@ def group_statistics(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Each channel's group's mean, low and rstd, as columns."""
+    """Returns mean, low and rstd of each channel's group, as columns."""
     mean, low = group_pair(mean_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     group, mask = groups_of(image, c0, end, C, per_group, BLOCK_C)
     return mean, low, load(rstd_ptr + group, mask, ACC)
@@ -202,7 +202,7 @@ def group_statistics(
 
 @triton.jit
 def weight_of(weight_ptr, like, c0, end, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """The channels' weights as a column, ones without."""
+    """Returns the channels' weights as a column, or ones."""
     if weight_ptr is not None:
         return channel_values(weight_ptr, c0, end, BLOCK_C, ACC)
     else:
@@ -235,7 +235,7 @@ def group_gradient_of_tiles(
     ACC: tl.constexpr,
     EVICT: tl.constexpr,
 ):
-    """dx of tiles [first, last), the last one first."""
+    """Stores dx of tiles [first, last), the last one first."""
     slope = c1 * rstd
     for i in range(first, last):
         tile = first + last - 1 - i

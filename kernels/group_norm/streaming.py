@@ -1,4 +1,4 @@
-"""Group norm where an image's channels are split over programs; the formulas are those of group_norm.py.
+"""Group norm where an image's channels are split over programs; the formulas are those of launch.py.
 
 A program has a block of channels, whatever their groups are, and a split of their tiles. Its results are part
 `image * splits + split` of the partials, which are merged over a group's channels and splits in a fixed order.

@@ -19,6 +19,8 @@ leaves one partial row of each; a second stage adds the partials in a fixed orde
 and, if CENTRED, the mean as a pair of floats.
 """
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -36,10 +38,11 @@ from normlib.kernels.row_norm.wide import (
     _row_norm_input_gradient_loop_kernel,
     _row_norm_weight_gradient_kernel,
 )
+from normlib.kernels.traffic import Moves, launch
 
 
 def as_rows(x: Tensor, n: int) -> Tensor:
-    """x (..., n) as (M, n) with unit stride along a row; a copy only if its strides allow no such view."""
+    """Returns x (..., n) as (M, n) with unit stride along a row; a copy only if its strides allow no such view."""
     rows = x.reshape(-1, n)
     return rows if rows.stride(1) == 1 or n == 1 else rows.contiguous()
 
@@ -57,7 +60,7 @@ def forward(
     zero_centred: bool = False,
     partial_n: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y like x but contiguous, mean (2, M) or (0,), rstd (M,)) of x (..., n).
+    """Returns (y like x but contiguous, mean (2, M) or (0,), rstd (M,)) of x (..., n).
 
     With a residual, of x's shape and dtype, it is x + residual that is normalized, and written into z (contiguous).
     Where rstd is of the first partial_n columns alone there is neither a residual nor a mean.
@@ -70,24 +73,37 @@ def forward(
     rstd = torch.empty(m, dtype=stats, device=x.device)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    plan = row_plan.row_forward(n, x.element_size(), device or device_of(x), tensors=2 if residual is None else 4)
+    tensors = 2 if residual is None else 4
+    plan = row_plan.row_forward(n, x.element_size(), device or device_of(x), tensors)
     residual_rows = None if residual is None else as_rows(residual, n)
     strides = rows.stride(0), (rows if residual_rows is None else residual_rows).stride(0)
     arguments = (
         *(y, mean if centred else None, rstd, rows, weight, bias, residual_rows, z),
         *(m, *strides, *float_pair(eps)),
     )
-    constants = {"ALIGN": plans.alignment(*strides), "N": n, "PARTIAL_N": partial_n or n}
+    constants = {"ALIGN": plans.alignment(*strides), "N": n, "PARTIAL_N": partial_n or n, **plan.options}
     constants |= {"CENTRED": centred, "ZERO_CENTRED": zero_centred}
+    stored = ("y", "mean", "rstd", "z")
     with on(x):
         if plan.chunks:
-            _row_norm_forward_kernel[(plans.cdiv(m, plan.block_m),)](
-                *arguments, **constants, CHUNKS=plan.chunks, BLOCK_M=plan.block_m, **plan.options
+            tiles = plans.cdiv(m, plan.block_m)
+            launch(
+                *(_row_norm_forward_kernel, (tiles,), *arguments),
+                **constants,
+                CHUNKS=plan.chunks,
+                BLOCK_M=plan.block_m,
+                moves=lambda: Moves(plan, {"x": 1, "residual": 1, "weight": tiles, "bias": tiles}, stored),
             )
         else:
-            _row_norm_forward_loop_kernel[(min(m, plan.programs),)](
-                *(*arguments, n), **constants, BLOCK_N=plan.block_n, **plan.options
-            )
+
+            def moves() -> Moves:
+                # The second sweep loads again what the first one did: the z that it stored, or x's partial_n columns.
+                again, row = Fraction(partial_n or n, n), n * x.element_size()
+                loads = {"x": 1 if z is not None else 1 + again, "residual": 1, "z": 1, "weight": m, "bias": m}
+                return Moves(plan, loads, stored, again=int(again * m * row), span=tensors * row)
+
+            grid = (min(m, plan.programs),)
+            launch(_row_norm_forward_loop_kernel, grid, *arguments, n, **constants, BLOCK_N=plan.block_n, moves=moves)
     return y, mean, rstd
 
 
@@ -107,7 +123,7 @@ def backward(
     zero_centred: bool = False,
     partial_n: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db); dw and db (n,) in the given dtypes, None where the dtype is None, dx None unless needed.
+    """Returns (dx, dw, db); dw and db (n,) in the given dtypes, None where the dtype is None, dx None unless needed.
 
     Of a norm with a residual, x is the z that forward wrote, and dz the gradient of z's other uses, added to dx.
     """
@@ -126,49 +142,73 @@ def backward(
     strides = dy_rows.stride(0), x_rows.stride(0), (x_rows if dz_rows is None else dz_rows).stride(0)
     saved = (dy_rows, x_rows, mean if centred else None, rstd)
     constants = {"ALIGN": plans.alignment(*strides), "N": n, "CENTRED": centred, **plan.rows.options}
+    both = {"PARTIAL_N": partial_n or n, "ZERO_CENTRED": zero_centred}
+    touched = n * x.element_size() * (3 if dz is None else 4)  # bytes of a row, from its first load to its second
     with on(x):
         if plan.rows.chunks:
-            _row_norm_backward_kernel[(plan.programs,)](
+            tiles = plans.cdiv(m, plan.rows.block_m)
+            launch(
+                *(_row_norm_backward_kernel, (plan.programs,)),
                 *(dx, partials, *saved, weight, dz_rows),
                 *(m, *strides),
                 **constants,
-                CHUNKS=plan.rows.chunks,
-                PARTIAL_N=partial_n or n,
+                **both,
                 **sums,
+                CHUNKS=plan.rows.chunks,
                 BLOCK_M=plan.rows.block_m,
-                ZERO_CENTRED=zero_centred,
+                moves=lambda: Moves(
+                    *(plan, {"dy": 1, "x": 1, "mean": 1, "rstd": 1, "weight": tiles, "dz": int(need_dx)}),
+                    ("dx", "partials"),
+                ),
             )
         elif plan.slices:
-            sums_of_rows = torch.empty((2, plan.slices, m), dtype=rstd.dtype, device=x.device)
-            arrived = counters(3 * plan.programs, x.device)
-            _row_norm_backward_sliced_kernel[(plan.slices, plan.programs)](
-                *(dx, partials, sums_of_rows, arrived, *saved, weight, dz_rows),
+            k = plan.slices
+            sums_of_rows = torch.empty((2, k, m), dtype=rstd.dtype, device=x.device)
+            launch(
+                *(_row_norm_backward_sliced_kernel, (k, plan.programs)),
+                *(dx, partials, sums_of_rows, counters(3 * plan.programs, x.device), *saved, weight, dz_rows),
                 *(m, plan.block_rows, *strides),
                 **constants,
-                BLOCK_N=plan.rows.block_n,
-                BLOCK_K=plans.next_power_of_2(plan.slices),
-                PARTIAL_N=partial_n or n,
+                **both,
                 **sums,
-                ZERO_CENTRED=zero_centred,
+                BLOCK_N=plan.rows.block_n,
+                BLOCK_K=plans.next_power_of_2(k),
+                moves=lambda: Moves(
+                    plan,
+                    {"dy": 2, "x": 2, "mean": 2 * k, "rstd": 2 * k, "weight": plan.programs, "dz": 1, "sums": k},
+                    ("dx", "partials", "sums"),
+                    parts={"sums": k * m * (2 if centred else 1)},
+                    again=2 * x.numel() * x.element_size(),
+                    # Two rounds of rows: the next one's first sweep comes before this one's second.
+                    span=2 * plan.block_rows * plan.rows.block_n * (touched // n),
+                ),
             )
         else:
             if need_dx:
-                _row_norm_input_gradient_loop_kernel[(m,)](
+                launch(
+                    *(_row_norm_input_gradient_loop_kernel, (m,)),
                     *(dx, *saved, weight, dz_rows),
                     *(m, *strides),
                     **constants,
+                    **both,
                     BLOCK_N=plan.rows.block_n,
-                    PARTIAL_N=partial_n or n,
-                    ZERO_CENTRED=zero_centred,
+                    moves=lambda: Moves(
+                        *(plan, {"dy": 2, "x": 2, "mean": 1, "rstd": 1, "weight": 2 * m, "dz": 1}, ("dx",)),
+                        again=2 * x.numel() * x.element_size(),
+                        span=touched,
+                    ),
                 )
             if outputs:
-                _row_norm_weight_gradient_kernel[(plans.cdiv(n, plan.block_columns), plan.programs)](
+                blocks = plans.cdiv(n, plan.block_columns)
+                launch(
+                    *(_row_norm_weight_gradient_kernel, (blocks, plan.programs)),
                     *(partials, *saved),
                     *(m, *strides[:2]),
                     **constants,
+                    **sums,
                     BLOCK_M=plan.block_rows,
                     BLOCK_N=plan.block_columns,
-                    **sums,
+                    moves=lambda: Moves(plan, {"dy": 1, "x": 1, "mean": blocks, "rstd": blocks}, ("partials",)),
                 )
         if outputs:
             sum_partials(partials, outputs, plans.merge(plan.programs, n, device))

@@ -17,7 +17,7 @@ MAX_CHUNKS = 3
 
 
 def row_chunks(n: int) -> tuple[tuple[int, int], ...]:
-    """A row of n columns as (offset, power-of-two size) chunks; the last one may reach past the end.
+    """Returns a row of n columns as (offset, power-of-two size) chunks; the last one may reach past the end.
 
     >>> row_chunks(7168), row_chunks(1000), row_chunks(1600)
     (((0, 4096), (4096, 2048), (6144, 1024)), ((0, 1024),), ((0, 1024), (1024, 512), (1536, 64)))
@@ -47,9 +47,13 @@ class RowPlan:
     block_n: int = 0
     programs: int = 0
 
+    @property
+    def kind(self) -> str:
+        return "rows in registers" if self.chunks else "loop over a row"
+
 
 def row_plans(direction: str, n: int, itemsize: int) -> str:
-    """What rows of n columns are tuned with: all of a width up to the next power of two, in elements of one size."""
+    """Returns the name of what rows of n columns are tuned for: widths up to the next power of two, one itemsize."""
     loop = "_loop" if direction == "forward" and n > FORWARD_REGISTER_COLUMNS[itemsize] else ""
     return f"row_{direction}{loop} {next_power_of_2(n)} {itemsize}"
 
@@ -63,7 +67,7 @@ LOOP_ELEMENTS = {2: 32, 4: 16, 8: 4}
 
 @cache
 def _forward_loop(n: int, itemsize: int, device: Device, tensors: int) -> RowPlan:
-    """As many rows at a time as the cache holds: their second sweep meets what the first one read, 2 units and not 3.
+    """Returns a plan of as many rows at a time as the cache holds, so that their second sweep finds them there.
 
     Where rows are so long that it holds fewer than there are multiprocessors, some are idle, and the others draw less
     from memory than all would; their second sweep, from the cache, is the faster for it. Below a quarter of them every
@@ -89,7 +93,7 @@ def _forward_loop(n: int, itemsize: int, device: Device, tensors: int) -> RowPla
 
 @cache
 def row_forward(n: int, itemsize: int, device: Device, tensors: int = 2) -> RowPlan:
-    """The forward plan of rows of which so many activations are moved: x and y, and with a residual that and z.
+    """Returns the forward plan of rows of which `tensors` activations move: x and y, with a residual also that and z.
 
     It depends on the columns, so that a row's bits do not depend on how many rows there are, and but for the number of
     programs on nothing else: with a residual the bits are the same.
@@ -124,6 +128,10 @@ class RowBackwardPlan:
     block_columns: int = 0
     slices: int = 0
 
+    @property
+    def kind(self) -> str:
+        return "slices, barrier" if self.slices else self.rows.kind
+
 
 # Columns of a slice by itemsize, with 256 threads: dw, db and the weight of a slice stay in registers, next to dy and
 # x, in the 128 registers that two programs a multiprocessor leave a thread.
@@ -132,7 +140,7 @@ SLICE_THREADS, SLICE_PROGRAMS = 256, 2
 
 
 def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | None:
-    """Rows in slices, all programs resident; None where the device promises no barrier, or has too few programs."""
+    """Returns the plan in slices, all programs resident; None if the device has no barrier or too few programs."""
     resident = SLICE_PROGRAMS * device.multiprocessors
     columns = SLICE[itemsize]
     slices = cdiv(n, columns)
@@ -148,7 +156,7 @@ def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | 
 
 @cache
 def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = True) -> RowBackwardPlan:
-    """The backward plan of (m, n); `whole`: dx and parameter gradients are both wanted."""
+    """Returns the backward plan of (m, n); `whole`: dx and parameter gradients are both wanted."""
     if n > BACKWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
         if whole and (sliced := _sliced(m, n, itemsize, device)):
             return sliced

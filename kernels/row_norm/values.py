@@ -1,4 +1,4 @@
-"""What the kernels of row norms load, keep and apply; the symbols are those of row_norm.py."""
+"""Device functions of the row norms: loads, saved statistics, weight and bias. launch.py explains the symbols."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from normlib.kernels.numerics import INTERPRETED, load, round_to, store
 
 @triton.jit
 def aligned(stride, ALIGN: tl.constexpr):
-    """The stride, in a form that tells the compiler that rows start at multiples of ALIGN: loads that wide."""
+    """Returns the stride in a form that tells the compiler that rows start at multiples of ALIGN: loads that wide."""
     return stride // ALIGN * ALIGN
 
 
@@ -22,7 +22,7 @@ def save_statistics(mean_ptr, rstd_ptr, row, M, mean, low, rstd, CENTRED: tl.con
 
 @triton.jit
 def load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED: tl.constexpr, ACC: tl.constexpr):
-    """(mean, low, rstd); zeros past the last row, so that such a row adds nothing to dw."""
+    """Returns (mean, low, rstd); zeros past the last row, so that such a row adds nothing to dw."""
     rstd = load(rstd_ptr + row, row < M, ACC)
     if CENTRED:
         return load(mean_ptr + row, row < M, ACC), load(mean_ptr + M + row, row < M, ACC), rstd
@@ -32,7 +32,7 @@ def load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED: tl.constexpr, ACC: tl.c
 
 @triton.jit
 def rounded(value, dtype: tl.constexpr, ACC: tl.constexpr):
-    """What `load` would find where `store` has put the value."""
+    """Returns the value as `load` would find it after `store`."""
     value = round_to(value, dtype)
     if INTERPRETED and dtype == tl.bfloat16:  # as in `load`
         value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -41,7 +41,7 @@ def rounded(value, dtype: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def load_stream(x, residual_ptr, residual_row, z_ptr, z_row, n, mask, ACC: tl.constexpr):
-    """What is normalized: x as it is, or z = x + residual, which is written too."""
+    """Returns what is normalized: x, or z = x + residual, which is stored too."""
     x = load(x, mask, ACC)
     if residual_ptr is not None:
         x = rounded(x + load(residual_ptr + residual_row + n, mask, ACC), z_ptr.dtype.element_ty, ACC)
@@ -51,7 +51,7 @@ def load_stream(x, residual_ptr, residual_row, z_ptr, z_row, n, mask, ACC: tl.co
 
 @triton.jit
 def of_part(value, n, N: tl.constexpr, PARTIAL_N: tl.constexpr):
-    """The value in the columns that the statistic is of, and zero in the others."""
+    """Returns the value in the columns that the statistic is of, and zero in the others."""
     return tl.where(n < PARTIAL_N, value, 0.0) if PARTIAL_N < N else value
 
 

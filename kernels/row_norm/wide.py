@@ -1,4 +1,4 @@
-"""The kernels of row norms for rows that no program can hold in registers; the symbols are those of row_norm.py.
+"""The kernels of row norms for rows that no program can hold in registers; the symbols are those of launch.py.
 
 One program sweeps a row twice in a loop over its columns, the second time backwards so that it meets the cache. Forward
 the grid is persistent, of as many programs as have their rows in cache at a time (plan.row_forward). Where programs may
@@ -177,7 +177,7 @@ def _row_norm_weight_gradient_kernel(
 
 @triton.jit
 def _slice_of_row(dy_ptr, x_ptr, mean_ptr, rstd_ptr, row, M, dy_stride, x_stride, n, N, weight, CENTRED: tl.constexpr):
-    """(dy, weight dy, x_hat, rstd) of some columns of a row; zeros past the last column."""
+    """Returns (dy, weight dy, x_hat, rstd) of some columns of a row; zeros past the last column."""
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     mean, low, rstd = load_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, CENTRED, ACC)
     dy = load(dy_ptr + tl.cast(row, tl.int64) * dy_stride + n, n < N, ACC)

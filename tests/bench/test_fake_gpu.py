@@ -12,11 +12,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from bench.fake_gpu import absent_gpu
-from bench.audit.calls import call, launches
-from bench.audit.compiling import compiling
-from bench.audit.targets import TARGETS
+from bench.audit.calls import calls
+from bench.audit.targets import TARGETS, compiling
 from normlib import dispatch
-from normlib.kernels import counters, plan, row_norm
+from normlib.kernels import counters, plan, traffic
+from normlib.kernels.row_norm import launch as row_norm
 
 class Driver:
     def get_current_target(self):
@@ -24,9 +24,9 @@ class Driver:
 
 def state():
     return (driver._active, JITFunction.run, knobs.runtime.jit_cache_hook, dispatch.CPU_RUNS_KERNELS,
-        plan.INTERPRETER, counters.capturing)
+        plan.INTERPRETER, counters.capturing, traffic._observer)
 
-launch = next(launches(["rms_norm"], ["extra"]))
+call = next(calls(["rms_norm"], ["extra"]))
 # No GPU's driver has been asked for, or one that is there is to stay.
 for present in (None, Driver()):
     driver.set_active(present)
@@ -34,7 +34,8 @@ for present in (None, Driver()):
     for name, (_, device) in TARGETS.items():
         for within in (lambda: compiling(name), lambda: absent_gpu(device)):
             with within() as found:
-                call(launch, device)
+                for _, run in call.passes():
+                    run()
             assert found and state() == before, (name, before, state())
             try:
                 with within():

@@ -1,4 +1,4 @@
-"""Every kernel launched as on an H200, by Triton's own driver, on tensors without memory: run with absent_cuda.c.
+"""Every kernel launched as on an H200, by Triton's own driver, on memory that nobody touches: run with absent_cuda.c.
 
 Prints what the launches were declared to be, one JSON object a launch.
 """
@@ -7,10 +7,10 @@ import json
 
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver
-from triton.runtime import driver
 
-from bench.audit.calls import launches, one_of_each_plan
+from bench.audit.calls import calls, one_of_each_plan
 from bench.audit.targets import TARGETS
+from bench.fake_gpu import driven_by, recording
 
 
 class Driver(CudaDriver):
@@ -28,19 +28,23 @@ class Driver(CudaDriver):
 def shortest(device):
     """Calls that have every kernel, and each with a barrier and without one, where it can be either."""
     seen = set()
-    for call in one_of_each_plan(launches(), device):
-        tensors = call.tensors("meta")
-        passes = [(each, each.declare(tensors, device)) for each in call.passes.modes.values()]
-        found = {(moved.kernel, moved.waits) for _, declared in passes for moved in declared.launches}
+    for call in one_of_each_plan(calls(), device):
+        found = {(moved.kernel, moved.waits) for one in call.recorded(device) for moved in one.launches}
         if not found <= seen:
             seen |= found
-            yield from ((call, each, declared) for each, declared in passes)
+            yield call
+
+
+def launched(launch):
+    launch.run()
+    return launch.traffic
 
 
 _, H200 = TARGETS["sm_90"]
-driver.set_active(Driver())
-for call, each, declared in shortest(H200):
-    each.run(call.tensors("meta"), H200)
-    for moved in declared.launches:
-        grid = [*moved.grid, 1, 1][:3]
-        print(json.dumps({"kernel": moved.kernel, "grid": grid, "waits": moved.waits}))
+chosen = list(shortest(H200))
+with recording(H200, launched) as found, driven_by(Driver()):
+    for call in chosen:
+        for _, run in call.passes():
+            run()
+for moved in found:
+    print(json.dumps({"kernel": moved.kernel, "grid": [*moved.grid, 1, 1][:3], "waits": moved.waits}))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import triton
 import triton.language as tl
 from every_kernel import MODULES
 
-from normlib.kernels import plan
+from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.numerics import STAYS
+from normlib.kernels.row_norm import plan as row_plan
 
 
 @triton.jit
@@ -37,17 +39,18 @@ def _shorter(p: Any) -> Any:
     return replace(p, chunks=p.chunks[:-1])
 
 
-# By the function whose plans leave something out: how they do.
-OMISSIONS: dict[str, Callable[[Any], Any]] = {
-    "row_forward": _shorter,
-    "row_backward": lambda p: replace(p, rows=_shorter(p.rows)),
-    "batch_norm": lambda p: replace(p, positions=p.positions - 1),
+# By the function whose plans leave something out: its module, and how they do.
+OMISSIONS: dict[str, tuple[ModuleType, Callable[[Any], Any]]] = {
+    "row_forward": (row_plan, _shorter),
+    "row_backward": (row_plan, lambda p: replace(p, rows=_shorter(p.rows))),
+    "batch_norm": (batch_norm_plan, lambda p: replace(p, positions=p.positions - 1)),
 }
 
 
 def omit(chooser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, leave_out = OMISSIONS[chooser]
     choose = getattr(plan, chooser)
-    monkeypatch.setattr(plan, chooser, lambda *args, **kwargs: OMISSIONS[chooser](choose(*args, **kwargs)))
+    monkeypatch.setattr(plan, chooser, lambda *args, **kwargs: leave_out(choose(*args, **kwargs)))
 
 
 @triton.jit

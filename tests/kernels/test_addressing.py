@@ -16,7 +16,7 @@ from normlib import functional, reference
 from normlib.kernels import weight_norm
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm import streaming
-from normlib.kernels.batch_norm.grids import launch
+from normlib.kernels.batch_norm.sweeps import INPUT_GRADIENT, OUTPUT, STATISTICS, SUMS, launch_sweep
 from normlib.kernels.numerics import INTERPRETED, float_pair
 from normlib.kernels.plan import Device
 from normlib.kernels.row_norm import launch as row_norm
@@ -152,25 +152,30 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
     corners = [(slice(0, p.block_c), 0), (slice(c - p.block_c, c), p.splits - 1)]
     plain = {"RELU": False, "PRE_RELU": False}
     sweeps = {
-        "statistics": lambda: launch(streaming._batch_norm_stats_kernel, p, partials, x, PRE_RELU=False),
-        "evaluation": lambda: launch(
+        "statistics": lambda: launch_sweep(
+            streaming._batch_norm_stats_kernel, p, partials, x, sweep=STATISTICS, PRE_RELU=False
+        ),
+        "evaluation": lambda: launch_sweep(
             streaming._batch_norm_normalize_kernel,
             *(p, out, None, x, None, mean, var, weight, None),
             **plain,
+            sweep=OUTPUT,
             scalars=(1e-5,),
             EVAL=True,
         ),
-        "sums": lambda: launch(
+        "sums": lambda: launch_sweep(
             streaming._batch_norm_reduce_kernel,
             *(p, partials, None, None, dy, None, x, pair, rstd, weight, None),
             **plain,
+            sweep=SUMS,
             scalars=(1e-5,),
             EVAL=False,
         ),
-        "input gradient": lambda: launch(
+        "input gradient": lambda: launch_sweep(
             streaming._batch_norm_input_gradient_kernel,
             *(p, out, None, dy, None, x, pair, rstd, weight, None, dw, db, None),
             **plain,
+            sweep=INPUT_GRADIENT,
         ),
     }
     assert x.numel() > BEYOND

@@ -5,19 +5,21 @@ import torch
 import triton
 import triton.language as tl
 from interleaving import interleaved
-from launches import CALLS, RAGGED, Call
+from launches import CALLS, RAGGED, SmallCall
 
+from bench.audit.calls import Call
 from normlib.kernels.numerics import INTERPRETED
+from normlib.kernels.plan import Device
 
 pytestmark = pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
 SEEDS = (1, 2)
 # What has files of its own in which programs are interleaved, test_one_launch.py and test_sliced_rows.py.
 ELSEWHERE = ("batch_norm", "layer_norm")
 # The ragged calls, and what they leave out: a channel's runs split channels-last, and part of a row.
-CASES = [call for call in RAGGED if call.operator not in ELSEWHERE] + [
-    Call("group_norm_of_5", (2, 10, 700), multiprocessors=9, layout="channels-last"),
-    Call("lp_norm_1", (3, 5, 11), torch.float16, 2),
-    Call("partial_rms_norm", (7, 1000), torch.float16, 3),
+CASES = [each for each in RAGGED if each.call.op not in ELSEWHERE] + [
+    SmallCall(Call("group_norm", (2, 10, 700), "fp32", "nhwc", (), (("groups", 2),)), Device(9)),
+    SmallCall(Call("lp_norm", (3, 5, 11), "fp16", "nchw", (), (("p", "1"),)), Device(2)),
+    SmallCall(Call("partial_rms_norm", (7, 1000), "fp16", "rows"), Device(3)),
 ]
 
 
@@ -37,10 +39,10 @@ def test_an_operator_has_the_same_bits_however_its_programs_are_interleaved(call
 
 
 def test_no_operator_is_left_out():
-    # The orders of lp_norm differ in what is added up; in evaluation nothing is.
-    elsewhere = {"batch_norm", "layer_norm", "rms_norm", "lp_norm", "group_norm"}
-    every = {call.operator for call in CALLS if not call.operator.startswith(tuple(elsewhere))}
-    assert every - {call.operator for call in CASES} == set()
+    # Sequences are batch norm's.
+    elsewhere = ("batch_norm", "layer_norm", "rms_norm", "sequence_batch_norm")
+    every = {each.call.op for each in CALLS if not each.call.op.startswith(elsewhere)}
+    assert every - {each.call.op for each in CASES} == set()
 
 
 @pytest.mark.chance

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 import triton
 import triton.language as tl
 from every_kernel import KERNELS
@@ -17,26 +17,22 @@ from ttir import Program
 
 ROOT = Path(__file__).parents[2]
 
-# Rows of lengths that no tile has, in registers and in a loop; batch norm in both layouts, on chip and off; and more
-# rows than 2^31 - 1, for which Triton makes the argument M 64-bit.
-LAUNCHES = {
-    "as usual": [
-        ("batch_norm", (4, 65, 7, 7), "nchw"),
-        ("batch_norm", (4, 65, 7, 7), "nhwc"),
-        ("batch_norm", (32, 512, 7, 7), "nchw"),
-        ("batch_norm", (32, 128, 28, 28), "nchw"),
-        ("batch_norm", (32, 128, 28, 28), "nhwc"),
-        ("lp_norm", (4, 65, 7, 7), "nchw", ("p", "1")),
-        ("lp_norm", (4, 65, 7, 7), "nhwc", ("p", "inf")),
-        *((op, (4, 65, 7, 7), "nchw") for op in ("batch_renorm", "noisy_batch_norm")),
-        *(("group_norm", (4, 65, 7, 7), layout, ("groups", 5)) for layout in ("nchw", "nhwc")),
-        *(("group_norm", (1, 64, 112, 112), layout, ("groups", 4)) for layout in ("nchw", "nhwc")),
-        *(("instance_norm", (4, 65, 7, 7), layout) for layout in ("nchw", "nhwc")),
-        *(("sync_batch_norm", (4, 65, 7, 7), layout, ("ranks", 3)) for layout in ("nchw", "nhwc")),
-        *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm", "weight_norm") for n in (1000, 100000)),
-    ],
-    "2^31 rows": [(op, (2**31 + 4096, 1000), "rows") for op in ("layer_norm", "rms_norm")],
-}
+# Rows of lengths that no tile has, in registers and in a loop; batch norm in both layouts, on chip and off.
+CALLS = [
+    ("batch_norm", (4, 65, 7, 7), "nchw"),
+    ("batch_norm", (4, 65, 7, 7), "nhwc"),
+    ("batch_norm", (32, 512, 7, 7), "nchw"),
+    ("batch_norm", (32, 128, 28, 28), "nchw"),
+    ("batch_norm", (32, 128, 28, 28), "nhwc"),
+    ("lp_norm", (4, 65, 7, 7), "nchw", ("p", "1")),
+    ("lp_norm", (4, 65, 7, 7), "nhwc", ("p", "inf")),
+    *((op, (4, 65, 7, 7), "nchw") for op in ("batch_renorm", "noisy_batch_norm")),
+    *(("group_norm", (4, 65, 7, 7), layout, ("groups", 5)) for layout in ("nchw", "nhwc")),
+    *(("group_norm", (1, 64, 112, 112), layout, ("groups", 4)) for layout in ("nchw", "nhwc")),
+    *(("instance_norm", (4, 65, 7, 7), layout) for layout in ("nchw", "nhwc")),
+    *(("sync_batch_norm", (4, 65, 7, 7), layout, ("ranks", 3)) for layout in ("nchw", "nhwc")),
+    *((op, (4096, n), "rows") for op in ("layer_norm", "rms_norm", "weight_norm") for n in (1000, 100000)),
+]
 
 
 @triton.jit
@@ -89,28 +85,41 @@ PLANTED = {
 }
 
 
+def many_rows(device):
+    """Launches over more rows than 2^31 - 1, for which Triton makes the argument M 64-bit; on no memory at all."""
+    from normlib.kernels.row_norm import launch as row_norm
+
+    rows, n = 2**31 + 4096, 1000
+    x = torch.empty(rows, n, dtype=torch.bfloat16, device="meta")
+    weight = torch.empty(n, dtype=x.dtype, device="meta")
+    for centred in (True, False):
+        _, mean, rstd = row_norm.forward(x, weight, weight, 1e-5, centred, n, device)
+        row_norm.backward(x, x, mean, rstd, weight, centred, n, x.dtype, x.dtype, True, device)
+
+
 def print_compiled():
     """[launch, kernel, its TTIR] of every kernel, one JSON list; run in a process that does not interpret."""
     from triton.compiler import ASTSource
 
-    from bench.audit.calls import Launch, call
-    from bench.audit.compiling import compiling
-    from bench.audit.targets import TARGETS
+    from bench.audit.calls import Call
+    from bench.fake_gpu import H200, H200_TARGET, compiling_for
 
-    target, device = TARGETS["sm_90"]
+    def usual(device):
+        for op, shape, layout, *options in CALLS:
+            for _, run in Call(op, shape, "bf16", layout, (), tuple(options)).passes():
+                run()
+
     texts = set()
     # With the plans of a device that has barriers and a cache to count on, and of one that has not.
-    for name, launches in LAUNCHES.items():
-        with compiling("sm_90") as found:
-            for (op, shape, layout, *options), here in product(
-                launches, (device, replace(device, l2=0, cooperative=False))
-            ):
-                call(Launch(op, shape, "bf16", layout, (), tuple(options)), here)
-        texts |= {(name, kernel, compiled.asm["ttir"]) for kernel, compiled in found}
+    for device in (H200, replace(H200, l2=0, cooperative=False)):
+        for name, launches in {"as usual": usual, "2^31 rows": many_rows}.items():
+            with compiling_for(H200_TARGET, device) as found:
+                launches(device)
+            texts |= {(name, launch.kernel.__name__, compiled.asm["ttir"]) for launch, compiled in found}
     signature = {"y_ptr": "*bf16", "x_ptr": "*bf16", "stride": "i32", "N": "constexpr", "BLOCK": "constexpr"}
     for name in (*PLANTED, "_right_kernel"):
         source = ASTSource(globals()[name], signature, {"N": 1000, "BLOCK": 64})
-        texts.add(("planted", name, triton.compile(source, target=target).asm["ttir"]))
+        texts.add(("planted", name, triton.compile(source, target=H200_TARGET).asm["ttir"]))
     print(json.dumps(sorted(texts)))
 
 

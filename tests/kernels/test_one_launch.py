@@ -12,15 +12,15 @@ from errors import assert_right
 from interleaving import Deadlock, interleaved
 from triton.runtime.errors import InterpreterError
 
-from bench.audit.small_calls import OFF_CHIP
+from bench.audit.calls import OFF_CHIP
 from normlib import BatchNorm2d, reference
 from normlib.kernels import counters
-from normlib.kernels.batch_norm import grids as batch_norm_launch
 from normlib.kernels.batch_norm import launch as kernels
 from normlib.kernels.batch_norm import on_chip as batch_norm_on_chip
 from normlib.kernels.batch_norm import one_launch as batch_norm_once
 from normlib.kernels.batch_norm import one_launch_plan
 from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.batch_norm import sweeps as batch_norm_launch
 from normlib.kernels.host import device_of
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device

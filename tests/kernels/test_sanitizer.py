@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from every_kernel import KERNELS as EVERY_KERNEL
-from launches import CALLS, KERNELS, RAGGED, Call
+from launches import CALLS, KERNELS, RAGGED, SmallCall
 from planting import OMISSIONS, drop_masks, omit, pass_along, write_one_place
 from shadow_memory import CONTENDED, OUTSIDE, watching
 
+from bench.audit.calls import Call
 from normlib.kernels import plan
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
@@ -62,10 +63,11 @@ def test_every_element_is_written_and_nothing_else_is_touched(call, device, pois
 @pytest.mark.parametrize("chooser", OMISSIONS)
 def test_an_element_that_is_not_written_shows(chooser, device, poisoned, monkeypatch):
     operator = "batch_norm" if chooser == "batch_norm" else "layer_norm"
-    call = Call(operator, (5, 3, 1603) if operator == "batch_norm" else (5, 1603))
+    shape, layout = ((5, 3, 1603), "nchw") if operator == "batch_norm" else ((5, 1603), "rows")
+    call = SmallCall(Call(operator, shape, "fp32", layout))
     assert not unwritten(call.run(device))
     omit(chooser, monkeypatch)
-    assert ("dx" if chooser == "row_backward" else "y") in unwritten(call.run(device))
+    assert ("bwd 0" if chooser == "row_backward" else "fwd 0") in unwritten(call.run(device))
 
 
 @interpreted

@@ -6,10 +6,10 @@ import pytest
 from interleaving import interleaved
 from triton.runtime.interpreter import interpreter_builder
 
-from bench.audit.calls import Launch, launches
+from bench.audit.calls import OFF_CHIP, Call, calls, one_of_each_plan
 from bench.audit.expected import waits
-from bench.audit.small_calls import OFF_CHIP
 from bench.audit.targets import TARGETS
+from bench.fake_gpu import recording
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 
@@ -38,27 +38,25 @@ def test_programs_arrive_as_often_as_is_counted_on(monkeypatch):
     monkeypatch.setattr(builder, "create_atomic_rmw", counting)
     found = set()
     for case, device in CASES.items():
-        launch = Launch(*case)
-        tensors = launch.tensors("cpu")
-        for mode in ("fwd", "bwd"):
-            each = launch.passes.modes[mode]
-            declared = each.declare(tensors, device)
-            expected = max(waits(declared, moved, launch.shape) for moved in declared.launches)
-            arrived.clear()
-            with interleaved(0):
-                each.run(tensors, device)
-            assert max(arrived.values(), default=0) == expected, (case, mode)
-            found.add((declared.kind, expected))
+        call = Call(*case)
+        with recording(device, lambda launch: launch.run()):
+            for one, (mode, run) in zip(call.recorded(device), call.passes(), strict=False):
+                if one.mode in ("fwd", "bwd"):
+                    expected = max(waits(one, moved, call.shape) for moved in one.launches)
+                    arrived.clear()
+                    with interleaved(0):
+                        run()
+                    assert max(arrived.values(), default=0) == expected, (case, mode)
+                    found.add((one.kind, expected))
     assert {"once", "many times"} <= {"once" if n == 1 else "many times" for _, n in found if n}
 
 
 def test_waits_are_counted_in_every_launch_that_has_some():
     waiting = set()
     for target, (_, device) in TARGETS.items():
-        for launch in launches():
-            for mode, each in launch.passes.modes.items():
-                declared = each.declare(launch.tensors("meta"), device)
-                for moved in declared.launches:
-                    assert (waits(declared, moved, launch.shape) > 0) == moved.waits, (target, str(launch), mode)
+        for call in one_of_each_plan(calls(), device):
+            for one in call.recorded(device):
+                for moved in one.launches:
+                    assert (waits(one, moved, call.shape) > 0) == moved.waits, (target, str(call), one.mode)
                     waiting |= {moved.kernel} if moved.waits else set()
     assert len(waiting) > 3

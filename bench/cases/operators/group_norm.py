@@ -85,16 +85,16 @@ class GroupNorm(Operator):
         from normlib import reference
 
         x, weight, bias, dy = (inputs[name] for name in ("x", "weight", "bias", "dy"))
-        return reference.group_norm(x, _groups_of(case), weight, bias, case.eps, dy)
+        return reference.group_norm(x, groups_of(case), weight, bias, case.eps, dy)
 
     def arguments(self, case: Case) -> dict[str, Any]:
-        return {"num_groups": _groups_of(case), "eps": case.eps}
+        return {"num_groups": groups_of(case), "eps": case.eps}
 
     def saved_values(self, case: Case) -> int:
-        return 2 * case.shape[0] * _groups_of(case)
+        return 2 * case.shape[0] * groups_of(case)
 
 
-def _groups_of(case: Case) -> int:
+def groups_of(case: Case) -> int:
     return int(dict(case.options).get("groups", usual_groups(case.shape[1])))
 
 

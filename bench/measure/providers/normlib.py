@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import normlib
 import normlib.functional
 from bench.cases.case import Case
-from bench.cases.operators import Inputs, operators
+from bench.cases.operators import Forward, Inputs, operators
+from bench.measure.launches import passes, recorded, untouched
 from bench.measure.providers import Outputs, Provider, Runnable
 from bench.measure.providers._autograd import bound, runnable
 from normlib.kernels.host import device_of
@@ -46,16 +47,12 @@ class Normlib(Provider):
         """The launches that the launchers choose: `one launch, barrier: _forward_once 33x4`."""
         if self.backend(case, inputs) == "torch":
             return ""
-        from bench.audit.calls import Launch
-
-        launch = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
-        tensors, device, passes = launch.tensors("meta"), device_of(inputs["x"]), launch.passes.modes
-        declared = [passes[mode].declare(tensors, device) for mode in _PASSES.get(case.mode, (case.mode,))]
-        return "; ".join(f"{one.kind}: {', '.join(map(str, one.launches))}" for one in declared)
+        operator, modes = operators()[case.op], _PASSES.get(case.mode, (case.mode,))
+        found = recorded(passes(operator, case, forward_of, untouched(operator, case)), device_of(inputs["x"]))
+        return "; ".join(f"{one.kind}: {', '.join(map(str, one.launches))}" for one in found if one.mode in modes)
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
-        """The fused forms are the norms' own: what they fuse is an argument of normlib.functional."""
-        cell = runnable(case, inputs, bound(case, normlib.functional, fused=True))
+        cell = runnable(case, inputs, forward_of(case))
         names = _LAST_RESULTS.get(operators()[case.op].plain.name)
         if names is None or not case.mode.startswith("fwd") or self.backend(case, inputs) == "torch":
             return cell
@@ -71,6 +68,11 @@ class Normlib(Provider):
             return found | {"rstd": saved["rstd"]}
 
         return Runnable(cell.run, outputs)
+
+
+def forward_of(case: Case) -> Forward:
+    """Returns the call of the case's operator, with its scalars bound; a fused form is its norm's own."""
+    return bound(case, normlib.functional, fused=True)
 
 
 class _FirstResults(TorchDispatchMode):

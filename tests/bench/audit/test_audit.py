@@ -27,20 +27,21 @@ BARRIERS = {"gfx942": {"_row_norm_backward_sliced_kernel"}}
 # every device.
 COLLECT = """
 import json, sys
-from bench.audit.calls import Launch, audited, launches, one_of_each_kernel, one_of_each_plan
+from bench.audit.calls import Call, calls, one_of_each_kernel, one_of_each_plan
+from bench.audit.choices import audited
 from bench.audit.records import collect
 from bench.audit.targets import TARGETS
 from bench.cases.models import FUSED
 target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm", "sync_batch_norm")
-calls = list(launches(plain, ("extra",))) if target == "sm_90" else []
-others = launches([name for name in audited() if target == "sm_90" or name not in FUSED])
+chosen = list(calls(plain, ("extra",))) if target == "sm_90" else []
+others = calls([name for name in audited() if target == "sm_90" or name not in FUSED])
 one_of_each = one_of_each_plan if target in ("sm_90", "sm_100") else one_of_each_kernel
-calls += one_of_each(others, TARGETS[target][1])
+chosen += one_of_each(others, TARGETS[target][1])
 # Kernels of its own in plans that others have: a shape for each. A batch so small that one program holds dy and x of a
 # channel on chip, and one that is more than it holds of x.
-calls += [Launch("batch_norm", shape, "bf16", "nchw") for shape in ((2, 64, 8, 8), (4, 64, 8, 8))]
-calls += [Launch("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
-for record in collect(target, dict.fromkeys(calls)):
+chosen += [Call("batch_norm", shape, "bf16", "nchw") for shape in ((2, 64, 8, 8), (4, 64, 8, 8))]
+chosen += [Call("lp_norm", (32, 64, 56, 56), "bf16", "nchw", (), (("p", p),)) for p in ("1", "inf")]
+for record in collect(target, dict.fromkeys(chosen)):
     print(json.dumps(record.as_dict()))
 """
 

@@ -4,7 +4,7 @@ import pytest
 
 from bench.audit import bounds
 from bench.audit.cache import Programs, expected_units
-from bench.audit.calls import launches
+from bench.audit.calls import calls
 from normlib.kernels.batch_norm.one_launch_plan import batch_norm_once
 from normlib.kernels.batch_norm.plan import batch_norm
 from normlib.kernels.plan import Device
@@ -14,7 +14,7 @@ H200, CACHE = Device(132, l2=50 << 20, cooperative=True), 50 << 20
 FORWARD = (Sweep(("x",)), Sweep(("x",), ("y",), backwards=True, evicts=True))
 BACKWARD = (Sweep(("dy", "x")), Sweep(("dy", "x"), ("dx",), backwards=True, evicts=True))
 STEM = (32, 64, 112, 112)  # 49 MiB in 16 bits
-RESNET50 = sorted({call.shape for call in launches(["batch_norm"], ["resnet50"])})
+RESNET50 = sorted({call.shape for call in calls(["batch_norm"], ["resnet50"])})
 
 
 @pytest.mark.parametrize(("sweeps", "once"), [(FORWARD, 2), (BACKWARD, 3), (FORWARD[1:], 2)])

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bench.audit import counters, groups, tables
-from bench.audit.calls import Launch
+from bench.audit.calls import Call
 from bench.audit.counters import Counted, Unreadable
 from normlib.kernels.plan import Device
 
 H200 = Device(132, l2=50 << 20, cooperative=True)
-CALL = Launch("rms_norm", (4096, 4096), "bf16", "rows")
+CALL = Call("rms_norm", (4096, 4096), "bf16", "rows")
 UNIT = 4096 * 4096 * 2
 # The layout of `ncu --csv --print-units base`; the figures are made up. No ncu has run for this test.
 HEAD = (

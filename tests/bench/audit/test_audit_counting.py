@@ -1,22 +1,17 @@
 """What plans declare is what the interpreter counts; and a count that is off by one element is seen."""
 
 from collections import defaultdict
-from dataclasses import replace
-from pathlib import Path
-from subprocess import run as run_process
-from sys import executable
 
 import pytest
 import torch
 from every_kernel import KERNELS
 
 from bench.audit import counting
-from bench.audit.calls import Launch, audited
-from bench.audit.passes import PASSES
-from bench.audit.small_calls import DEVICE, small_calls
-from normlib.kernels import traffic
-from normlib.kernels.batch_norm import traffic as batch_norm_traffic
-from normlib.kernels.row_norm import traffic as row_norm_traffic
+from bench.audit.calls import DEVICE, Call, audited, small_calls
+from normlib.kernels import reduction
+from normlib.kernels.batch_norm import sweeps
+from normlib.kernels.row_norm import launch as row_norm
+from normlib.kernels.traffic import Moves
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the interpreter, which a GPU rules out")
 
@@ -51,9 +46,9 @@ PLANS = {
 }
 
 
-def test_every_byte_that_a_kernel_moves_is_declared(record_property):
+def test_every_byte_that_a_kernel_moves_is_declared():
     kernels, plans = set(), defaultdict(set)
-    for call, device in small_calls(PASSES):
+    for call, device in small_calls(audited()):
         for count in counting.counts(call, device):
             assert count.problems == [], f"{count.call} {count.mode}"
             kernels.add(count.counted.kernel)
@@ -62,45 +57,26 @@ def test_every_byte_that_a_kernel_moves_is_declared(record_property):
     assert plans == PLANS
 
 
-def test_every_operator_is_audited():
-    assert PASSES.keys() == audited().keys()
+def problems_of(op):
+    call = Call(op, (3, 4), "fp32", "rows" if op == "layer_norm" else "nchw")
+    return [problem for count in counting.counts(call, DEVICE) for problem in count.problems]
 
 
-@pytest.mark.parametrize(("op", "declaring"), [("layer_norm", row_norm_traffic), ("batch_norm", batch_norm_traffic)])
-def test_a_declaration_that_forgets_one_element_is_found(op, declaring, monkeypatch):
-    written = declaring.written
-    monkeypatch.setattr(declaring, "written", lambda n: written(n - 1 if n == 12 else n))
-    call = Launch(op, (3, 4), "fp32", "rows" if op == "layer_norm" else "nchw")
-    problems = [problem for count in counting.counts(call, DEVICE) for problem in count.problems]
+@pytest.mark.parametrize("op", ["layer_norm", "batch_norm"])
+def test_a_declaration_that_forgets_one_element_is_found(op, monkeypatch):
+    def forgetful(plan, loads, stores, parts=(), *rest, **more):
+        return Moves(plan, loads, stores, {**dict(parts), "y": 11, "dx": 11}, *rest, **more)
+
+    for module in (row_norm, sweeps):
+        monkeypatch.setattr(module, "Moves", forgetful)
+    problems = problems_of(op)
     assert any("moves other bytes of y" in problem for problem in problems)
     assert any("moves other bytes of dx" in problem for problem in problems)
 
 
 def test_a_launch_that_is_not_declared_is_found(monkeypatch):
-    declare = batch_norm_traffic.forward
-    monkeypatch.setattr(batch_norm_traffic, "forward", lambda *args: declare(*args)[:-1])
-    call = Launch("batch_norm", (3, 4), "fp32", "nchw")
-    problems = [problem for count in counting.counts(call, DEVICE) for problem in count.problems]
-    assert problems == ["_batch_norm_normalize_kernel was launched, no launch is declared"]
+    def launch_undeclared(kernel, grid, /, *arguments, moves, **constants):
+        kernel[grid](*arguments, **constants)
 
-
-def test_a_grid_that_is_not_declared_is_found(monkeypatch):
-    declare = row_norm_traffic.forward
-    monkeypatch.setattr(row_norm_traffic, "forward", lambda *args: (replace(declare(*args)[0], grid=(7,)),))
-    (problem, *_) = next(counting.counts(Launch("rms_norm", (3, 4), "fp32", "rows"), DEVICE)).problems
-    assert problem == "_row_norm_forward_kernel has a grid of (1,), declared is (7,)"
-
-
-def test_declaring_needs_neither_torch_nor_triton():
-    folder = str(Path(traffic.__file__).parent)
-    names = sorted(file.stem for file in Path(folder).glob("*_traffic.py"))
-    code = (
-        "import importlib, sys, types\n"
-        "for name in ('normlib', 'normlib.kernels'):\n"
-        f"    sys.modules[name] = types.ModuleType(name)\n    sys.modules[name].__path__ = [{folder!r}]\n"
-        f"for name in {names}:\n"
-        "    importlib.import_module(f'normlib.kernels.{name}')\n"
-        "print({'torch', 'triton'} & set(sys.modules))"
-    )
-    done = run_process([executable, "-c", code], capture_output=True, text=True, check=True)
-    assert len(names) > 1 and done.stdout.strip() == "set()"
+    monkeypatch.setattr(reduction, "launch", launch_undeclared)
+    assert problems_of("layer_norm") == ["_sum_partials_kernel was launched, no launch is declared"]

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.audit import fused
-from bench.audit.calls import Launch, launches
-from bench.audit.passes import PASSES
+from bench.audit.calls import Call, audited, calls
 
 # By hand: relu reads and writes one; threshold_backward reads a gradient and an output; a sum reads two.
 AROUND = {
@@ -18,7 +17,7 @@ AROUND = {
 
 
 def test_every_fused_operator_has_its_pair():
-    assert fused.UNFUSED.keys() == {op for op in PASSES if op.endswith(("_add", "_relu"))} == AROUND.keys()
+    assert fused.UNFUSED.keys() == {op for op in audited() if op.endswith(("_add", "_relu"))} == AROUND.keys()
 
 
 @pytest.mark.parametrize("op", AROUND)
@@ -28,13 +27,16 @@ def test_what_pytorch_moves_around_a_norm_is_what_it_reads_and_writes(op):
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_fused_pass_moves_fewer_bytes_than_its_pair(target):
-    found = list(fused.pairs(target, launches(AROUND)))
-    assert {(pair.op, pair.mode) for pair in found} == {(op, mode) for op in AROUND for mode in PASSES[op].modes}
+    found = list(fused.pairs(target, calls(AROUND)))
+    evaluating = {(op, mode) for op in AROUND if op.startswith("batch") for mode in ("eval", "eval_bwd")}
+    assert {(pair.op, pair.mode) for pair in found} == {
+        (op, mode) for op in AROUND for mode in ("fwd", "bwd")
+    } | evaluating
     assert [pair.problems for pair in found if pair.problems] == []
 
 
 def test_the_pair_of_an_added_residual_is_one_norm_and_one_sum():
-    call = Launch("rms_norm_add", (4096, 4096), "bf16", "rows")
+    call = Call("rms_norm_add", (4096, 4096), "bf16", "rows")
     forward, backward = fused.pairs("sm_90", [call])
     unit, vectors = 4096 * 4096 * 2, 4096 * 2 + 4096 * 4  # weight and rstd
     assert (forward.fused_bytes, forward.unfused_bytes) == (4 * unit + vectors, 5 * unit + vectors)
@@ -42,10 +44,10 @@ def test_the_pair_of_an_added_residual_is_one_norm_and_one_sum():
 
 
 def test_a_fused_form_that_saves_nothing_is_a_problem():
-    (forward, _) = fused.pairs("sm_90", [Launch("rms_norm_add", (8, 64), "bf16", "rows")])
+    (forward, _) = fused.pairs("sm_90", [Call("rms_norm_add", (8, 64), "bf16", "rows")])
     worse = replace(forward, fused_bytes=forward.unfused_bytes)
     assert worse.problems and worse.as_dict()["problems"] == worse.problems
 
 
 def test_a_call_that_lacks_a_tensor_has_no_pair():
-    assert list(fused.pairs("sm_90", [Launch("rms_norm_add", (8, 64), "bf16", "rows", ("dz",))])) == []
+    assert list(fused.pairs("sm_90", [Call("rms_norm_add", (8, 64), "bf16", "rows", ("dz",))])) == []

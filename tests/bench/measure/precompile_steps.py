@@ -7,7 +7,9 @@ import torch
 
 from bench.cases import sweep
 from bench.cases.operators import operators
-from bench.measure import precompile
+from bench.fake_gpu import H200, H200_TARGET, absent_gpu, planned_for
+from bench.measure import launches, precompile
+from bench.measure.providers.normlib import forward_of
 
 TYPED = {
     "bn": {"op": "bn", "batch": "32", "channels": "64", "spatial": "14x14", "dtype": "fp16", "layout": "nhwc"},
@@ -19,13 +21,20 @@ def cases(name, mode="fwd,bwd"):
     return sweep.cases(sweep.parse({**TYPED[name], "mode": mode}, operators(), "quick"), operators())
 
 
+def _run(case, modes):
+    """Runs the passes of a case's call up to the last one of these modes, on memory that nobody touches."""
+    operator = operators()[case.op]
+    inputs = launches.untouched(operator, case)
+    for mode, run in launches.passes(operator, case.problem, forward_of, inputs):
+        run()
+        if mode == modes[-1]:
+            return
+
+
 def compile_kernels():
     """As a process does that compiles ahead for an H200."""
-    from bench.audit.targets import TARGETS
-
-    target, device = TARGETS["sm_90"]
     for name in TYPED:
-        precompile.compile_kernels(cases(name), device, target)
+        precompile.compile_kernels(cases(name), H200, H200_TARGET)
 
 
 def launch():
@@ -33,9 +42,6 @@ def launch():
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaDriver
     from triton.runtime import driver
-
-    from bench.audit.calls import Launch
-    from bench.audit.targets import TARGETS
 
     class Driver(CudaDriver):
         def __init__(self):
@@ -49,8 +55,8 @@ def launch():
     driver.set_active(Driver())
     for name in TYPED:
         for case in cases(name):
-            call = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
-            call.passes.modes[case.mode].run(call.tensors("meta"), TARGETS["sm_90"][1])
+            with planned_for(H200):
+                _run(case, (case.mode,))
 
 
 def plainly():
@@ -83,8 +89,6 @@ def run_graph():
 
 def specializations():
     """Prints, by operator, how many kernels Triton tells apart in the smallest preset, and how many we do."""
-    from bench.audit.calls import Launch
-    from bench.fake_gpu import H200, absent_gpu
     from bench.measure.specializations import PASSES, kernels
 
     counts = {}
@@ -93,36 +97,30 @@ def specializations():
         every += sweep.cases(sweep.parse({"op": op}, operators(), "quick"), operators())
         with absent_gpu() as found:
             for case in every:
-                call = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
-                for name in PASSES[case.mode]:
-                    call.passes.modes[name].run(call.tensors("meta"), H200)
+                _run(case, PASSES[case.mode])
         ours = set().union(*(kernels(case, H200) for case in every))
         counts[op] = len({(one.kernel, one.key) for one in found}), len(ours)
     print(json.dumps(counts))
 
 
 def real_calls():
-    """Prints, by operator, how many kernels a cell on a GPU needs and the meta calls lack, and the other way round."""
-    from bench.audit.calls import Launch
-    from bench.fake_gpu import H200, absent_gpu
+    """Prints, by operator, how many kernels real calls need and those on untouched memory lack, and vice versa."""
     from bench.measure.providers import providers
     from bench.measure.specializations import PASSES
 
     differ = {}
     for op in operators():
         every = sweep.cases(sweep.parse({"op": op}, operators(), "smoke"), operators())
-        real, meta = set(), set()
+        real, untouched = set(), set()
         for case in every:
             inputs = operators()[op].inputs(case, torch.device("cpu"), 0)
             with absent_gpu() as found:
                 providers()["normlib"].build(case, inputs).outputs()
             real |= {(one.kernel, one.key) for one in found}
-            call = Launch(case.op, case.shape, case.dtype, case.layout, (), case.options)
             with absent_gpu() as found:
-                for name in PASSES[case.mode]:
-                    call.passes.modes[name].run(call.tensors("meta"), H200)
-            meta |= {(one.kernel, one.key) for one in found}
-        differ[op] = len(real - meta), len(meta - real)
+                _run(case, PASSES[case.mode])
+            untouched |= {(one.kernel, one.key) for one in found}
+        differ[op] = len(real - untouched), len(untouched - real)
     print(json.dumps(differ))
 
 

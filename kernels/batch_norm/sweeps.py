@@ -1,0 +1,211 @@
+"""Launches of batch norm's kernels: the arguments that follow from the plan, and what they move."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlib.kernels import plan as plans
+from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.batch_norm.one_launch_plan import OncePlan
+from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.batch_norm.streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
+from normlib.kernels.counters import counters
+from normlib.kernels.host import dense, device_of
+from normlib.kernels.numerics import float_pair, statistics_dtype
+from normlib.kernels.plan import Device
+from normlib.kernels.traffic import Moves, Sweep, launch
+
+# The sweeps of a pass; where it is one launch, the last sweep.
+STATISTICS = Sweep(("x",))
+OUTPUT = Sweep(("x", "residual"), ("y",), backwards=True)
+SUMS = Sweep(("dy", "x"), ("dx", "dz"))
+SUMS_WITHOUT_X = Sweep(("dy",), ("dx", "dz"))
+INPUT_GRADIENT = Sweep(("dy", "x"), ("dx", "dz"), backwards=True)
+# What each program of a sweep loads of its own channels.
+_OF_CHANNELS = ("mean", "rstd", "weight", "bias", "dw", "db", "peak", "noise")
+_UPDATED = ("running_mean", "running_var", "running_std", "running_norm")
+
+
+def planned(x: Tensor, device: Device | None) -> tuple[Tensor, Device, BatchNormPlan]:
+    """Returns (x (N, C, *) in one of the two layouts, its device unless one is given, batch norm's plan of it)."""
+    x, last = dense(x)
+    device = device or device_of(x)
+    return x, device, batch_norm_plan.batch_norm(tuple(x.shape), last, x.element_size(), device)
+
+
+def empty_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns where a forward pass of x (N, C, *) stores its (mean (2, C): mean, low; rstd (C,))."""
+    channels, stats = x.shape[1], statistics_dtype(x)
+    return x.new_empty((2, channels), dtype=stats), x.new_empty(channels, dtype=stats)
+
+
+def launch_sweep(
+    kernel: Any,
+    plan: BatchNormPlan,
+    *tensors: Tensor | None,
+    sweep: Sweep,
+    scalars: tuple[float, ...] = (),
+    **constants: Any,
+) -> None:
+    """Launches a sweep over all tiles: one program for each split of each channel group.
+
+    Each of the scalars reaches the kernel as a pair of floats, here and below.
+    """
+
+    def moves() -> Moves:
+        forward, programs = "y" in sweep.stores, plan.groups * plan.splits
+        loads = dict.fromkeys(sweep.loads, 1) | dict.fromkeys(_OF_CHANNELS, plan.splits)
+        loads |= {"signs": int(not forward), "seed": programs, "count": programs}
+        stores = (*sweep.stores, "partials", *(("signs",) if forward else ()))
+        # Backward takes two of the four values that a channel's noise has.
+        parts = {"signs": plan.sign_bytes, "noise": (4 if forward else 2) * plan.channels}
+        return Moves(plan, loads, stores, parts, (replace(sweep, evicts=bool(constants.get("EVICT"))),))
+
+    launch(
+        *(kernel, (plan.groups, plan.splits)),
+        *tensors,
+        *(plan.channels, plan.positions, plan.tiles, plan.splits),
+        *_pairs(scalars),
+        LAST=plan.channels_last,
+        ALIGN=plan.align,
+        BLOCK_C=plan.block_c,
+        BLOCK_S=plan.block_s,
+        **plan.options,
+        **constants,
+        moves=moves,
+    )
+
+
+def partial_moments(x: Tensor, plan: BatchNormPlan, pre_relu: bool = False) -> Tensor:
+    """Returns each split's moments of x, (3, splits, C), by a sweep over x."""
+    partials = x.new_empty((3, plan.splits, plan.channels), dtype=statistics_dtype(x))
+    launch_sweep(_batch_norm_stats_kernel, plan, partials, x, sweep=STATISTICS, PRE_RELU=pre_relu)
+    return partials
+
+
+def normalize(
+    y: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    plan: BatchNormPlan,
+    signs: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 0.0,
+    evaluating: bool = False,
+    relu: bool = False,
+    pre_relu: bool = False,
+    **constants: Any,
+) -> None:
+    """Stores y of x by a sweep over x; in evaluation mean and rstd are the running statistics."""
+    if not evaluating:
+        constants["EVICT"] = plan.evict
+    tensors = (y, signs, x, residual, mean, rstd, weight, bias)
+    constants |= {"EVAL": evaluating, "RELU": relu, "PRE_RELU": pre_relu}
+    launch_sweep(_batch_norm_normalize_kernel, plan, *tensors, sweep=OUTPUT, scalars=(eps,), **constants)
+
+
+def launch_merge(
+    kernel: Any,
+    plan: BatchNormPlan,
+    device: Device,
+    *tensors: Tensor | None,
+    scalars: tuple[float, ...],
+    **constants: Any,
+) -> None:
+    """Launches what comes between two sweeps: the partial results of all splits, merged a few channels a program.
+
+    The kernel's outputs come before its partials, its other inputs after them.
+    """
+    merge = plans.merge(plan.splits, plan.channels, device)
+    programs = plans.cdiv(plan.channels, merge.block_n)
+
+    def moves() -> Moves:
+        outputs, inputs = _outputs_and_inputs(kernel, len(tensors))
+        loads = dict.fromkeys(("partials", *inputs, *_UPDATED), 1) | {"seed": programs, "limits": programs}
+        return Moves(merge, loads, outputs)
+
+    launch(
+        *(kernel, (programs,)),
+        *tensors,
+        *(plan.channels, plan.positions, plan.tiles, plan.splits),
+        *_pairs(scalars),
+        plan.block_s,
+        BLOCK_P=merge.block_p,
+        BLOCK_N=merge.block_n,
+        **merge.options,
+        **constants,
+        moves=moves,
+    )
+
+
+def launch_once(
+    kernel: Any,
+    once: OncePlan,
+    outputs: tuple[Tensor, *tuple[Tensor | None, ...]],
+    planes: int,
+    inputs: tuple[Tensor | None, ...],
+    sweep: Sweep,
+    vectors: Mapping[str, int],
+    scalars: tuple[float, ...] = (),
+    **constants: Any,
+) -> None:
+    """Launches all of a pass at once, with the partials and the counters that its barriers need.
+
+    `sweep` is the pass's last one; the first one loads x and dy of it. `vectors` says how many times a program loads
+    what it needs of its channels.
+    """
+    partials = arrived = None
+    plan = once.tiled
+    if once.splits > 1:
+        (like, *_) = outputs
+        partials = torch.empty((planes, once.splits, plan.channels), dtype=statistics_dtype(like), device=like.device)
+        arrived = counters(2 * plan.groups, like.device)
+
+    def moves() -> Moves:
+        stored, _ = _outputs_and_inputs(kernel, len(outputs) + 1)
+        swept = tuple(name for name in sweep.loads if name != "residual")
+        times = 1 if once.kept else 2  # on chip the second sweep has what the first one loaded
+        last = replace(sweep, evicts=bool(plan.evict))
+        if once.kept:
+            last = Sweep(tuple(name for name in sweep.loads if name not in swept), sweep.stores)
+        loads = dict.fromkeys(swept, times) | dict.fromkeys(("residual", *_UPDATED), 1) | {"partials": once.splits}
+        loads |= {name: count * once.splits for name, count in vectors.items()}
+        loads |= {} if "signs" in stored else {"signs": times}
+        sweeps = (Sweep(swept), last)
+        return Moves(once, loads, (*stored, "partials"), {"signs": plan.sign_bytes}, sweeps, once.ahead)
+
+    launch(
+        *(kernel, (once.windows, once.splits)),
+        *outputs,
+        *(partials, arrived),
+        *inputs,
+        *(plan.channels, plan.positions, plan.tiles, once.splits),
+        *(() if once.kept else (once.ahead * once.windows,)),
+        *_pairs(scalars),
+        LAST=plan.channels_last,
+        ALIGN=plan.align,
+        BLOCK_C=plan.block_c,
+        BLOCK_S=plan.block_s,
+        BLOCK_P=once.block_p,
+        **({"KEPT": once.kept} if once.kept else {"EVICT": plan.evict}),
+        **once.options,
+        **constants,
+        moves=moves,
+    )
+
+
+def _outputs_and_inputs(kernel: Any, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the names of a kernel's first `count` arguments, before its partials and after them."""
+    names = tuple(name.removesuffix("_ptr") for name in kernel.arg_names[:count])
+    at = names.index("partials")
+    return names[:at], names[at + 1 :]
+
+
+def _pairs(scalars: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(part for scalar in scalars for part in float_pair(scalar))
