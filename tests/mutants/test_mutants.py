@@ -177,7 +177,10 @@ def test_the_real_kernels_are_back_afterwards_whatever_happens(ending):
         return [*modules, normlib.kernels, normlib.kernels.plan, normlib.kernels.row_norm.launch, *callers().values()]
 
     before, small = all_of_them(), row_plan.row_forward(4096, 4, plan.INTERPRETER)
-    assert {module.__name__ for module in before} >= {"normlib.kernels.row_norm.launch", "normlib.kernels.weight_norm"}
+    assert {module.__name__ for module in before} >= {
+        "normlib.kernels.row_norm.launch",
+        "normlib.kernels.weight_norm.launch",
+    }
     try:
         with planted(RENAMED):
             assert all(now is not then for now, then in zip(all_of_them(), before, strict=True))

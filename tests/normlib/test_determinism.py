@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from normlib import functional as N
-from normlib.kernels import weight_norm
 from normlib.kernels.batch_norm import launch as batch_norm
 from normlib.kernels.batch_norm import lp as lp_norm
 from normlib.kernels.batch_norm import noisy as noisy_batch_norm
@@ -23,6 +22,7 @@ from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import INTERPRETER, Device
 from normlib.kernels.row_norm import launch as row_norm
 from normlib.kernels.row_norm import plan as row_plan
+from normlib.kernels.weight_norm import launch as weight_norm
 
 H200 = Device(132)
 
