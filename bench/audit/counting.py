@@ -24,7 +24,7 @@ from bench.audit.calls import Call, audited, small_calls
 from bench.fake_gpu import recording
 from bench.measure.launches import RecordedPass
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Access, Launch, Traffic
+from normlib.kernels.traffic import Access, KernelLaunch, Traffic
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def counting() -> Iterator[list[_Ledger]]:
 def counts(call: Call, device: Device) -> Iterator[Count]:
     """Runs every pass of the call and yields what was counted, launch by launch."""
 
-    def run(launch: Launch) -> Launch:
+    def run(launch: KernelLaunch) -> KernelLaunch:
         launch.run()
         return launch
 
