@@ -24,7 +24,7 @@ from triton.runtime import driver
 from normlib import dispatch
 from normlib.kernels import counters, plan
 from normlib.kernels.numerics import INTERPRETED
-from normlib.kernels.traffic import Launch, observed
+from normlib.kernels.traffic import KernelLaunch, observed
 
 H200 = plan.Device(132, l2=50 << 20, cooperative=True)
 H200_TARGET = GPUTarget("cuda", 90, 32)
@@ -112,7 +112,7 @@ def planned_for(device: plan.Device) -> Iterator[None]:
 
 
 @contextmanager
-def recording(device: plan.Device, note: Callable[[Launch], Noted]) -> Iterator[list[Noted]]:
+def recording(device: plan.Device, note: Callable[[KernelLaunch], Noted]) -> Iterator[list[Noted]]:
     """Within, nothing is launched unless `note` does it; yields what `note` returns of each launch, in order."""
     found: list[Noted] = []
     with driven_by(Driver(State())), planned_for(device), observed(lambda launch: found.append(note(launch))):
@@ -120,7 +120,9 @@ def recording(device: plan.Device, note: Callable[[Launch], Noted]) -> Iterator[
 
 
 @contextmanager
-def compiling_for(target: GPUTarget, device: plan.Device, number: int = COMPILED) -> Iterator[list[tuple[Launch, Any]]]:
+def compiling_for(
+    target: GPUTarget, device: plan.Device, number: int = COMPILED
+) -> Iterator[list[tuple[KernelLaunch, Any]]]:
     """Within, a launch compiles its kernel for the target and stops there; yields the launches with their kernels.
 
     `number` is that of the device, and each target of a process has its own.

@@ -34,7 +34,7 @@ class Access(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sweep:
+class TileSweep:
     """One way through all tiles of a program, with the activations that it loads and stores at each."""
 
     loads: tuple[str, ...]
@@ -51,7 +51,7 @@ class Moves:
     loads: Mapping[str, int | Fraction]  # how many times each element of a tensor is loaded
     stores: tuple[str, ...]  # tensors of which each element is stored once
     parts: Mapping[str, int] = field(default_factory=dict)  # how many elements are touched, where not all are
-    sweeps: tuple[Sweep, ...] = ()
+    sweeps: tuple[TileSweep, ...] = ()
     ahead: int = 0
     again: int = 0
     span: int = 0
@@ -65,7 +65,7 @@ class Traffic:
     grid: tuple[int, ...]
     accesses: Mapping[str, Access]
     partials: tuple[str, ...] = ()  # tensors that live within the pass
-    sweeps: tuple[Sweep, ...] = ()
+    sweeps: tuple[TileSweep, ...] = ()
     ahead: int = 0  # channel groups that a program's sweep runs ahead of its next one
     waits: bool = False  # whether programs wait for each other, so that all must be resident
     again: int = 0  # bytes of activations that a row norm's program loads a second time
@@ -96,7 +96,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Launch:
+class KernelLaunch:
     """A launch as its launcher states it."""
 
     kernel: Any
@@ -143,7 +143,7 @@ class Launch:
         )
 
 
-_observer: Callable[[Launch], object] | None = None
+_observer: Callable[[KernelLaunch], object] | None = None
 
 
 def launch(
@@ -153,11 +153,11 @@ def launch(
     if _observer is None:
         kernel.run(*arguments, grid=grid, warmup=False, **constants)
     else:
-        _observer(Launch(kernel, grid, arguments, constants, moves))
+        _observer(KernelLaunch(kernel, grid, arguments, constants, moves))
 
 
 @contextmanager
-def observed(observer: Callable[[Launch], object]) -> Iterator[None]:
+def observed(observer: Callable[[KernelLaunch], object]) -> Iterator[None]:
     """Within, every launch goes to the observer, which may run it."""
     global _observer
     before, _observer = _observer, observer

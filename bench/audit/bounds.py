@@ -8,7 +8,7 @@ from normlib.kernels.batch_norm.one_launch_plan import OncePlan
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.group_norm.plan import GroupNormPlan
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Sweep
+from normlib.kernels.traffic import TileSweep
 
 # Bytes that a cache loads at least: on NVIDIA a quarter of a line of 128 (Nsight Compute, Memory Tables), on AMD more.
 SECTOR = 32
@@ -16,12 +16,14 @@ SECTOR = 32
 CLOSE = 1.1
 
 
-def once_units(sweeps: Sequence[Sweep]) -> int:
+def once_units(sweeps: Sequence[TileSweep]) -> int:
     """Returns the units with every activation loaded once and stored once, as with an unlimited cache."""
     return len({name for sweep in sweeps for name in sweep.loads}) + sum(len(sweep.stores) for sweep in sweeps)
 
 
-def least_units(plan: BatchNormPlan | GroupNormPlan, sweeps: Sequence[Sweep], itemsize: int, cache_bytes: int) -> float:
+def least_units(
+    plan: BatchNormPlan | GroupNormPlan, sweeps: Sequence[TileSweep], itemsize: int, cache_bytes: int
+) -> float:
     """Returns the lower bound, in units, of any plan that keeps activations only in this cache.
 
     A channel's (or group's) statistics want all of its sectors before any of them may be swept again. So what both

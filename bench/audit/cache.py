@@ -17,10 +17,10 @@ from itertools import islice
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.group_norm.plan import GroupNormPlan
 from normlib.kernels.plan import cdiv
-from normlib.kernels.traffic import Sweep
+from normlib.kernels.traffic import TileSweep
 
 Tile = int
-Step = tuple[Sweep, Tile]
+Step = tuple[TileSweep, Tile]
 MOST_STEPS = 32  # that a program is simulated with in one sweep of a channel group
 
 
@@ -28,7 +28,7 @@ MOST_STEPS = 32  # that a program is simulated with in one sweep of a channel gr
 class Programs:
     """The programs of one launch: `splits` at each channel group, `windows` groups side by side, one after another."""
 
-    sweeps: tuple[Sweep, ...]
+    sweeps: tuple[TileSweep, ...]
     windows: int
     splits: int
     ahead: int  # groups that a sweep runs ahead of the next

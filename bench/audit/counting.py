@@ -25,7 +25,7 @@ from bench.audit.choices import audited
 from bench.fake_gpu import recording
 from bench.measure.launches import RecordedPass
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Access, Launch, Traffic
+from normlib.kernels.traffic import Access, KernelLaunch, Traffic
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def counting() -> Iterator[list[_Ledger]]:
 def counts(call: Call, device: Device) -> Iterator[Count]:
     """Runs every pass of the call and yields what was counted, launch by launch."""
 
-    def run(launch: Launch) -> Launch:
+    def run(launch: KernelLaunch) -> KernelLaunch:
         launch.run()
         return launch
 

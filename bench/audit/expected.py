@@ -47,7 +47,7 @@ class Constants:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedPassTime:
     """Microseconds of one pass on a device, and of what they are the sum."""
 
     device: str
@@ -87,7 +87,7 @@ def _constants(target: str, found: Mapping[str, Any]) -> Constants | None:
     )
 
 
-def expected(constants: Constants, device_bytes: float, launches: int, waits: int) -> Expected | None:
+def expected(constants: Constants, device_bytes: float, launches: int, waits: int) -> ExpectedPassTime | None:
     """Returns what a pass is expected to take; None where it has barriers and what those take is not known."""
     if waits and constants.barrier_us is None:
         return None
@@ -96,7 +96,7 @@ def expected(constants: Constants, device_bytes: float, launches: int, waits: in
         launches * constants.launch_us,
         waits * (constants.barrier_us or 0.0),
     )
-    return Expected(constants.device, *(round(us, 3) for us in (sum(parts), *parts)))
+    return ExpectedPassTime(constants.device, *(round(us, 3) for us in (sum(parts), *parts)))
 
 
 def waits(one: RecordedPass, launch: Traffic, shape: tuple[int, ...]) -> int:

@@ -37,8 +37,8 @@ def _stream(norm: Norm, z: Tensor) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One pass of one call of a fused operator on one target, beside the same unfused; bytes as in a `Record`."""
+class FusedPair:
+    """One pass of one call of a fused operator on one target, beside the same unfused; bytes as in a `PassRecord`."""
 
     target: str
     op: str
@@ -68,7 +68,7 @@ class Pair:
         return {"record": "pair", **asdict(self), "unfused_bytes": self.unfused_bytes, "problems": self.problems}
 
 
-def pairs(target: str, calls: Iterable[Call]) -> Iterator[Pair]:
+def pairs(target: str, calls: Iterable[Call]) -> Iterator[FusedPair]:
     """Yields every pass of those calls that are fused and have all their tensors, in order."""
     _, device = TARGETS[target]
     for call in calls:
@@ -81,7 +81,7 @@ def pairs(target: str, calls: Iterable[Call]) -> Iterator[Pair]:
         ]
         for mode, fused_bytes in moved_by[0].items():
             around = {name: units * unit for name, units in units_around(call.op)["bwd" in mode].items()}
-            yield Pair(
+            yield FusedPair(
                 target=target,
                 op=call.op,
                 mode=mode,

@@ -11,7 +11,7 @@ from bench.audit.bounds import CLOSE, least_units, once_units, reason
 from bench.audit.cache import Programs, expected_units
 from bench.audit.calls import Call
 from bench.audit.choices import audited
-from bench.audit.expected import Constants, Expected, expected, waits
+from bench.audit.expected import Constants, ExpectedPassTime, expected, waits
 from bench.audit.limits import LIMITS, resident_programs
 from bench.audit.machine_code import MachineCode, inspect
 from bench.audit.targets import TARGETS, compiling
@@ -69,7 +69,7 @@ class Compiled:
 
 
 @dataclass
-class Record:
+class PassRecord:
     """One pass of one call on one target. A unit is one pass over one activation."""
 
     target: str
@@ -92,7 +92,7 @@ class Record:
     traffic: list[Traffic]
     kernels: list[Compiled]
     faults: list[str]  # what is wrong with its launches, whatever the kernels are
-    expected: Expected | None = None  # in time, where the constants of a device of the target are known
+    expected: ExpectedPassTime | None = None  # in time, where the constants of a device of the target are known
 
     @property
     def problems(self) -> list[str]:
@@ -124,7 +124,7 @@ class _Kernel:
     activations: set[str] = field(default_factory=set)  # of "loads", "stores"
 
 
-def collect(target: str, calls: Iterable[Call], constants: Constants | None = None) -> list[Record]:
+def collect(target: str, calls: Iterable[Call], constants: Constants | None = None) -> list[PassRecord]:
     """Compiles every pass of every call for one target, and inspects each distinct kernel once.
 
     With the constants of a device of the target each pass has the time that is expected of it there.
@@ -154,7 +154,7 @@ def collect(target: str, calls: Iterable[Call], constants: Constants | None = No
     ]
 
 
-def distinct(records: Iterable[Record]) -> list[Compiled]:
+def distinct(records: Iterable[PassRecord]) -> list[Compiled]:
     """Returns the kernels of these records, each once."""
     return list({id(kernel): kernel for record in records for kernel in record.kernels}.values())
 
@@ -188,7 +188,9 @@ def _compiled(target: str, number: int, found: _Kernel, code: MachineCode) -> Co
     )
 
 
-def _record(target: str, call: Call, one: RecordedPass, kernels: list[Compiled], constants: Constants | None) -> Record:
+def _record(
+    target: str, call: Call, one: RecordedPass, kernels: list[Compiled], constants: Constants | None
+) -> PassRecord:
     unit, faults = call.activation_bytes, []
     for moved, kernel in zip(one.launches, kernels, strict=True):
         resident = kernel.resident * TARGETS[target][1].multiprocessors
@@ -202,7 +204,7 @@ def _record(target: str, call: Call, one: RecordedPass, kernels: list[Compiled],
         waited = sum(waits(one, moved, call.shape) for moved in one.launches)
         device_bytes = device_units * unit + moved_bytes - activation_bytes
         time = expected(constants, device_bytes, len(one.launches), waited)
-    return Record(
+    return PassRecord(
         target=target,
         op=call.op,
         mode=one.mode,

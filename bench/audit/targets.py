@@ -9,7 +9,7 @@ from triton.backends.compiler import GPUTarget
 
 from bench.fake_gpu import COMPILED, H200, H200_TARGET, compiling_for
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Launch
+from normlib.kernels.traffic import KernelLaunch
 
 # A100, H200, B200 and MI300X: multiprocessors (compute units) and L2 as their data sheets name them, and what
 # kernels/host.py makes of such a device.
@@ -21,6 +21,6 @@ TARGETS = {
 }
 
 
-def compiling(name: str) -> AbstractContextManager[list[tuple[Launch, Any]]]:
+def compiling(name: str) -> AbstractContextManager[list[tuple[KernelLaunch, Any]]]:
     """As bench.fake_gpu.compiling_for, for one of these."""
     return compiling_for(*TARGETS[name], COMPILED - 1 - list(TARGETS).index(name))

@@ -19,7 +19,7 @@ from bench.fake_gpu import recording
 from bench.measure.launches import passes, untouched
 from bench.measure.providers.normlib import forward_of
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Launch
+from normlib.kernels.traffic import KernelLaunch
 
 Specialization = tuple[Hashable, ...]
 # The passes that a cell of each mode runs: backward alone needs what a forward pass has saved.
@@ -43,7 +43,7 @@ def _by_mode(problem: Case, device: Device) -> Mapping[str, frozenset[Specializa
     return found
 
 
-def _specialization(launch: Launch) -> Specialization:
+def _specialization(launch: KernelLaunch) -> Specialization:
     # The interpreter, which stands in the compiler's place where there is no GPU, keeps the decorator's arguments.
     kernel = launch.kernel
     general = getattr(kernel, "do_not_specialize", None) or getattr(kernel, "kwargs", {}).get("do_not_specialize") or ()

@@ -16,14 +16,14 @@ from normlib.kernels.counters import counters
 from normlib.kernels.host import dense, device_of
 from normlib.kernels.numerics import float_pair, statistics_dtype
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Moves, Sweep, launch
+from normlib.kernels.traffic import Moves, TileSweep, launch
 
 # The sweeps of a pass; where it is one launch, the last sweep.
-STATISTICS = Sweep(("x",))
-OUTPUT = Sweep(("x", "residual"), ("y",), backwards=True)
-SUMS = Sweep(("dy", "x"), ("dx", "dz"))
-SUMS_WITHOUT_X = Sweep(("dy",), ("dx", "dz"))
-INPUT_GRADIENT = Sweep(("dy", "x"), ("dx", "dz"), backwards=True)
+STATISTICS = TileSweep(("x",))
+OUTPUT = TileSweep(("x", "residual"), ("y",), backwards=True)
+SUMS = TileSweep(("dy", "x"), ("dx", "dz"))
+SUMS_WITHOUT_X = TileSweep(("dy",), ("dx", "dz"))
+INPUT_GRADIENT = TileSweep(("dy", "x"), ("dx", "dz"), backwards=True)
 # What each program of a sweep loads of its own channels.
 _OF_CHANNELS = ("mean", "rstd", "weight", "bias", "dw", "db", "peak", "noise")
 _UPDATED = ("running_mean", "running_var", "running_std", "running_norm")
@@ -46,7 +46,7 @@ def launch_sweep(
     kernel: Any,
     plan: BatchNormPlan,
     *tensors: Tensor | None,
-    sweep: Sweep,
+    sweep: TileSweep,
     scalars: tuple[float, ...] = (),
     **constants: Any,
 ) -> None:
@@ -150,7 +150,7 @@ def launch_once(
     outputs: tuple[Tensor, *tuple[Tensor | None, ...]],
     planes: int,
     inputs: tuple[Tensor | None, ...],
-    sweep: Sweep,
+    sweep: TileSweep,
     vectors: Mapping[str, int],
     scalars: tuple[float, ...] = (),
     **constants: Any,
@@ -173,11 +173,11 @@ def launch_once(
         times = 1 if once.kept else 2  # on chip the second sweep has what the first one loaded
         last = replace(sweep, evicts=bool(plan.evict))
         if once.kept:
-            last = Sweep(tuple(name for name in sweep.loads if name not in swept), sweep.stores)
+            last = TileSweep(tuple(name for name in sweep.loads if name not in swept), sweep.stores)
         loads = dict.fromkeys(swept, times) | dict.fromkeys(("residual", *_UPDATED), 1) | {"partials": once.splits}
         loads |= {name: count * once.splits for name, count in vectors.items()}
         loads |= {} if "signs" in stored else {"signs": times}
-        sweeps = (Sweep(swept), last)
+        sweeps = (TileSweep(swept), last)
         return Moves(once, loads, (*stored, "partials"), {"signs": plan.sign_bytes}, sweeps, once.ahead)
 
     launch(

@@ -44,7 +44,7 @@ from normlib.kernels.host import dense, device_of, like, on
 from normlib.kernels.numerics import float_pair, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
-from normlib.kernels.traffic import Moves, Sweep, launch
+from normlib.kernels.traffic import Moves, TileSweep, launch
 
 
 def _tiling(plan: group_norm_plan.GroupNormPlan) -> dict[str, object]:
@@ -63,8 +63,8 @@ def _loads(plan: group_norm_plan.GroupNormPlan, swept: str = "") -> dict[str, in
     return {**dict.fromkeys(swept.split(), 1), **of_groups, "weight": plan.parts, "bias": plan.parts}
 
 
-def _last(plan: group_norm_plan.GroupNormPlan, loads: str, store: str) -> Sweep:
-    return Sweep(tuple(loads.split()), (store,), backwards=True, evicts=bool(plan.evict))
+def _last(plan: group_norm_plan.GroupNormPlan, loads: str, store: str) -> TileSweep:
+    return TileSweep(tuple(loads.split()), (store,), backwards=True, evicts=bool(plan.evict))
 
 
 def group_norm_forward(
@@ -97,7 +97,7 @@ def group_norm_forward(
                 **_tiling(plan),
                 moves=lambda: Moves(
                     *(plan, {"x": 2, "weight": plan.parts, "bias": plan.parts}, ("y", "mean", "rstd", "var")),
-                    sweeps=(Sweep(("x",)), _last(plan, "x", "y")),
+                    sweeps=(TileSweep(("x",)), _last(plan, "x", "y")),
                 ),
             )
             return y, mean, rstd
@@ -105,7 +105,7 @@ def group_norm_forward(
         launch(
             *(_group_norm_stats_kernel, grid, partials, x, plan.batch, *sizes[:2], plan.splits),
             **_tiling(plan),
-            moves=lambda: Moves(plan, {"x": 1}, ("partials",), sweeps=(Sweep(("x",)),)),
+            moves=lambda: Moves(plan, {"x": 1}, ("partials",), sweeps=(TileSweep(("x",)),)),
         )
         launch(
             *(_group_norm_merge_kernel, (plan.merges,)),
@@ -165,7 +165,7 @@ def group_norm_backward(
                 **_tiling(plan),
                 moves=lambda: Moves(
                     *(plan, _loads(plan) | {"dy": 2, "x": 2}, ("dx", "partials")),
-                    sweeps=(Sweep(("dy", "x")), _last(plan, "dy x", "dx")),
+                    sweeps=(TileSweep(("dy", "x")), _last(plan, "dy x", "dx")),
                 ),
             )
         elif need_dx or kept:
@@ -173,7 +173,7 @@ def group_norm_backward(
                 *(_group_norm_reduce_kernel, grid),
                 *(partials, dy, x, mean, rstd, plan.statistics, plan.batch, *sizes, plan.splits),
                 **_tiling(plan),
-                moves=lambda: Moves(plan, _loads(plan, "dy x"), ("partials",), sweeps=(Sweep(("dy", "x")),)),
+                moves=lambda: Moves(plan, _loads(plan, "dy x"), ("partials",), sweeps=(TileSweep(("dy", "x")),)),
             )
         if partials is not None and kept:
             sums = partials[kept[0][1] : kept[-1][1] + 1]

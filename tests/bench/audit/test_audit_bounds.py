@@ -8,11 +8,11 @@ from bench.audit.calls import calls
 from normlib.kernels.batch_norm.one_launch_plan import batch_norm_once
 from normlib.kernels.batch_norm.plan import batch_norm
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Sweep
+from normlib.kernels.traffic import TileSweep
 
 H200, CACHE = Device(132, l2=50 << 20, cooperative=True), 50 << 20
-FORWARD = (Sweep(("x",)), Sweep(("x",), ("y",), backwards=True, evicts=True))
-BACKWARD = (Sweep(("dy", "x")), Sweep(("dy", "x"), ("dx",), backwards=True, evicts=True))
+FORWARD = (TileSweep(("x",)), TileSweep(("x",), ("y",), backwards=True, evicts=True))
+BACKWARD = (TileSweep(("dy", "x")), TileSweep(("dy", "x"), ("dx",), backwards=True, evicts=True))
 STEM = (32, 64, 112, 112)  # 49 MiB in 16 bits
 RESNET50 = sorted({call.shape for call in calls(["batch_norm"], ["resnet50"])})
 

@@ -5,9 +5,9 @@ import pytest
 from bench.audit.cache import Programs, device_units, expected_units
 from normlib.kernels.batch_norm.plan import batch_norm
 from normlib.kernels.plan import Device
-from normlib.kernels.traffic import Sweep
+from normlib.kernels.traffic import TileSweep
 
-FORWARD, BACKWARDS = Sweep(("x",)), Sweep(("x",), ("y",), backwards=True)
+FORWARD, BACKWARDS = TileSweep(("x",)), TileSweep(("x",), ("y",), backwards=True)
 
 
 def streaming(second=BACKWARDS, resident=1, splits=1, groups=1):
@@ -19,7 +19,7 @@ def test_what_fits_is_read_once():
 
 
 def test_a_second_sweep_the_same_way_meets_nothing_of_what_does_not_fit():
-    again = Sweep(("x",), ("y",))
+    again = TileSweep(("x",), ("y",))
     assert device_units(1, 8, streaming(again), capacity=7) == 3
 
 
@@ -30,14 +30,14 @@ def test_a_second_sweep_backwards_meets_what_was_read_last():
 
 def test_results_that_leave_first_push_nothing_out():
     # Of 8 tiles the last 4 are cached, and all 4 are met.
-    passing = Sweep(("x",), ("y",), backwards=True, evicts=True)
+    passing = TileSweep(("x",), ("y",), backwards=True, evicts=True)
     assert device_units(1, 8, streaming(passing), capacity=4) == 2 + 4 / 8
     # Without a cache there is nothing to leave.
     assert device_units(1, 8, streaming(passing), capacity=0) == 3
 
 
 def test_stores_alone_and_one_sweep_count_as_they_are():
-    assert device_units(3, 8, (Programs((Sweep(("dy", "x"), ("dx",)),), 3, 2, 0, 4),), capacity=1) == 3
+    assert device_units(3, 8, (Programs((TileSweep(("dy", "x"), ("dx",)),), 3, 2, 0, 4),), capacity=1) == 3
 
 
 # Between the two visits of a tile of x lie x and y of its own group and, a group ahead, also x and y of the group
