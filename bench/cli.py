@@ -1,4 +1,4 @@
-"""What all command lines share: the parser, the types of its arguments, how a command ends, and the console.
+"""Shared by all command lines: the parser, the types of its arguments, how a command ends, and the console.
 
 Imports nothing that takes long: every command checks its arguments before it imports torch, pandas or rich.
 """

@@ -37,7 +37,7 @@ Noted = TypeVar("Noted")
 
 @dataclass(frozen=True)
 class Compilation:
-    """What Triton would have compiled: a kernel, the constants that its plan chose, and what it was specialized on."""
+    """A compilation that Triton would have made: kernel, constants chosen by its plan, and specializations."""
 
     kernel: str
     plan: tuple[Any, ...]  # the kernel's constexpr arguments, and the options that change with a plan
@@ -58,7 +58,7 @@ class State:
 
 
 class Driver:
-    """What a launch asks of the device's driver."""
+    """The methods of a device's driver that a launch calls."""
 
     def __init__(self, state: State, target: GPUTarget = H200_TARGET, number: int = ABSENT) -> None:
         self._state, self._target, self._number = state, target, number
@@ -74,7 +74,7 @@ class Driver:
 
 
 class _StandIn:
-    """What a launch asks of a compiled kernel."""
+    """The attributes of a compiled kernel that a launch uses."""
 
     function = packed_metadata = None
 

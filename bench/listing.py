@@ -1,4 +1,4 @@
-"""What --list prints: the operators, presets and providers, and the cells that would run."""
+"""Prints --list: the operators, presets and providers, and the cells that would run."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ wrong; 2 unusable arguments; 130 Ctrl-C
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a command line asks for, checked as far as it can be without a device."""
+    """A parsed command line, checked as far as possible without a device."""
 
     typed: Sequence[str]
     given: Mapping[str, Any]  # options by name; with --resume those of the run that is continued

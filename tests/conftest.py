@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests counted by record_property under a name with "samples" in it: how much a green run covers."""
+    """Prints the sums of record_property values whose name has "samples" in it: how much a green run covers."""
     passed = terminalreporter.stats.get("passed", ())
     counts = Counter()
     for name, count in (p for report in passed for p in report.user_properties if "samples" in p[0]):

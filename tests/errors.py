@@ -1,4 +1,4 @@
-"""How far a tensor is from float64, as tests state it."""
+"""The distance of a tensor from float64, as tests state it."""
 
 import torch
 

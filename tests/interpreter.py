@@ -13,7 +13,7 @@ _NAMES = {owner: [name for name, member in inspect.getmembers(owner) if tl.core.
 
 
 def patch_builtin(owner, *scope):
-    """What the interpreter's own does, to names that are known."""
+    """Does the same as the interpreter's own function, for the names that are known."""
     for name in _NAMES[owner]:
         member = getattr(owner, name)
         if tl.core.is_builtin(member):  # and not patched already

@@ -1,4 +1,4 @@
-"""How far a normalization may be from float64: its last rounding, and the wider dtype's share of the terms it sums.
+"""Bounds of a normalization's error against float64: its last rounding, and the rounding of the terms it sums.
 
 A sum in floating point is off in proportion to the magnitudes of its terms, and not to itself, which may cancel
 (Higham, "Accuracy and stability of numerical algorithms", section 4.2): a bound by the result alone is either wrong

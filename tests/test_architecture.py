@@ -1,7 +1,10 @@
-"""How the rooms of the house may depend on each other; `python tests/architecture.py` prints who imports whom."""
+"""Rules for imports between the rooms; `python tests/architecture.py` prints who imports whom."""
+
+import ast
+from collections import Counter
 
 import pytest
-from architecture import circle, imports, rooms
+from architecture import circle, imports, modules, rooms
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,13 @@ def test_what_pages_share_is_not_in_the_report(edges, room):
 
 def test_what_a_run_left_is_read_below_the_pages(edges):
     assert "bench.page" not in rooms(edges)["bench.results"]
+
+
+def test_no_class_of_the_source_is_defined_twice():
+    names = [
+        node.name
+        for file in modules().values()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

@@ -1,4 +1,4 @@
-"""What --op and --preset of the audit can name."""
+"""The names that --op and --preset of the audit accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a multiprocessor of each GPU that is compiled for has for its programs. Imports neither torch nor triton."""
+"""The limits of a multiprocessor, for each GPU that the audit compiles for. Imports neither torch nor triton."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What the programs of one multiprocessor share, and the cache that all multiprocessors share."""
+    """The limits of a multiprocessor's programs, and the cache that all multiprocessors share."""
 
     warps: int
     programs: int
@@ -35,7 +35,7 @@ LIMITS = {
 
 
 def resident_programs(limits: Limits, warps: int, warp_size: int, registers: int, shared: int) -> int:
-    """How many programs of a kernel one multiprocessor can hold; at least 1, for what compiles is launched.
+    """Returns the number of programs of a kernel that one multiprocessor can hold; at least 1.
 
     `registers` are those of one lane, `shared` bytes of one program. An upper bound: nothing says that so many arrive.
     """

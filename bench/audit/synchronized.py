@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RANKS = (8, 64, 1024)
 
 
-class SyncBatchNorm(BatchNorm):
+class SyncBatchNormOperator(BatchNorm):
     """Batch norm's training with so many `ranks`; a shape is that of one rank's share."""
 
     name = "sync_batch_norm"
@@ -64,4 +64,4 @@ def gather_copies(message: Tensor, group: str) -> Tensor:
     return message.expand(int(group), *message.shape).contiguous()
 
 
-OPERATOR = SyncBatchNorm()
+OPERATOR = SyncBatchNormOperator()

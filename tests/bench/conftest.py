@@ -1,4 +1,4 @@
-"""What the tests of the report share."""
+"""Fixtures shared by the tests of reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in for a GPU leaves Triton as it was found, whatever happens within."""
+"""The fake GPU leaves Triton as it was, whatever happens within."""
 
 import os
 import subprocess

@@ -28,7 +28,7 @@ class Browser:
         )
 
     def dark(self, dark):
-        """What the system prefers."""
+        """Sets the colour scheme that the system prefers."""
         wanted = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.set("Emulation.setEmulatedMedia", features=[wanted])
 
@@ -53,7 +53,7 @@ class Browser:
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
     def console(self):
-        """What the console has said since the last time."""
+        """Returns the console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def press(self, *keys):

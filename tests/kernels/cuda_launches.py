@@ -14,7 +14,7 @@ from bench.fake_gpu import driven_by, recording
 
 
 class Driver(CudaDriver):
-    """What this asks of PyTorch, it would ask of its CUDA device."""
+    """Stands in for the questions that a launch asks PyTorch about its CUDA device."""
 
     def __init__(self):
         super().__init__()

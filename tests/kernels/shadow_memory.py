@@ -36,7 +36,7 @@ OUTSIDE, CONTENDED = "outside", "of what another program"
 
 
 class Watch:
-    """What was seen: the kernel of every launch, and the findings."""
+    """The kernel of every launch that was watched, and the findings."""
 
     def __init__(self) -> None:
         self.launches: list[str] = []

@@ -1,4 +1,4 @@
-"""What is read and written beyond 2^31 elements, without the memory; in the compiler's words: test_offset_widths.py.
+"""Reads and writes beyond 2^31 elements, without that memory; test_offset_widths.py reads the compiled code.
 
 Memory that nobody touches is not there, so tensors of 2^31 elements cost a test nothing; and of a launch over them only
 the programs at the grid's corners run. The interpreter wraps 32-bit integers as a GPU does: a product of 32 bits would

@@ -18,7 +18,7 @@ DEFAULT, SIDE, OTHER = 0, 7, 11  # handles of streams
 
 
 class Gpus:
-    """What PyTorch would say of GPUs that are not there; each thread has a current stream, at first the default one."""
+    """Fake GPUs as PyTorch reports them; each thread has a current stream, at first the default one."""
 
     def __init__(self):
         self._thread = threading.local()
@@ -82,7 +82,7 @@ def captured(gpus, n, device=FIRST):
 
 
 def overlap(a, b):
-    """Whether two tensors share memory, both alive."""
+    """Returns True if two live tensors share memory."""
     return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 

@@ -45,7 +45,7 @@ class Operators(TorchDispatchMode):
 
 
 def queued_by_every_pass():
-    """What each pass of each plan of an H200 declares and queues, and what a planted one does: a dict each."""
+    """Returns a dict for each pass of each plan of an H200, and for a planted one: launches declared and queued."""
     from bench.audit.calls import calls, one_of_each_plan
     from bench.fake_gpu import H200, State, absent_gpu
     from normlib.kernels.batch_norm import sweeps
@@ -90,7 +90,7 @@ def found():
 
 
 def test_every_pass_queues_what_its_plan_declares_on_a_side_stream_and_under_capture(found):
-    """What is captured is what every replay queues."""
+    """Every replay queues what was captured."""
     wrong = [f for f in found if f["pass"] != "planted" and not f["declared"] == f["eager"] == f["captured"]]
     assert wrong == []
 

@@ -1,4 +1,4 @@
-"""What moments and sums are merged with: as good as float64 rounded once, however unlike the terms are."""
+"""Merged moments and sums are as good as float64 rounded once, however unlike the terms are."""
 
 import numpy as np
 import pytest

@@ -97,7 +97,7 @@ class Program:
         return found
 
     def kinds(self, name):
-        """What a number is made of: tile lanes, sizes (arguments), positions (programs and loop variables)."""
+        """Returns what a number is made of: tile lanes, sizes (arguments), positions (programs and loop variables)."""
         kind = {"tt.make_range": "lane", "argument": "size", "from": "position"}
         kind |= {"tt.get_program_id": "position", "tt.get_num_programs": "position", "tt.load": "data"}
         return {kind[operation] for operation, *_ in self.behind(name).values() if operation in kind}
@@ -110,7 +110,7 @@ class Program:
         return {int(match[1]) - int(match[2]) for match in ranges}
 
     def is_index(self, product):
-        """Whether a 32-bit product counts something that an argument counts, or stays inside a tile."""
+        """Returns True if a 32-bit product counts something that an argument counts, or stays inside a tile."""
         operation, (a, b), _ = self.values[product]
         if operation == "arith.shli":
             return False  # Triton writes none for an index

@@ -199,7 +199,7 @@ class NoisyBatchNorm(BatchNorm):
         return found | {"y": max(ratio(terms, reference["y"], self.statistics_dim), 1.0)}
 
 
-class SequenceBatchNorm(BatchNorm):
+class SequenceBatchNormOperator(BatchNorm):
     """Batch norm of sequences over all their steps: x is (time, batch, hidden), its features the channels.
 
     A padded or packed batch has fewer steps, and is nothing else to the kernels.
@@ -270,4 +270,4 @@ def image_shape(axes: Mapping[str, int | str]) -> tuple[int, ...]:
 
 
 BATCH_NORM = BatchNorm()
-OPERATORS: tuple[Operator, ...] = (BATCH_NORM, BatchRenorm(), NoisyBatchNorm(), SequenceBatchNorm())
+OPERATORS: tuple[Operator, ...] = (BATCH_NORM, BatchRenorm(), NoisyBatchNorm(), SequenceBatchNormOperator())

@@ -21,7 +21,7 @@ USUAL_GROUPS = 32
 _usual = partial(grid, groups=USUAL_GROUPS)
 
 
-class GroupNorm(Operator):
+class GroupNormOperator(Operator):
     """Forward and backward; training and evaluation are the same."""
 
     name = "group_norm"
@@ -103,4 +103,4 @@ def usual_groups(channels: int) -> int:
     return gcd(channels, USUAL_GROUPS)
 
 
-OPERATORS = (GroupNorm(),)
+OPERATORS = (GroupNormOperator(),)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LAYOUTS = ("rows",)
 
 
-class WeightNorm(Operator):
+class WeightNormOperator(Operator):
     """Everything in x's dtype; forward saves a norm a row, as a float and a power of two."""
 
     name = "weight_norm"
@@ -72,4 +72,4 @@ class WeightNorm(Operator):
         return case.shape[0]
 
 
-OPERATORS = (WeightNorm(),)
+OPERATORS = (WeightNormOperator(),)

@@ -1,4 +1,4 @@
-"""What a cache of a given size leaves to device memory at least, where the answer is known by hand."""
+"""Lower bounds of device memory traffic behind a cache, where the answer is known by hand."""
 
 import pytest
 

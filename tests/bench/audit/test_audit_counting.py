@@ -1,4 +1,4 @@
-"""What plans declare is what the interpreter counts; and a count that is off by one element is seen."""
+"""The traffic that launches declare equals what the interpreter counts; an error of one element is found."""
 
 from collections import defaultdict
 

@@ -10,7 +10,7 @@ import pytest
 
 from bench.audit import tables
 from bench.audit.__main__ import main
-from bench.audit.expected import DEVICES, Constants, ExpectedTime, constants_of, expected
+from bench.audit.expected import DEVICES, Constants, ExpectedPassTime, constants_of, expected
 from bench.audit.targets import TARGETS
 from bench.cli import BadArgument
 from bench.measure import environment
@@ -82,10 +82,10 @@ def test_a_broken_file_is_named_in_one_line(broken, tuned, monkeypatch, capsys):
 def test_what_is_expected_is_bytes_and_launches_and_waits():
     constants = Constants("sm_90", "a GPU", 2000.0, 2.5, 1.5, {})
     # 64 MB at 2 TB/s are 32 us.
-    assert expected(constants, 64e6, 2, 3) == ExpectedTime("a GPU", 32 + 5 + 4.5, 32.0, 5.0, 4.5)
+    assert expected(constants, 64e6, 2, 3) == ExpectedPassTime("a GPU", 32 + 5 + 4.5, 32.0, 5.0, 4.5)
     unknown = Constants("sm_90", "a GPU", 2000.0, 2.5, None, {})
     assert expected(unknown, 64e6, 2, 3) is None
-    assert expected(unknown, 64e6, 2, 0) == ExpectedTime("a GPU", 37.0, 32.0, 5.0, 0.0)
+    assert expected(unknown, 64e6, 2, 0) == ExpectedPassTime("a GPU", 37.0, 32.0, 5.0, 0.0)
 
 
 # What the command makes of the calls of a preset, less the counts of the interpreter.

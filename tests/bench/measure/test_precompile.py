@@ -1,4 +1,4 @@
-"""What is compiled ahead is what a measuring process looks for, and the processes that do it leave nothing behind."""
+"""Compilations made ahead are the ones a measuring process looks for, and their processes leave nothing behind."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def step(name, **environ):
-    """What a step of precompile_steps.py prints, in a process that Triton is no interpreter in."""
+    """Returns what a step of precompile_steps.py prints, in a process in which Triton does not interpret."""
     environ = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT), **environ}
     done = subprocess.run(
         [sys.executable, HERE / "precompile_steps.py", name], env=environ, capture_output=True, text=True

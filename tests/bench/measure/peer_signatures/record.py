@@ -1,4 +1,4 @@
-"""How a library's functions are to be called, read from its source, which need not be importable here.
+"""Reads the signatures of a library's functions from its source, which need not be importable here.
 
 `python record.py FOLDER NAME...` writes the signatures of these providers again; FOLDER is a site-packages or an
 unpacked wheel.
@@ -53,7 +53,7 @@ def version(folder: Path, package: str) -> str:
 
 
 def again(folder: Path, entry: dict[str, str]) -> dict[str, str]:
-    """What of an entry point's record can be read from the library's Python source: its signature, or a call of it."""
+    """Returns the part of an entry point's record that the library's Python source has: a signature or a call."""
     reader, key = (call, "call") if "call" in entry else (signature, "signature")
     return {key: reader(folder, entry["file"], entry["function"])}
 
