@@ -127,7 +127,6 @@ def _run(request: RunRequest) -> int:
         request = replace(request, sweep=replace(request.sweep, preset="smoke"))
 
     # From here on triton may be imported.
-    from bench import listing
     from bench.measure import environment, runner
     from bench.measure.progress import display
     from bench.measure.providers import providers
@@ -136,6 +135,8 @@ def _run(request: RunRequest) -> int:
     plan, more_notes = _plan(request, device, providers())
     console = cli.console(160)
     if request.given["list"]:
+        from bench import listing
+
         listing.show(console, plan, providers())
         return 0
     team = shards.join()
@@ -271,11 +272,13 @@ def _status(outcome: RunOutcome, against: str | None, folder: Path) -> int:
     """Returns the exit status; compares with the run `against`, and prints what bench.compare prints."""
     if outcome.stopped_by == "interrupt":
         return 130
-    from bench.compare.__main__ import main as compare
-
     failed = any(r.provider == SUBJECT and r.status in ("wrong", "crash") for r in outcome.records)
     impossible = any(r.status == "impossible" for r in outcome.records)
-    regressed = against is not None and compare([against, str(folder), "--provider", SUBJECT]) == 1
+    regressed = False
+    if against is not None:
+        from bench.compare.__main__ import main as compare
+
+        regressed = compare([against, str(folder), "--provider", SUBJECT]) == 1
     return 1 if failed or impossible or regressed or outcome.stopped_by not in ("", "time budget") else 0
 
 
