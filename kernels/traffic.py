@@ -115,10 +115,8 @@ class KernelLaunch:
 
     @property
     def traffic(self) -> Traffic:
-        moves, named = (
-            self.moves(),
-            {**dict(zip(self.kernel.arg_names, self.arguments, strict=False)), **self.constants},
-        )
+        moves = self.moves()
+        named = {**dict(zip(self.kernel.arg_names, self.arguments, strict=False)), **self.constants}
         tensors = {name.removesuffix("_ptr"): t for name, t in named.items() if isinstance(t, Tensor)}
 
         def present(names: Iterable[str]) -> tuple[str, ...]:
