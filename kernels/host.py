@@ -1,8 +1,9 @@
-"""The device and the layout of a launch's tensors.
+"""Shared by launchers: device, layout, the dtype of statistics, and scalars as pairs of floats.
 
 Kernels take (N, C, *) in two layouts: contiguous, and channels-last, with the channels innermost.
 """
 
+import struct
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -70,3 +71,17 @@ def like(x: Tensor, tensor: Tensor) -> Tensor:
     if tensor.stride() == x.stride():
         return tensor
     return torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)
+
+
+def statistics_dtype(x: torch.Tensor) -> torch.dtype:
+    """Returns the dtype of x's statistics: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def float_pair(value: float) -> tuple[float, float]:
+    """Returns (high, low) that add up to `value`: Triton passes a float as float32, and a float64 kernel needs more.
+
+    A pair keeps 48 bits and, unlike a constexpr, costs no compilation for a new value.
+    """
+    high = struct.unpack("f", struct.pack("f", value))[0]
+    return high, value - high

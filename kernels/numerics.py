@@ -3,9 +3,6 @@
 Everything is loaded in its own dtype, computed in float32 (float64 for float64) and rounded once, at the store.
 """
 
-import struct
-
-import torch
 import triton
 import triton.language as tl
 
@@ -33,23 +30,9 @@ if INTERPRETED.value:
 STAYS = tl.constexpr("")
 
 
-def statistics_dtype(x: torch.Tensor) -> torch.dtype:
-    """Returns the dtype of x's statistics: float32, or float64 for float64."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def float_pair(value: float) -> tuple[float, float]:
-    """Returns (high, low) that add up to `value`: Triton passes a float as float32, and a float64 kernel needs more.
-
-    A pair keeps 48 bits and, unlike a constexpr, costs no compilation for a new value.
-    """
-    high = struct.unpack("f", struct.pack("f", value))[0]
-    return high, value - high
-
-
 @triton.jit
 def from_pair(high, low, ACC: tl.constexpr):
-    """The scalar that float_pair split, in the accumulation dtype, as a block of one."""
+    """The scalar that host.float_pair split, in the accumulation dtype, as a block of one."""
     return tl.zeros([1], ACC) + high + low
 
 

@@ -23,7 +23,7 @@ from normlib.dispatch import (
     serves,
 )
 from normlib.kernels.batch_norm import launch as kernels
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import statistics_dtype
 
 BUFFERS = ("running_mean", "running_var")
 _GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_var", "evaluating": True}

@@ -23,7 +23,7 @@ from normlib.dispatch import (
 )
 from normlib.kernels.batch_norm import renorm as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward, batch_norm_eval_forward
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import statistics_dtype
 
 
 def _train(

@@ -22,7 +22,7 @@ from normlib.dispatch import (
     serves,
 )
 from normlib.kernels.group_norm import launch as kernels
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import statistics_dtype
 
 
 def _forward(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Triple:

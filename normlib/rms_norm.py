@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import statistics_dtype
 from normlib.row_norm import adds, fits, register_row_norm
 
 PARTIAL = 0.0625  # the authors' choice

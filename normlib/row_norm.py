@@ -24,7 +24,7 @@ from normlib.dispatch import (
     dtypes_by_mask,
     serves,
 )
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import statistics_dtype
 from normlib.kernels.row_norm import launch as kernels
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normlib.kernels.host import dense
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import dense, statistics_dtype
 
 
 def _columns(v: Tensor, like: Tensor) -> Tensor:

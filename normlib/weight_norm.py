@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from normlib import composed, reference
 from normlib.dispatch import CustomOperator, backward_operator, by_mask, derive_again, derive_by, serves
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import statistics_dtype
 from normlib.kernels.weight_norm import launch as kernels
 
 Pair = tuple[Tensor, Tensor]

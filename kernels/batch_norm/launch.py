@@ -69,8 +69,7 @@ from normlib.kernels.batch_norm.sweeps import (
     partial_moments,
     planned,
 )
-from normlib.kernels.host import device_of, is_channels_last, like, on
-from normlib.kernels.numerics import statistics_dtype
+from normlib.kernels.host import device_of, is_channels_last, like, on, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
 

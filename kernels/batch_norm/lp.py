@@ -49,16 +49,8 @@ from normlib.kernels.batch_norm.sweeps import (
     planned,
 )
 from normlib.kernels.batch_norm.tiles import BATCH, addresses, channel_values, elements_before, store_planes
-from normlib.kernels.host import like, on
-from normlib.kernels.numerics import (
-    accumulator,
-    divide,
-    even_share,
-    from_pair,
-    load,
-    statistics_dtype,
-    store,
-)
+from normlib.kernels.host import like, on, statistics_dtype
+from normlib.kernels.numerics import accumulator, divide, even_share, from_pair, load, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rstd_of_norm, sum_partials, tile_moments
 

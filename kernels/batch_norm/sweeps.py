@@ -13,8 +13,7 @@ from normlib.kernels.batch_norm.one_launch_plan import OncePlan
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.batch_norm.streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
 from normlib.kernels.counters import counters
-from normlib.kernels.host import dense, device_of
-from normlib.kernels.numerics import float_pair, statistics_dtype
+from normlib.kernels.host import dense, device_of, float_pair, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Moves, TileSweep, launch
 

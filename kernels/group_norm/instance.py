@@ -13,8 +13,8 @@ from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.group_norm.launch import group_norm_forward
-from normlib.kernels.host import device_of, on
-from normlib.kernels.numerics import float_pair, load, statistics_dtype, store
+from normlib.kernels.host import device_of, float_pair, on, statistics_dtype
+from normlib.kernels.numerics import load, store
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Moves, launch
 

@@ -40,8 +40,7 @@ from normlib.kernels.group_norm.streaming import (
     _group_norm_reduce_kernel,
     _group_norm_stats_kernel,
 )
-from normlib.kernels.host import dense, device_of, like, on
-from normlib.kernels.numerics import float_pair, statistics_dtype
+from normlib.kernels.host import dense, device_of, float_pair, like, on, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
 from normlib.kernels.traffic import Moves, TileSweep, launch

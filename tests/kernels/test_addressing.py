@@ -16,7 +16,8 @@ from normlib import functional, reference
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm import streaming
 from normlib.kernels.batch_norm.sweeps import INPUT_GRADIENT, OUTPUT, STATISTICS, SUMS, launch_sweep
-from normlib.kernels.numerics import INTERPRETED, float_pair
+from normlib.kernels.host import float_pair
+from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import Device
 from normlib.kernels.row_norm import launch as row_norm
 from normlib.kernels.weight_norm import launch as weight_norm

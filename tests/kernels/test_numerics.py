@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from normlib.kernels.numerics import float_pair, from_pair, store
+from normlib.kernels.host import float_pair
+from normlib.kernels.numerics import from_pair, store
 
 ROOT = Path(__file__).parents[2]
 # What the environment may say.

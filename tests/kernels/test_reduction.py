@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from normlib.kernels.batch_norm import launch as kernels
-from normlib.kernels.numerics import float_pair
+from normlib.kernels.host import float_pair
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import accurate_sum, rstd_of
 

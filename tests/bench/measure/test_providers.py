@@ -131,7 +131,7 @@ def test_normlib_runs_a_relu_in_the_norms_own_operator(monkeypatch):
     fused, forward = [], importlib.import_module("normlib.kernels.batch_norm.launch").batch_norm_forward
     monkeypatch.setattr(
         "normlib.kernels.batch_norm.launch.batch_norm_forward",
-        lambda *a, **k: (fused.append((k["relu"], k["residual"] is not None)), forward(*a, **k))[1],
+        lambda *a, **k: (fused.append((k["relu"], k.get("residual") is not None)), forward(*a, **k))[1],
     )
     for op, residual in (("batch_norm_relu", False), ("batch_norm_add_relu", True)):
         fused.clear()
