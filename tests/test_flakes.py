@@ -41,7 +41,8 @@ def run(folder, text, *arguments, wait=True):
     started = subprocess.Popen(
         [*program, f"--rootdir={folder}", f"--basetemp={folder / 'made'}", *arguments, folder / "test_once.py"],
         env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        # Where this runs in the background of a shell, SIGINT is ignored, and what it starts would inherit that.
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     return (started.communicate()[0], started.returncode) if wait else started
 
