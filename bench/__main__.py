@@ -1,4 +1,4 @@
-"""`python -m bench`: lists the commands, each of which explains itself with --help."""
+"""`python -m bench`: lists the commands; each explains itself with --help."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _for_stream(n: int, device: torch.device, stream: int) -> Tensor:
 
 
 def _for_capture(n: int, device: torch.device) -> Tensor:
-    """Returns counters of this launch alone: in a graph nothing that is not captured can be filled or waited for."""
+    """Returns counters for this launch only: within a capture, nothing outside it can be filled or waited for."""
     with _lock:
         found = _take(n, device)
         if found is None and n <= SLAB:

@@ -19,7 +19,7 @@ class Limits:
 
 
 def _cuda(shared: int, cache: int) -> Limits:
-    """Compute capabilities 8.0, 9.0 and 10.0 differ in shared memory alone (CUDA C++ Programming Guide, 20.2)."""
+    """Compute capabilities 8.0, 9.0 and 10.0 differ only in shared memory (CUDA C++ Programming Guide, 20.2)."""
     return Limits(64, 32, 65536, 256, shared << 10, 1 << 10, cache << 20)
 
 

@@ -40,7 +40,7 @@ class Norm:
     """The norms of one shape in a model.
 
     `size` has the axes that stay whatever the batch is; `axis` is the one that follows it, `each` times the batch:
-    "batch" counts samples, and "tokens" rows, of which a token has one, or one for each head.
+    "batch" counts samples; "tokens" counts rows: one per token, or one per token and head.
     """
 
     op: str

@@ -83,8 +83,8 @@ def _judge_speed(
     for key, pair in timed.items():
         at = pair.b.case_key, pair.provider
         if at in changes:
-            alone = changes[at].interval(together, between.scatter**2)
-            pairs[key] = _judged(pair, changes[at], alone, intervals[at], threshold)
+            uncorrected = changes[at].interval(together, between.scatter**2)
+            pairs[key] = _judged(pair, changes[at], uncorrected, intervals[at], threshold)
     return between
 
 
@@ -99,12 +99,13 @@ def _change(pair: CellPair, before: Array | None, after: Array | None) -> Change
     return f"{'A' if not a.median else 'B'} holds neither samples nor an interval of the median"
 
 
-def _judged(pair: CellPair, found: Change, alone: Interval, interval: Interval, threshold: float) -> CellPair:
+def _judged(pair: CellPair, found: Change, uncorrected: Interval, interval: Interval, threshold: float) -> CellPair:
+    """Returns the pair with its verdict; `uncorrected` still has the drift that all providers of a case share."""
     least, excluded = log1p(threshold), log1p(max(EXCLUDED, 2 * threshold))
     (low, high), why = interval, ""
     if _beyond(interval, least):
         verdict = SLOWER if low > 0 else FASTER
-    elif _beyond(alone, least):
+    elif _beyond(uncorrected, least):
         verdict, why = UNCLEAR, "the other providers of this case moved as well"
     elif -excluded < low and high < excluded:
         verdict = SAME

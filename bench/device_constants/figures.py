@@ -54,7 +54,7 @@ def medians(phases: Phases, runs: Mapping[str, Call], block: Block) -> dict[str,
 
 
 def bandwidths(phases: Phases, runs: Mapping[int, Call], ways: int) -> dict[str, float]:
-    """Returns the GB/s of cold calls by bytes of the tensor, each of which moves it `ways` times."""
+    """Returns the GB/s of cold calls by bytes of the tensor; a call moves the tensor `ways` times."""
     found = medians(phases, {str(size): run for size, run in runs.items()}, BlockTimer.cold)
     return {size: _rounded(ways * int(size) / us / 1e3) for size, us in found.items()}
 

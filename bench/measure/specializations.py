@@ -1,4 +1,4 @@
-"""The kernels that a case of normlib's compiles, from its launches alone: no GPU, no compiler, nothing runs.
+"""The kernels that a case of normlib's compiles, found from its launches only: no GPU, no compiler, nothing runs.
 
 Triton compiles a kernel once for every set of argument types, of integers that are 1 or that 16 divides, of pointers
 that 16 divides, and of constants and launch options that a plan chose. What each launch of the case would be told apart
@@ -22,7 +22,7 @@ from normlib.kernels.plan import Device
 from normlib.kernels.traffic import KernelLaunch
 
 Specialization = tuple[Hashable, ...]
-# The passes that a cell of each mode runs: backward alone needs what a forward pass has saved.
+# The passes that a cell of each mode runs: backward by itself needs what a forward pass has saved.
 PASSES = {"fwd": ("fwd",), "bwd": ("fwd", "bwd"), "fwd_bwd": ("fwd", "bwd"), "eval": ("eval",)}
 
 

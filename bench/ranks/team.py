@@ -148,7 +148,7 @@ class Team:
 
 
 def join(meeting: float = MEETING_S) -> Team | None:
-    """Returns the team of this process, None where it is alone; raises BadArgument where the others are not found."""
+    """Returns the team of this process, None if it is the only one; raises BadArgument if the others are not found."""
     if int(os.environ.get("WORLD_SIZE") or 1) < 2:
         return None
     try:

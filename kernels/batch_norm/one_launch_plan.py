@@ -110,7 +110,7 @@ def batch_norm_once(
             return None
         programs = 1
     options = launch_options(threads, device, programs)
-    # By the channels alone: a new batch size compiles nothing.
+    # By the channels only: a new batch size compiles nothing.
     block_p = min(max(TILE[itemsize] // 8 // plan.block_c, 1), 256)
     if plan.channels_last and plan.block_c == 16 and tensors == 2:
         block_p *= 2  # or what ptxas makes of MobileNetV2's first backward pass for sm_100 spills 8 bytes

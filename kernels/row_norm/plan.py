@@ -77,7 +77,7 @@ def _forward_loop(n: int, itemsize: int, device: Device, tensors: int) -> RowPla
     chosen = device.tuning.of(
         row_plans("forward", n, itemsize),
         threads=LOOP_THREADS,
-        # Of the cache, what these rows may take of all tensors: twice batch norm's share, which is for its loads alone.
+        # Of the cache, what these rows may take of all tensors: twice batch norm's share, which is only for its loads.
         l2_percent=80,
     )
     at_once = LOOP_THREADS // chosen["threads"]
