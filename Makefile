@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test flakes lint audit coverage mutants sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
+.PHONY: bench test flakes lint audit coverage mutants ptx sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
@@ -41,6 +41,10 @@ coverage: $(READY)
 # Plants bugs in the kernels, one at a time; the accuracy gate has to notice each.
 mutants: $(READY)
 	$(VENV)/bin/python -m pytest tests/mutants -m ''
+
+# Executes what every kernel is compiled to for an NVIDIA GPU, in several orders of its programs and warps.
+ptx: $(READY)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal tests/ptx -m ''
 
 # Out of bounds, races, unwritten memory; on a GPU compute-sanitizer too.
 sanitize: $(READY)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bench.cases.case import Case
+from bench.cases.operators import Inputs, Reference
 from bench.cases.operators.batch_norm import BATCH_NORM, MOMENTUM, BatchNorm
 
 if TYPE_CHECKING:
@@ -40,16 +41,24 @@ class SyncBatchNormOperator(BatchNorm):
 
     def bytes_moved(self, case: Case) -> int:
         """Returns batch norm's bytes and every rank's message; forward this rank's is written too."""
-        ranks, channels = int(dict(case.options).get("ranks", RANKS[0])), case.shape[1]
+        ranks, channels = _ranks(case), case.shape[1]
         messages = {"fwd": (ranks + 1) * (3 * channels + 2), "bwd": ranks * 2 * channels}
         return super().bytes_moved(case) + 4 * messages[case.mode]
+
+    def truth(self, case: Case, inputs: Inputs) -> Reference:
+        """Batch norm's of as many copies of this rank's share as there are ranks, less what is the other ranks'."""
+        import torch
+
+        ranks, share = _ranks(case), case.shape[0]
+        found = super().truth(case, inputs | {name: torch.cat([inputs[name]] * ranks) for name in ("x", "dy")})
+        own = {name: t[:share] for name, t in found.items() if t is not None and t.dim() > 1}
+        return found | own | {name: found[name] / ranks for name in ("dw", "db")}
 
     def forward(self, case: Case) -> Callable[..., Tensor]:
         """Returns the call of one rank, whose gathered messages are all its own."""
         from normlib.sync_batch_norm import sync_batch_norm
 
-        ranks = int(dict(case.options).get("ranks", RANKS[0]))
-        group = SimpleNamespace(group_name=str(ranks))
+        group = SimpleNamespace(group_name=str(_ranks(case)))
 
         def forward(x: Tensor, **vectors: Tensor) -> Tensor:
             names = ("running_mean", "running_var", "weight", "bias")
@@ -57,6 +66,10 @@ class SyncBatchNormOperator(BatchNorm):
             return sync_batch_norm(x, *given)
 
         return forward
+
+
+def _ranks(case: Case) -> int:
+    return int(dict(case.options).get("ranks", RANKS[0]))
 
 
 def gather_copies(message: Tensor, group: str) -> Tensor:

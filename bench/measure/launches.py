@@ -12,16 +12,15 @@ import torch
 from bench.cases.case import Case
 from bench.cases.operators import Inputs, Operator
 from bench.fake_gpu import recording
+from bench.measure.providers._autograd import GRADIENTS
 from normlib.kernels.batch_norm.one_launch_plan import OncePlan
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Traffic
 
 # From a case to the call of its operator: called with the case's tensors by name, it gives y, or y and z.
 ForwardOf = Callable[[Case], Callable[..., Any]]
-# A pass of a call: its mode, and what runs it and returns its results.
-Pass = tuple[str, Callable[[], tuple[torch.Tensor, ...]]]
-# Gradients by the tensors that they are of. A residual's is dz where it differs from x's.
-_GRADIENTS = {"x": "dx", "weight": "dw", "bias": "db"}
+# A pass of a call: its mode, and what runs it and returns its results by name.
+Pass = tuple[str, Callable[[], dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,24 @@ def passes(
     `without`: tensors that the call is made without, and gradients that nobody wants.
     """
     tensors = {name: None if name in without else t.detach() for name, t in inputs.items() if name not in ("dy", "dz")}
-    leaves = [
-        t.requires_grad_()
+    leaves = {
+        GRADIENTS[name]: t.requires_grad_()
         for name, t in tensors.items()
-        if t is not None and _gradient_of(name, inputs) not in (None, *without)
-    ]
-    outputs: list[torch.Tensor] = []
+        if name in GRADIENTS and t is not None and _left_out_as(name, inputs) not in without
+    }
+    outputs: dict[str, torch.Tensor] = {}
 
-    def run_forward(mode: str) -> tuple[torch.Tensor, ...]:
+    def run_forward(mode: str) -> dict[str, torch.Tensor]:
         found = forward(replace(case, mode=mode))(**tensors)
-        outputs[:] = found if isinstance(found, tuple) else (found,)
-        return tuple(outputs)
+        outputs.update(zip(operator.results, found if isinstance(found, tuple) else (found,), strict=True))
+        return dict(outputs)
 
-    def run_backward() -> tuple[torch.Tensor, ...]:
-        given = [(y, inputs[name]) for y, name in zip(outputs, ("dy", "dz"), strict=False) if name not in without]
-        return torch.autograd.grad([y for y, _ in given], leaves, [dy for _, dy in given], retain_graph=True)
+    def run_backward() -> dict[str, torch.Tensor]:
+        pairs = zip(outputs.values(), ("dy", "dz"), strict=False)
+        given = [(y, inputs[name]) for y, name in pairs if name not in without]
+        upstream = [dy for _, dy in given]
+        found = torch.autograd.grad([y for y, _ in given], [*leaves.values()], upstream, retain_graph=True)
+        return dict(zip(leaves, found, strict=True))
 
     for mode, backward in (("fwd", "bwd"), ("eval", "eval_bwd")):
         evaluates = "eval" in operator.modes and tensors.get("running_mean") is not None
@@ -90,10 +92,11 @@ def passes(
                 yield backward, run_backward
 
 
-def _gradient_of(name: str, inputs: Inputs) -> str | None:
+def _left_out_as(name: str, inputs: Inputs) -> str:
+    """Returns the name of a tensor's gradient in `without`: a residual's is dz where it differs from x's."""
     if name == "residual":
         return "dx" if "dz" in inputs else "dz"
-    return _GRADIENTS.get(name)
+    return GRADIENTS[name]
 
 
 def recorded(passes: Iterable[Pass], device: Device) -> list[RecordedPass]:

@@ -55,7 +55,7 @@ class SmallCall:
         forward = _after_a_relu if self.pre_relu else None
         with planned_for(self.device), mock.patch.object(host, "_properties", lambda _: self.device):
             for mode, run in self.call.passes(str(device), drawn, forward):
-                found |= {f"{mode} {i}": t for i, t in enumerate(run())}
+                found |= {f"{mode} {name}": t for name, t in run().items()}
         return found | updated
 
 

@@ -10,7 +10,7 @@ from bench.cases.case import Case
 from bench.cases.operators import Forward, Inputs, operators
 from bench.measure.providers import Outputs, Runnable, Unsupported
 
-_GRADIENTS = {"x": "dx", "residual": "dresidual", "weight": "dw", "bias": "db"}
+GRADIENTS = {"x": "dx", "residual": "dresidual", "weight": "dw", "bias": "db"}
 _BUFFER = "running_"
 
 
@@ -38,7 +38,7 @@ def runnable(case: Case, inputs: Inputs, forward: Forward) -> Runnable:
     wanted = operator.outputs(case.mode)
 
     def backward(results: Outputs, tensors: Inputs, again: bool) -> Outputs:
-        leaves = {gradient: tensors[name] for name, gradient in _GRADIENTS.items() if name in tensors}
+        leaves = {gradient: tensors[name] for name, gradient in GRADIENTS.items() if name in tensors}
         roots = tuple(results[name] for name in operator.results)
         found = torch.autograd.grad(roots, tuple(leaves.values()), upstream, retain_graph=again)
         # With z the residual's gradient is x's: a model computes both, the operator names one.
