@@ -30,6 +30,16 @@ def upper_half(a):
 
 
 @triton.jit
+def rounded_square(a):
+    """a a, rounded before anything is added to it.
+
+    Where a thread has one term of a sum, its own square would be fused with the addition of a neighbour's, which was
+    rounded; so the threads' copies of the sum would differ, and whose copy is stored would be a matter of chance.
+    """
+    return tl.fma(a, a, tl.zeros_like(a))
+
+
+@triton.jit
 def renormalize(a, b):
     """a + b as (high, low), exactly (Knuth's TwoSum)."""
     high = a + b
@@ -56,7 +66,7 @@ def tile_moments(x, mask, count, AXIS: tl.constexpr, NARROW: tl.constexpr = Fals
     d = tl.where(mask, x - mean, 0.0)
     low = tl.sum(d, AXIS, keep_dims=True) / count
     d = tl.where(mask, d - low, 0.0)
-    return mean, low, tl.sum(d * d, AXIS, keep_dims=True)
+    return mean, low, tl.sum(rounded_square(d), AXIS, keep_dims=True)
 
 
 @triton.jit
