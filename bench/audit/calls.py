@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from math import prod
 from typing import cast
@@ -209,6 +210,12 @@ def small_calls(ops: Iterable[str]) -> Iterator[tuple[Call, Device]]:
     for op in ops:
         of_layout = _fused if "nchw" in audited()[op].layouts else _rows
         yield from _OWN.get(op, of_layout)(op)
+
+
+@cache
+def recorded_small_calls() -> tuple[tuple[Call, Device, list[RecordedPass]], ...]:
+    """Returns the small calls of all operators, each with what its passes launch."""
+    return tuple((call, device, call.recorded(device)) for call, device in small_calls(audited()))
 
 
 def _rows(op: str) -> Iterator[SmallCall]:

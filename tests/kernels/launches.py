@@ -8,7 +8,7 @@ import torch
 from every_kernel import KERNELS as EVERY_KERNEL
 from torch import Tensor
 
-from bench.audit.calls import DEVICE, OFF_CHIP, Call, audited, small_calls
+from bench.audit.calls import DEVICE, OFF_CHIP, Call, recorded_small_calls
 from bench.cases.operators.batch_norm import MOMENTUM
 from bench.fake_gpu import planned_for
 from normlib import functional
@@ -73,8 +73,8 @@ def _chosen() -> list[SmallCall]:
     Of an operator whose sweeps are batch norm's or whose rows are layer norm's one shape is enough.
     """
     found: dict[object, SmallCall] = {}
-    for call, device in small_calls(audited()):
-        launches = [moved for one in call.recorded(device) for moved in one.launches]
+    for call, device, passes in recorded_small_calls():
+        launches = [moved for one in passes for moved in one.launches]
         if not any(moved.waits for moved in launches):
             kinds = tuple(moved.kernel for moved in launches), device.tuning is UNTUNED
             plain = call.op in ("batch_norm", "layer_norm", "group_norm", "weight_norm")

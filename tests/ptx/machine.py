@@ -176,7 +176,8 @@ class Machine:
 
     def _pass_barrier(self, blocks):
         self.launch.epoch[blocks] += EPOCH
-        self.epoch = np.where(np.isin(self.block, blocks), self.launch.epoch[self.block], self.epoch)
+        passed = True if len(blocks) == len(self.blocks) else np.isin(self.block, blocks)
+        self.epoch = np.where(passed, self.launch.epoch[self.block], self.epoch)
         for block in blocks:
             if found := self.launch.acquired.pop(int(block), None):
                 np.maximum(self.launch.clock[block], found[1], out=self.launch.clock[block])
@@ -205,9 +206,10 @@ class Machine:
     def shuffled(self, a, b, how, active, line):
         self._whole_warps(active, line)
         b = np.asarray(b).astype(np.int64)
-        source = {"bfly": self.lane ^ b, "idx": b & 31, "up": self.lane - b, "down": self.lane + b}[how]
-        source = np.where((source < 0) | (source > 31), self.lane, source)
-        return a[self.everyone - self.lane + source]
+        if how == "bfly":
+            return a[self.everyone ^ b]
+        source = b & 31 if how == "idx" else self.lane - b if how == "up" else self.lane + b
+        return a[self.everyone - self.lane + np.where((source < 0) | (source > 31), self.lane, source)]
 
     def reduced(self, a, ufunc, active, line):
         self._whole_warps(active, line)
@@ -223,7 +225,7 @@ class Machine:
         if outside.any():
             block = self.launch.blocks[self.block[lanes[outside.argmax()]]]
             raise Fault(f"out of bounds in {outside.sum()} threads, the first of block {block}: {line}")
-        if (address % (align or size)).any():
+        if (address & ((align or size) - 1)).any():
             raise Fault(f"misaligned: {line}")
         return lanes, at
 
@@ -260,33 +262,46 @@ class Machine:
 
     def _touch(self, space, lanes, at, size, line, changed=None):
         """Looks for races with earlier accesses and notes this one, which writes unless `changed` is None."""
-        thread, epoch = self.thread[lanes], self.epoch[lanes]
-        writes = changed is not None
-        for word in space.words(at, size) if lanes.size else ():
-            if space.under_way[word].any():
-                self.report("race", "memory is used while a copy to it is under way", line)
-            earlier = [(space.writer[word], space.written[word], "write after write" if writes else "read after write")]
-            if writes:
-                earlier.append((space.reader[word], space.read[word], "write after read"))
-            elif space.shared and (space.writer[word] == NOBODY).any():
+        if not lanes.size:
+            return
+        thread, block, epoch = self.thread[lanes], self.block[lanes], self.epoch[lanes]
+        word, writes = space.words(at, size), changed is not None
+        if space.shared and self.copies and space.under_way[word].any():
+            self.report("race", "memory is used while a copy to it is under way", line)
+        if writes:
+            earlier = {
+                "write after write": (space.writer, space.written),
+                "write after read": (space.reader, space.read),
+            }
+        else:
+            earlier = {"read after write": (space.writer, space.written)}
+            if space.shared and (space.writer[word] == NOBODY).any():
                 self.report("race", "shared memory is read that nobody wrote", line)
-            for by, by_epoch, kind in earlier:
-                racing = (by != NOBODY) & (by != thread) & self._unordered(space, by, by_epoch, thread, epoch, at)
-                if (racing & changed if writes else racing).any():
-                    self.report("race", f"{kind} in {'shared' if space.shared else 'global'} memory", line)
-            if writes:
-                space.note_write(word, thread, epoch)
-            else:
-                space.note_read(word, thread, epoch)
+        for kind, (last, when) in earlier.items():
+            by, by_epoch = last[word], when[word]
+            racing = self._unordered(space, at, thread, block, epoch, by, by_epoch)
+            if racing is not None and (racing & (by != NOBODY) & (by != thread) & (changed if writes else True)).any():
+                self.report("race", f"{kind} in {'shared' if space.shared else 'global'} memory", line)
+        if writes:
+            space.note_write(word, thread, epoch)
+        else:
+            space.note_read(word, thread, block, epoch)
 
-    def _unordered(self, space, by, by_epoch, thread, epoch, at):
-        """Returns which accesses of threads `by` in their epochs nothing orders before those of `thread`."""
-        block, by_block, launch = space.block(thread), space.block(by), self.launch
-        same = block == by_block
-        here = same & (by_epoch >= np.where(by // 32 == thread // 32, epoch, epoch // EPOCH * EPOCH))
+    def _unordered(self, space, at, thread, block, epoch, by, by_epoch):
+        """Returns which accesses of threads `by` in their epochs nothing orders before those of `thread`, None if none.
+
+        Threads that are NOBODY are no matter.
+        """
+        late = by_epoch >= epoch // EPOCH * EPOCH  # no bar.sync between them, if they are of one block
+        if space.shared and not late.any():
+            return None
+        late &= (by_epoch >= epoch) | (by // 32 != thread // 32)
         if space.shared:
-            return here
-        here &= ~space.in_place[at]
+            return late
+        by_block = space.block(by)
+        same = block == by_block
+        here = same & late & ~space.in_place[at]
+        launch = self.launch
         if launch.clock is None:
             return here | ~same
         known = launch.clock[block, by_block]
@@ -361,8 +376,7 @@ class Machine:
                 self._touch(self.global_memory, threads, places, int(count), line)
                 data[threads, : int(count)] = self.global_memory.bytes[places[:, None] + np.arange(count)]
         self._touch(space, lanes, at, size, line, np.ones(lanes.size, np.bool_))
-        for word in space.words(at, size):
-            space.under_way[word] += 1
+        space.under_way[space.words(at, size)] += 1
         self.copies.append([lanes, at, data[lanes], self.committed[lanes]])
 
     def commit_copies(self, active):
@@ -377,9 +391,9 @@ class Machine:
                 done &= active[lanes]
             space.bytes[at[done, None] + np.arange(data.shape[1])] = data[done]
             threads, epoch = self.thread[lanes[done]], self.epoch[lanes[done]]
-            for word in space.words(at[done], data.shape[1]):
-                space.under_way[word] -= 1
-                space.note_write(word, threads, epoch)
+            word = space.words(at[done], data.shape[1])
+            space.under_way[word] -= 1
+            space.note_write(word, threads, epoch)
             if not done.all():
                 left.append([lanes[~done], at[~done], data[~done], group[~done]])
         self.copies = left

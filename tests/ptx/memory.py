@@ -23,7 +23,7 @@ class Space:
     """Bytes, and for each word of `grain` bytes its last writer, its last reader and their epochs.
 
     A thread's number is unique in the launch; its epoch is how many barriers its block has passed. Where several
-    threads of a block have read a word in one epoch, the reader is `several(block)`.
+    threads of a block have read a word in one epoch, the reader is -2 less the block's number.
     """
 
     shared = False
@@ -37,26 +37,24 @@ class Space:
         self.reader, self.read = np.full(words, NOBODY, np.int32), np.zeros(words, np.int32)
         self.under_way = np.zeros(words, np.int8)  # copies to it that nobody has waited for
 
-    def several(self, block):
-        return -2 - block
-
     def block(self, thread):
         """Returns the thread's block, or that of several threads."""
         return np.where(thread >= 0, thread // self.threads, -2 - thread)
 
     def words(self, at, size):
-        """Yields the numbers of the words that accesses of `size` bytes at these places touch."""
-        for k in range(0, size, self.grain):
-            yield (at + k) // self.grain
+        """Returns the numbers of the words that accesses of `size` bytes at these places touch, a row for each."""
+        return (at + np.arange(0, size, self.grain)[:, None]) // self.grain
 
-    def note_read(self, word, thread, epoch):
-        block = self.block(thread)
-        by = self.reader[word]
-        others = (by != NOBODY) & (by != thread) & (self.block(by) == block) & (self.read[word] == epoch)
-        now = np.where(others, self.several(block), thread)
+    def note_read(self, word, thread, block, epoch):
+        by, several = self.reader[word], np.broadcast_to(-2 - block, word.shape)
+        others = (by != NOBODY) & (by != thread) & (self.read[word] == epoch)
+        if not self.shared:
+            others &= self.block(by) == block
+        now = np.where(others, several, thread)
         self.reader[word] = now
         twice = self.reader[word] != now  # read by another thread in the same instruction
-        self.reader[word[twice]] = self.several(block[twice])
+        if twice.any():
+            self.reader[word[twice]] = several[twice]
         self.read[word] = epoch
 
     def note_write(self, word, thread, epoch):

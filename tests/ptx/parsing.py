@@ -82,26 +82,6 @@ def _split(text):
     return [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^]]*\]|[^,{[])+", text)]
 
 
-def operand(text):
-    """Returns ("reg", name), ("imm", n), ("bits", n), ("special", name), ("sym", name), ("sink",), ("vec", operands) or
-    ("mem", operand, offset).
-    """
-    if text.startswith("{"):
-        return "vec", [operand(part) for part in _split(text[1:-1])]
-    if text.startswith("["):
-        base, offset = re.fullmatch(r"([%\w$.]+?)(?:\+(-?\w+))?", text[1:-1].replace(" ", "")).groups()
-        return "mem", operand(base), int(offset or "0", 0)
-    if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
-        return "imm", int(text.rstrip("U"), 0)
-    if text.startswith(("0f", "0d")):
-        return "bits", int(text[2:], 16)
-    if text == "_":
-        return ("sink",)
-    if re.match(r"%(tid|ctaid|ntid|nctaid|laneid|warpid|cluster)", text):
-        return "special", text
-    return ("reg" if text.startswith("%") else "sym"), text
-
-
 class Program:
     """One kernel. Products are fused into sums as ptxas may do it, as `contract` says:
 
@@ -120,11 +100,12 @@ class Program:
             if line.startswith("}"):
                 break
             while line:
-                if line.startswith("."):
-                    if line.startswith(".reg"):
-                        self._declare(line)
+                if line.startswith(".reg"):
+                    declared, _, line = (part.strip() for part in line.partition(";"))
+                    self._declare(*declared.split(maxsplit=2)[1:])
+                elif line.startswith("."):
                     break
-                if label := re.match(r"(\$\w+):\s*", line):
+                elif label := re.match(r"(\$\w+):\s*", line):
                     labels[label[1]] = len(flat)
                     line = line[label.end() :]
                 elif line[0] in "{}":
@@ -150,19 +131,37 @@ class Program:
         self.lasting = self._lasting()
         self.functions = {}  # of blocks, by number and whether they are masked
 
-    def _declare(self, line):
-        for kind, names in re.findall(r"\.reg \.(\w+)\s+([^;]+);", line):
-            for name in names.split(","):
-                stem, count = re.fullmatch(r"\s*(%\w+)(?:<(\d+)>)?\s*", name).groups()
-                self.registers.update({f"{stem}{k}": kind for k in range(int(count))} if count else {stem: kind})
+    def _declare(self, kind, names):
+        for name in names.split(","):
+            stem, count = re.fullmatch(r"\s*([%\w]+)(?:<(\d+)>)?\s*", name).groups()
+            numbered = [f"{stem}{k}" for k in range(int(count))] if count else [stem]
+            self.registers.update(dict.fromkeys(numbered, kind.removeprefix(".")))
 
     def _instruction(self, statement):
         found = re.match(r"(?:@(!?)(%\w+)\s+)?([\w.:]+)\s*(.*)", statement)
         try:
             neg, pred, opcode, rest = found.groups()
-            return Instruction(pred, bool(neg), opcode, [operand(part) for part in _split(rest)], statement)
+            args = [self._operand(part) for part in _split(rest)]
+            return Instruction(pred, bool(neg), opcode, args, statement)
         except (AttributeError, TypeError) as error:
             raise Unsupported(f"{self.name}: cannot read: {statement};") from error
+
+    def _operand(self, text):
+        """Returns a kind and what belongs to it: ("reg", name), ("imm", n), ("vec", operands), ("mem", base, offset)."""
+        if text.startswith("{"):
+            return "vec", [self._operand(part) for part in _split(text[1:-1])]
+        if text.startswith("["):
+            base, offset = re.fullmatch(r"([%\w$.]+?)(?:\+(-?\w+))?", text[1:-1].replace(" ", "")).groups()
+            return "mem", self._operand(base), int(offset or "0", 0)
+        if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
+            return "imm", int(text.rstrip("U"), 0)
+        if text.startswith(("0f", "0d")):
+            return "bits", int(text[2:], 16)
+        if text == "_":
+            return ("sink",)
+        if re.match(r"%(tid|ctaid|ntid|nctaid|laneid|warpid|cluster)", text):
+            return "special", text
+        return ("reg" if text.startswith("%") or text in self.registers else "sym"), text
 
     def _check(self, i):
         """Refuses what the translation does not know, before anything runs."""

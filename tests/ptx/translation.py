@@ -51,7 +51,7 @@ class Translator:
                 taken = self._predicate(i)
             elif i.op not in CONTROL:
                 try:
-                    assert i.op in ("add", "sub", "mul", "cvt") or not PACKED & {*i.mods}
+                    assert i.op in ("add", "sub", "mul", "cvt", "setp") or not PACKED & {*i.mods}
                     getattr(self, "op_" + i.op)(i)
                 except (AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
                     raise Unsupported(f"{self.program.name}: not implemented: {i.line};") from error
@@ -246,13 +246,13 @@ class Translator:
 
     def op_setp(self, i):
         how, t = i.mods
-        a, b = (self._get(o, t) for o in i.args[1:3])
+        a, b = (f"from_bf16({self._get(o, t)})" if t == "bf16" else self._get(o, t) for o in i.args[1:3])
         nan = f"(np.isnan({a}) | np.isnan({b}))"
         if how in ("num", "nan"):
             found = nan if how == "nan" else f"~{nan}"
         elif how in COMPARISONS:
             found = f"{a} {COMPARISONS[how]} {b}"
-            found = f"({found}) & ~{nan}" if how == "ne" and t[0] == "f" else found
+            found = f"({found}) & ~{nan}" if how == "ne" and t in ("f16", "f32", "f64", "bf16") else found
         else:
             found = f"({a} {COMPARISONS[how.removesuffix('u')]} {b}) | {nan}"
         self._put(i, found, "pred")
