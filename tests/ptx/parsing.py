@@ -147,7 +147,7 @@ class Program:
             raise Unsupported(f"{self.name}: cannot read: {statement};") from error
 
     def _operand(self, text):
-        """Returns a kind and what belongs to it: ("reg", name), ("imm", n), ("vec", operands), ("mem", base, offset)."""
+        """Returns a kind and what belongs to it: ("reg", name), ("imm", n), ("vec", operands), ("mem", base, n)."""
         if text.startswith("{"):
             return "vec", [self._operand(part) for part in _split(text[1:-1])]
         if text.startswith("["):
