@@ -38,12 +38,11 @@ class Case:
     approx: str = "exact"
 
     def __str__(self) -> str:
-        device = (
-            f"{self.device.multiprocessors}mp l2={self.device.l2}{'' if self.device.tuning is UNTUNED else ' tuned'}"
-        )
-        return f"{self.call} {device}{f' offset {self.offset:g}' if self.offset else ''}"
+        tuned = "" if self.device.tuning is UNTUNED else " tuned"
+        offset = f" offset {self.offset:g}" if self.offset else ""
+        return f"{self.call} {self.device.multiprocessors}mp l2={self.device.l2}{tuned}{offset}"
 
-    def judged(self, **options) -> tuple[list[str], Counter]:
+    def judged(self) -> tuple[list[str], Counter]:
         """Returns what is wrong with the results, and what was found in the launches."""
         operator = audited()[self.call.op]
         family = {"inputs": "offset", "offset": self.offset} if self.offset else {}
@@ -51,14 +50,14 @@ class Case:
         inputs = operator.inputs(case, torch.device("cpu"), 0)
         if self.call.dtype == "fp64":
             inputs = _as(torch.float64, inputs)
-        with emulated(self.device, Emulation(contract=self.contract, approx=self.approx, **options)) as launches:
+        with emulated(self.device, Emulation(contract=self.contract, approx=self.approx)) as launches:
             results = _results(self.call, inputs)
+        assert launches
         # Accuracy knows no bound of float64.
         results = {name: t.float() if t.dtype == torch.float64 else t for name, t in results.items()}
 
-        inputs |= {
-            name: fill(inputs[name]) for name, fill in NEUTRAL.items() if name in inputs and name in self.call.without
-        }
+        left_out = NEUTRAL.keys() & inputs.keys() & {*self.call.without}
+        inputs |= {name: NEUTRAL[name](inputs[name]) for name in left_out}
         reference = operator.reference(case, inputs)
         amplification = operator.amplification(inputs, reference)
         if any(name.startswith("eval_bwd") for name in results):  # no mode of an operator: the truth is PyTorch's own
@@ -89,6 +88,7 @@ def _results(call: Call, inputs: Inputs) -> Inputs:
 
 
 def every_case() -> Iterator[Case]:
+    """Yields every small call as it is, and with an offset or in float16."""
     for call, device in small_calls(audited()):
         yield Case(call, device)
         if call.dtype == "fp32":
