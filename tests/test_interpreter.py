@@ -46,7 +46,7 @@ def test_dtypes_and_types_are_those_that_the_interpreter_would_make(scalar):
         return {name: getattr(value, "values", value) for name, value in vars(one).items()}
 
     for _ in range(2):  # made, and found
-        for shape in ([], [1], [4, 8]):
+        for shape in ([], [1], [4, 8], [8, 4]):
             block = tl.block_type(scalar, shape) if shape else scalar
             if shape:
                 assert made(tl.block_type.__init__, tl.block_type, scalar, shape) == made(
