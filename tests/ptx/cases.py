@@ -98,13 +98,13 @@ def every_case() -> Iterator[Case]:
 
 
 def one_of_each_plan() -> Iterator[Case]:
-    """Yields the smallest case of each operator in each layout with other kernels in a pass than one before had.
+    """Yields the smallest case of each operator, layout and kind of plan with a kernel that none before had.
 
     A few plans have no case that takes only seconds.
     """
-    seen: set[tuple] = set()
+    seen: set[tuple[str, ...]] = set()
     for call, device, passes in sorted(recorded_small_calls(), key=lambda small: prod(small[0].shape)):
-        found = {(call.op, call.layout, one.mode, *(moved.kernel for moved in one.launches)) for one in passes}
+        found = {(call.op, call.layout, one.kind, moved.kernel) for one in passes for moved in one.launches}
         if not found <= seen and prod(call.shape) <= LARGEST:
             seen |= found
             yield Case(call, device)
