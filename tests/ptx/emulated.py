@@ -31,13 +31,13 @@ class Emulation:
 
     `orders` is a number of random orders of programs, where programs can wait for each other; one more order is that of
     single warps. `contract` says which products are fused into sums, and with approx="worst" approximate instructions
-    are as wrong as PTX allows. `edit(kernel, ptx)` plants a bug. At most `resident` programs run at a time.
+    are as wrong as PTX allows. `edit(ptx)` plants a bug. At most `resident` programs run at a time.
     """
 
     orders: int = 2
     contract: str = "single"
     approx: str = "exact"
-    edit: Callable[[str, str], str] = lambda kernel, ptx: ptx
+    edit: Callable[[str], str] = lambda ptx: ptx
     resident: int | None = None
 
 
@@ -87,7 +87,7 @@ def execute(launch: KernelLaunch, emulation: Emulation) -> Counter:
     ]
     found: Counter = Counter()
     try:
-        code = program(emulation.edit(name, kernel.asm["ptx"]), emulation.contract)
+        code = program(emulation.edit(kernel.asm["ptx"]), emulation.contract)
         assert code.threads == 32 * kernel.metadata.num_warps
         orders = [{"seed": seed} for seed in range(emulation.orders if code.atomic else 1)]
         first = None

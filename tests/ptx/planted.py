@@ -75,28 +75,32 @@ def _waiting_kernel(x_ptr, w_ptr, y_ptr, partials_ptr, counters_ptr, n, P: tl.co
     leave(counters_ptr + 1, P, counters_ptr)
 
 
+KERNELS = {
+    "reducing": _reducing_kernel,
+    "copying": _copying_kernel,
+    "merging": _merging_kernel,
+    "waiting": _waiting_kernel,
+}
+
+
 def _run(name: str, x: Tensor, w: Tensor) -> Tensor:
-    n, y, one_each = x.shape[1], torch.empty(PROGRAMS), {"num_warps": 4}
-    if name in ("reducing", "copying"):
-        arguments, constants = (x, w, y, n), {}
-    else:
-        arguments = x, w, y, torch.empty(PROGRAMS, BLOCK), counters(2, x.device), n
-        constants = {"P": PROGRAMS}
+    y, shared, constants = torch.empty(PROGRAMS), (), {"BLOCK": BLOCK, "num_warps": 4}
+    if name in ("merging", "waiting"):
+        shared, constants = (torch.empty(PROGRAMS, BLOCK), counters(2, x.device)), {**constants, "P": PROGRAMS}
     nothing = lambda: Moves(None, {}, ())
-    kernel = globals()[f"_{name}_kernel"]
-    launch(kernel, (PROGRAMS,), *arguments, moves=nothing, BLOCK=BLOCK, **constants, **one_each)
+    launch(KERNELS[name], (PROGRAMS,), x, w, y, *shared, x.shape[1], moves=nothing, **constants)
     return y
 
 
-def _replaced(old: str, new: str, count: int = 0) -> Callable[[str, str], str]:
-    return lambda _, ptx: re.sub(old, new, ptx, count=count)
+def _replaced(old: str, new: str, count: int = 0) -> Callable[[str], str]:
+    return lambda ptx: re.sub(old, new, ptx, count=count)
 
 
-def _without_barrier(before: str = "", after: str = "") -> Callable[[str, str], str]:
-    """Drops the bar.sync that stands last before, or first after, the first of an instruction in the last loop."""
+def _without_barrier(before: str = "", after: str = "") -> Callable[[str], str]:
+    """Drops the last bar.sync before the last place of an instruction, or the first one after its first place."""
     barrier = r"\tbar\.sync[^;]*;\n"
 
-    def edit(_: str, ptx: str) -> str:
+    def edit(ptx: str) -> str:
         at = [m.start() for m in re.finditer(before or after, ptx)]
         found = [m for m in re.finditer(barrier, ptx) if (m.start() < at[-1] if before else m.start() > at[0])]
         drop = found[-1 if before else 0]
@@ -108,7 +112,7 @@ def _without_barrier(before: str = "", after: str = "") -> Callable[[str, str], 
 ATOMIC = r"(?s)(@%p\d+ )?atom\.global\.gpu\.acq_rel\.add(\.u32[^;]*;)"
 
 
-def _fenced(before: bool = True, after: bool = True) -> Callable[[str, str], str]:
+def _fenced(before: bool = True, after: bool = True) -> Callable[[str], str]:
     """A relaxed atomic operation with fences around it instead of one that acquires and releases."""
     fence = "fence.acq_rel.gpu; "
     return _replaced(ATOMIC, rf"{fence * before}\1atom.global.gpu.relaxed.add\2 {fence * after}")
@@ -121,7 +125,7 @@ class Plant:
     label: str
     kernel: str
     found: str
-    edit: Callable[[str, str], str] | None = None
+    edit: Callable[[str], str] | None = None
     resident: int | None = None
 
     def __str__(self) -> str:
@@ -131,8 +135,8 @@ class Plant:
         """Returns whether the edit changed anything, and all that was found."""
         changed = []
 
-        def edit(name: str, ptx: str) -> str:
-            edited = self.edit(name, ptx) if self.edit else ptx
+        def edit(ptx: str) -> str:
+            edited = self.edit(ptx) if self.edit else ptx
             changed.append(edited != ptx)
             return edited
 
@@ -157,7 +161,7 @@ def planted(name: str) -> tuple[bool, list[str]]:
 
 LOAD = r"(ld\.global[^\[]*\[ %rd\d+ \+ )0 \]"
 _PLANTS = (
-    *(Plant("as compiled", kernel, "") for kernel in ("reducing", "copying", "merging", "waiting")),
+    *(Plant("as compiled", kernel, "") for kernel in KERNELS),
     Plant("fences around a relaxed atomic", "merging", "", _fenced()),
     Plant("no barrier within the sum", "reducing", "read after write in shared", _without_barrier(after=r"st\.shared")),
     Plant("loads far outside", "reducing", "out of bounds", _replaced(LOAD, r"\g<1>1048576 ]")),
@@ -171,7 +175,7 @@ _PLANTS = (
     Plant("groups are never closed", "copying", "under way", _replaced(r"cp\.async\.commit_group;", "")),
     Plant("no barrier after the wait", "copying", "read after write in shared", _without_barrier(after=r"wait_group")),
     Plant("a stage is overwritten while it is read", "copying", "write after read in shared",
-          _without_barrier(before=r"(?s)cp\.async\.ca[^;]*;(?!.*cp\.async\.ca)")),
+          _without_barrier(before=r"cp\.async\.ca")),
     Plant("no zeros behind the end", "copying", "out of bounds", _replaced(r", 0x4, %r\d+;", ", 0x4;")),
     Plant("no barrier before the release", "merging", "read after write in global", _without_barrier(before="acq_rel")),
     Plant("nothing is acquired", "merging", "read after write in global", _replaced("acq_rel", "release")),
