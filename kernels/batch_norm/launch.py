@@ -45,33 +45,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import one_launch_plan
 from normlib.kernels.batch_norm import plan as batch_norm_plan
-from normlib.kernels.batch_norm.on_chip import _batch_norm_backward_on_chip_kernel, _batch_norm_forward_on_chip_kernel
-from normlib.kernels.batch_norm.one_launch import _batch_norm_backward_kernel, _batch_norm_forward_kernel
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
-    _batch_norm_merge_kernel,
     _batch_norm_reduce_kernel,
 )
 from normlib.kernels.batch_norm.sweeps import (
     INPUT_GRADIENT,
-    OUTPUT,
     SUMS,
     SUMS_WITHOUT_X,
     empty_statistics,
-    launch_merge,
-    launch_once,
     launch_sweep,
     normalize,
     partial_moments,
     planned,
 )
+from normlib.kernels.counters import counters
 from normlib.kernels.host import device_of, is_channels_last, like, on, statistics_dtype
 from normlib.kernels.plan import Device
-from normlib.kernels.reduction import sum_partials
 
 
 def empty_signs(x: Tensor, device: Device | None = None) -> Tensor:
@@ -114,19 +106,8 @@ def batch_norm_forward(
     mean, rstd = empty_statistics(x)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
-    once = one_launch_plan.batch_norm_once(plan, x.element_size(), 1, device, relu, signs is not None)
-    if once is not None:
-        kernel = _batch_norm_forward_on_chip_kernel if once.kept else _batch_norm_forward_kernel
-        outputs = (y, _kept(signs, once.tiled), mean, rstd, running_mean, running_var)
-        inputs = (x, residual, weight, bias)
-        with on(x):
-            vectors = {"weight": 1, "bias": 1}
-            launch_once(kernel, once, outputs, 3, inputs, OUTPUT, vectors, (eps, momentum), **relus)
-        return y, mean, rstd
     with on(x):
-        tensors = (mean, rstd, running_mean, running_var, partial_moments(x, plan, pre_relu))
-        launch_merge(_batch_norm_merge_kernel, plan, device, *tensors, scalars=(eps, momentum))
+        partial_moments(x, plan, pre_relu, (mean, rstd, running_mean, running_var), (eps, momentum))
         around = (_kept(signs, plan), residual, eps)
         normalize(y, x, mean, rstd, weight, bias, plan, *around, relu=relu, pre_relu=pre_relu)
     return y, mean, rstd
@@ -196,33 +177,22 @@ def batch_norm_backward(
     if x.numel() == 0:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
-    once = None
-    if not evaluating and noise is None:
-        once = one_launch_plan.batch_norm_once(plan, x.element_size(), 2, device, relu, signs is not None)
-        plan = once.tiled if once is not None and signs is not None else plan  # by whose tiles forward kept them
     tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
-    if dx is not None and once is not None:
-        kernel = _batch_norm_backward_on_chip_kernel if once.kept else _batch_norm_backward_kernel
-        with on(x):
-            # A ReLU takes the parameters in the first sweep too.
-            vectors = {"mean": 2, "rstd": 2, "weight": 1 + relu, "bias": 1 if once.kept else 2}
-            launch_once(kernel, once, (dx, dz, dw, db), 2, tensors, INPUT_GRADIENT, vectors, **relus)
-        return dx, dw, db
+    arrived = None
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
+        arrived = counters(plan.groups, x.device)
     drawn: dict[str, Any] = {"noise_ptr": noise, "seed_ptr": seed}
     tiled = plan if noise is None else batch_norm_plan.batch_norm_drawing(plan, device)
     with on(x):
         # In training dx wants a second sweep, which then writes dz too.
         dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
-        found = (partials, dx_here, dz_here)
+        found = (dw, db, partials, arrived, dx_here, dz_here)
         if any(t is not None for t in found):
-            constants = {"EVAL": evaluating, "STD": std, **drawn, **relus}
+            constants = {"EVAL": evaluating, "STD": std, "BLOCK_P": plan.block_p, **drawn, **relus}
             loads_x = partials is not None or (relu and signs is None) or (pre_relu and dx_here is not None)
             way = SUMS if loads_x else SUMS_WITHOUT_X
             launch_sweep(_batch_norm_reduce_kernel, tiled, *found, *tensors, sweep=way, scalars=(eps,), **constants)
-        if partials is not None:
-            sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
             constants = {"EVICT": plan.evict, **drawn, **relus}
             given = (dx, dz, *tensors, dw, db, None)
