@@ -138,7 +138,7 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         evict="evict_first" if outgrows else "",
         stages=chosen["stages"],
         block_p=min(max(1024 // block_c, 1), 256),
-        options=launch_options(threads, device, chosen["programs"]),
+        options=launch_options(threads, device, chosen["programs"] * 128 // threads),
     )
 
 

@@ -1,6 +1,7 @@
 """Launches of batch norm's kernels: the arguments that follow from the plan, and what they move."""
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -56,8 +57,9 @@ def launch_sweep(
     def moves() -> Moves:
         forward, programs = "y" in sweep.stores, plan.groups * splits
         merged, _ = _outputs_and_inputs(kernel, len(tensors))
-        loads = dict.fromkeys(sweep.loads, 1)
-        loads |= {name: 1 if name in _UPDATED else 0 for name in merged} | {"partials": int(bool(merged))}
+        loads: dict[str, int | Fraction] = dict.fromkeys(sweep.loads, 1)
+        loads |= {name: int(name in _UPDATED) for name in merged}
+        loads["partials"] = _merged_loads(tensors[len(merged)]) if merged and tensors[0] is not None else 0
         loads |= {name: splits for name in _OF_CHANNELS if name not in merged}
         loads |= {"signs": int(not forward), "seed": programs, "count": programs}
         stores = (*sweep.stores, *merged, "partials", *(("signs",) if forward else ()))
@@ -142,7 +144,9 @@ def launch_merge(
 
     def moves() -> Moves:
         outputs, inputs = _outputs_and_inputs(kernel, len(tensors))
-        loads = dict.fromkeys(("partials", *inputs, *_UPDATED), 1) | {"seed": programs, "limits": programs}
+        loads: dict[str, int | Fraction] = dict.fromkeys((*inputs, *_UPDATED), 1)
+        loads |= {"seed": programs, "limits": programs}
+        loads["partials"] = _merged_loads(tensors[len(outputs)])
         return Moves(merge, loads, outputs)
 
     launch(
@@ -157,6 +161,13 @@ def launch_merge(
         **constants,
         moves=moves,
     )
+
+
+def _merged_loads(partials: Tensor | None) -> Fraction:
+    """Returns how often partials are loaded: once, and the first split's mean again, which others are taken about."""
+    assert partials is not None
+    planes, splits, _ = partials.shape
+    return 1 + Fraction(int(planes > 2), planes * splits)  # of two planes both are sums
 
 
 def _outputs_and_inputs(kernel: Any, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
