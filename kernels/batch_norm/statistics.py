@@ -43,14 +43,14 @@ def moments_of_tiles(
     STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Returns (mean, low, M2) of tiles [first, last), a column each, and whether they are in doubt.
+    """Returns (mean, low, M2) of tiles [first, last), a column each; M2 is NaN where they are in doubt.
 
     Each lane adds up d and d^2, d being the distance from the first tile's mean, and lanes are added once at the end:
 
         mean = first tile's mean + sum(d) / n            M2 = sum(d^2) - sum(d)^2 / n
 
-    Where more than half of sum(d^2) cancels, the first tile is far from the rest, and moments_tile_by_tile is to be
-    asked. So it is where there is an infinity or a NaN.
+    Where more than half of sum(d^2) cancels, the first tile is far from the rest, and the channel is in doubt: then
+    moments_tile_by_tile is to be asked. So it is beside an infinity or a NaN.
     """
     offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
     start, s0 = start_of_tile(first, c0, C, S, LAST, ALIGN, BLOCK_S)
@@ -74,8 +74,12 @@ def moments_of_tiles(
     shift = divide(total, tl.zeros_like(total) + n)
     mean, low = renormalize(pivot, shift)
     m2 = square - total * shift
-    doubt = (m2 < 0.5 * square) | ~is_finite(square)
-    return mean, low, m2, tl.max(doubt.to(tl.int32)) > 0
+    return mean, low, tl.where((m2 >= 0.5 * square) & is_finite(square), m2, float("nan"))
+
+
+@triton.jit
+def any_in_doubt(m2):
+    return tl.max((m2 != m2).to(tl.int32)) > 0
 
 
 @triton.jit
@@ -131,11 +135,10 @@ def store_moments(
     ACC: tl.constexpr,
 ):
     """Stores (mean, low, M2) of tiles [first, last), one split's."""
-    mean, low, m2, doubt = moments_of_tiles(
-        x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC
-    )
+    mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC)
     store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
-    if doubt:
+    if any_in_doubt(m2):
+        tl.debug_barrier()
         store_moments_tile_by_tile(
             partials_ptr, split, splits, x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
         )
@@ -159,8 +162,16 @@ def store_moments_tile_by_tile(
     BLOCK_S: tl.constexpr,
     ACC: tl.constexpr,
 ):
+    """Stores the same again of the channels that are in doubt."""
     mean, low, m2 = moments_tile_by_tile(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
-    store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    out = partials_ptr + tl.cast(split, tl.int64) * C + c
+    plane = tl.cast(splits, tl.int64) * C
+    before = load(out + 2 * plane, c < C, ACC)
+    doubt = before != before
+    store(out, mean, doubt)
+    store(out + plane, low, doubt)
+    store(out + 2 * plane, m2, doubt)
 
 
 @triton.jit

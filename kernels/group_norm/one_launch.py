@@ -8,7 +8,7 @@ import triton.language as tl
 
 from normlib.kernels.batch_norm.gradients import sums_of_tiles
 from normlib.kernels.batch_norm.output import normalize_tiles, scale_of, shift_of
-from normlib.kernels.batch_norm.statistics import moments_of_tiles, moments_tile_by_tile
+from normlib.kernels.batch_norm.statistics import any_in_doubt, moments_of_tiles, moments_tile_by_tile
 from normlib.kernels.group_norm.rows import (
     BATCH,
     finish_group_statistics,
@@ -53,11 +53,14 @@ def _group_norm_forward_kernel(
     tiles = blocks(S, BLOCK_S)
     channels = C if LAST else end  # channels-last it is a stride, and ends the last group too
     at = x_ptr + offset
-    mean, low, m2, doubt = moments_of_tiles(
-        at, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC
-    )
-    if doubt:
-        mean, low, m2 = moments_tile_by_tile(at, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    mean, low, m2 = moments_of_tiles(at, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC)
+    if any_in_doubt(m2):
+        doubt = m2 != m2
+        other_mean, other_low, other_m2 = moments_tile_by_tile(
+            at, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        )
+        mean, low = tl.where(doubt, other_mean, mean), tl.where(doubt, other_low, low)
+        m2 = tl.where(doubt, other_m2, m2)
     mean, low, m2 = merge_rows(mean, low, m2, c0, end, S, per_group, ROWS, BLOCK_C, ACC)
     group = c0 // per_group + tl.arange(0, BLOCK_C // ROWS)[:, None]
     mask = group < end // per_group

@@ -84,7 +84,7 @@ def store_signs(signs_ptr, blocked, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl
 
 
 @triton.jit
-def load_signs(signs_ptr, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, present=None):
+def load_signs(signs_ptr, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
     LANES: tl.constexpr = min(8, BLOCK_C * BLOCK_S)
     tl.load(sign_addresses(signs_ptr, tile, c0, C, BLOCK_C, BLOCK_S, LANES))
     return tl.zeros([BLOCK_C, BLOCK_S], tl.int1)
