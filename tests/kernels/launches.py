@@ -124,7 +124,7 @@ RAGGED = [
     SmallCall(Call("batch_renorm", (3, 5, 11), "fp32", "nchw"), _wide(2)),
     SmallCall(Call("noisy_batch_norm", (3, 5, 11), "fp32", "nchw"), _wide(2)),
     SmallCall(Call("instance_norm", (3, 5, 11), "fp32", "nchw")),
-    SmallCall(Call("group_norm", (1, 6, 5000), "fp32", "nchw", (), (("groups", 3),)), _wide(3)),
+    SmallCall(Call("group_norm", (1, 9, 5000), "fp32", "nchw", (), (("groups", 3),)), _wide(3)),
     SmallCall(Call("sync_batch_norm", (3, 5, 11), "fp32", "nchw", (), (("ranks", 3),)), _wide(2)),
     SmallCall(Call("lp_norm", (3, 5, 11), "fp32", "nchw", (), (("p", "inf"),)), _wide(2)),
     SmallCall(Call("weight_norm", (33, 100), "fp32", "rows")),

@@ -10,7 +10,7 @@ from normlib import reference
 from normlib.kernels.batch_norm import launch as kernels
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.host import dense
-from normlib.kernels.plan import Device
+from normlib.kernels.plan import Device, Tuning
 
 SHAPES = [(5, 7), (33, 130), (3, 5, 11), (4, 3, 7, 7), (2, 65, 7, 7), (3, 16, 14, 14), (2, 3, 4, 5, 6), (2, 1, 1, 1)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -31,6 +31,43 @@ def draw(shape, dtype, channels_last, device, offset=3.0):
         dy.to(device, dtype),
         *(torch.randn(c, dtype=stats, device=device) for _ in range(2)),
     )
+
+
+def outlier(x, place):
+    x[place] = 1e4
+    return x
+
+
+# What a sum about the first tile's mean is bad at. Two splits of several tiles, the last one ragged; channels in rows.
+HOSTILE = {
+    "a first tile far from the rest": lambda x: torch.where(torch.arange(x.shape[1]) < 300, x + 1e6, x),
+    "a second split far from the first": lambda x: torch.where(torch.arange(x.shape[1]) < 2000, x - 3e5, x),
+    "an outlier in the first tile": lambda x: outlier(x, (slice(None), 3)),
+    "an outlier in the last tile": lambda x: outlier(x, (slice(None), -1)),
+    "an outlier in one channel": lambda x: outlier(x, (2, 1700)),
+    "sorted": lambda x: x.sort(1).values,
+    "constant, then noise": lambda x: torch.where(torch.arange(x.shape[1]) < 2000, 5.0, x),
+    "constant": lambda x: x * 0.0 + 0.1,
+    "almost constant, far from zero": lambda x: 1e6 + x,
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("data", HOSTILE)
+def test_statistics_of_hostile_data_match_float64(data, dtype, channels_last, device):
+    drawn = HOSTILE[data](torch.randn(5, 4001, dtype=torch.float64)).to(dtype)
+    x = (drawn.t()[None].contiguous().movedim(-1, 1) if channels_last else drawn[None].clone()).to(device)
+    plan = Device(1, tuning=Tuning({batch_norm_plan.batch_norm_plans(channels_last, dtype.itemsize): {"tile": 1024}}))
+    tiles = batch_norm_plan.batch_norm(tuple(x.shape), channels_last, dtype.itemsize, plan)
+    assert tiles.tiles > tiles.splits
+    y, mean, rstd = kernels.batch_norm_forward(x, None, None, None, None, 0.3, 1e-5, plan)
+    truth = reference.batch_norm(x, None, None, 1e-5)
+    assert_right(rstd, truth["rstd"], "rstd")
+    off = ((mean.double().sum(0) - truth["mean"]) * truth["rstd"]).abs().max()
+    assert off <= 1e-7, "the mean, in standard deviations"
+    if x.unique().numel() > 1:  # of a constant nothing is left
+        assert_right(y, truth["y"], "y")
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 5])

@@ -24,7 +24,7 @@ interpreted = pytest.mark.skipif(not INTERPRETED.value, reason="orders the progr
 CASES = {
     "one split": ((3, 37, 7, 7), False, torch.float32, 1),
     "a tile a split": ((6, 40, 8, 8), True, torch.bfloat16, 3),
-    "uneven shares": ((5, 20, 16, 16), False, torch.float16, 2),
+    "uneven shares": ((5, 20, 30, 30), False, torch.float16, 2),
     "uneven shares, channels-last": ((33, 136, 5, 5), True, torch.float32, 3),
     "float64": ((7, 7, 9, 9), True, torch.float64, 1),
 }

@@ -43,7 +43,7 @@ def test_programs_arrive_as_often_as_is_counted_on(monkeypatch):
                         run()
                     assert max(arrived.values(), default=0) == expected, (case, mode)
                     found.add((one.kind, expected))
-    assert {"once", "many times"} <= {"once" if n == 1 else "many times" for _, n in found if n}
+    assert any(n > 1 for _, n in found)
 
 
 def test_waits_are_counted_in_every_launch_that_has_some():
