@@ -22,9 +22,9 @@ Backward in training, and in evaluation, where mean and rstd are constants:
 where `ties` elements of a channel share the maximum and its derivative, as in torch.amax.
 
 No statistic is a difference of large sums, but the mean is subtracted, and kept as a pair of floats. The plan is batch
-norm's streaming one: three launches each way, of which the two that normalize and that sum the gradients are batch
-norm's own. Units of one activation moved: training forward 3, backward 5, evaluation 2 and 3. Saved for backward: x,
-the mean as a pair, rstd, and for p = inf the maximum and its ties.
+norm's, forward with a launch more, in which partial results are merged. The sweeps that normalize and that sum the
+gradients are batch norm's own. Units of one activation moved: training forward 3, backward 5, evaluation 2 and 3. Saved
+for backward: x, the mean as a pair, rstd, and for p = inf the maximum and its ties.
 """
 
 import torch

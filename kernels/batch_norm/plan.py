@@ -86,9 +86,9 @@ def cache_room(plan_values: Mapping[str, int], device: Device) -> int:
 
 
 def spatial_block(s: int) -> int:
-    """Returns the largest power of two, 128 to 4096, that pads a run of s by a sixth at most; else s padded."""
-    for block in (4096, 2048, 1024, 512, 256, 128):
-        if 6 * (cdiv(s, block) * block - s) <= s:
+    """Returns the largest power of two, 64 to 4096, that pads a run of s by a sixteenth at most; else s padded."""
+    for block in (4096, 2048, 1024, 512, 256, 128, 64):
+        if 16 * (cdiv(s, block) * block - s) <= s:
             return block
     return next_power_of_2(s)
 
@@ -105,7 +105,7 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     batch, positions = (1, n * s) if channels_last else (n, s)
     chosen = batch_norm_values(channels_last, itemsize, device)
     tile = chosen["tile"]
-    outgrows = device.cooperative and prod(shape) * itemsize > cache_room(chosen, device)
+    outgrows = 0 < cache_room(chosen, device) < prod(shape) * itemsize
     if channels_last:
         block_c = channel_block(c)
         # Positions follow the batch: no less for a few of them, or each would be a compilation of its own.

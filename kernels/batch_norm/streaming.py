@@ -1,4 +1,4 @@
-"""Batch norm's three launches each way: partial results of each split, their merge, a sweep that applies the result.
+"""Batch norm's two launches each way: partial results of each split and their merge, a sweep that applies the result.
 
 Evaluation is the last of them forward, and the first backward. The formulas are those of launch.py.
 """

@@ -8,8 +8,8 @@ the same values in the same order, so the same bits on each. n is the sum of the
     dx = weight rstd (dy - sum(db) / n - x_hat sum(dw) / n)       sums over processes
 
 Message, in the statistics' dtype: forward 3 C + 2, the means as pairs of floats, M2, and the count as a pair, which is
-exact up to 2^48; backward 2 C. Units of one activation moved by a process: forward 3, backward 5, as in the streaming
-plan, whose launches these are, and one more each way for what is gathered.
+exact up to 2^48; backward 2 C. Units of one activation moved by a process: forward 3, backward 5, as batch norm,
+whose sweeps these are. What is gathered is merged in one more launch each way.
 """
 
 from fractions import Fraction

@@ -128,7 +128,7 @@ def group_norm(
     splits = min(cdiv(wanted, max(n, 1) * cdiv(c, block_c)), cdiv(s, block_s), 65535)
     align = alignment(c if channels_last else s)
     # As in batch norm, whose comments say why.
-    outgrows = device.cooperative and prod(shape) * itemsize > cache_room(chosen, device)
+    outgrows = 0 < cache_room(chosen, device) < prod(shape) * itemsize
     return GroupNormPlan(
         channels_last=channels_last,
         batch=n,

@@ -78,7 +78,7 @@ def test_only_what_outgrows_its_share_of_the_cache_is_evicted_first(channels_las
     policy = lambda batch, device: batch_norm_plan.batch_norm((batch, 64, 56, 56), channels_last, 2, device).evict
     assert policy(32, H200) == ""  # 12.8 MB of 20
     assert policy(64, H200) == "evict_first"
-    assert policy(64, Device(132, l2=50 << 20)) == ""
+    assert policy(64, Device(132)) == ""
 
 
 @pytest.mark.parametrize(("lengths", "width"), [((49,), 1), ((100,), 4), ((196, 392), 4), ((4096,), 16), ((48, 24), 8)])
