@@ -22,7 +22,7 @@ def _batch_norm_stats_kernel(
     running_mean_ptr,  # (C,), updated in place, or None
     running_var_ptr,  # (C,), updated in place, or None
     partials_ptr,  # (3, splits, C): mean, low, M2 of each split
-    arrived_ptr,  # (groups,) zeros
+    arrived_ptr,  # (groups,) zeros, or None with mean_ptr
     x_ptr,
     C,
     S,
@@ -47,9 +47,7 @@ def _batch_norm_stats_kernel(
     store_moments(
         partials_ptr, split, splits, x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC
     )
-    if mean_ptr is None:
-        return
-    if is_last(arrived_ptr + tl.program_id(0), splits):
+    if is_last(arrived_ptr, tl.program_id(0), splits):
         store_statistics(
             mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, partials_ptr, c0, C, S, tiles, splits,
             eps, eps_low, momentum, momentum_low, BLOCK_C, BLOCK_S, BLOCK_P, ACC
@@ -103,7 +101,7 @@ def _batch_norm_reduce_kernel(
     dw_ptr,  # (C,): sum(dz x_hat), in the statistics' dtype; or None: then only partials are stored
     db_ptr,  # (C,): sum(dz)
     partials_ptr,  # (2, splits, C): sum(dz x_hat), sum(dz) of each split; or None
-    arrived_ptr,  # (groups,) zeros
+    arrived_ptr,  # (groups,) zeros, or None with dw_ptr
     dx_ptr,  # written here in evaluation, where dx needs no sums; or None
     dz_ptr,  # the residual's gradient, written here where no other sweep follows; or None
     dy_ptr,
@@ -148,9 +146,7 @@ def _batch_norm_reduce_kernel(
     )  # fmt: skip
     if SUMS:
         store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
-    if dw_ptr is None:
-        return
-    if is_last(arrived_ptr + tl.program_id(0), splits):
+    if is_last(arrived_ptr, tl.program_id(0), splits):
         store_sums(dw_ptr, db_ptr, partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
 
 

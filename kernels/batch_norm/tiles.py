@@ -65,9 +65,9 @@ def next_tile(start, s0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_S:
     if LAST:
         return start + tl.cast(length(C, ALIGN), tl.int64) * BLOCK_S, s0 + BLOCK_S
     else:
-        run = length(S, ALIGN)
-        ends = s0 + BLOCK_S >= S
-        image = tl.cast(C, tl.int64) * run - s0
+        last = (blocks(S, BLOCK_S) - 1) * BLOCK_S
+        ends = s0 == last
+        image = tl.cast(C, tl.int64) * length(S, ALIGN) - last
         return start + tl.where(ends, image, BLOCK_S), tl.where(ends, 0, s0 + BLOCK_S)
 
 
@@ -77,10 +77,9 @@ def previous_tile(start, s0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOC
     if LAST:
         return start - tl.cast(length(C, ALIGN), tl.int64) * BLOCK_S, s0 - BLOCK_S
     else:
-        run = length(S, ALIGN)
-        begins = s0 == 0
         last = (blocks(S, BLOCK_S) - 1) * BLOCK_S
-        image = tl.cast(C, tl.int64) * run - last
+        begins = s0 == 0
+        image = tl.cast(C, tl.int64) * length(S, ALIGN) - last
         return start - tl.where(begins, image, BLOCK_S), tl.where(begins, last, s0 - BLOCK_S)
 
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from errors import assert_right
 from interleaving import interleaved
+from shadow_memory import CONTENDED, watching
 
 from normlib import BatchNorm2d, reference
 from normlib.kernels import counters
@@ -113,28 +114,38 @@ def test_counters_are_left_as_they_were_found(case, shared):
 
 
 @triton.jit
-def _last_but_one(counter, programs):
+def _last_but_one(counters, group, programs):
     tl.debug_barrier()
-    return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 2
+    return tl.atomic_add(counters + group, 1, sem="acq_rel", scope="gpu") == programs - 2
 
 
 @triton.jit
-def _first(counter, programs):
-    tl.debug_barrier()
-    return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == 0
+def _without_release(counters, group, programs):
+    return tl.atomic_add(counters + group, 1, sem="relaxed", scope="gpu") == programs - 1
 
 
 @interpreted
-@pytest.mark.parametrize("is_last", [_last_but_one, _first])
-def test_a_merge_that_comes_early_is_noticed(is_last, monkeypatch, poisoned):
-    *tensors, device = drawn("uneven shares")
-    monkeypatch.setattr(streaming, "is_last", is_last)
+def test_a_merge_that_comes_early_is_noticed(monkeypatch, poisoned):
+    *tensors, device = drawn("a tile a split")
+    monkeypatch.setattr(streaming, "is_last", _last_but_one)
 
     def notice(seed):
         with interleaved(seed):
             return any(out.isnan().any() for out in both_ways(*tensors, device).values())
 
     assert any(map(notice, range(4)))
+
+
+@interpreted
+def test_a_merge_of_what_was_not_released_is_noticed(monkeypatch):
+    *tensors, device = drawn("a tile a split")
+    with watching() as watch:
+        both_ways(*tensors, device)
+    assert not watch.findings
+    monkeypatch.setattr(streaming, "is_last", _without_release)
+    with watching() as watch:
+        both_ways(*tensors, device)
+    assert watch.kernels(CONTENDED, "load") == {"_batch_norm_stats_kernel", "_batch_norm_reduce_kernel"}
 
 
 every_launch_on_a_gpu = pytest.mark.parametrize(
