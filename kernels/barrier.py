@@ -39,3 +39,20 @@ def leave(left, programs, counter, other=None):
         if other is not None:
             tl.atomic_xchg(other, 0, sem="relaxed", scope="gpu")
         tl.atomic_xchg(left, 0, sem="relaxed", scope="gpu")
+
+
+@triton.jit
+def is_last(counters, group, programs):
+    """Counts this program at its group's counter, after all that it has stored; returns whether all programs have come.
+
+    The one that is told so sees what each stored before, and leaves the counter at zero. Without counters none is.
+    """
+    if counters is None:
+        return False
+    else:
+        tl.debug_barrier()
+        last = tl.atomic_add(counters + group, 1, sem="acq_rel", scope="gpu") == programs - 1
+        if last:
+            tl.atomic_xchg(counters + group, 0, sem="relaxed", scope="gpu")
+        tl.debug_barrier()
+        return last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from functools import cache
+from itertools import count
 
 import numpy as np
 
@@ -82,6 +83,22 @@ def _split(text):
     return [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^]]*\]|[^,{[])+", text)]
 
 
+def _inlined(body, functions, numbers):
+    """Returns the PTX with the body of a function in place of each call, and registers for its parameters."""
+    done = ""
+    while call := re.search(r"call\.uni ([\w$]+), \([^)]*\);", body):
+        n = next(numbers)
+        before, body = body[: call.start()], body[call.end() :]
+        before = re.sub(r"\.param \.b(\d+)\s+param(\d+);", rf".reg .b\1 %c{n}_param\2;", before)
+        before = re.sub(r"st\.param\.b(\d+)\s+\[param(\d+)\],", rf"cvt.u\1.u\1 %c{n}_param\2,", before)
+        called = re.sub(r"%([a-z]+)(?=[\d<])", rf"%c{n}_\1", functions[call[1]])
+        called = re.sub(r"\$L__\w+", rf"\g<0>_{n}", called)
+        called = re.sub(r"ld\.param\.b(\d+)\s+(%\w+), \[\S+_param_(\d+)\];", rf"cvt.u\1.u\1 \2, %c{n}_param\3;", called)
+        called = re.sub(r"\bret;", f"bra.uni $L__after_{n};", called)
+        done += f"{before}\n{_inlined(called, functions, numbers)}\n$L__after_{n}:\n"
+    return done + body
+
+
 class Program:
     """One kernel. Products are fused into sums as ptxas may do it, as `contract` says:
 
@@ -89,16 +106,17 @@ class Program:
     """
 
     def __init__(self, ptx, contract):
+        ptx = re.sub("//.*", "", ptx)
         _, body = ptx.split(".visible .entry", 1)
         self.name = re.match(r"\s*(\w+)\(", body)[1]
         params, body = body.split("\n{", 1)
+        functions = dict(re.findall(r"\.func ([\w$]+)\s*\([^)]*\)\s*\{\n(.*?)\n\}", ptx, re.DOTALL))
+        body = _inlined(body[: body.index("\n}")], functions, count())
         self.params = [m[1] for m in re.finditer(r"\.param [^\n]*?(\w+_param_\d+)", params)]
         self.threads = int(re.search(r"\.reqntid (\d+)", params)[1])
         self.registers, labels, flat = {}, {}, []
         for raw in body.splitlines():
-            line = raw.split("//")[0].strip()
-            if line.startswith("}"):
-                break
+            line = raw.strip()
             while line:
                 if line.startswith(".reg"):
                     declared, _, line = (part.strip() for part in line.partition(";"))

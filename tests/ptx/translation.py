@@ -289,6 +289,7 @@ class Translator:
         a = self._get(o, source)
         if source[0] in "su" and _width(held) > _width(source):  # the lower bits of a register
             a = f"{self._get(o, _raw(held))}.astype({NAME[source]})"
+        a = a if o[0] == "reg" else f"M.full({a})"
         if source == "bf16":
             a, source = f"from_bf16({a})", "f32"
         if to == "bf16":
