@@ -42,17 +42,14 @@ def leave(left, programs, counter, other=None):
 
 
 @triton.jit
-def is_last(counters, group, programs):
-    """Counts this program at its group's counter, after all that it has stored; returns whether all programs have come.
+def is_last(counter, programs):
+    """Counts this program at the counter, after all that it has stored, and returns whether all `programs` have come.
 
-    The one that is told so sees what each stored before, and leaves the counter at zero. Without counters none is.
+    The one that is told so sees what each stored before, and leaves the counter at zero.
     """
-    if counters is None:
-        return False
-    else:
-        tl.debug_barrier()
-        last = tl.atomic_add(counters + group, 1, sem="acq_rel", scope="gpu") == programs - 1
-        if last:
-            tl.atomic_xchg(counters + group, 0, sem="relaxed", scope="gpu")
-        tl.debug_barrier()
-        return last
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.atomic_xchg(counter, 0, sem="relaxed", scope="gpu")
+    tl.debug_barrier()
+    return last

@@ -47,11 +47,13 @@ def _batch_norm_stats_kernel(
     store_moments(
         partials_ptr, split, splits, x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC
     )
-    if is_last(arrived_ptr, tl.program_id(0), splits):
-        store_statistics(
-            mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, partials_ptr, c0, C, S, tiles, splits,
-            eps, eps_low, momentum, momentum_low, BLOCK_C, BLOCK_S, BLOCK_P, ACC
-        )  # fmt: skip
+    if mean_ptr is not None:
+        last_to_come = is_last(arrived_ptr + tl.program_id(0), splits)
+        if last_to_come:
+            store_statistics(
+                mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, partials_ptr, c0, C, S, tiles, splits,
+                eps, eps_low, momentum, momentum_low, BLOCK_C, BLOCK_S, BLOCK_P, ACC
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -146,8 +148,10 @@ def _batch_norm_reduce_kernel(
     )  # fmt: skip
     if SUMS:
         store_planes(partials_ptr, split, splits, c0, C, dw, db, None, BLOCK_C)
-    if is_last(arrived_ptr, tl.program_id(0), splits):
-        store_sums(dw_ptr, db_ptr, partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
+    if dw_ptr is not None:
+        last_to_come = is_last(arrived_ptr + tl.program_id(0), splits)
+        if last_to_come:
+            store_sums(dw_ptr, db_ptr, partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC)
 
 
 @triton.jit(do_not_specialize=BATCH)

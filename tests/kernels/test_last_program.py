@@ -114,14 +114,14 @@ def test_counters_are_left_as_they_were_found(case, shared):
 
 
 @triton.jit
-def _last_but_one(counters, group, programs):
+def _last_but_one(counter, programs):
     tl.debug_barrier()
-    return tl.atomic_add(counters + group, 1, sem="acq_rel", scope="gpu") == programs - 2
+    return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 2
 
 
 @triton.jit
-def _without_release(counters, group, programs):
-    return tl.atomic_add(counters + group, 1, sem="relaxed", scope="gpu") == programs - 1
+def _without_release(counter, programs):
+    return tl.atomic_add(counter, 1, sem="relaxed", scope="gpu") == programs - 1
 
 
 @interpreted
