@@ -52,6 +52,7 @@ def forward(x: Tensor, weight: Tensor, device: Device | None = None) -> tuple[Te
                 **constants,
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
+                BLOCK_N=plan.block_n,
                 moves=lambda: Moves(plan, {"x": 1, "weight": 1}, ("y", "norm")),
             )
         else:
@@ -90,6 +91,7 @@ def backward(
                 **constants,
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
+                BLOCK_N=plan.block_n,
                 moves=lambda: Moves(plan, {"dy": 1, "x": 1, "norm": 1, "weight": int(need_dx)}, ("dx", "dw")),
             )
         else:
