@@ -104,6 +104,5 @@ def waits(one: RecordedPass, launch: Traffic, shape: tuple[int, ...]) -> int:
     if not launch.waits:
         return 0
     if isinstance(one.plan, RowBackwardPlan):
-        rows = plan.cdiv(prod(shape[:-1]), one.plan.programs)
-        return plan.cdiv(rows, one.plan.block_rows)
+        return plan.cdiv(prod(shape[:-1]), one.plan.programs)  # once a row
     return plan.cdiv(one.tiled.groups, launch.grid[0])

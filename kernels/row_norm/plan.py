@@ -9,7 +9,7 @@ from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_p
 
 # A row is held in registers up to this many columns (by itemsize), and in a loop beyond. Ahead-of-time compilation shows
 # no spills below these for any target (`python -m bench.audit`).
-FORWARD_REGISTER_COLUMNS = {2: 32768, 4: 32768, 8: 8192}
+FORWARD_REGISTER_COLUMNS = {2: 16384, 4: 16384, 8: 8192}
 BACKWARD_REGISTER_COLUMNS = {2: 10240, 4: 10240, 8: 4096}
 # The columns of a row that a thread holds, by itemsize: enough that what is done once a row weighs little (`LEAST`), as
 # many as fit beside weight, dw and db backward (`MOST`), and forward, where 16 bits are widened as they are used.

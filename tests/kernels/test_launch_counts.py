@@ -105,7 +105,7 @@ def test_every_operator_is_among_them_and_every_kernel_with_a_barrier(found):
         "_batch_norm_backward_kernel",
         "_batch_norm_forward_on_chip_kernel",
         "_batch_norm_backward_on_chip_kernel",
-        "_row_norm_backward_sliced_kernel",
+        "_row_norm_backward_kernel",
     }
     alone = [f for f in passes if f["waits"] and f["op"].startswith("batch_norm")]
     assert alone and all(len(f["declared"]) == 1 for f in alone)

@@ -232,7 +232,7 @@ def test_the_widths_are_one_for_each_variant_of_the_plan():
             row_plan.row_forward(width, 4, INTERPRETER),
             row_plan.row_backward(3, width, 4, INTERPRETER).rows,
         )
-        return tuple((len(p.chunks), p.block_m > 1) for p in (forward, backward))
+        return tuple((min(p.chunks, 2), p.block_m > 1) for p in (forward, backward))
 
     assert [variant(width) for width in WIDTHS] == [
         ((1, True), (1, True)),
