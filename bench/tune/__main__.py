@@ -43,7 +43,7 @@ _BATCH_NORM = {
     "on_chip": (0, 1),
 }
 CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
-    "row_forward": {"threads": (64, 128, 256, 512), "columns": (16, 32, 64, 96)},
+    "row_forward": {"threads": (64, 128, 256, 512, 1024), "columns": (16, 32, 64, 96)},
     "row_forward_loop": {"threads": (128, 256, 512), "l2_percent": (0, 40, 80, 160)},  # 0: a row a multiprocessor
     "row_backward": {"programs": (1, 2, 3, 4, 8), "threads": (64, 128, 256, 512), "columns": (16, 24, 32, 40)},
     "batch_norm_nchw": _BATCH_NORM,

@@ -85,13 +85,14 @@ def forward(
     with on(x):
         if plan.chunks:
             tiles = plans.cdiv(m, plan.block_m)
+            lanes = tiles * plan.block_m  # rows, those past the last one included
             launch(
                 *(_row_norm_forward_kernel, (tiles,), *arguments),
                 **constants,
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
                 BLOCK_N=plan.block_n,
-                moves=lambda: Moves(plan, {"x": 1, "residual": 1, "weight": m, "bias": m}, stored),
+                moves=lambda: Moves(plan, {"x": 1, "residual": 1, "weight": lanes, "bias": lanes}, stored),
             )
         else:
 
