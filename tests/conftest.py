@@ -15,9 +15,9 @@ from repetition import _repetition, pytest_addoption, pytest_configure, pytest_g
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-    from interpreter import find_builtins_once
+    from interpreter import find_once
 
-    find_builtins_once()
+    find_once()
 
 
 def pytest_collection_modifyitems(items):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -120,27 +120,42 @@ def _of(operator: Operator, preset: str) -> Iterator[Call]:
 
 
 def one_of_each_plan(calls: Iterable[Call], device: Device) -> Iterator[Call]:
-    """Yields the first call of each kind of plan, kernels, warps and registers, in every layout, with every option."""
-    seen: set[tuple[object, ...]] = set()
-    for call in calls:
-        found = set()
-        for one in call.recorded(device):
-            options = (one.plan.rows if isinstance(one.plan, RowBackwardPlan) else one.plan).options
-            kernels = tuple(moved.kernel for moved in one.launches)
-            found.add((call.op, call.layout, call.options, one.mode, one.kind, kernels, *options.items()))
-        if not found <= seen:
-            seen |= found
-            yield call
+    """Yields the first call of each kind of plan as one_of_each_kind, and of each choice of its tiles and warps."""
+
+    def chosen(call: Call, one: RecordedPass) -> Iterator[Hashable]:
+        plan = one.plan.rows if isinstance(one.plan, RowBackwardPlan) else one.plan
+        yield _kind(call, one), *plan.options.items()
+
+    return _one_of_each(chosen, calls, device)
+
+
+def one_of_each_kind(calls: Iterable[Call], device: Device) -> Iterator[Call]:
+    """Yields the first call of each kind of plan and its kernels, in every layout, with every option."""
+    return _one_of_each(lambda call, one: [_kind(call, one)], calls, device)
 
 
 def one_of_each_kernel(calls: Iterable[Call], device: Device) -> Iterator[Call]:
     """Yields the first call that launches each kernel: far fewer than there are plans."""
-    seen: set[str] = set()
+    return _one_of_each(lambda _, one: _kernels(one), calls, device)
+
+
+def _one_of_each(
+    told_apart: Callable[[Call, RecordedPass], Iterable[Hashable]], calls: Iterable[Call], device: Device
+) -> Iterator[Call]:
+    seen: set[Hashable] = set()
     for call in calls:
-        found = {moved.kernel for one in call.recorded(device) for moved in one.launches}
+        found = {each for one in call.recorded(device) for each in told_apart(call, one)}
         if not found <= seen:
             seen |= found
             yield call
+
+
+def _kind(call: Call, one: RecordedPass) -> Hashable:
+    return call.op, call.layout, call.options, one.mode, one.kind, _kernels(one)
+
+
+def _kernels(one: RecordedPass) -> tuple[str, ...]:
+    return tuple(moved.kernel for moved in one.launches)
 
 
 # ------------------------------------------------------------------------------------------- calls that are counted

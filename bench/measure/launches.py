@@ -50,11 +50,8 @@ class RecordedPass:
 
 def untouched(operator: Operator, case: Case, device: torch.device | str = "cpu") -> Inputs:
     """Returns tensors like the case's inputs; where nobody looks at it, memory of the CPU is never taken."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        # Nothing is planned for values, and without memory only normal ones can be drawn.
-        drawn = operator.drawn(replace(case, inputs="normal", offset=0.0), torch.device("cpu"), 0)
+    # Nothing is planned for values, and without memory only normal ones can be drawn.
+    drawn = operator.drawn(replace(case, inputs="normal", offset=0.0), torch.device("meta"), 0)
     return {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device) for n, t in drawn.items()}
 
 

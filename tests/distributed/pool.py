@@ -5,6 +5,7 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import interpreter
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
@@ -51,6 +52,8 @@ class Pool:
 
 def _serve(pipe, meeting, rank, size):
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        interpreter.find_once()
     limit = timedelta(seconds=LIMIT_S / 2)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=limit)
     groups = {n: dist.new_group(list(range(n))) for n in range(2, size)} | {size: dist.group.WORLD}

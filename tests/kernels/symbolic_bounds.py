@@ -16,6 +16,7 @@ import json
 import sys
 from itertools import product
 
+import interpreter
 import pytest
 import torch
 import triton
@@ -137,6 +138,7 @@ def check(launch, seen) -> None:
 
 def main() -> None:
     assert INTERPRETED.value and config.enable_sanitizer
+    interpreter.find_once()
     seen = {"launches": [], "reports": []}
     with pytest.MonkeyPatch.context() as monkeypatch:
         # Its rewritten loops look for this by name, and it puts it into the kernel's own module alone.

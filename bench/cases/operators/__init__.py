@@ -99,7 +99,7 @@ class Operator(ABC):
         return found
 
     def drawn(self, case: Case, device: torch.device, seed: int) -> Inputs:
-        """Returns `inputs` without any step that depends on values, so that fake tensors can be drawn too."""
+        """Returns `inputs` without any step that depends on values, so that tensors without memory can be drawn too."""
         return self.inputs(case, device, seed)
 
     @abstractmethod

@@ -20,20 +20,20 @@ from bench.audit.records import Compiled
 from bench.measure import environment
 
 ROOT = Path(__file__).parents[3]
-# A call for every plan, and on two devices for every kernel, for compiling takes long; on one device all extra shapes,
-# which are the ragged and the widest ones, and fused forms. `python -m bench.audit` takes every shape of every model on
-# every device.
+# Compiling takes long: on one device a call for every plan, and of the plain forms all extra shapes, which are the
+# ragged and the widest ones; on the others a call for every kind of plan, or every kernel, and no fused forms. `python
+# -m bench.audit` takes every shape of every model on every device.
 COLLECT = """
 import json, sys
-from bench.audit.calls import Call, calls, one_of_each_kernel, one_of_each_plan
+from bench.audit.calls import Call, calls, one_of_each_kernel, one_of_each_kind, one_of_each_plan
 from bench.audit.choices import audited
 from bench.audit.records import collect
 from bench.audit.targets import TARGETS
 from bench.cases.models import FUSED
-target, plain = sys.argv[1], ("batch_norm", "layer_norm", "rms_norm", "sync_batch_norm")
-chosen = list(calls(plain, ("extra",))) if target == "sm_90" else []
+target = sys.argv[1]
+chosen = list(calls(("batch_norm", "layer_norm", "rms_norm"), ("extra",))) if target == "sm_90" else []
 others = calls([name for name in audited() if target == "sm_90" or name not in FUSED])
-one_of_each = one_of_each_plan if target in ("sm_90", "sm_100") else one_of_each_kernel
+one_of_each = {"sm_90": one_of_each_plan, "sm_100": one_of_each_kind}.get(target, one_of_each_kernel)
 chosen += one_of_each(others, TARGETS[target][1])
 # Kernels of its own in plans that others have: a shape for each. A batch so small that one program holds dy and x of a
 # channel on chip, and one that is more than it holds of x.
