@@ -105,7 +105,7 @@ def merge(programs: int, columns: int, device: Device) -> MergePlan:
 
 @cache
 def sums(programs: int, columns: int, device: Device) -> MergePlan:
-    """Returns the plan of adding the partial sums of programs: 16 to a thread, and all rows at once where they are short.
+    """Returns the plan of adding programs' partial sums: 16 to a thread, and many rows at once where they are short.
 
     The shape of a block depends on the number of programs, which may follow the batch, in two cases only.
     """

@@ -12,11 +12,12 @@
     PARTIAL_N < N        rstd is of a row's first PARTIAL_N columns alone, not CENTRED: var and c1 (a sum over the whole
                          row all the same) are divided by PARTIAL_N, and c1 is in dx of those columns only
 
-A row that fits stays in registers, as a few power-of-two chunks (plan.row_chunks): forward moves x and y once (with a
-residual also that and z), backward dy, x and dx once (and dz). A longer one is swept twice, the second time backwards
-so that it meets the cache. The backward grid is persistent: each program adds dw and db of its rows in registers and
-leaves one partial row of each; a second stage adds the partials in a fixed order. Saved for backward: x (or z), rstd
-and, if CENTRED, the mean as a pair of floats.
+A row that fits stays in registers, as equal power-of-two chunks (plan.row_tile): forward moves x and y once (with a
+residual also that and z), backward dy, x and dx once (and dz). Backward a longer one does too, in slices whose programs
+wait for each other, where a device allows that; else it is swept twice, the second time backwards so that it meets the
+cache. The backward grid is persistent: each program adds dw and db of its rows in registers and leaves one partial row
+of each; a second stage adds the partials in a fixed order. Saved for backward: x (or z), rstd and, if CENTRED, the mean
+as a pair of floats.
 """
 
 from fractions import Fraction
@@ -147,7 +148,9 @@ def backward(
         if plan.rows.chunks:
             k = plan.slices
             waits = k > 1
-            sums_of_rows = torch.empty((m, 2, plans.next_power_of_2(k)), dtype=rstd.dtype, device=x.device) if waits else None
+            sums_of_rows = (
+                torch.empty((m, 2, plans.next_power_of_2(k)), dtype=rstd.dtype, device=x.device) if waits else None
+            )
             launch(
                 *(_row_norm_backward_kernel, (k, plan.programs)),
                 *(dx, partials, sums_of_rows, counters(2 * plan.programs, x.device) if waits else None),

@@ -1,7 +1,7 @@
 """The kernels of rows that stay in registers, in both directions; launch.py has the formulas.
 
-A thread has the same columns of every chunk, weight and bias included, so that no value changes threads but in sums. All
-that is loaded is asked for before the first sum waits for it.
+A thread has the same columns of every row, and of weight and bias, so that values change threads only in sums. All that
+is loaded is asked for before the first sum waits for it.
 
 Backward a row may be in `SLICES`, which are programs that run at the same time: each has dw and db of its columns, and
 they add up c1 and c2 of a row at a barrier.
@@ -93,8 +93,8 @@ def _row_norm_forward_kernel(
 
 
 @triton.jit
-def _sum_over_slices(c1, c2, sums_ptr, arrived_ptr, long_row, round, CENTRED: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Returns c1 and c2 of a row, the sums of what its slices have of them; sums (M, 2, slices)."""
+def _sum_over_slices(c1, c2, sums_ptr, arrived_ptr, long_row, step, CENTRED: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Returns c1 and c2 of a row: the sums over its slices, once all of them have arrived."""
     ACC: tl.constexpr = c1.dtype
     part, slices = tl.program_id(0), tl.num_programs(0)
     k = tl.arange(0, BLOCK_K)[None, :]
@@ -103,7 +103,7 @@ def _sum_over_slices(c1, c2, sums_ptr, arrived_ptr, long_row, round, CENTRED: tl
     if CENTRED:
         store(of_row + BLOCK_K + part, c2, True)
     arrive(arrived_ptr)
-    wait(arrived_ptr, slices * (round + 1))
+    wait(arrived_ptr, slices * (step + 1))
     c1 = tl.sum(load(of_row + k, k < slices, ACC), 1, keep_dims=True)
     if CENTRED:
         c2 = tl.sum(load(of_row + BLOCK_K + k, k < slices, ACC), 1, keep_dims=True)

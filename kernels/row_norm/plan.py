@@ -7,8 +7,8 @@ from functools import cache
 
 from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_power_of_2
 
-# A row is held in registers up to this many columns (by itemsize), and in a loop beyond. Ahead-of-time compilation shows
-# no spills below these for any target (`python -m bench.audit`).
+# A row is held in registers up to this many columns (by itemsize). Ahead-of-time compilation shows no spills up to them
+# for any target (`python -m bench.audit`).
 FORWARD_REGISTER_COLUMNS = {2: 16384, 4: 16384, 8: 8192}
 BACKWARD_REGISTER_COLUMNS = {2: 10240, 4: 10240, 8: 4096}
 # The columns of a row that a thread holds, by itemsize: enough that what is done once a row weighs little (`LEAST`), as
@@ -125,9 +125,9 @@ def row_forward(n: int, itemsize: int, device: Device, tensors: int = 2) -> RowP
 class RowBackwardPlan:
     """A persistent grid of `programs`; each leaves one row of partial dw and db.
 
-    With `rows.chunks` one kernel does it all, with `slices` programs a row that wait for each other. Without them the input gradient loops over the row, and the
-    weight's are summed by a kernel of their own over (programs, column blocks of `block_columns`), `block_rows` rows at
-    a time.
+    With `rows.chunks` one kernel does it all; with several `slices` a row is that many programs', which wait for each
+    other. Without chunks the input gradient loops over the row, and the weight's are summed by a kernel of their own
+    over (programs, column blocks of `block_columns`), `block_rows` rows at a time.
     """
 
     rows: RowPlan

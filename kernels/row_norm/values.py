@@ -32,7 +32,7 @@ def load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED: tl.constexpr, ACC: tl.c
 
 @triton.jit
 def load_row(row_ptr, row, block, M, N: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr = False):
-    """Returns a row's chunks in its own dtype, from the first one's columns on; EVEN: none reaches past the row's end."""
+    """Returns a row's chunks in its own dtype; `block` has the first one's columns, and EVEN says that all are full."""
     chunks = ()
     for i in tl.static_range(CHUNKS):
         n = i * block.shape[1] + block

@@ -1,9 +1,8 @@
 """The kernels of row norms for rows that no program can hold in registers; the symbols are those of launch.py.
 
 One program sweeps a row twice in a loop over its columns, the second time backwards so that it meets the cache. Forward
-the grid is persistent, of as many programs as have their rows in cache at a time (plan.row_forward). Where programs may
-wait for each other, backward has a program a slice of columns: each keeps dw and db of its slice in
-registers, the slices of a row add up c1 and c2 at a barrier, and a few rows wait in cache for the second sweep.
+the grid is persistent, of as many programs as have their rows in cache at a time (plan.row_forward). Backward is for
+devices on which programs may not wait for each other; on others a row goes in slices (narrow.py).
 """
 
 import triton
@@ -14,7 +13,7 @@ from normlib.kernels.reduction import merge_moments, rstd_of, tile_moments
 from normlib.kernels.row_norm.values import affine, aligned, load_statistics, load_stream, of_part, save_statistics
 
 # Arguments that follow the number of rows: no compilation of their own for a 1 or a multiple of 16.
-BATCH = ("M", "rows")
+BATCH = ("M",)
 
 
 @triton.jit(do_not_specialize=BATCH)
