@@ -146,6 +146,8 @@ def _row_norm_backward_kernel(
     group, groups = tl.program_id(1), tl.num_programs(1)
     lane = tl.arange(0, BLOCK_M)[:, None]
     block = tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N])
+    # Not tl.zeros: a tuple of those does not go through a loop on every Triton we support.
+    zero = block.to(ACC) * 0.0
     if SLICES > 1:
         block += tl.program_id(0) * (CHUNKS * BLOCK_N)
     EVEN: tl.constexpr = SLICES > 1 and N % (CHUNKS * BLOCK_N) == 0
@@ -155,8 +157,6 @@ def _row_norm_backward_kernel(
     weights = ()
     for i in tl.static_range(CHUNKS):
         n = i * BLOCK_N + block
-        # Not tl.zeros: a tuple of those does not go through a loop on every Triton we support.
-        zero = block.to(ACC) * 0.0
         dws = dws + (zero,)
         dbs = dbs + (zero,)
         weights = weights + (affine(zero + 1.0, weight_ptr, None, n, (n < N) | EVEN, ZERO_CENTRED, ACC),)
