@@ -162,7 +162,7 @@ def backward(
                 BLOCK_M=plan.rows.block_m,
                 BLOCK_N=plan.rows.block_n,
                 SLICES=plans.next_power_of_2(k),
-                AHEAD=x.element_size() == 2,
+                AHEAD=plan.ahead,
                 moves=lambda: Moves(
                     plan,
                     {"dy": 1, "x": 1, "mean": k, "rstd": k, "dz": int(need_dx), "sums": k}

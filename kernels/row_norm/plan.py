@@ -135,6 +135,7 @@ class RowBackwardPlan:
     block_rows: int = 1
     block_columns: int = 0
     slices: int = 1
+    ahead: bool = False  # whether the next rows are loaded before these are done
 
     @property
     def kind(self) -> str:
@@ -142,10 +143,12 @@ class RowBackwardPlan:
 
 
 # A backward program has this many threads or those of a row, and a multiprocessor two such programs: a thread may then
-# have 255 registers, for weight, dw, db, x_hat and dy of its columns, and in 16 bits for the next row.
+# have 255 registers, for weight, dw, db, x_hat and dy of its columns.
 THREADS, PROGRAMS = 128, 2
 # Columns of a slice by itemsize, in such a program.
 SLICE = {2: 4096, 4: 4096, 8: 1024}
+# The columns of a thread, by itemsize, up to which there are registers for the next row: in 16 bits alone.
+AHEAD_MOST = {2: 32, 4: 0, 8: 0}
 
 
 def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | None:
@@ -156,7 +159,8 @@ def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | 
     if not device.cooperative or slices > resident:
         return None
     options = {**launch_options(THREADS, device, PROGRAMS), "launch_cooperative_grid": True}
-    return RowBackwardPlan(RowPlan(**tile, options=options), min(resident // slices, m), slices=slices)
+    ahead = tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * THREADS
+    return RowBackwardPlan(RowPlan(**tile, options=options), min(resident // slices, m), slices=slices, ahead=ahead)
 
 
 @cache
@@ -185,4 +189,5 @@ def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = Tr
     threads = max(chosen["threads"], row_threads)
     tile = row_tile(n, itemsize, row_threads, threads)
     rows = RowPlan(**tile, options=launch_options(threads, device, chosen["programs"]))
-    return RowBackwardPlan(rows, max(min(chosen["programs"] * device.multiprocessors, cdiv(m, rows.block_m)), 1))
+    programs = max(min(chosen["programs"] * device.multiprocessors, cdiv(m, rows.block_m)), 1)
+    return RowBackwardPlan(rows, programs, ahead=tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * row_threads)
