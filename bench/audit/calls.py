@@ -186,7 +186,7 @@ SEQUENCES = (11, 3, 130)
 LOOP_WITHOUT = (("dx",), ("dw",))
 # A device on which the same rows go in slices: three of them, two groups of rows, two rounds.
 SLICED = replace(DEVICE, multiprocessors=3, cooperative=True)
-SLICED_ROWS = {"bf16": (4, 10242), "fp64": (3, 4102)}
+SLICED_ROWS = {"bf16": (4, 8202), "fp64": (3, 4102)}
 # Groups: of rows that they do not fill; two a tile; several splits of a channel, with few groups; (N, C).
 GROUPED = {
     "group_norm": (((3, 10, 11), 2), ((2, 8, 7, 7), 4), ((1, 6, 4100), 2), ((5, 12), 4)),

@@ -10,12 +10,12 @@ from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_p
 # A row is held in registers up to this many columns (by itemsize). Ahead-of-time compilation shows no spills up to them
 # for any target (`python -m bench.audit`).
 FORWARD_REGISTER_COLUMNS = {2: 16384, 4: 16384, 8: 8192}
-BACKWARD_REGISTER_COLUMNS = {2: 10240, 4: 10240, 8: 4096}
+BACKWARD_REGISTER_COLUMNS = {2: 8192, 4: 8192, 8: 4096}
 # The columns of a row that a thread holds, by itemsize: enough that what is done once a row weighs little (`LEAST`), as
 # many as fit beside weight, dw and db backward (`MOST`), and forward, where 16 bits are widened as they are used.
 LEAST = {2: 32, 4: 32, 8: 16}
 FORWARD_MOST = {2: 96, 4: 64, 8: 32}
-BACKWARD_MOST = {2: 40, 4: 40, 8: 16}
+BACKWARD_MOST = {2: 40, 4: 32, 8: 16}
 # The kernels have code of its own for every chunk of a row: no more of them than these.
 MAX_CHUNKS = 16
 
@@ -159,7 +159,7 @@ def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | 
     if not device.cooperative or slices > resident:
         return None
     options = {**launch_options(THREADS, device, PROGRAMS), "launch_cooperative_grid": True}
-    ahead = tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * THREADS
+    ahead = alignment(n) * itemsize >= 16 and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * THREADS
     return RowBackwardPlan(RowPlan(**tile, options=options), min(resident // slices, m), slices=slices, ahead=ahead)
 
 
@@ -173,7 +173,9 @@ def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = Tr
         block_rows, block_columns = 8, 256
         wanted = cdiv(4 * device.multiprocessors, cdiv(n, block_columns))
         return RowBackwardPlan(rows, max(min(wanted, cdiv(m, block_rows)), 1), block_rows, block_columns)
-    row_threads = threads_of_row(n, LEAST[itemsize], BACKWARD_MOST[itemsize])
+    # What is not loaded 16 bytes at a time takes more registers.
+    wide = alignment(n) * itemsize >= 16
+    row_threads = threads_of_row(n, LEAST[itemsize], BACKWARD_MOST[itemsize] if wide else LEAST[itemsize])
     columns = cdiv(n, row_threads)
     programs = max(PROGRAMS * THREADS // max(row_threads, THREADS), 1)
     if columns * max(itemsize, 4) <= 96 and row_threads <= THREADS:  # with fewer registers each
@@ -190,4 +192,5 @@ def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = Tr
     tile = row_tile(n, itemsize, row_threads, threads)
     rows = RowPlan(**tile, options=launch_options(threads, device, chosen["programs"]))
     programs = max(min(chosen["programs"] * device.multiprocessors, cdiv(m, rows.block_m)), 1)
-    return RowBackwardPlan(rows, programs, ahead=tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * row_threads)
+    ahead = wide and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * row_threads
+    return RowBackwardPlan(rows, programs, ahead=ahead)
