@@ -176,6 +176,8 @@ def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = Tr
     # What is not loaded 16 bytes at a time takes more registers.
     wide = alignment(n) * itemsize >= 16
     row_threads = threads_of_row(n, LEAST[itemsize], BACKWARD_MOST[itemsize] if wide else LEAST[itemsize])
+    if not wide and n > 24 * row_threads and row_threads < THREADS:
+        row_threads *= 2
     columns = cdiv(n, row_threads)
     programs = max(PROGRAMS * THREADS // max(row_threads, THREADS), 1)
     if columns * max(itemsize, 4) <= 96 and row_threads <= THREADS:  # with fewer registers each
