@@ -39,3 +39,17 @@ def leave(left, programs, counter, other=None):
         if other is not None:
             tl.atomic_xchg(other, 0, sem="relaxed", scope="gpu")
         tl.atomic_xchg(left, 0, sem="relaxed", scope="gpu")
+
+
+@triton.jit
+def is_last(counter, programs):
+    """Counts this program at the counter, after all that it has stored, and returns whether all `programs` have come.
+
+    The one that is told so sees what each stored before, and leaves the counter at zero.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.atomic_xchg(counter, 0, sem="relaxed", scope="gpu")
+    tl.debug_barrier()
+    return last

@@ -52,7 +52,6 @@ class Moves:
     stores: tuple[str, ...]  # tensors of which each element is stored once
     parts: Mapping[str, int] = field(default_factory=dict)  # how many elements are touched, where not all are
     sweeps: tuple[TileSweep, ...] = ()
-    ahead: int = 0
     again: int = 0
     span: int = 0
 
@@ -66,7 +65,6 @@ class Traffic:
     accesses: Mapping[str, Access]
     partials: tuple[str, ...] = ()  # tensors that live within the pass
     sweeps: tuple[TileSweep, ...] = ()
-    ahead: int = 0  # channel groups that a program's sweep runs ahead of its next one
     waits: bool = False  # whether programs wait for each other, so that all must be resident
     again: int = 0  # bytes of activations that a row norm's program loads a second time
     span: int = 0  # bytes of activations that it touches from the one time to the other
@@ -134,7 +132,6 @@ class KernelLaunch:
             accesses,
             present(PARTIALS),
             tuple(replace(sweep, loads=present(sweep.loads), stores=present(sweep.stores)) for sweep in moves.sweeps),
-            moves.ahead,
             bool(self.constants.get("launch_cooperative_grid")),
             moves.again,
             moves.span,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normlib.kernels.batch_norm.one_launch_plan import OncePlan
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.group_norm.plan import GroupNormPlan
-from normlib.kernels.plan import Device
 from normlib.kernels.traffic import TileSweep
 
 # Bytes that a cache loads at least: on NVIDIA a quarter of a line of 128 (Nsight Compute, Memory Tables), on AMD more.
@@ -37,18 +35,10 @@ def least_units(
     return once + again * max(1 - cache_bytes / waiting, 0.0) if waiting else once
 
 
-def reason(
-    plan: BatchNormPlan | GroupNormPlan, once: OncePlan | None, device: Device, units: float, least: float
-) -> str:
+def reason(plan: BatchNormPlan | GroupNormPlan, units: float, least: float) -> str:
     """Returns why a plan moves `units`, more than every activation once."""
     if units <= 1.01 * least:
         return "no plan does better with this cache: whole sectors of a channel outgrow it"
     if isinstance(plan, GroupNormPlan):
         return "the groups that are swept at a time outgrow the cache together"
-    if once is not None:
-        return "what waits in cache is pushed out"
-    if not device.cooperative:
-        return "no program may wait for another on this device"
-    if plan.align < 4:
-        return "short loads take the registers that the programs of one launch would need"
-    return "a channel group outgrows its share of the cache"
+    return "all of a tensor is swept once before any of it is swept again, and it outgrows the cache"

@@ -26,12 +26,10 @@ MOST_STEPS = 32  # that a program is simulated with in one sweep of a channel gr
 
 @dataclass(frozen=True)
 class Programs:
-    """The programs of one launch: `splits` at each channel group, `windows` groups side by side, one after another."""
+    """The programs of one launch: `splits` at each channel group."""
 
     sweeps: tuple[TileSweep, ...]
-    windows: int
     splits: int
-    ahead: int  # groups that a sweep runs ahead of the next
     resident: int  # programs that run at a time
 
 
@@ -83,20 +81,18 @@ def _in_turns(programs: Iterator[Iterator[Step]], at_once: int) -> Iterator[Step
 
 
 def _programs(groups: int, tiles: int, launch: Programs) -> Iterator[Iterator[Step]]:
-    """Yields programs in launch order, windows innermost, each with the steps of its sweeps."""
+    """Yields programs in launch order, channel groups innermost, each with the steps of its sweeps."""
     for dealt in range(launch.splits):
         split = launch.splits - 1 - dealt if launch.sweeps[0].backwards else dealt
         share, over = divmod(tiles, launch.splits)
         first = split * share + min(split, over)
         own = range(first, first + share + (split < over))
-        for window in range(launch.windows):
-            yield _steps(range(window, groups, launch.windows), own, tiles, launch)
+        for group in range(groups):
+            yield _steps(group * tiles, own, launch)
 
 
-def _steps(groups: range, own: range, tiles: int, launch: Programs) -> Iterator[Step]:
-    """Yields a program's tiles, group after group; each sweep is `ahead` groups behind the one before it."""
-    for i in range(len(groups) + launch.ahead * (len(launch.sweeps) - 1)):
-        for behind, sweep in enumerate(launch.sweeps):
-            if 0 <= (at := i - behind * launch.ahead) < len(groups):
-                for tile in reversed(own) if sweep.backwards else own:
-                    yield sweep, groups[at] * tiles + tile
+def _steps(start: Tile, own: range, launch: Programs) -> Iterator[Step]:
+    """Yields a program's own tiles of the channel group that starts there, once for each sweep."""
+    for sweep in launch.sweeps:
+        for tile in reversed(own) if sweep.backwards else own:
+            yield sweep, start + tile

@@ -19,8 +19,7 @@ from bench.cases.operators.group_norm import groups_of
 from bench.cases.random_inputs import TORCH_DTYPES
 from bench.measure.launches import ForwardOf, Pass, RecordedPass, passes, recorded, untouched
 from bench.measure.providers.normlib import forward_of
-from normlib.kernels.batch_norm.plan import batch_norm_plans
-from normlib.kernels.plan import Device, Tuning
+from normlib.kernels.plan import Device
 from normlib.kernels.row_norm.plan import RowBackwardPlan
 
 DTYPES = {**TORCH_DTYPES, "fp64": torch.float64}
@@ -172,16 +171,8 @@ LOOP = {"bf16": (1, 16390), "fp64": (2, 8205)}
 ROW_SHAPES = ((100, 100), (5, 1603))
 # Three runs of 11; more channels than a tile; (N, C), with two channels in the last group; runs longer than a tile.
 BATCH_SHAPES = ((3, 5, 11), (2, 65, 7, 7), (33, 130), (2, 3, 700))
-# As the second one, in runs of a multiple of 4: shorter ones take three launches behind a ReLU.
-ALIGNED_SHAPE = (2, 65, 6, 6)
-# Where what registers could hold is to be swept twice all the same.
-OFF_CHIP = Tuning(
-    {batch_norm_plans(last, itemsize): {"on_chip": 0} for last in (False, True) for itemsize in (2, 4, 8)}
-)
-# One tile a split; three channel groups of 68, in tiles of 32; and the cache, in units of x, in which two of the groups
-# fit forward (3) or backward (6), so that the third runs behind them.
-ONCE_SHAPES = {"nchw": (6, 5, 12), "nhwc": (6, 68, 111)}
-ONCE_CACHE = {"fp32": (3, 6), "bf16": (6,), "fp64": (3,)}
+# More than a tile a split, the last one ragged; channels that end within a group.
+SPLIT_SHAPES = {"nchw": (6, 5, 1212), "nhwc": (6, 68, 111)}
 SEQUENCES = (11, 3, 130)
 LOOP_WITHOUT = (("dx",), ("dw",))
 # A device on which the same rows go in slices: three of them, two groups of rows, two rounds.
@@ -238,34 +229,16 @@ def _rows(op: str) -> Iterator[SmallCall]:
         yield Call(op, shape, dtype, "rows"), SLICED
 
 
-# Registers that hold the first of these in one program each way, the second (all but its fp64) in several.
-CHIP = replace(DEVICE, multiprocessors=9, l2=1 << 20, cooperative=True)
-CHIP_SHAPES = ((2, 5, 11), (11, 68, 7, 7))
-
-
-def _on_chip(op: str, dtypes: Iterable[str]) -> Iterator[SmallCall]:
-    """Yields what registers hold, with and without a barrier, in both layouts; and calls without what is optional."""
-    for shape, dtype, layout in product(CHIP_SHAPES, dtypes, ("nchw", "nhwc")):
-        yield Call(op, shape, dtype, layout), CHIP
-    for names in WITHOUT[op]:
-        yield Call(op, CHIP_SHAPES[0], "fp64", "nchw", names), CHIP
-
-
 def _batch_norm(op: str) -> Iterator[SmallCall]:
-    """Yields every kind of plan in every dtype and both layouts, ragged; and calls without what is optional."""
-    roomy = replace(DEVICE, l2=1 << 30, tuning=OFF_CHIP)
+    """Yields every dtype in both layouts, ragged; and calls without what is optional."""
     for dtype in COUNTED_DTYPES:
         for shape in BATCH_SHAPES:
             for layout in ("nchw", "nhwc") if len(shape) > 2 else ("nchw",):
                 yield Call(op, shape, dtype, layout), DEVICE
-        for layout, shape in ONCE_SHAPES.items():
-            call = Call(op, shape, dtype, layout)
-            for units in ONCE_CACHE[dtype]:
-                yield call, replace(roomy, l2=units * call.activation_bytes, cooperative=True)
-        yield Call(op, BATCH_SHAPES[0], dtype, "nchw"), roomy
-    for names, device in product(WITHOUT[op], (DEVICE, roomy)):
-        yield Call(op, BATCH_SHAPES[0], "fp64", "nchw", names), device
-    yield from _on_chip(op, COUNTED_DTYPES)
+        for layout, shape in SPLIT_SHAPES.items():
+            yield Call(op, shape, dtype, layout), DEVICE
+    for names in WITHOUT[op]:
+        yield Call(op, BATCH_SHAPES[0], "fp64", "nchw", names), DEVICE
 
 
 def _grouped(op: str) -> Iterator[SmallCall]:
@@ -283,14 +256,11 @@ def _grouped(op: str) -> Iterator[SmallCall]:
 
 
 def _fused(op: str) -> Iterator[SmallCall]:
-    """Yields every kind of plan in one dtype, and calls without what is optional: fusing adds to tiles, not dtypes."""
-    for layout, shape in ONCE_SHAPES.items():
-        call = Call(op, shape, "bf16", layout)
-        yield call, DEVICE
-        yield call, replace(DEVICE, l2=6 * call.activation_bytes, cooperative=True, tuning=OFF_CHIP)
-    for names, l2 in product(((), *WITHOUT[op]), (0, 1 << 30)):
-        yield Call(op, ALIGNED_SHAPE, "fp64", "nchw", names), replace(DEVICE, l2=l2, tuning=OFF_CHIP)
-    yield from _on_chip(op, ("bf16",))
+    """Yields both layouts in one dtype, and calls without what is optional: fusing adds to tiles, not dtypes."""
+    for layout, shape in SPLIT_SHAPES.items():
+        yield Call(op, shape, "bf16", layout), DEVICE
+    for names in ((), *WITHOUT[op]):
+        yield Call(op, BATCH_SHAPES[0], "fp64", "nchw", names), DEVICE
 
 
 def _lp_norm(op: str) -> Iterator[SmallCall]:

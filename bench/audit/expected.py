@@ -17,7 +17,6 @@ from bench.cli import BadArgument
 from bench.device_constants import device_file
 from bench.measure.launches import RecordedPass
 from normlib.kernels import plan
-from normlib.kernels.row_norm.plan import RowBackwardPlan
 from normlib.kernels.traffic import Traffic
 
 # Devices of each target, as PyTorch names them up to what their memory adds ("NVIDIA H100 80GB HBM3"); the first that
@@ -103,6 +102,4 @@ def waits(one: RecordedPass, launch: Traffic, shape: tuple[int, ...]) -> int:
     """Returns how many times one program of a launch waits for others, one wait after another."""
     if not launch.waits:
         return 0
-    if isinstance(one.plan, RowBackwardPlan):
-        return plan.cdiv(prod(shape[:-1]), one.plan.programs)  # once a row
-    return plan.cdiv(one.tiled.groups, launch.grid[0])
+    return plan.cdiv(prod(shape[:-1]), one.plan.programs)  # once a row

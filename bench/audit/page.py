@@ -28,8 +28,7 @@ COLUMNS = (
     (
         "behind a cache",
         "Units expected of device memory where an ideal cache of this GPU's size (its last before the memory) "
-        "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. Half a line of"
-        " 128 bytes takes up half of it; where it takes up all, more is left (kernels/batch_norm/one_launch_plan.py). A"
+        "keeps what was used last: tiles of a few KB, all programs that fit taking turns, one tile each. A"
         " bound, not a measurement.",
     ),
     (

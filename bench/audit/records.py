@@ -213,7 +213,7 @@ def _record(
         shape=call.shape,
         options=call.options,
         plan=one.kind,
-        choices=asdict(one.tiled) | ({"once": _without(asdict(one.once), "tiled")} if one.once else {}),
+        choices=asdict(one.plan),
         units=activation_bytes / unit,
         partial_units=sum(moved.partial_bytes for moved in one.launches) / unit,
         moved_bytes=moved_bytes,
@@ -243,7 +243,7 @@ def _behind_cache(
     cache, (_, device) = LIMITS[target].cache, TARGETS[target]
     unit, itemsize = call.activation_bytes, call.activation_bytes // prod(call.shape)
     launches = list(zip(one.launches, kernels, strict=True))
-    if not isinstance(one.tiled, SWEPT):
+    if not isinstance(one.plan, SWEPT):
         found = 0
         for moved, kernel in launches:
             at_once = min(prod(moved.grid), kernel.resident * device.multiprocessors)
@@ -256,12 +256,12 @@ def _behind_cache(
         why = "the rows that are swept at a time outgrow the cache together" if units > CLOSE * once else ""
         return units, once, once, why
     programs = [
-        Programs(moved.sweeps, moved.grid[0], moved.grid[1], moved.ahead, kernel.resident * device.multiprocessors)
+        Programs(moved.sweeps, moved.grid[1], kernel.resident * device.multiprocessors)
         for moved, kernel in launches
         if moved.sweeps
     ]
     sweeps = [sweep for moved in one.launches for sweep in moved.sweeps]
-    units = expected_units(one.tiled, programs, itemsize, cache)
-    once, least = once_units(sweeps), least_units(one.tiled, sweeps, itemsize, cache)
-    why = getattr(audited()[call.op], "apart", "") or reason(one.tiled, one.once, device, units, least)
+    units = expected_units(one.plan, programs, itemsize, cache)
+    once, least = once_units(sweeps), least_units(one.plan, sweeps, itemsize, cache)
+    why = getattr(audited()[call.op], "apart", "") or reason(one.plan, units, least)
     return units, once, least, why if units > CLOSE * once else ""

@@ -52,7 +52,7 @@ def steps(wheels: Path | None) -> tuple[Step, ...]:
     return (
         *peers,
         Step("machine", 15, ("sh", "-c", 'nvidia-smi; nvidia-smi -q; exec "$0" -c "$1"', PYTHON, _MACHINE)),
-        _tests("barriers", 75, "-m", "gpu", "tests/kernels/test_one_launch.py"),
+        _tests("merges", 75, "-m", "gpu", "tests/kernels/test_last_program.py"),
         _tests("sliced rows", 45, "-m", "gpu", "tests/kernels/test_sliced_rows.py"),
         _tests("instrument", 60, "-m", "gpu", *_INSTRUMENT),
         Step("batch norm", 130, (*_RUN, "--op", "bn"), least=40),
@@ -72,7 +72,7 @@ def rehearsal() -> tuple[Step, ...]:
     instrument = (*_INSTRUMENT, "-k", "not lost_is_blamed and not every_figure and not test_timing")
     return (
         Step("machine", 60, (PYTHON, "-c", _MACHINE)),
-        _tests("barriers", 60, "tests/kernels/test_one_launch.py", "-k", "matches_float64 and alone"),
+        _tests("merges", 60, "tests/kernels/test_last_program.py", "-k", "match_float64 and split"),
         _tests("sliced rows", 60, "tests/kernels/test_sliced_rows.py", "-k", "not_whole or a_part"),
         _tests("instrument", 120, "-m", "gpu", *instrument),
         Step("batch norm", 120, (*_RUN, *bn)),

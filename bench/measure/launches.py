@@ -12,7 +12,6 @@ import torch
 from bench.cases.case import Case
 from bench.cases.operators import Inputs, Operator
 from bench.fake_gpu import recording
-from normlib.kernels.batch_norm.one_launch_plan import OncePlan
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Traffic
 
@@ -36,16 +35,6 @@ class RecordedPass:
     def kind(self) -> str:
         """The kind of plan in a word or two."""
         return "one sweep" if self.mode.startswith("eval") else str(self.plan.kind)
-
-    @property
-    def once(self) -> OncePlan | None:
-        """Batch norm's plan for one launch."""
-        return self.plan if isinstance(self.plan, OncePlan) else None
-
-    @property
-    def tiled(self) -> Any:
-        """The plan, or whose tiles batch norm's plan for one launch goes over."""
-        return self.once.tiled if self.once else self.plan
 
 
 def untouched(operator: Operator, case: Case, device: torch.device | str = "cpu") -> Inputs:

@@ -37,17 +37,18 @@ if TYPE_CHECKING:
 # threads.
 _BATCH_NORM = {
     "tile": (1024, 2048, 4096, 8192),
-    "programs": (2, 4, 8, 16),
-    "l2_percent": (0, 20, 40, 60),  # 0: three launches always
+    "programs": (2, 3, 4, 6, 8),
+    "stages": (1, 2, 3, 4, 6),
+    "output_tiles": (1, 2, 4, 8),
+    "l2_percent": (0, 20, 40, 60),  # 0: whatever is moved last leaves the cache first
     "alone_tiles": (0, 1, 4, 16),
-    "on_chip": (0, 1),
 }
 CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "row_forward": {"threads": (64, 128, 256, 512, 1024), "columns": (16, 32, 64, 96)},
     "row_forward_loop": {"threads": (128, 256, 512), "l2_percent": (0, 40, 80, 160)},  # 0: a row a multiprocessor
     "row_backward": {"programs": (1, 2, 3, 4, 8), "threads": (64, 128, 256, 512), "columns": (16, 24, 32, 40)},
     "batch_norm_nchw": _BATCH_NORM,
-    "batch_norm_nhwc": {**_BATCH_NORM, "run": (32, 64, 128)},
+    "batch_norm_nhwc": _BATCH_NORM,
 }
 # Medians of do_bench on a quiet GPU differ by less from one time to the next.
 NOISE = 0.01

@@ -43,14 +43,11 @@ def store_signs(signs_ptr, blocked, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl
 
 
 @triton.jit
-def load_signs(signs_ptr, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, present=None):
-    """Returns what store_signs stored, as a tile of booleans; all false if the tile is not `present`."""
+def load_signs(signs_ptr, tile, c0, C, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Returns what store_signs stored, as a tile of booleans."""
     LANES: tl.constexpr = min(8, BLOCK_C * BLOCK_S)
     addresses = sign_addresses(signs_ptr, tile, c0, C, BLOCK_C, BLOCK_S, LANES)
-    if present is None:
-        packed = tl.load(addresses).to(tl.int32)
-    else:
-        packed = tl.load(addresses, mask=present, other=0).to(tl.int32)
+    packed = tl.load(addresses).to(tl.int32)
     bits = (packed[:, None] >> tl.arange(0, LANES)[None, :]) & 1
     if LAST:
         return tl.trans(tl.reshape(bits, [BLOCK_S, BLOCK_C])) != 0

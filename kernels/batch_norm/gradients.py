@@ -13,7 +13,7 @@ import triton.language as tl
 from normlib.kernels.batch_norm.activation import load_input, load_signs
 from normlib.kernels.batch_norm.noise import noise_of_tile
 from normlib.kernels.batch_norm.output import normalized
-from normlib.kernels.batch_norm.tiles import addresses
+from normlib.kernels.batch_norm.tiles import mask_of_tile, next_tile, offsets_in_tile, previous_tile, start_of_tile
 from normlib.kernels.numerics import STAYS, divide, load, store
 from normlib.kernels.reduction import accurate_sum
 
@@ -24,7 +24,6 @@ def load_gradient(
     signs_ptr,  # of a sum with a residual; or None: then x says which sign it had
     x,
     mean,
-    low,
     scale,
     shift,
     at,
@@ -40,7 +39,6 @@ def load_gradient(
     EVICT: tl.constexpr = STAYS,
     S=None,
     noise=None,  # of load_noise, where there was noise behind the activation
-    present=None,  # whether there is such a tile; or None: there is
 ):
     """Returns dz: dy after the derivatives of noise and activation."""
     dy = load(dy_ptr + at, mask, ACC, EVICT)
@@ -49,9 +47,9 @@ def load_gradient(
         dy *= factor
     if RELU:
         if signs_ptr is not None:
-            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S, present)
+            blocked = load_signs(signs_ptr, tile, c0, C, LAST, BLOCK_C, BLOCK_S)
         else:
-            blocked = normalized(x, mean, low, scale, shift) <= 0.0
+            blocked = normalized(x, mean, scale, shift) <= 0.0
         dy = tl.where(blocked, 0.0, dy)
     return dy
 
@@ -65,18 +63,6 @@ def store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU: tl.constexpr,
         if PRE_RELU:
             dx = tl.where(x <= 0.0, 0.0, dx)
         store(dx_ptr + at, dx, mask, EVICT)
-
-
-@triton.jit
-def weight_terms(dz, x, mean, low, mask):
-    """Returns each element's term of dw / rstd."""
-    return tl.where(mask, dz * ((x - mean) - low), 0.0)
-
-
-@triton.jit
-def input_gradient(dz, x, mean, low, scale, c1, c2):
-    """Returns dx, with c1 = dw rstd / n and c2 = db / n."""
-    return scale * ((dz - c2) - ((x - mean) - low) * c1)
 
 
 @triton.jit
@@ -103,28 +89,34 @@ def sums_of_tiles(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
     noise=None,
 ):
     """Returns (sum(dz x_hat), sum(dz)) over tiles [first, last), a column each; zeros without SUMS."""
     dw = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     db = tl.zeros([BLOCK_C, BLOCK_S], ACC)
-    for tile in range(first, last):
-        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        at = base + offsets
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    start, s0 = start_of_tile(first, c0, C, S, LAST, ALIGN, BLOCK_S)
+    for tile in tl.range(first, last, num_stages=STAGES):
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = start + offsets
         if SUMS or (RELU and signs_ptr is None) or (PRE_RELU and dx_ptr is not None):
             x = load_input(x_ptr + at, mask, PRE_RELU, ACC)
         else:
             x = None
         dz = load_gradient(
-            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
+            dy_ptr, signs_ptr, x, mean, scale, shift, at, mask, tile, c0, C,
             RELU, LAST, BLOCK_C, BLOCK_S, ACC, "", S, noise
         )  # fmt: skip
         if SUMS:
+            # Of the mean's two parts the low one is common to all terms, and taken off their sum.
             db += dz
-            dw += weight_terms(dz, x, mean, low, mask)
+            dw += dz * (x - mean)
         store_gradients(dx_ptr, dz_ptr, dz * scale, dz, x, at, mask, PRE_RELU)
-    return accurate_sum(dw, 1) * rstd, accurate_sum(db, 1)
+        start, s0 = next_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)
+    db = accurate_sum(db, 1)
+    return (accurate_sum(dw, 1) - low * db) * rstd, db
 
 
 @triton.jit
@@ -137,6 +129,25 @@ def add_splits(partials_ptr, c0, C, splits, BLOCK_C: tl.constexpr, BLOCK_P: tl.c
         split = start + p
         lanes += load(partials_ptr + split.to(tl.int64) * C + c, (split < splits) & (c < C), ACC)
     return accurate_sum(lanes, 1)
+
+
+@triton.jit(noinline=True)  # of one program in many: its registers are not to weigh on the others
+def store_sums(
+    dw_ptr,
+    db_ptr,
+    partials_ptr,  # (2, splits, C)
+    c0,
+    C,
+    splits,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Stores dw and db of a channel group, from the partials of all splits."""
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    plane = tl.cast(splits, tl.int64) * C
+    store(dw_ptr + c, add_splits(partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC), c < C)
+    store(db_ptr + c, add_splits(partials_ptr + plane, c0, C, splits, BLOCK_C, BLOCK_P, ACC), c < C)
 
 
 @triton.jit
@@ -165,21 +176,26 @@ def input_gradient_of_tiles(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
     EVICT: tl.constexpr,
     noise=None,
 ):
     """Stores dx of tiles [first, last) in training, the last one first."""
-    c1 = divide(dw * rstd, n)
+    # dx = scale (dz - db / n) + (x - mean) slope + rest
     c2 = divide(db, n)
-    for i in range(first, last):
-        tile = first + last - 1 - i
-        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        at = base + offsets
+    slope = -scale * divide(dw * rstd, n)
+    rest = -low * slope
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    start, s0 = start_of_tile(last - 1, c0, C, S, LAST, ALIGN, BLOCK_S)
+    for i in tl.range(first, last, num_stages=STAGES):
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = start + offsets
         x = load_input(x_ptr + at, mask, PRE_RELU, ACC, EVICT)
         dz = load_gradient(
-            dy_ptr, signs_ptr, x, mean, low, scale, shift, at, mask, tile, c0, C,
+            dy_ptr, signs_ptr, x, mean, scale, shift, at, mask, first + last - 1 - i, c0, C,
             RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT, S, noise
         )  # fmt: skip
-        dx = input_gradient(dz, x, mean, low, scale, c1, c2)
+        dx = scale * (dz - c2) + ((x - mean) * slope + rest)
         store_gradients(dx_ptr, dz_ptr, dx, dz, x, at, mask, PRE_RELU, EVICT)
+        start, s0 = previous_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)

@@ -21,23 +21,19 @@ Fused with what stands around it in a net, a residual r and ReLUs:
 No activation is kept for that: without a residual backward computes the sign again from x, with one forward keeps a bit
 an element.
 
-A channel is split over programs, and one of three plans (plan.py) brings their results together:
-
-streaming   three launches each way: partial moments (or sums) of each split, their merge in a fixed order, one sweep
-            that applies the result. Units of one activation moved: training forward 3, backward 5.
-one launch  the splits of a channel group meet at a barrier, merge the partials each for itself, and apply the result
-            to their own tiles, which are still in cache: 2 and 3. A group that is one program's needs no barrier.
-on chip     the same, for a tensor that fits: what a program loads it holds in registers until it is applied, so that
-            the cache is not asked again either.
-
-In the first two the last sweep goes backwards, to meet what was read last, and where a tensor outgrows its share of the
-cache (plan.evict) what that sweep moves leaves first, so as to push out nothing that is still to be met.
+A channel is split over programs. Training takes two launches each way. In the first, each program sweeps its split and
+stores its partial moments (or sums), and the last program of a channel group to finish merges them in a fixed order.
+The second sweeps again and applies the result. Units of one activation moved: forward 3, backward 5. The second sweep
+goes backwards, to meet in cache what was read last: of a tensor that fits it reads nothing from device memory, and 2
+and 3 units are left.
+Where a tensor outgrows its share of the cache (plan.evict), what the second sweep moves leaves first, so as to push out
+nothing that is still to be read.
 
 Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
 1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs.
 
-This file has the launchers. The kernels are in streaming.py, one_launch.py and on_chip.py; what they share is in
-statistics.py, output.py and gradients.py, over tiles.py.
+This file has the launchers. The kernels are in streaming.py; what they are made of is in statistics.py, output.py and
+gradients.py, over tiles.py.
 """
 
 from typing import Any
@@ -45,33 +41,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm import one_launch_plan
 from normlib.kernels.batch_norm import plan as batch_norm_plan
-from normlib.kernels.batch_norm.on_chip import _batch_norm_backward_on_chip_kernel, _batch_norm_forward_on_chip_kernel
-from normlib.kernels.batch_norm.one_launch import _batch_norm_backward_kernel, _batch_norm_forward_kernel
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
-    _batch_norm_merge_kernel,
     _batch_norm_reduce_kernel,
 )
 from normlib.kernels.batch_norm.sweeps import (
     INPUT_GRADIENT,
-    OUTPUT,
     SUMS,
     SUMS_WITHOUT_X,
     empty_statistics,
-    launch_merge,
-    launch_once,
     launch_sweep,
     normalize,
     partial_moments,
     planned,
 )
+from normlib.kernels.counters import counters
 from normlib.kernels.host import device_of, is_channels_last, like, on, statistics_dtype
 from normlib.kernels.plan import Device
-from normlib.kernels.reduction import sum_partials
 
 
 def empty_signs(x: Tensor, device: Device | None = None) -> Tensor:
@@ -114,19 +102,8 @@ def batch_norm_forward(
     mean, rstd = empty_statistics(x)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
-    relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
-    once = one_launch_plan.batch_norm_once(plan, x.element_size(), 1, device, relu, signs is not None)
-    if once is not None:
-        kernel = _batch_norm_forward_on_chip_kernel if once.kept else _batch_norm_forward_kernel
-        outputs = (y, _kept(signs, once.tiled), mean, rstd, running_mean, running_var)
-        inputs = (x, residual, weight, bias)
-        with on(x):
-            vectors = {"weight": 1, "bias": 1}
-            launch_once(kernel, once, outputs, 3, inputs, OUTPUT, vectors, (eps, momentum), **relus)
-        return y, mean, rstd
     with on(x):
-        tensors = (mean, rstd, running_mean, running_var, partial_moments(x, plan, pre_relu))
-        launch_merge(_batch_norm_merge_kernel, plan, device, *tensors, scalars=(eps, momentum))
+        partial_moments(x, plan, pre_relu, (mean, rstd, running_mean, running_var), (eps, momentum))
         around = (_kept(signs, plan), residual, eps)
         normalize(y, x, mean, rstd, weight, bias, plan, *around, relu=relu, pre_relu=pre_relu)
     return y, mean, rstd
@@ -196,33 +173,22 @@ def batch_norm_backward(
     if x.numel() == 0:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
-    once = None
-    if not evaluating and noise is None:
-        once = one_launch_plan.batch_norm_once(plan, x.element_size(), 2, device, relu, signs is not None)
-        plan = once.tiled if once is not None and signs is not None else plan  # by whose tiles forward kept them
     tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
-    if dx is not None and once is not None:
-        kernel = _batch_norm_backward_on_chip_kernel if once.kept else _batch_norm_backward_kernel
-        with on(x):
-            # A ReLU takes the parameters in the first sweep too.
-            vectors = {"mean": 2, "rstd": 2, "weight": 1 + relu, "bias": 1 if once.kept else 2}
-            launch_once(kernel, once, (dx, dz, dw, db), 2, tensors, INPUT_GRADIENT, vectors, **relus)
-        return dx, dw, db
+    arrived = None
     if dw is not None:
         partials = torch.empty((2, plan.splits, plan.channels), dtype=stats, device=x.device)
+        arrived = counters(plan.groups, x.device)
     drawn: dict[str, Any] = {"noise_ptr": noise, "seed_ptr": seed}
     tiled = plan if noise is None else batch_norm_plan.batch_norm_drawing(plan, device)
     with on(x):
         # In training dx wants a second sweep, which then writes dz too.
         dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
-        found = (partials, dx_here, dz_here)
+        found = (dw, db, partials, arrived, dx_here, dz_here)
         if any(t is not None for t in found):
-            constants = {"EVAL": evaluating, "STD": std, **drawn, **relus}
+            constants = {"EVAL": evaluating, "STD": std, "BLOCK_P": plan.block_p, **drawn, **relus}
             loads_x = partials is not None or (relu and signs is None) or (pre_relu and dx_here is not None)
             way = SUMS if loads_x else SUMS_WITHOUT_X
             launch_sweep(_batch_norm_reduce_kernel, tiled, *found, *tensors, sweep=way, scalars=(eps,), **constants)
-        if partials is not None:
-            sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
             constants = {"EVICT": plan.evict, **drawn, **relus}
             given = (dx, dz, *tensors, dw, db, None)

@@ -22,9 +22,9 @@ Backward in training, and in evaluation, where mean and rstd are constants:
 where `ties` elements of a channel share the maximum and its derivative, as in torch.amax.
 
 No statistic is a difference of large sums, but the mean is subtracted, and kept as a pair of floats. The plan is batch
-norm's streaming one: three launches each way, of which the two that normalize and that sum the gradients are batch
-norm's own. Units of one activation moved: training forward 3, backward 5, evaluation 2 and 3. Saved for backward: x,
-the mean as a pair, rstd, and for p = inf the maximum and its ties.
+norm's, forward with a launch more, in which partial results are merged. The sweeps that normalize and that sum the
+gradients are batch norm's own. Units of one activation moved: training forward 3, backward 5, evaluation 2 and 3. Saved
+for backward: x, the mean as a pair, rstd, and for p = inf the maximum and its ties.
 """
 
 import torch
@@ -32,7 +32,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm.gradients import add_splits
 from normlib.kernels.batch_norm.output import scale_of
 from normlib.kernels.batch_norm.statistics import merge_splits
@@ -48,11 +47,22 @@ from normlib.kernels.batch_norm.sweeps import (
     normalize,
     planned,
 )
-from normlib.kernels.batch_norm.tiles import BATCH, addresses, channel_values, elements_before, store_planes
+from normlib.kernels.batch_norm.tiles import (
+    BATCH,
+    channel_values,
+    elements_before,
+    mask_of_tile,
+    next_tile,
+    offsets_in_tile,
+    previous_tile,
+    start_of_tile,
+    store_planes,
+)
+from normlib.kernels.counters import counters
 from normlib.kernels.host import like, on, statistics_dtype
 from normlib.kernels.numerics import accumulator, divide, even_share, from_pair, load, store
 from normlib.kernels.plan import Device
-from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rstd_of_norm, sum_partials, tile_moments
+from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rstd_of_norm, tile_moments
 
 # What is left of a split, or of all: mean, low, sum of |x|^p; for p = inf mean, low, maximum, ties.
 PLANES = {"1": 3, "2": 3, "inf": 4}
@@ -88,6 +98,7 @@ def norms_of_tiles(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Returns (mean, low, sum of |x|^p or maximum, ties) of tiles [first, last): a column each."""
@@ -95,10 +106,12 @@ def norms_of_tiles(
     none = tl.zeros([BLOCK_C, 1], ACC)
     count = tl.zeros([1, 1], ACC)
     mean, low, size, rest = none, none, none, none  # rest: ties, or what a sum has lost so far
-    for tile in range(first, last):
-        base, offsets, mask, elements = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load(x_ptr + base + offsets, mask, ACC)
-        tile_count = elements.to(ACC)
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    start, s0 = start_of_tile(first, c0, C, S, LAST, ALIGN, BLOCK_S)
+    for _ in tl.range(first, last, num_stages=STAGES):
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        x = load(x_ptr + start + offsets, mask, ACC)
+        tile_count = tl.minimum(BLOCK_S, S - s0).to(ACC)
         tile_mean, tile_low, _ = tile_moments(x, mask, tile_count, 1, NARROW)
         count, mean, low, _ = merge_moments(count, mean, low, none, tile_count, tile_mean, tile_low, none)
         if P == "inf":
@@ -108,6 +121,7 @@ def norms_of_tiles(
             term = tl.abs(x) if P == "1" else x * x
             size, rest = renormalize(size, tl.sum(term, 1, keep_dims=True) + rest)
             rest = tl.where(is_finite(size), rest, 0.0)
+        start, s0 = next_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)
     return mean, low, size, rest
 
 
@@ -141,12 +155,13 @@ def _lp_norm_stats_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     c0 = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
     first, last = even_share(split, splits, tiles)
-    mean, low, size, rest = norms_of_tiles(x_ptr, first, last, c0, C, S, P, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    mean, low, size, rest = norms_of_tiles(x_ptr, first, last, c0, C, S, P, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC)
     if P == "inf":
         store_planes(partials_ptr, split, splits, c0, C, mean, low, size, BLOCK_C)
         c = c0 + tl.arange(0, BLOCK_C)[:, None]
@@ -228,6 +243,7 @@ def _lp_norm_input_gradient_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     EVICT: tl.constexpr = "",  # of what the last sweep moves
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
@@ -244,17 +260,20 @@ def _lp_norm_input_gradient_kernel(
         c1 = divide(dw, channel_values(peak_ptr + C, c0, C, BLOCK_C, ACC))
     else:
         c1 = divide(dw * rstd, n) if P == "2" else divide(dw, n)
-    for i in range(first, last):
-        tile = first + last - 1 - i
-        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load(x_ptr + base + offsets, mask, ACC, EVICT)
-        dy = load(dy_ptr + base + offsets, mask, ACC, EVICT)
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    start, s0 = start_of_tile(last - 1, c0, C, S, LAST, ALIGN, BLOCK_S)
+    for _ in tl.range(first, last, num_stages=STAGES):
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = start + offsets
+        x = load(x_ptr + at, mask, ACC, EVICT)
+        dy = load(dy_ptr + at, mask, ACC, EVICT)
         direction = x
         if P != "2":
             direction = tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))  # of NaN NaN
         if P == "inf":
             direction = tl.where(tl.abs(x) == peak, direction, 0.0)
-        store(dx_ptr + base + offsets, scale * ((dy - c2) - direction * c1), mask, EVICT)
+        store(dx_ptr + at, scale * ((dy - c2) - direction * c1), mask, EVICT)
+        start, s0 = previous_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)
 
 
 # ---------------------------------------------------------------------------------------------------------- launchers
@@ -349,12 +368,12 @@ def lp_norm_backward(
     with on(x):
         dx_here = dx if evaluating else None
         if partials is not None or dx_here is not None:
-            tensors = (partials, dx_here, None, dy, None, x, mean, rstd, weight, None)
+            arrived = None if partials is None else counters(plan.groups, x.device)
+            tensors = (dw, db, partials, arrived, dx_here, None, dy, None, x, mean, rstd, weight, None)
             constants = {"EVAL": evaluating, "P": order(p) if evaluating else None, "RELU": False, "PRE_RELU": False}
+            constants["BLOCK_P"] = plan.block_p
             way = SUMS if partials is not None else SUMS_WITHOUT_X
             launch_sweep(_batch_norm_reduce_kernel, plan, *tensors, sweep=way, scalars=(eps,), **constants)
-        if partials is not None:
-            sum_partials(partials, (dw, db), plans.merge(plan.splits, plan.channels, device))
         if need_dx and not evaluating:
             peak = peak if order(p) == "inf" else None
             tensors = (dx, dy, x, rstd, peak, weight, dw, db)

@@ -1,7 +1,7 @@
 """The output of batch norm: y = (x - mean) scale + shift, with what is fused before and after it.
 
 The sweep goes through the tiles backwards, to meet in cache what the one before it loaded last. The symbols are those
-of launch.py: scale is weight rstd, shift the bias, low the mean's own low part.
+of launch.py: scale is weight rstd, and shift the bias less scale times the mean's own low part.
 """
 
 import triton
@@ -9,14 +9,20 @@ import triton.language as tl
 
 from normlib.kernels.batch_norm.activation import load_input, relu, store_signs
 from normlib.kernels.batch_norm.noise import load_noise, noise_of_tile, uniform
-from normlib.kernels.batch_norm.tiles import addresses, channel_values
+from normlib.kernels.batch_norm.tiles import (
+    channel_values,
+    mask_of_tile,
+    offsets_in_tile,
+    previous_tile,
+    start_of_tile,
+)
 from normlib.kernels.numerics import STAYS, load, store
 
 
 @triton.jit
-def normalized(x, mean, low, scale, shift):
+def normalized(x, mean, scale, shift):
     """Returns the norm before any activation. With fma, so that backward, which recomputes it, gets the same sign."""
-    return tl.fma((x - mean) - low, scale, shift)
+    return tl.fma(x - mean, scale, shift)
 
 
 @triton.jit
@@ -28,11 +34,11 @@ def scale_of(rstd, weight_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def shift_of(bias_ptr, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+def shift_of(bias_ptr, low, scale, c0, C, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
     if bias_ptr is not None:
-        return channel_values(bias_ptr, c0, C, BLOCK_C, ACC)
+        return tl.fma(-low, scale, channel_values(bias_ptr, c0, C, BLOCK_C, ACC))
     else:
-        return tl.zeros([BLOCK_C, 1], ACC)
+        return -low * scale
 
 
 @triton.jit
@@ -42,7 +48,6 @@ def store_output(
     residual_ptr,  # added before the activation, or None
     x,
     mean,
-    low,
     scale,
     shift,
     tile,
@@ -60,7 +65,7 @@ def store_output(
     noise=None,  # (that of load_noise, least, width), or None: no noise
 ):
     """Stores y of one tile of x."""
-    y = normalized(x, mean, low, scale, shift)
+    y = normalized(x, mean, scale, shift)
     if residual_ptr is not None:
         y += load(residual_ptr + at, mask, ACC, EVICT)
     if signs_ptr is not None:
@@ -81,7 +86,6 @@ def normalize_tiles(
     x_ptr,
     residual_ptr,  # added before the activation, or None
     mean,
-    low,
     scale,
     shift,
     first,
@@ -95,6 +99,7 @@ def normalize_tiles(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
     EVICT: tl.constexpr,
     noise_ptr=None,  # (4, C), see load_noise; or None: no noise
@@ -108,11 +113,14 @@ def normalize_tiles(
         noise = (factors, least, width)
     else:
         noise = None
-    for i in range(first, last):
-        tile = first + last - 1 - i
-        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC, EVICT)
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    start, s0 = start_of_tile(last - 1, c0, C, S, LAST, ALIGN, BLOCK_S)
+    for i in tl.range(first, last, num_stages=STAGES):
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = start + offsets
+        x = load_input(x_ptr + at, mask, PRE_RELU, ACC, EVICT)
         store_output(
-            y_ptr, signs_ptr, residual_ptr, x, mean, low, scale, shift, tile, base + offsets, mask, c0, C,
+            y_ptr, signs_ptr, residual_ptr, x, mean, scale, shift, first + last - 1 - i, at, mask, c0, C,
             RELU, LAST, BLOCK_C, BLOCK_S, ACC, EVICT, S, noise
         )  # fmt: skip
+        start, s0 = previous_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)

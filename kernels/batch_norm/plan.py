@@ -14,6 +14,8 @@ from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_p
 class BatchNormPlan:
     """Tiles of block_c channels by block_s positions; a channel group's tiles are dealt to `splits` programs.
 
+    Those leave partial results, one of each split. A sweep that leaves none has `output_splits` programs a group.
+
     x is taken as (batch, C, S) when contiguous, and as (1, S, C) with all positions in one run when channels-last.
     """
 
@@ -24,8 +26,11 @@ class BatchNormPlan:
     block_c: int
     block_s: int
     splits: int
+    output_splits: int
     align: int  # a power of two, 16 at most, that divides the length of the contiguous run
     evict: str  # Triton's eviction policy for what training's last sweep moves
+    stages: int  # of a sweep's pipeline of loads
+    block_p: int  # splits merged at a time
     options: dict[str, int]
 
     @cached_property
@@ -51,8 +56,8 @@ class BatchNormPlan:
         return "streaming"
 
 
-# Elements of a batch norm tile by itemsize: 32 values a thread at 128 threads, fewer where each takes two registers.
-TILE = {2: 4096, 4: 4096, 8: 1024}
+# Elements of a batch norm tile by itemsize: 16 values a thread at 128 threads, fewer where each takes two registers.
+TILE = {2: 2048, 4: 2048, 8: 1024}
 
 
 def batch_norm_plans(channels_last: bool, itemsize: int) -> str:
@@ -65,14 +70,13 @@ def batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dic
     return device.tuning.of(
         batch_norm_plans(channels_last, itemsize),
         tile=TILE[itemsize],
-        programs=4,  # of a multiprocessor, in three launches
+        programs=4,  # of a multiprocessor, in a sweep that leaves partial results
+        stages=4,  # of its pipeline of loads
+        output_tiles=4,  # of a program, in a sweep that leaves none
         # Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
         l2_percent=40,
-        # A second sweep over so few tiles costs one program less than a barrier costs many.
+        # Of group norm: whole groups of so few tiles are a program's, however few programs that leaves.
         alone_tiles=4,
-        # Bytes side by side, channels-last, that tiles of what outgrows the cache have at least.
-        run=64,
-        on_chip=1,  # 0: what registers could hold is swept twice all the same
     )
 
 
@@ -81,40 +85,17 @@ def cache_room(plan_values: Mapping[str, int], device: Device) -> int:
     return plan_values["l2_percent"] * device.l2 // 100
 
 
-def most_cache_room(plan_values: Mapping[str, int], device: Device) -> int:
-    """Returns the same if nothing else is swept meanwhile and results leave first: by default the whole cache."""
-    return 5 * cache_room(plan_values, device) // 2
-
-
 def spatial_block(s: int) -> int:
-    """Returns the largest power of two, 128 to 4096, that pads a run of s by a sixth at most; else s padded."""
-    for block in (4096, 2048, 1024, 512, 256, 128):
-        if 6 * (cdiv(s, block) * block - s) <= s:
+    """Returns the largest power of two, 64 to 4096, that pads a run of s by a sixteenth at most; else s padded."""
+    for block in (4096, 2048, 1024, 512, 256, 128, 64):
+        if 16 * (cdiv(s, block) * block - s) <= s:
             return block
     return next_power_of_2(s)
 
 
-LINE = 128  # bytes of a cache line
-
-
-def channel_block(c: int, itemsize: int, run: int = 0) -> int:
-    """Returns the number of channels, of 128, 64, 32 and 16, that pads c least.
-
-    The widest of such, of 32 at least; or the narrowest with a run of so many bytes.
-    """
-    blocks = [block for block in (16, 32, 64, 128) if block * itemsize >= run] if run else [128, 64, 32]
-    return min(min(blocks, key=lambda block: cdiv(c, block) * block), next_power_of_2(c))
-
-
-def _run(c: int, count: int, itemsize: int, most: int, least: int) -> int:
-    """Returns the bytes of a tile's channels-last run, of a tensor that stays in cache only a few channels at a time.
-
-    A whole line; or a part of one, `least` bytes or more, where x of so few channels stays, and dy as well if it can.
-    """
-    run = LINE
-    while run > least and 2 * min(run, c * itemsize) * count > most:
-        run //= 2
-    return run if min(run, c * itemsize) * count <= most else LINE
+def channel_block(c: int) -> int:
+    """Returns the number of channels, of 128, 64 and 32, that pads c least, the widest of such; or c padded."""
+    return min(min((128, 64, 32), key=lambda block: cdiv(c, block) * block), next_power_of_2(c))
 
 
 @cache
@@ -124,10 +105,9 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     batch, positions = (1, n * s) if channels_last else (n, s)
     chosen = batch_norm_values(channels_last, itemsize, device)
     tile = chosen["tile"]
-    outgrows = device.cooperative and prod(shape) * itemsize > cache_room(chosen, device)
+    outgrows = 0 < cache_room(chosen, device) < prod(shape) * itemsize
     if channels_last:
-        most = most_cache_room(chosen, device)
-        block_c = channel_block(c, itemsize, _run(c, n * s, itemsize, most, chosen["run"]) if outgrows else 0)
+        block_c = channel_block(c)
         # Positions follow the batch: no less for a few of them, or each would be a compilation of its own.
         block_s = tile // block_c
         while block_s > 1 and (block_s - 1) * c + block_c > 2**31:  # offsets inside a tile have 32 bits
@@ -140,8 +120,9 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     align = alignment(run)
     # A run that starts anywhere is loaded an element at a time, with an address each: half as many a thread, or spill.
     threads = 128 if align * itemsize >= 8 else 256
-    # A split takes one tile at least. CUDA's grid ends at 65535 along y.
-    splits = max(min(cdiv(chosen["programs"] * device.multiprocessors, groups), tiles, 65535), 1)
+    # A split takes one tile at least, and no program a second turn. CUDA's grid ends at 65535 along y.
+    splits = max(min(chosen["programs"] * device.multiprocessors // groups, tiles, 65535), 1)
+    output_splits = min(max(splits, cdiv(tiles, chosen["output_tiles"])), 65535)
     return BatchNormPlan(
         channels_last=channels_last,
         batch=batch,
@@ -150,11 +131,14 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         block_c=block_c,
         block_s=block_s,
         splits=splits,
+        output_splits=output_splits,
         align=align,
         # Results would push out what is still to be read again: they leave the cache first, as does what has been read
         # for the last time. A tensor that fits stays, for what comes after the norm.
         evict="evict_first" if outgrows else "",
-        options=launch_options(threads, device),
+        stages=chosen["stages"],
+        block_p=min(max(1024 // block_c, 1), 256),
+        options=launch_options(threads, device, chosen["programs"] * 128 // threads),
     )
 
 
@@ -182,7 +166,5 @@ def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize:
     if not channels_last:
         plan = batch_norm((1, c, s), False, itemsize, device)
         return n * plan.tiles * plan.groups * max(plan.block_c * plan.block_s // 8, 1)
-    chosen = batch_norm_values(True, itemsize, device)
-    blocks = [channel_block(c, itemsize, run) for run in (0, LINE, chosen["run"])]
-    most = chosen["tile"] // min(blocks)
-    return cdiv(n * s, most) * most * max(cdiv(c, block) * block for block in blocks) // 8
+    most = batch_norm_values(True, itemsize, device)["tile"] // channel_block(c)
+    return cdiv(n * s, most) * most * cdiv(c, channel_block(c)) * channel_block(c) // 8

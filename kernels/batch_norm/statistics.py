@@ -1,18 +1,26 @@
 """The statistics of batch norm: moments of a split's tiles, their merge over splits, and what is kept of them.
 
-Merging is Chan's formula in a fixed order (reduction.py). The symbols are those of launch.py.
+Everything is added in a fixed order. The symbols are those of launch.py.
 """
 
 import triton
 import triton.language as tl
 
 from normlib.kernels.batch_norm.activation import load_input
-from normlib.kernels.batch_norm.tiles import addresses, channel_values, elements_before
+from normlib.kernels.batch_norm.tiles import (
+    channel_values,
+    elements_before,
+    mask_of_tile,
+    next_tile,
+    offsets_in_tile,
+    start_of_tile,
+    store_planes,
+)
 from normlib.kernels.numerics import divide, even_share, from_pair, load, store
 from normlib.kernels.reduction import (
     is_finite,
-    merge_all_moments,
     merge_moments,
+    renormalize,
     rstd_of,
     rstd_of_norm,
     tile_moments,
@@ -32,22 +40,138 @@ def moments_of_tiles(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Returns (mean, low, M2) of tiles [first, last): a column each."""
+    """Returns (mean, low, M2) of tiles [first, last), a column each; M2 is NaN where they are in doubt.
+
+    Each lane adds up d and d^2, d being the distance from the first tile's mean, and lanes are added once at the end:
+
+        mean = first tile's mean + sum(d) / n            M2 = sum(d^2) - sum(d)^2 / n
+
+    Where more than half of sum(d^2) cancels, the first tile is far from the rest, and the channel is in doubt: then
+    moments_tile_by_tile is to be asked. So it is beside an infinity or a NaN.
+    """
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    start, s0 = start_of_tile(first, c0, C, S, LAST, ALIGN, BLOCK_S)
+    mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    x = load_input(x_ptr + start + offsets, mask, PRE_RELU, ACC)
+    pivot = tl.sum(x, 1, keep_dims=True) / tl.minimum(BLOCK_S, S - s0).to(ACC)
+    # A masked element is 0, and so is its distance from a 0 in the pivot's place.
+    d = x - tl.where(mask, pivot, 0.0)
+    sums = d
+    squares = d * d
+    for _ in tl.range(first + 1, last, num_stages=STAGES):
+        start, s0 = next_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        x = load_input(x_ptr + start + offsets, mask, PRE_RELU, ACC)
+        d = x - tl.where(mask, pivot, 0.0)
+        sums += d
+        squares += d * d
+    n = (elements_before(last, S, BLOCK_S) - elements_before(first, S, BLOCK_S)).to(ACC)
+    total = tl.sum(sums, 1, keep_dims=True)
+    square = tl.sum(squares, 1, keep_dims=True)
+    shift = divide(total, tl.zeros_like(total) + n)
+    mean, low = renormalize(pivot, shift)
+    m2 = square - total * shift
+    return mean, low, tl.where((m2 >= 0.5 * square) & is_finite(square), m2, float("nan"))
+
+
+@triton.jit
+def any_in_doubt(m2):
+    return tl.max((m2 != m2).to(tl.int32)) > 0
+
+
+@triton.jit
+def moments_tile_by_tile(
+    x_ptr,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Returns the same, by three sums a tile and Chan's formula between tiles: right for any data, and slow."""
     NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
     count = tl.zeros([1, 1], ACC)
     mean = tl.zeros([BLOCK_C, 1], ACC)
     low = tl.zeros([BLOCK_C, 1], ACC)
     m2 = tl.zeros([BLOCK_C, 1], ACC)
     for tile in range(first, last):
-        base, offsets, mask, elements = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load_input(x_ptr + base + offsets, mask, PRE_RELU, ACC)
-        tile_count = elements.to(ACC)
+        start, s0 = start_of_tile(tile, c0, C, S, LAST, ALIGN, BLOCK_S)
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        x = load_input(x_ptr + start + offsets, mask, PRE_RELU, ACC)
+        tile_count = tl.minimum(BLOCK_S, S - s0).to(ACC)
         tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1, NARROW)
         count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
     # Beside an infinite mean low is NaN; what adds the two must find that infinity.
     return mean, tl.where(is_finite(low), low, 0.0), m2
+
+
+@triton.jit
+def store_moments(
+    partials_ptr,  # (3, splits, C)
+    split,
+    splits,
+    x_ptr,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Stores (mean, low, M2) of tiles [first, last), one split's."""
+    mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC)
+    store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
+    if any_in_doubt(m2):
+        tl.debug_barrier()
+        store_moments_tile_by_tile(
+            partials_ptr, split, splits, x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        )
+
+
+@triton.jit(noinline=True)  # rarely called: its registers and instructions are not to weigh on the fast path
+def store_moments_tile_by_tile(
+    partials_ptr,
+    split,
+    splits,
+    x_ptr,
+    first,
+    last,
+    c0,
+    C,
+    S,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Stores the same again of the channels that are in doubt."""
+    mean, low, m2 = moments_tile_by_tile(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+    c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    out = partials_ptr + tl.cast(split, tl.int64) * C + c
+    plane = tl.cast(splits, tl.int64) * C
+    before = load(out + 2 * plane, c < C, ACC)
+    doubt = before != before
+    store(out, mean, doubt)
+    store(out + plane, low, doubt)
+    store(out + 2 * plane, m2, doubt)
 
 
 @triton.jit
@@ -66,37 +190,38 @@ def merge_splits(
 ):
     """Returns (mean, low, M2) of BLOCK_C channels from the partials (3, splits, C) of all splits, in a fixed order.
 
-    Without HAS_M2 there are two planes of those, and M2 is not to be used.
+    By sums about the first split's mean, as those of a tile's lanes, and in float64, which loses nothing where that
+    mean is far from the others. Without HAS_M2 there are two planes of partials, and M2 is not to be used.
     """
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
     p = tl.arange(0, BLOCK_P)[None, :]
     plane = tl.cast(splits, tl.int64) * C
-
-    # Lane p of a channel takes splits p, p + BLOCK_P, ...; then the lanes are merged at once.
-    count = tl.zeros([1, BLOCK_P], ACC)
-    mean = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    low = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    m2 = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    for start in range(0, splits, BLOCK_P):
-        split = start + p
+    pivot = load(partials_ptr + c, c < C, tl.float64)
+    # Lane p of a channel takes splits p, p + BLOCK_P, ...; then the lanes are added.
+    sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float64)
+    squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float64)
+    means = tl.zeros([BLOCK_C, BLOCK_P], tl.float64)
+    for begin in range(0, splits, BLOCK_P):
+        split = begin + p
         mask = (split < splits) & (c < C)
         first, last = even_share(split, splits, tiles)
-        elements = elements_before(last, S, BLOCK_S) - elements_before(first, S, BLOCK_S)
-        split_count = tl.where(split < splits, elements, 0).to(ACC)
+        count = (elements_before(last, S, BLOCK_S) - elements_before(first, S, BLOCK_S)).to(tl.float64)
         source = partials_ptr + split.to(tl.int64) * C + c
-        count, mean, low, m2 = merge_moments(
-            count,
-            mean,
-            low,
-            m2,
-            split_count,
-            load(source, mask, ACC),
-            load(source + plane, mask, ACC),
-            load(source + 2 * plane, mask, ACC) if HAS_M2 else tl.zeros_like(low),
-        )
-    n = elements_before(tiles, S, BLOCK_S).to(ACC)
-    first_mean = tl.sum(tl.where(p == 0, mean, 0.0), 1, keep_dims=True)
-    return merge_all_moments(count, mean, low, m2, p < splits, n, first_mean, 1)
+        mean = load(source, mask, tl.float64)
+        means += mean
+        d = tl.where(mask, (mean - pivot) + load(source + plane, mask, tl.float64), 0.0)
+        sums += count * d
+        squares += count * d * d
+        if HAS_M2:
+            squares += load(source + 2 * plane, mask, tl.float64)
+    n = elements_before(tiles, S, BLOCK_S).to(tl.float64)
+    total = tl.sum(sums, 1, keep_dims=True)
+    shift = total / n
+    m2 = tl.sum(squares, 1, keep_dims=True) - total * shift
+    high, rest = renormalize(pivot, shift)
+    mean = tl.where(is_finite(shift), high, tl.sum(means, 1, keep_dims=True)).to(ACC)  # the infinity, or NaN
+    low = ((high - mean.to(tl.float64)) + rest).to(ACC)
+    return mean, tl.where(is_finite(low), low, 0.0), m2.to(ACC)
 
 
 @triton.jit
@@ -167,6 +292,33 @@ def merge_statistics(
         eps, eps_low, momentum, momentum_low, BLOCK_C, ACC
     )  # fmt: skip
     return mean, low, m2, n
+
+
+@triton.jit(noinline=True)  # of one program in many: its registers are not to weigh on the others
+def store_statistics(
+    mean_ptr,
+    rstd_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    partials_ptr,
+    c0,
+    C,
+    S,
+    tiles,
+    splits,
+    eps,
+    eps_low,
+    momentum,
+    momentum_low,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    merge_statistics(
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, partials_ptr, c0, C, S, tiles, splits,
+        eps, eps_low, momentum, momentum_low, BLOCK_C, BLOCK_S, BLOCK_P, ACC
+    )  # fmt: skip
 
 
 @triton.jit

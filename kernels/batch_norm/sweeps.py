@@ -1,15 +1,13 @@
 """Launches of batch norm's kernels: the arguments that follow from the plan, and what they move."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm import plan as batch_norm_plan
-from normlib.kernels.batch_norm.one_launch_plan import OncePlan
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.batch_norm.streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
 from normlib.kernels.counters import counters
@@ -17,7 +15,7 @@ from normlib.kernels.host import dense, device_of, float_pair, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Moves, TileSweep, launch
 
-# The sweeps of a pass; where it is one launch, the last sweep.
+# The sweeps of a pass. Those that go backwards leave no partial results.
 STATISTICS = TileSweep(("x",))
 OUTPUT = TileSweep(("x", "residual"), ("y",), backwards=True)
 SUMS = TileSweep(("dy", "x"), ("dx", "dz"))
@@ -51,37 +49,57 @@ def launch_sweep(
 ) -> None:
     """Launches a sweep over all tiles: one program for each split of each channel group.
 
-    Each of the scalars reaches the kernel as a pair of floats, here and below.
+    Each of the scalars reaches the kernel as a pair of floats, here and below. Of a kernel that may merge its partials
+    the outputs of that come before them.
     """
+    splits = plan.output_splits if sweep.backwards else plan.splits
 
     def moves() -> Moves:
-        forward, programs = "y" in sweep.stores, plan.groups * plan.splits
-        loads = dict.fromkeys(sweep.loads, 1) | dict.fromkeys(_OF_CHANNELS, plan.splits)
+        forward, programs = "y" in sweep.stores, plan.groups * splits
+        merged, _ = _outputs_and_inputs(kernel, len(tensors))
+        loads: dict[str, int | Fraction] = dict.fromkeys(sweep.loads, 1)
+        loads |= {name: int(name in _UPDATED) for name in merged}
+        loads["partials"] = _merged_loads(tensors[len(merged)]) if merged and tensors[0] is not None else 0
+        loads |= {name: splits for name in _OF_CHANNELS if name not in merged}
         loads |= {"signs": int(not forward), "seed": programs, "count": programs}
-        stores = (*sweep.stores, "partials", *(("signs",) if forward else ()))
+        stores = (*sweep.stores, *merged, "partials", *(("signs",) if forward else ()))
         # Backward takes two of the four values that a channel's noise has.
         parts = {"signs": plan.sign_bytes, "noise": (4 if forward else 2) * plan.channels}
         return Moves(plan, loads, stores, parts, (replace(sweep, evicts=bool(constants.get("EVICT"))),))
 
     launch(
-        *(kernel, (plan.groups, plan.splits)),
+        *(kernel, (plan.groups, splits)),
         *tensors,
-        *(plan.channels, plan.positions, plan.tiles, plan.splits),
+        *(plan.channels, plan.positions, plan.tiles, splits),
         *_pairs(scalars),
         LAST=plan.channels_last,
         ALIGN=plan.align,
         BLOCK_C=plan.block_c,
         BLOCK_S=plan.block_s,
+        # A program of few tiles has all of their loads under way at once without a pipeline.
+        STAGES=1 if sweep.backwards else plan.stages,
         **plan.options,
         **constants,
         moves=moves,
     )
 
 
-def partial_moments(x: Tensor, plan: BatchNormPlan, pre_relu: bool = False) -> Tensor:
-    """Returns each split's moments of x, (3, splits, C), by a sweep over x."""
+def partial_moments(
+    x: Tensor,
+    plan: BatchNormPlan,
+    pre_relu: bool = False,
+    merged: tuple[Tensor | None, ...] = (None,) * 4,
+    scalars: tuple[float, float] = (0.0, 0.0),
+) -> Tensor:
+    """Returns each split's moments of x, (3, splits, C), by a sweep over x.
+
+    `merged`, mean, rstd and the running buffers, is stored on the way, with eps and momentum as scalars.
+    """
     partials = x.new_empty((3, plan.splits, plan.channels), dtype=statistics_dtype(x))
-    launch_sweep(_batch_norm_stats_kernel, plan, partials, x, sweep=STATISTICS, PRE_RELU=pre_relu)
+    arrived = None if merged[0] is None else counters(plan.groups, x.device)
+    constants = {"BLOCK_P": plan.block_p, "PRE_RELU": pre_relu}
+    tensors = (*merged, partials, arrived, x)
+    launch_sweep(_batch_norm_stats_kernel, plan, *tensors, sweep=STATISTICS, scalars=scalars, **constants)
     return partials
 
 
@@ -126,7 +144,9 @@ def launch_merge(
 
     def moves() -> Moves:
         outputs, inputs = _outputs_and_inputs(kernel, len(tensors))
-        loads = dict.fromkeys(("partials", *inputs, *_UPDATED), 1) | {"seed": programs, "limits": programs}
+        loads: dict[str, int | Fraction] = dict.fromkeys((*inputs, *_UPDATED), 1)
+        loads |= {"seed": programs, "limits": programs}
+        loads["partials"] = _merged_loads(tensors[len(outputs)])
         return Moves(merge, loads, outputs)
 
     launch(
@@ -143,66 +163,17 @@ def launch_merge(
     )
 
 
-def launch_once(
-    kernel: Any,
-    once: OncePlan,
-    outputs: tuple[Tensor, *tuple[Tensor | None, ...]],
-    planes: int,
-    inputs: tuple[Tensor | None, ...],
-    sweep: TileSweep,
-    vectors: Mapping[str, int],
-    scalars: tuple[float, ...] = (),
-    **constants: Any,
-) -> None:
-    """Launches all of a pass at once, with the partials and the counters that its barriers need.
-
-    `sweep` is the pass's last one; the first one loads x and dy of it. `vectors` says how many times a program loads
-    what it needs of its channels.
-    """
-    partials = arrived = None
-    plan = once.tiled
-    if once.splits > 1:
-        (like, *_) = outputs
-        partials = torch.empty((planes, once.splits, plan.channels), dtype=statistics_dtype(like), device=like.device)
-        arrived = counters(2 * plan.groups, like.device)
-
-    def moves() -> Moves:
-        stored, _ = _outputs_and_inputs(kernel, len(outputs) + 1)
-        swept = tuple(name for name in sweep.loads if name != "residual")
-        times = 1 if once.kept else 2  # on chip the second sweep has what the first one loaded
-        last = replace(sweep, evicts=bool(plan.evict))
-        if once.kept:
-            last = TileSweep(tuple(name for name in sweep.loads if name not in swept), sweep.stores)
-        loads = dict.fromkeys(swept, times) | dict.fromkeys(("residual", *_UPDATED), 1) | {"partials": once.splits}
-        loads |= {name: count * once.splits for name, count in vectors.items()}
-        loads |= {} if "signs" in stored else {"signs": times}
-        sweeps = (TileSweep(swept), last)
-        return Moves(once, loads, (*stored, "partials"), {"signs": plan.sign_bytes}, sweeps, once.ahead)
-
-    launch(
-        *(kernel, (once.windows, once.splits)),
-        *outputs,
-        *(partials, arrived),
-        *inputs,
-        *(plan.channels, plan.positions, plan.tiles, once.splits),
-        *(() if once.kept else (once.ahead * once.windows,)),
-        *_pairs(scalars),
-        LAST=plan.channels_last,
-        ALIGN=plan.align,
-        BLOCK_C=plan.block_c,
-        BLOCK_S=plan.block_s,
-        BLOCK_P=once.block_p,
-        **({"KEPT": once.kept} if once.kept else {"EVICT": plan.evict}),
-        **once.options,
-        **constants,
-        moves=moves,
-    )
+def _merged_loads(partials: Tensor | None) -> Fraction:
+    """Returns how often partials are loaded: once, and the first split's mean again, which others are taken about."""
+    assert partials is not None
+    planes, splits, _ = partials.shape
+    return 1 + Fraction(int(planes > 2), planes * splits)  # of two planes both are sums
 
 
 def _outputs_and_inputs(kernel: Any, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the names of a kernel's first `count` arguments, before its partials and after them."""
     names = tuple(name.removesuffix("_ptr") for name in kernel.arg_names[:count])
-    at = names.index("partials")
+    at = names.index("partials") if "partials" in names else 0
     return names[:at], names[at + 1 :]
 
 

@@ -8,8 +8,8 @@ the same values in the same order, so the same bits on each. n is the sum of the
     dx = weight rstd (dy - sum(db) / n - x_hat sum(dw) / n)       sums over processes
 
 Message, in the statistics' dtype: forward 3 C + 2, the means as pairs of floats, M2, and the count as a pair, which is
-exact up to 2^48; backward 2 C. Units of one activation moved by a process: forward 3, backward 5, as in the streaming
-plan, whose launches these are, and one more each way for what is gathered.
+exact up to 2^48; backward 2 C. Units of one activation moved by a process: forward 3, backward 5, as batch norm,
+whose sweeps these are. What is gathered is merged in one more launch each way.
 """
 
 from fractions import Fraction
@@ -28,6 +28,7 @@ from normlib.kernels.batch_norm.streaming import (
 from normlib.kernels.batch_norm.sweeps import INPUT_GRADIENT, SUMS, launch_merge, launch_sweep, partial_moments, planned
 from normlib.kernels.batch_norm.sweeps import normalize as normalize_share
 from normlib.kernels.batch_norm.tiles import BATCH, store_planes
+from normlib.kernels.counters import counters
 from normlib.kernels.host import device_of, float_pair, like, on, statistics_dtype
 from normlib.kernels.numerics import accumulator, load
 from normlib.kernels.plan import Device
@@ -175,11 +176,11 @@ def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | Non
     if x.numel() == 0:
         return found.zero_()
     partials = found.new_empty((2, plan.splits, plan.channels))
-    constants = {"EVAL": False, "RELU": False, "PRE_RELU": False}
+    constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "BLOCK_P": plan.block_p}
     with on(x):
-        tensors = (partials, None, None, like(x, dy), None, x, mean, rstd, None, None)
+        found_by = (*found, partials, counters(plan.groups, x.device))
+        tensors = (*found_by, None, None, like(x, dy), None, x, mean, rstd, None, None)
         launch_sweep(_batch_norm_reduce_kernel, plan, *tensors, sweep=SUMS, scalars=(0.0,), **constants)
-        sum_partials(partials, tuple(found), plans.merge(plan.splits, plan.channels, device))
     return found
 
 

@@ -21,24 +21,66 @@ def elements_before(tile, S, BLOCK_S):
 
 
 @triton.jit
-def addresses(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Returns (scalar int64 offset of the tile, int32 offsets inside it, mask, elements of a channel in it)."""
-    tiles = blocks(S, BLOCK_S)
-    batch = (tile // tiles).to(tl.int64)
-    s0 = (tile % tiles) * BLOCK_S
+def offsets_in_tile(C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Returns the int32 offsets of a tile's elements from its first one."""
     c = tl.arange(0, BLOCK_C)[:, None]
     s = tl.arange(0, BLOCK_S)[None, :]
-    # Dividing and multiplying tells the compiler that runs start and end at multiples of ALIGN: loads that wide.
+    return s * length(C, ALIGN) + c if LAST else c * length(S, ALIGN) + s
+
+
+@triton.jit
+def length(n, ALIGN: tl.constexpr):
+    """Returns the length n of a run. Dividing and multiplying tells the compiler that ALIGN divides it: wide loads."""
+    return n // ALIGN * ALIGN
+
+
+@triton.jit
+def mask_of_tile(s0, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Returns which elements of the tile that starts at channel c0 and position s0 there are."""
+    c = tl.arange(0, BLOCK_C)[:, None]
+    s = tl.arange(0, BLOCK_S)[None, :]
+    # Of ALIGN neighbours either all are there or none is: they share one comparison.
     if LAST:
-        C = C // ALIGN * ALIGN
-        base = s0.to(tl.int64) * C + c0
-        offsets = s * C + c
+        c = length(c, ALIGN)
     else:
-        S = S // ALIGN * ALIGN
-        base = (batch * C + c0) * S + s0
-        offsets = c * S + s
-    mask = (c0 + c < C) & (s0 + s < S)
-    return base, offsets, mask, tl.minimum(BLOCK_S, S - s0)
+        s = length(s, ALIGN)
+    return (c < C - c0) & (s < S - s0)
+
+
+@triton.jit
+def start_of_tile(tile, c0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Returns (int64 offset of the tile's first element, its position in the run)."""
+    if LAST:
+        s0 = tile * BLOCK_S
+        return tl.cast(s0, tl.int64) * length(C, ALIGN) + c0, s0
+    else:
+        tiles = blocks(S, BLOCK_S)
+        s0 = tile % tiles * BLOCK_S
+        return (tl.cast(tile // tiles, tl.int64) * C + c0) * length(S, ALIGN) + s0, s0
+
+
+@triton.jit
+def next_tile(start, s0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Returns the same of the tile after that one, by additions only."""
+    if LAST:
+        return start + tl.cast(length(C, ALIGN), tl.int64) * BLOCK_S, s0 + BLOCK_S
+    else:
+        last = (blocks(S, BLOCK_S) - 1) * BLOCK_S
+        ends = s0 == last
+        image = tl.cast(C, tl.int64) * length(S, ALIGN) - last
+        return start + tl.where(ends, image, BLOCK_S), tl.where(ends, 0, s0 + BLOCK_S)
+
+
+@triton.jit
+def previous_tile(start, s0, C, S, LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Returns the same of the tile before that one."""
+    if LAST:
+        return start - tl.cast(length(C, ALIGN), tl.int64) * BLOCK_S, s0 - BLOCK_S
+    else:
+        last = (blocks(S, BLOCK_S) - 1) * BLOCK_S
+        begins = s0 == 0
+        image = tl.cast(C, tl.int64) * length(S, ALIGN) - last
+        return start - tl.where(begins, image, BLOCK_S), tl.where(begins, last, s0 - BLOCK_S)
 
 
 @triton.jit

@@ -52,6 +52,7 @@ def _tiling(plan: group_norm_plan.GroupNormPlan) -> dict[str, object]:
         "ALIGN": plan.align,
         "BLOCK_C": plan.block_c,
         "BLOCK_S": plan.block_s,
+        "STAGES": plan.stages,
         **plan.options,
     }
 

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from normlib.kernels.batch_norm.gradients import sums_of_tiles
 from normlib.kernels.batch_norm.output import normalize_tiles, scale_of, shift_of
-from normlib.kernels.batch_norm.statistics import moments_of_tiles
+from normlib.kernels.batch_norm.statistics import any_in_doubt, moments_of_tiles, moments_tile_by_tile
 from normlib.kernels.group_norm.rows import (
     BATCH,
     finish_group_statistics,
@@ -44,6 +44,7 @@ def _group_norm_forward_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     EVICT: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
@@ -51,9 +52,15 @@ def _group_norm_forward_kernel(
     offset = image_offset(image, C, S, LAST, ALIGN)
     tiles = blocks(S, BLOCK_S)
     channels = C if LAST else end  # channels-last it is a stride, and ends the last group too
-    mean, low, m2 = moments_of_tiles(
-        x_ptr + offset, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
-    )
+    at = x_ptr + offset
+    mean, low, m2 = moments_of_tiles(at, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC)
+    if any_in_doubt(m2):
+        doubt = m2 != m2
+        other_mean, other_low, other_m2 = moments_tile_by_tile(
+            at, 0, tiles, c0, channels, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        )
+        mean, low = tl.where(doubt, other_mean, mean), tl.where(doubt, other_low, low)
+        m2 = tl.where(doubt, other_m2, m2)
     mean, low, m2 = merge_rows(mean, low, m2, c0, end, S, per_group, ROWS, BLOCK_C, ACC)
     group = c0 // per_group + tl.arange(0, BLOCK_C // ROWS)[:, None]
     mask = group < end // per_group
@@ -63,10 +70,10 @@ def _group_norm_forward_kernel(
     )
     mean, low, rstd = over_rows(mean, ROWS, BLOCK_C), over_rows(low, ROWS, BLOCK_C), over_rows(rstd, ROWS, BLOCK_C)
     scale = scale_of(rstd, weight_ptr, c0, end, BLOCK_C, ACC)
-    shift = shift_of(bias_ptr, c0, end, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, low, scale, c0, end, BLOCK_C, ACC)
     normalize_tiles(
-        y_ptr + offset, None, x_ptr + offset, None, mean, low, scale, shift, 0, tiles, c0, channels, S,
-        False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
+        y_ptr + offset, None, x_ptr + offset, None, mean, scale, shift, 0, tiles, c0, channels, S,
+        False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC, EVICT
     )  # fmt: skip
 
 
@@ -89,6 +96,7 @@ def _group_norm_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     EVICT: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
@@ -99,7 +107,7 @@ def _group_norm_backward_kernel(
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     dw, db = sums_of_tiles(
         None, None, dy_ptr + offset, None, x_ptr + offset, mean, low, rstd, rstd, rstd, 0, tiles, c0, channels, S,
-        True, False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        True, False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC
     )  # fmt: skip
     if partials_ptr is not None:
         c = c0 + tl.arange(0, BLOCK_C)[:, None]
@@ -112,5 +120,5 @@ def _group_norm_backward_kernel(
     n = (tl.cast(S, tl.int64) * per_group).to(ACC)
     group_gradient_of_tiles(
         dx_ptr + offset, dy_ptr + offset, x_ptr + offset, mean, low, rstd, weight, divide(c1, n), divide(c2, n),
-        0, tiles, c0, channels, S, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
+        0, tiles, c0, channels, S, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC, EVICT
     )  # fmt: skip

@@ -42,6 +42,7 @@ class GroupNormPlan:
     splits: int
     align: int  # a power of two, 16 at most, that divides the length of the contiguous run
     evict: str  # Triton's eviction policy for what the last sweep moves
+    stages: int  # of a sweep's pipeline of loads
     options: dict[str, int]
 
     @cached_property
@@ -98,7 +99,7 @@ def _whole_groups(
         return 0, 0, 0
     if last:
         block_s = next_power_of_2(positions)
-        wide = min(max(channel_block(channels, itemsize), tile // block_s), next_power_of_2(channels))
+        wide = min(max(channel_block(channels), tile // block_s), next_power_of_2(channels))
     else:
         block_s = min(spatial_block(positions), tile // rows)
         # Where a program's tiles are many, they are a quarter of the size, and the programs four times as many.
@@ -127,7 +128,7 @@ def group_norm(
     splits = min(cdiv(wanted, max(n, 1) * cdiv(c, block_c)), cdiv(s, block_s), 65535)
     align = alignment(c if channels_last else s)
     # As in batch norm, whose comments say why.
-    outgrows = device.cooperative and prod(shape) * itemsize > cache_room(chosen, device)
+    outgrows = 0 < cache_room(chosen, device) < prod(shape) * itemsize
     return GroupNormPlan(
         channels_last=channels_last,
         batch=n,
@@ -140,5 +141,6 @@ def group_norm(
         splits=1 if rows else splits,
         align=align,
         evict="evict_first" if outgrows else "",
+        stages=chosen["stages"],
         options=launch_options(128 if align * itemsize >= 8 else 256, device),
     )

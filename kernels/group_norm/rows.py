@@ -8,7 +8,14 @@ The symbols are those of launch.py.
 import triton
 import triton.language as tl
 
-from normlib.kernels.batch_norm.tiles import addresses, channel_values, elements_before
+from normlib.kernels.batch_norm.tiles import (
+    channel_values,
+    elements_before,
+    mask_of_tile,
+    offsets_in_tile,
+    previous_tile,
+    start_of_tile,
+)
 from normlib.kernels.numerics import blocks, divide, even_share, load, store
 from normlib.kernels.reduction import accurate_sum, merge_all_moments, merge_moments, rstd_of
 
@@ -232,16 +239,19 @@ def group_gradient_of_tiles(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
     EVICT: tl.constexpr,
 ):
     """Stores dx of tiles [first, last), the last one first."""
     slope = c1 * rstd
-    for i in range(first, last):
-        tile = first + last - 1 - i
-        base, offsets, mask, _ = addresses(tile, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        at = base + offsets
+    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    start, s0 = start_of_tile(last - 1, c0, C, S, LAST, ALIGN, BLOCK_S)
+    for _ in tl.range(first, last, num_stages=STAGES):
+        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+        at = start + offsets
         dy = load(dy_ptr + at, mask, ACC, EVICT)
         x = load(x_ptr + at, mask, ACC, EVICT)
         dx = rstd * ((weight * dy - c2) - ((x - mean) - low) * slope)
         store(dx_ptr + at, dx, mask, EVICT)
+        start, s0 = previous_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)

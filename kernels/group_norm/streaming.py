@@ -9,7 +9,7 @@ import triton.language as tl
 
 from normlib.kernels.batch_norm.gradients import sums_of_tiles
 from normlib.kernels.batch_norm.output import normalize_tiles, scale_of, shift_of
-from normlib.kernels.batch_norm.statistics import moments_of_tiles
+from normlib.kernels.batch_norm.statistics import store_moments
 from normlib.kernels.batch_norm.tiles import store_planes
 from normlib.kernels.group_norm.rows import (
     BATCH,
@@ -39,14 +39,18 @@ def _group_norm_stats_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, _ = place(C, 1, 1, BLOCK_C)
     split = tl.program_id(1)
     first, last = even_share(split, splits, blocks(S, BLOCK_S))
     offset = image_offset(image, C, S, LAST, ALIGN)
-    mean, low, m2 = moments_of_tiles(x_ptr + offset, first, last, c0, C, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
-    store_planes(partials_ptr, image * splits + split, tl.cast(N, tl.int64) * splits, c0, C, mean, low, m2, BLOCK_C)
+    part, parts = image * splits + split, tl.cast(N, tl.int64) * splits
+    store_moments(
+        partials_ptr, part, parts, x_ptr + offset, first, last, c0, C, S, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES,
+        ACC
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -92,6 +96,7 @@ def _group_norm_normalize_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     EVICT: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
@@ -100,10 +105,10 @@ def _group_norm_normalize_kernel(
     offset = image_offset(image, C, S, LAST, ALIGN)
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     scale = scale_of(rstd, weight_ptr, c0, C, BLOCK_C, ACC)
-    shift = shift_of(bias_ptr, c0, C, BLOCK_C, ACC)
+    shift = shift_of(bias_ptr, low, scale, c0, C, BLOCK_C, ACC)
     normalize_tiles(
-        y_ptr + offset, None, x_ptr + offset, None, mean, low, scale, shift, first, last, c0, C, S,
-        False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
+        y_ptr + offset, None, x_ptr + offset, None, mean, scale, shift, first, last, c0, C, S,
+        False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC, EVICT
     )  # fmt: skip
 
 
@@ -124,6 +129,7 @@ def _group_norm_reduce_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     image, c0, end = place(C, 1, 1, BLOCK_C)
@@ -133,7 +139,7 @@ def _group_norm_reduce_kernel(
     mean, low, rstd = group_statistics(mean_ptr, rstd_ptr, image, c0, end, C, M, per_group, BLOCK_C, ACC)
     dw, db = sums_of_tiles(
         None, None, dy_ptr + offset, None, x_ptr + offset, mean, low, rstd, rstd, rstd, first, last, c0, C, S,
-        True, False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        True, False, False, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC
     )  # fmt: skip
     store_planes(partials_ptr, image * splits + split, tl.cast(N, tl.int64) * splits, c0, C, dw, db, None, BLOCK_C)
 
@@ -191,6 +197,7 @@ def _group_norm_input_gradient_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
     EVICT: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
@@ -202,5 +209,5 @@ def _group_norm_input_gradient_kernel(
     weight = weight_of(weight_ptr, rstd, c0, end, BLOCK_C, ACC)
     group_gradient_of_tiles(
         dx_ptr + offset, dy_ptr + offset, x_ptr + offset, mean, low, rstd, weight, c1, c2, first, last, c0, C, S,
-        LAST, ALIGN, BLOCK_C, BLOCK_S, ACC, EVICT
+        LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC, EVICT
     )  # fmt: skip

@@ -22,8 +22,8 @@ from bench.tune import __main__ as tune
 from bench.tune.provider import TunedNormlib
 from normlib.kernels import host as device
 from normlib.kernels import plan as plan
-from normlib.kernels.batch_norm import one_launch_plan
 from normlib.kernels.batch_norm import plan as batch_norm_plan
+from normlib.kernels.group_norm import plan as group_norm_plan
 from normlib.kernels.plan import Device, Tuning
 from normlib.kernels.row_norm import plan as row_plan
 
@@ -197,8 +197,8 @@ def _plans(kind, name=None, value=0):
     found = []
     for shape in [(32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7), (4, 64, 16, 16)]:
         p = batch_norm_plan.batch_norm(shape, kind == "batch_norm_nhwc", 2, tuned)
-        once = one_launch_plan.batch_norm_once(p, 2, 2, tuned)
-        found.append((p.block_c, p.block_s, p.splits, once and (once.windows, once.splits, once.kept)))
+        whole = group_norm_plan.group_norm(shape, 4, kind == "batch_norm_nhwc", 2, tuned).rows
+        found.append((p.block_c, p.block_s, p.splits, p.stages, p.output_splits, p.evict, whole))
     return found
 
 

@@ -3,10 +3,12 @@
 Each launch runs on copies of its arguments, far enough apart in one arena that a stray address falls between them. A
 shadow of the arena knows which bytes begin an element of an argument, who wrote it and who read it. So what is seen is
 an access outside the arguments, be it in the gap between two rows or one element beyond a slice of a larger tensor, and
-an element that one program writes and another one touches, where a result would depend on which comes first. It sees no
-more than what these inputs make the programs do; symbolic_bounds.py asks about all programs and lanes.
+an element that one program writes and another one touches, where a result would depend on which comes first: unless
+the first has released a counter since, and the second has acquired it. It sees no more than what these inputs make the
+programs do; symbolic_bounds.py asks about all programs and lanes.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +54,12 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((extent,), (1,))
 
 
+def _number() -> int:
+    """The number of the program that runs."""
+    (x, y, z), (_, height, depth) = interpreter_builder.grid_idx, interpreter_builder.grid_dim
+    return (x * height + y) * depth + z
+
+
 def _up(n: int) -> int:
     return -(-n // LINE) * LINE
 
@@ -67,6 +75,9 @@ class _Arena:
         self.base = memory.data_ptr() + skip
         self.owner = np.zeros(length, np.int8)
         self.writer, self.reader = (np.full(length, NOBODY, np.int32) for _ in range(2))
+        # The programs whose stores so far are known to each program, and to whoever acquires a counter.
+        self.known: dict[int, set[int]] = defaultdict(set)
+        self.released: dict[int, set[int]] = defaultdict(set)
         self.starts: dict[str, int] = {}
         self.copies: dict[str, Tensor] = {}
         begin = gap
@@ -92,14 +103,20 @@ class _Arena:
         if stray.size:
             self._report(access, program, f"{OUTSIDE}: {stray.size} lanes, the first {self._where(int(stray[0]))}")
         touched = at[mask & inside]
-        _, y, z = interpreter_builder.grid_dim
-        number = (program[0] * y + program[1]) * z + program[2]
-        self._contend(access, program, number, touched)
+        self._contend(access, program, _number(), touched)
         return mask & inside
+
+    def synchronize(self, counter: int, semantics: str) -> None:
+        program = _number()
+        if "RELEASE" in semantics:
+            self.released[counter] |= self.known[program] | {program}
+        if "ACQUIRE" in semantics:
+            self.known[program] |= self.released[counter]
 
     def _contend(self, access: str, program: tuple[int, ...], number: int, touched: np.ndarray) -> None:
         writer, reader = self.writer[touched], self.reader[touched]
-        if np.any((writer != NOBODY) & (writer != number)):
+        others = np.unique(writer[(writer != NOBODY) & (writer != number)])
+        if not self.known[number].issuperset(others.tolist()):
             self._report(access, program, f"{CONTENDED} has written")
         if access == "store":
             if np.any((reader != NOBODY) & (reader != number)):
@@ -126,6 +143,7 @@ def watching() -> Iterator[Watch]:
     watch = Watch()
     launch = GridExecutor.__call__
     load, store = interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
+    rmw = interpreter_builder.create_atomic_rmw
     arena: _Arena | None = None
 
     def watched_launch(self, *args, **kwargs):
@@ -149,7 +167,12 @@ def watching() -> Iterator[Watch]:
     def watched_store(pointers, value, mask, *rest):
         return store(pointers, value, TensorHandle(arena.check("store", pointers.data, mask.data), tl.int1), *rest)
 
+    def watched_rmw(operation, pointers, value, mask, semantics, scope):
+        arena.synchronize(int(pointers.data.flat[0]), str(semantics))
+        return rmw(operation, pointers, value, mask, semantics, scope)
+
     GridExecutor.__call__ = watched_launch
+    interpreter_builder.create_atomic_rmw = watched_rmw
     interpreter_builder.create_masked_load = watched_load
     interpreter_builder.create_masked_store = watched_store
     try:
@@ -157,3 +180,4 @@ def watching() -> Iterator[Watch]:
     finally:
         GridExecutor.__call__ = launch
         del interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
+        del interpreter_builder.create_atomic_rmw

@@ -10,11 +10,14 @@ from itertools import product
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from errors import assert_right
 
 from normlib import functional, reference
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm import streaming
+from normlib.kernels.batch_norm.statistics import merge_statistics
 from normlib.kernels.batch_norm.sweeps import INPUT_GRADIENT, OUTPUT, STATISTICS, SUMS, launch_sweep
 from normlib.kernels.host import float_pair
 from normlib.kernels.numerics import INTERPRETED
@@ -154,7 +157,11 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
     plain = {"RELU": False, "PRE_RELU": False}
     sweeps = {
         "statistics": lambda: launch_sweep(
-            streaming._batch_norm_stats_kernel, p, partials, x, sweep=STATISTICS, PRE_RELU=False
+            streaming._batch_norm_stats_kernel,
+            *(p, None, None, None, None, partials, None, x),
+            sweep=STATISTICS,
+            scalars=(0.0, 0.0),
+            PRE_RELU=False,
         ),
         "evaluation": lambda: launch_sweep(
             streaming._batch_norm_normalize_kernel,
@@ -166,7 +173,7 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
         ),
         "sums": lambda: launch_sweep(
             streaming._batch_norm_reduce_kernel,
-            *(p, partials, None, None, dy, None, x, pair, rstd, weight, None),
+            *(p, None, None, partials, None, None, None, dy, None, x, pair, rstd, weight, None),
             **plain,
             sweep=SUMS,
             scalars=(1e-5,),
@@ -202,13 +209,24 @@ def test_batch_norm_reaches_beyond_2_31_elements(layout, kernel):
             assert_right(out_tile, wdy.movedim(-1, 1), "dx")
 
 
+@triton.jit
+def _merge(
+    mean_ptr, rstd_ptr, partials_ptr, C, S, tiles, splits, eps, eps_low,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_P: tl.constexpr
+):  # fmt: skip
+    merge_statistics(
+        mean_ptr, rstd_ptr, None, None, partials_ptr, 0, C, S, tiles, splits,
+        eps, eps_low, 0.0, 0.0, BLOCK_C, BLOCK_S, BLOCK_P, tl.float32
+    )  # fmt: skip
+
+
 def test_a_channel_may_have_more_than_2_31_elements(device):
     # Two splits of 2^32 elements each: means 1 and 3, variances 0.5.
     partials = torch.tensor([[[1.0], [3.0]], [[0.0], [0.0]], [[2.0**31], [2.0**31]]], device=device)
     mean, rstd = torch.empty(2, 1, device=device), torch.empty(1, device=device)
     channels, positions, tiles, splits = 1, 2**13, 2**20, 2
-    scalars = (channels, positions, tiles, splits, *float_pair(1e-5), *float_pair(0.1), positions)
-    streaming._batch_norm_merge_kernel[(1,)](mean, rstd, None, None, partials, *scalars, BLOCK_P=2, BLOCK_N=1)
+    sizes = (channels, positions, tiles, splits)
+    _merge[(1,)](mean, rstd, partials, *sizes, *float_pair(1e-5), BLOCK_C=1, BLOCK_S=positions, BLOCK_P=2)
     assert mean.flatten().tolist() == [2.0, 0.0]
     assert_right(rstd, torch.tensor([0.5 + 1 + 1e-5], dtype=torch.float64, device=device).rsqrt(), "rstd")
 

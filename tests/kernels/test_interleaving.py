@@ -13,7 +13,7 @@ from normlib.kernels.plan import Device
 
 pytestmark = pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
 SEEDS = (1, 2)
-# What has files of its own in which programs are interleaved, test_one_launch.py and test_sliced_rows.py.
+# What has files of its own in which programs are interleaved, test_last_program.py and test_sliced_rows.py.
 ELSEWHERE = ("batch_norm", "layer_norm")
 # The ragged calls, and what they leave out: a channel's runs split channels-last, and part of a row.
 CASES = [each for each in RAGGED if each.call.op not in ELSEWHERE] + [

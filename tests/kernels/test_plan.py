@@ -1,14 +1,11 @@
 import subprocess
 import sys
-from dataclasses import replace
-from itertools import product
 from math import prod
 from pathlib import Path
 
 import pytest
 
 from normlib.kernels import plan
-from normlib.kernels.batch_norm import one_launch_plan
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.plan import Device
 from normlib.kernels.row_norm import plan as row_plan
@@ -17,7 +14,7 @@ PLANNING_ALONE = f"""
 import sys, types
 package = sys.modules["normlib"] = types.ModuleType("normlib")
 package.__path__ = [{str(Path(__file__).parents[2] / "normlib")!r}]
-from normlib.kernels.batch_norm import one_launch_plan, plan
+from normlib.kernels.batch_norm import plan
 from normlib.kernels.group_norm import plan as _
 from normlib.kernels.row_norm import plan as _
 print({{"torch", "triton"}} & set(sys.modules), plan.TILE[2])
@@ -86,101 +83,7 @@ def test_batch_norm_tiles_cover_every_element(shape, channels_last, itemsize):
 
 def test_a_few_channels_are_split_over_the_whole_device():
     p = batch_norm_plan.batch_norm((32, 64, 112, 112), False, 2, H200)
-    assert p.groups * p.splits >= 4 * H200.multiprocessors
-
-
-@pytest.mark.parametrize("tensors", [1, 2])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("batch", [1, 4, 32, 256])
-@pytest.mark.parametrize(("channels", "side"), RESNET50)
-def test_programs_that_wait_for_each_other_are_all_resident(channels, side, batch, channels_last, tensors):
-    p = batch_norm_plan.batch_norm((batch, channels, side, side), channels_last, 2, H200)
-    once = one_launch_plan.batch_norm_once(p, 2, tensors, H200)
-    if once is None or once.splits == 1:
-        assert once is None or not once.options.get("launch_cooperative_grid")
-        return
-    assert once.options["launch_cooperative_grid"]
-    threads = once.options["num_warps"] * H200.warp_size
-    registers = -(-once.options["maxnreg"] // 8) * 8  # as the hardware hands them out
-    assert once.windows * once.splits <= H200.multiprocessors * (H200.registers // (registers * threads))
-    assert once.splits <= once.tiled.tiles and once.windows <= once.tiled.groups
-    assert not once.ahead or once.windows < p.groups
-
-
-@pytest.mark.parametrize("tensors", [1, 2])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("itemsize", [2, 4, 8])
-@pytest.mark.parametrize(("channels", "side"), RESNET50)
-def test_what_is_held_on_chip_is_all_there_is_and_fits_in_registers(channels, side, itemsize, channels_last, tensors):
-    for batch in (1, 2, 3, 8, 32, 64, 256):
-        p = batch_norm_plan.batch_norm((batch, channels, side, side), channels_last, itemsize, H200)
-        once = one_launch_plan.batch_norm_once(p, itemsize, tensors, H200)
-        if once is None or not once.kept:
-            continue
-        tiled, threads = once.tiled, once.options["num_warps"] * H200.warp_size
-        assert tiled.block_c * tiled.block_s <= one_launch_plan.KEPT_TILE[itemsize]
-        assert once.windows == tiled.groups and once.splits * once.kept >= tiled.tiles
-        held = tensors * once.kept * tiled.block_c * tiled.block_s * max(itemsize // 4, 1)
-        assert held <= threads * once.options["maxnreg"] // 2, "half of the registers are for all the rest"
-
-
-@pytest.mark.parametrize(
-    ("shape", "channels_last", "held"),
-    [
-        ((32, 512, 7, 7), False, (True, True)),  # 0.8 million elements
-        ((32, 256, 14, 14), True, (True, True)),  # 1.6
-        ((32, 256, 14, 14), False, (True, False)),  # in tiles of 256 positions, of which a channel has 196
-        ((24, 128, 28, 28), True, (True, False)),  # 2.4
-        ((32, 128, 28, 28), True, (False, False)),  # 3.2
-    ],
-)
-def test_a_tensor_is_held_on_chip_where_all_registers_together_have_room(shape, channels_last, held):
-    p = batch_norm_plan.batch_norm(shape, channels_last, 2, H200)
-    off = replace(H200, tuning=plan.Tuning({batch_norm_plan.batch_norm_plans(channels_last, 2): {"on_chip": 0}}))
-    for tensors, expected in enumerate(held, start=1):
-        once, without = (one_launch_plan.batch_norm_once(p, 2, tensors, device) for device in (H200, off))
-        assert bool(once and once.kept) is expected
-        assert without is None or not without.kept
-
-
-def test_forward_keeps_signs_by_the_tiles_that_backward_reads_them_by():
-    for batch, (channels, side), itemsize, last in product((1, 2, 8, 32), RESNET50, (2, 4), (False, True)):
-        p = batch_norm_plan.batch_norm((batch, channels, side, side), last, itemsize, H200)
-        both = [
-            one_launch_plan.batch_norm_once(p, itemsize, tensors, H200, relu=True, signs=True) for tensors in (1, 2)
-        ]
-        tiles = {(once.tiled.block_c, once.tiled.block_s) if once else (p.block_c, p.block_s) for once in both}
-        assert len(tiles) == 1, (batch, channels, side, itemsize, last)
-
-
-@pytest.mark.parametrize("tensors", [1, 2])
-@pytest.mark.parametrize(("channels", "side"), RESNET50)
-def test_what_waits_for_its_second_sweep_fits_in_cache(channels, side, tensors):
-    p = batch_norm_plan.batch_norm((32, channels, side, side), False, 2, H200)
-    once = one_launch_plan.batch_norm_once(p, 2, tensors, H200)
-    groups = p.groups if once is None else once.windows * (1 + once.ahead)  # without a window, all of it
-    assert groups * p.block_c * p.count * 2 * tensors <= 0.4 * H200.l2
-
-
-# A line of ResNet-50's first norm is all of its channels: 49 MiB of x, and of dy, for 32 images.
-@pytest.mark.parametrize(
-    ("batch", "c", "itemsize", "channels"),
-    [
-        (8, 64, 2, 64),  # fits in a cache's share as a whole
-        (16, 64, 2, 64),  # dy and x of a line fit
-        (32, 64, 2, 32),  # of half a line
-        (64, 64, 2, 32),  # x of half a line
-        (128, 64, 2, 64),  # not even that
-        (32, 64, 4, 16),
-        (32, 256, 2, 32),
-        (32, 24, 2, 32),  # 48 bytes
-    ],
-)
-def test_half_a_line_is_swept_at_a_time_where_a_whole_one_outgrows_the_cache(batch, c, itemsize, channels):
-    assert batch_norm_plan.batch_norm((batch, c, 112, 112), True, itemsize, H200).block_c == channels
-    # Without a barrier nothing waits a few channels at a time, and tiles are as wide as they are anywhere.
-    streaming = batch_norm_plan.batch_norm((batch, c, 112, 112), True, itemsize, replace(H200, cooperative=False))
-    assert streaming.block_c == batch_norm_plan.batch_norm((1, c, 7, 7), True, itemsize, H200).block_c
+    assert 3 * H200.multiprocessors <= p.groups * p.splits <= 4 * H200.multiprocessors  # in one turn
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -188,16 +91,7 @@ def test_only_what_outgrows_its_share_of_the_cache_is_evicted_first(channels_las
     policy = lambda batch, device: batch_norm_plan.batch_norm((batch, 64, 56, 56), channels_last, 2, device).evict
     assert policy(32, H200) == ""  # 12.8 MB of 20
     assert policy(64, H200) == "evict_first"
-    assert policy(64, Device(132, l2=50 << 20)) == ""
-
-
-def test_no_program_waits_for_another_where_the_device_promises_no_barrier():
-    alone = Device(132, l2=50 << 20)
-    for shape in [(32, 64, 56, 56), (2, 4096, 8, 8), (64, 1000)]:
-        once = one_launch_plan.batch_norm_once(
-            batch_norm_plan.batch_norm(shape, len(shape) == 2, 2, alone), 2, 1, alone
-        )
-        assert once is None or once.splits == 1
+    assert policy(64, Device(132)) == ""
 
 
 @pytest.mark.parametrize(("lengths", "width"), [((49,), 1), ((100,), 4), ((196, 392), 4), ((4096,), 16), ((48, 24), 8)])

@@ -118,11 +118,14 @@ class Program:
             a, b = b, a
         factor = self.constant(b)
         if factor is None:
+            # The number of a part times what a part has of the whole.
+            if any(self.values[n][0] == "arith.divsi" and "position" in self.kinds(m) for n, m in ((a, b), (b, a))):
+                return True
             return {frozenset(self.kinds(a)), frozenset(self.kinds(b))} == {frozenset({"lane"}), frozenset({"size"})}
         if "position" in self.kinds(a):
             return factor in self.lengths()  # a tile's number times its length: the number of its first element
-        operation, operands, _ = self.values[a]
-        rounded_down = operation == "arith.divsi" and self.constant(operands[1]) == factor
+        quotients = (operands for operation, operands, _ in self.behind(a).values() if operation == "arith.divsi")
+        rounded_down = any(self.constant(divisor) == factor for _, divisor in quotients)
         return self.kinds(a) <= {"lane"} or rounded_down
 
     def offsets(self):

@@ -64,9 +64,7 @@ def test_every_file_with_kernels_has_mutants():
         for file in (ROOT / "kernels").rglob("*.py")
         if re.search(r"^def _\w+_kernel\(", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    # Batch norm in one launch wants a cache that no plan of the gate counts on, and what it calls has mutants.
-    without = {"batch_norm.one_launch", "batch_norm.on_chip"}
-    assert with_kernels - {mutant.file for mutant in MUTANTS.values()} == without
+    assert with_kernels <= {mutant.file for mutant in MUTANTS.values()}
 
 
 @pytest.mark.parametrize("old", ["no such text", "tl.sum("])

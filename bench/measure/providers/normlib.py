@@ -44,7 +44,7 @@ class Normlib(Provider):
         return normlib.backend_for(inputs["x"])
 
     def plan(self, case: Case, inputs: Inputs) -> str:
-        """The launches that the launchers choose: `one launch, barrier: _forward_once 33x4`."""
+        """The launches that the launchers choose: `streaming: _batch_norm_stats_kernel 2x264, ...`."""
         if self.backend(case, inputs) == "torch":
             return ""
         operator, modes = operators()[case.op], _PASSES.get(case.mode, (case.mode,))

@@ -10,8 +10,8 @@ from normlib.kernels.traffic import TileSweep
 FORWARD, BACKWARDS = TileSweep(("x",)), TileSweep(("x",), ("y",), backwards=True)
 
 
-def streaming(second=BACKWARDS, resident=1, splits=1, groups=1):
-    return tuple(Programs((sweep,), groups, splits, 0, resident) for sweep in (FORWARD, second))
+def streaming(second=BACKWARDS, resident=1, splits=1):
+    return tuple(Programs((sweep,), splits, resident) for sweep in (FORWARD, second))
 
 
 def test_what_fits_is_read_once():
@@ -37,16 +37,14 @@ def test_results_that_leave_first_push_nothing_out():
 
 
 def test_stores_alone_and_one_sweep_count_as_they_are():
-    assert device_units(3, 8, (Programs((TileSweep(("dy", "x"), ("dx",)),), 3, 2, 0, 4),), capacity=1) == 3
+    assert device_units(3, 8, (Programs((TileSweep(("dy", "x"), ("dx",)),), 2, 4),), capacity=1) == 3
 
 
-# Between the two visits of a tile of x lie x and y of its own group and, a group ahead, also x and y of the group
-# before and x of the next: 2 and 5 times 2 windows of 4 tiles.
-@pytest.mark.parametrize(("ahead", "between"), [(0, 16), (1, 40)])
-def test_windows_that_fit_are_read_once_whatever_the_tensor_is(ahead, between):
-    once = (Programs((FORWARD, BACKWARDS), windows=2, splits=2, ahead=ahead, resident=4),)
-    assert device_units(50, 4, once, capacity=between) == 2
-    assert device_units(50, 4, once, capacity=between // 4) > 2
+def test_two_sweeps_of_one_launch_meet_what_fits_whatever_the_tensor_is():
+    # Between the two visits of a tile lie x and y of the rest of its program's 4 tiles, and of the other program's.
+    once = (Programs((FORWARD, BACKWARDS), splits=1, resident=2),)
+    assert device_units(50, 4, once, capacity=16) == 2
+    assert device_units(50, 4, once, capacity=4) > 2
 
 
 # An independent simulation of the same plan with 4 KB tiles: units forward of ResNet-50's shapes, bf16, 50 MB of cache.
@@ -57,5 +55,5 @@ def test_windows_that_fit_are_read_once_whatever_the_tensor_is(ahead, between):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_streaming_plan_moves_what_another_simulation_found(shape, units, channels_last):
     plan = batch_norm(shape, channels_last, 2, Device(132))
-    launches = streaming(resident=132 * 4, splits=plan.splits, groups=plan.groups)
+    launches = streaming(resident=132 * 4, splits=plan.splits)
     assert expected_units(plan, launches, 2, 50 << 20) == pytest.approx(units, abs=0.02)

@@ -23,18 +23,11 @@ def each(*modes, plans):
 EVALUATION = each("eval", "eval_bwd", plans=("one sweep",))
 STREAMING = each("fwd", "bwd", plans=("streaming",))
 ALONE = each("fwd", "bwd", plans=("one launch",))
-BARRIER = "one launch, barrier"
-ON_CHIP = ("on chip", "on chip, barrier")
 ROWS = each("fwd", "bwd", plans=("rows in registers", "loop over a row"))
 # The plans that every operator has, and so those that must be counted.
 PLANS = {
-    **dict.fromkeys(
-        ("batch_norm", "batch_norm_relu", "batch_norm_add_relu"),
-        STREAMING | ALONE | each("fwd", "bwd", plans=(BARRIER, *ON_CHIP)) | EVALUATION,
-    ),
-    # Backward is batch norm's.
-    "batch_renorm": STREAMING | each("bwd", plans=("one launch", BARRIER, *ON_CHIP)) | EVALUATION,
-    **dict.fromkeys(("lp_norm", "noisy_batch_norm", "sequence_batch_norm"), STREAMING | EVALUATION),
+    **dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu"), STREAMING | EVALUATION),
+    **dict.fromkeys(("batch_renorm", "lp_norm", "noisy_batch_norm", "sequence_batch_norm"), STREAMING | EVALUATION),
     "sync_batch_norm": STREAMING,  # no launch waits for another process; evaluation is batch norm's
     "group_norm": STREAMING | ALONE,
     "instance_norm": STREAMING | ALONE | EVALUATION,
