@@ -45,7 +45,18 @@ def accumulator(pointer_type):
 @triton.jit
 def load(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = STAYS):
     """Values in the accumulation dtype, zero where masked: nothing is ever computed in 16 bits."""
-    value = tl.load(pointer, mask=mask, other=0.0, eviction_policy=EVICT)
+    return widen(load_narrow(pointer, mask, EVICT), ACC)
+
+
+@triton.jit
+def load_narrow(pointer, mask, EVICT: tl.constexpr = STAYS):
+    """Values in the pointer's dtype, zero where masked; to be widened before anything is computed."""
+    return tl.load(pointer, mask=mask, other=0.0, eviction_policy=EVICT)
+
+
+@triton.jit
+def widen(value, ACC: tl.constexpr):
+    """The value in the accumulation dtype."""
     # The hardware widens exactly; the interpreter mistakes bfloat16's denormals, so there it is spelled out.
     if INTERPRETED and value.dtype == tl.bfloat16:
         value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)

@@ -104,6 +104,17 @@ def merge(programs: int, columns: int, device: Device) -> MergePlan:
 
 
 @cache
+def sums(programs: int, columns: int, device: Device) -> MergePlan:
+    """Returns the plan of adding programs' partial sums: 16 to a thread, and many rows at once where they are short.
+
+    The shape of a block depends on the number of programs, which may follow the batch, in two cases only.
+    """
+    block_p = 16 if programs <= 16 else 64 if columns >= 4096 else 256
+    block_n = min(2048 // block_p, next_power_of_2(columns))
+    return MergePlan(block_p, block_n, launch_options(128, device))
+
+
+@cache
 def merge_ranks(ranks: int, columns: int, device: Device) -> MergePlan:
     """Returns the plan of merging messages of all processes: every rank in one block, whose values stay in registers.
 

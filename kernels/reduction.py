@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from normlib.kernels.numerics import accumulator, from_pair, load, reciprocal_sqrt, store
+from normlib.kernels.numerics import INTERPRETED, accumulator, from_pair, load, reciprocal_sqrt, store
 from normlib.kernels.plan import MergePlan
 from normlib.kernels.traffic import Moves, launch
 
@@ -46,6 +46,23 @@ def renormalize(a, b):
     b_part = high - a
     low = (a - (high - b_part)) + (b - b_part)
     return high, low
+
+
+@triton.jit
+def _add_pairs(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def sum_pair(a, b, AXIS: tl.constexpr):
+    """Returns the sums of both along AXIS, which is kept: with one exchange between threads for the two.
+
+    The interpreter would add a pair's elements one after another.
+    """
+    if INTERPRETED:
+        return tl.sum(a, AXIS, keep_dims=True), tl.sum(b, AXIS, keep_dims=True)
+    else:
+        return tl.reduce((a, b), AXIS, _add_pairs, keep_dims=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- moments

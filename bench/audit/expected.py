@@ -102,5 +102,4 @@ def waits(one: RecordedPass, launch: Traffic, shape: tuple[int, ...]) -> int:
     """Returns how many times one program of a launch waits for others, one wait after another."""
     if not launch.waits:
         return 0
-    rows = plan.cdiv(prod(shape[:-1]), one.plan.programs)
-    return plan.cdiv(rows, one.plan.block_rows)
+    return plan.cdiv(prod(shape[:-1]), one.plan.programs)  # once a row

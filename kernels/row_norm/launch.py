@@ -12,11 +12,12 @@
     PARTIAL_N < N        rstd is of a row's first PARTIAL_N columns alone, not CENTRED: var and c1 (a sum over the whole
                          row all the same) are divided by PARTIAL_N, and c1 is in dx of those columns only
 
-A row that fits stays in registers, as a few power-of-two chunks (plan.row_chunks): forward moves x and y once (with a
-residual also that and z), backward dy, x and dx once (and dz). A longer one is swept twice, the second time backwards
-so that it meets the cache. The backward grid is persistent: each program adds dw and db of its rows in registers and
-leaves one partial row of each; a second stage adds the partials in a fixed order. Saved for backward: x (or z), rstd
-and, if CENTRED, the mean as a pair of floats.
+A row that fits stays in registers, as equal power-of-two chunks (plan.row_tile): forward moves x and y once (with a
+residual also that and z), backward dy, x and dx once (and dz). Backward a longer one does too, in slices whose programs
+wait for each other, where a device allows that; else it is swept twice, the second time backwards so that it meets the
+cache. The backward grid is persistent: each program adds dw and db of its rows in registers and leaves one partial row
+of each; a second stage adds the partials in a fixed order. Saved for backward: x (or z), rstd and, if CENTRED, the mean
+as a pair of floats.
 """
 
 from fractions import Fraction
@@ -32,7 +33,6 @@ from normlib.kernels.reduction import sum_partials
 from normlib.kernels.row_norm import plan as row_plan
 from normlib.kernels.row_norm.narrow import _row_norm_backward_kernel, _row_norm_forward_kernel
 from normlib.kernels.row_norm.wide import (
-    _row_norm_backward_sliced_kernel,
     _row_norm_forward_loop_kernel,
     _row_norm_input_gradient_loop_kernel,
     _row_norm_weight_gradient_kernel,
@@ -86,12 +86,14 @@ def forward(
     with on(x):
         if plan.chunks:
             tiles = plans.cdiv(m, plan.block_m)
+            lanes = tiles * plan.block_m  # rows, those past the last one included
             launch(
                 *(_row_norm_forward_kernel, (tiles,), *arguments),
                 **constants,
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
-                moves=lambda: Moves(plan, {"x": 1, "residual": 1, "weight": tiles, "bias": tiles}, stored),
+                BLOCK_N=plan.block_n,
+                moves=lambda: Moves(plan, {"x": 1, "residual": 1, "weight": lanes, "bias": lanes}, stored),
             )
         else:
 
@@ -142,44 +144,31 @@ def backward(
     saved = (dy_rows, x_rows, mean if centred else None, rstd)
     constants = {"ALIGN": plans.alignment(*strides), "N": n, "CENTRED": centred, **plan.rows.options}
     both = {"PARTIAL_N": partial_n or n, "ZERO_CENTRED": zero_centred}
-    touched = n * x.element_size() * (3 if dz is None else 4)  # bytes of a row, from its first load to its second
     with on(x):
         if plan.rows.chunks:
-            tiles = plans.cdiv(m, plan.rows.block_m)
+            k = plan.slices
+            waits = k > 1
+            sums_of_rows = (
+                torch.empty((m, 2, plans.next_power_of_2(k)), dtype=rstd.dtype, device=x.device) if waits else None
+            )
             launch(
-                *(_row_norm_backward_kernel, (plan.programs,)),
-                *(dx, partials, *saved, weight, dz_rows),
-                *(m, *strides),
+                *(_row_norm_backward_kernel, (k, plan.programs)),
+                *(dx, partials, sums_of_rows, counters(2 * plan.programs, x.device) if waits else None),
+                *(*saved, weight, dz_rows, m, *strides),
                 **constants,
                 **both,
                 **sums,
                 CHUNKS=plan.rows.chunks,
                 BLOCK_M=plan.rows.block_m,
-                moves=lambda: Moves(
-                    *(plan, {"dy": 1, "x": 1, "mean": 1, "rstd": 1, "weight": tiles, "dz": int(need_dx)}),
-                    ("dx", "partials"),
-                ),
-            )
-        elif plan.slices:
-            k = plan.slices
-            sums_of_rows = torch.empty((2, k, m), dtype=rstd.dtype, device=x.device)
-            launch(
-                *(_row_norm_backward_sliced_kernel, (k, plan.programs)),
-                *(dx, partials, sums_of_rows, counters(3 * plan.programs, x.device), *saved, weight, dz_rows),
-                *(m, plan.block_rows, *strides),
-                **constants,
-                **both,
-                **sums,
                 BLOCK_N=plan.rows.block_n,
-                BLOCK_K=plans.next_power_of_2(k),
+                SLICES=plans.next_power_of_2(k),
+                AHEAD=plan.ahead,
                 moves=lambda: Moves(
                     plan,
-                    {"dy": 2, "x": 2, "mean": 2 * k, "rstd": 2 * k, "weight": plan.programs, "dz": 1, "sums": k},
+                    {"dy": 1, "x": 1, "mean": k, "rstd": k, "dz": int(need_dx), "sums": k}
+                    | {"weight": plan.programs * plan.rows.block_m},
                     ("dx", "partials", "sums"),
                     parts={"sums": k * m * (2 if centred else 1)},
-                    again=2 * x.numel() * x.element_size(),
-                    # Two rounds of rows: the next one's first sweep comes before this one's second.
-                    span=2 * plan.block_rows * plan.rows.block_n * (touched // n),
                 ),
             )
         else:
@@ -194,7 +183,7 @@ def backward(
                     moves=lambda: Moves(
                         *(plan, {"dy": 2, "x": 2, "mean": 1, "rstd": 1, "weight": 2 * m, "dz": 1}, ("dx",)),
                         again=2 * x.numel() * x.element_size(),
-                        span=touched,
+                        span=n * x.element_size() * (3 if dz is None else 4),
                     ),
                 )
             if outputs:
@@ -210,5 +199,5 @@ def backward(
                     moves=lambda: Moves(plan, {"dy": 1, "x": 1, "mean": blocks, "rstd": blocks}, ("partials",)),
                 )
         if outputs:
-            sum_partials(partials, outputs, plans.merge(plan.programs, n, device))
+            sum_partials(partials, outputs, plans.sums(plan.programs, n, device))
     return dx, dw, db

@@ -5,33 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from normlib.kernels.plan import Device, cdiv, launch_options, next_power_of_2
+from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_power_of_2
 
-# A row is held in registers up to this many columns (forward by itemsize), and in a loop beyond. Ahead-of-time
-# compilation shows no spills below these for any target (`python -m bench.audit`).
+# A row is held in registers up to this many columns (by itemsize). Ahead-of-time compilation shows no spills up to them
+# for any target (`python -m bench.audit`).
 FORWARD_REGISTER_COLUMNS = {2: 16384, 4: 16384, 8: 8192}
-BACKWARD_REGISTER_COLUMNS = 8192
-# Padding a row to one power of two wastes lanes; splitting it costs a reduction a chunk. Below this, pad.
-CHUNK_FROM = 512
-MAX_CHUNKS = 3
+BACKWARD_REGISTER_COLUMNS = {2: 8192, 4: 8192, 8: 4096}
+# The columns of a row that a thread holds, by itemsize: enough that what is done once a row weighs little (`LEAST`), as
+# many as fit beside weight, dw and db backward (`MOST`), and forward, where 16 bits are widened as they are used.
+LEAST = {2: 32, 4: 32, 8: 16}
+FORWARD_MOST = {2: 96, 4: 64, 8: 32}
+BACKWARD_MOST = {2: 40, 4: 32, 8: 16}
+# The kernels have code of its own for every chunk of a row: no more of them than these.
+MAX_CHUNKS = 16
 
 
-def row_chunks(n: int) -> tuple[tuple[int, int], ...]:
-    """Returns a row of n columns as (offset, power-of-two size) chunks; the last one may reach past the end.
+def _power_of_2_within(n: int) -> int:
+    return max(next_power_of_2(n + 1) // 2, 1)
 
-    >>> row_chunks(7168), row_chunks(1000), row_chunks(1600)
-    (((0, 4096), (4096, 2048), (6144, 1024)), ((0, 1024),), ((0, 1024), (1024, 512), (1536, 64)))
+
+def threads_of_row(n: int, least: int, most: int) -> int:
+    """Returns how many threads hold a row, a power of two: each has `least` columns or more, but not more than `most`.
+
+    In short rows four threads share 64 bytes or more of 16 bits, which is what memory is loaded in. Where a thread has
+    one column alone, and a sum is of products, compilers round it otherwise in one thread than in another.
     """
-    chunks: list[tuple[int, int]] = []
-    offset = 0
-    while offset < n:
-        rest = n - offset
-        padded = next_power_of_2(rest)
-        last = len(chunks) == MAX_CHUNKS - 1 or padded <= CHUNK_FROM or 8 * (padded - rest) < padded
-        size = padded if last else padded // 2
-        chunks.append((offset, size))
-        offset += size
-    return tuple(chunks)
+    threads = max(_power_of_2_within(n // least), min(_power_of_2_within(n // 8), 4))
+    return threads if n <= most * threads else next_power_of_2(cdiv(n, most))
+
+
+def row_tile(n: int, itemsize: int, row_threads: int, threads: int, slices: int = 1) -> dict[str, int]:
+    """Returns a tile of rows of n columns, or of slices of them, each held by `row_threads` threads, as equal chunks.
+
+    A chunk is as wide as a load of these threads is, 16 bytes each where the row's length leaves them aligned: then a
+    thread has the same columns of every row. The last chunk may reach past the row's end.
+
+    >>> row_tile(7168, 2, 128, 128), row_tile(1000, 2, 32, 128)
+    ({'block_m': 1, 'block_n': 1024, 'chunks': 7}, {'block_m': 4, 'block_n': 256, 'chunks': 4})
+    """
+    each = min(16 // itemsize, max(alignment(n), next_power_of_2(cdiv(n, slices * row_threads * MAX_CHUNKS))))
+    block_n = row_threads * each
+    return {"block_m": threads // row_threads, "block_n": block_n, "chunks": cdiv(cdiv(n, block_n), slices)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class RowPlan:
 
     block_m: int
     options: dict[str, int | bool]
-    chunks: tuple[tuple[int, int], ...] = ()
+    chunks: int = 0
     block_n: int = 0
     programs: int = 0
 
@@ -100,79 +114,85 @@ def row_forward(n: int, itemsize: int, device: Device, tensors: int = 2) -> RowP
     """
     if n > FORWARD_REGISTER_COLUMNS[itemsize]:
         return _forward_loop(n, itemsize, device, tensors)
-    chunks = row_chunks(n)
-    width = sum(size for _, size in chunks)
-    # 4096 elements and 128 threads a program keep 32 values a thread and some 8 KB of loads in flight.
-    chosen = device.tuning.of(
-        row_plans("forward", n, itemsize),
-        elements=4096 // max(itemsize // 4, 1),
-        threads=128 if width * itemsize <= 16384 else 256 if width <= 8192 else next_power_of_2(width) // 32,
-    )
-    block_m = max(chosen["elements"] // next_power_of_2(width), 1)
-    return RowPlan(block_m=block_m, options=launch_options(chosen["threads"], device), chunks=chunks)
+    row_threads = threads_of_row(n, max(LEAST[itemsize], n // 128), FORWARD_MOST[itemsize])
+    chosen = device.tuning.of(row_plans("forward", n, itemsize), columns=cdiv(n, row_threads), threads=128)
+    row_threads = next_power_of_2(cdiv(n, chosen["columns"]))
+    threads = max(chosen["threads"], row_threads)
+    return RowPlan(**row_tile(n, itemsize, row_threads, threads), options=launch_options(threads, device))
 
 
 @dataclass(frozen=True)
 class RowBackwardPlan:
     """A persistent grid of `programs`; each leaves one row of partial dw and db.
 
-    With `rows.chunks` one kernel does it all. So it does with `slices` programs a row, of `rows.block_n` columns each,
-    that wait for each other once in `block_rows` rows. Without either, the input gradient loops over the row, and the
-    weight's are summed by a kernel of their own over (programs, column blocks of `block_columns`), `block_rows` rows at
-    a time.
+    With `rows.chunks` one kernel does it all; with several `slices` a row is that many programs', which wait for each
+    other. Without chunks the input gradient loops over the row, and the weight's are summed by a kernel of their own
+    over (programs, column blocks of `block_columns`), `block_rows` rows at a time.
     """
 
     rows: RowPlan
     programs: int
     block_rows: int = 1
     block_columns: int = 0
-    slices: int = 0
+    slices: int = 1
+    ahead: bool = False  # whether the next rows are loaded before these are done
 
     @property
     def kind(self) -> str:
-        return "slices, barrier" if self.slices else self.rows.kind
+        return "slices, barrier" if self.slices > 1 else self.rows.kind
 
 
-# Columns of a slice by itemsize, with 256 threads: dw, db and the weight of a slice stay in registers, next to dy and
-# x, in the 128 registers that two programs a multiprocessor leave a thread.
-SLICE = {2: 4096, 4: 2048, 8: 1024}
-SLICE_THREADS, SLICE_PROGRAMS = 256, 2
+# A backward program has this many threads or those of a row, and a multiprocessor two such programs: a thread may then
+# have 255 registers, for weight, dw, db, x_hat and dy of its columns.
+THREADS, PROGRAMS = 128, 2
+# Columns of a slice by itemsize, in such a program.
+SLICE = {2: 4096, 4: 4096, 8: 1024}
+# The columns of a thread, by itemsize, up to which there are registers for the next row: in 16 bits alone.
+AHEAD_MOST = {2: 32, 4: 0, 8: 0}
 
 
 def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | None:
     """Returns the plan in slices, all programs resident; None if the device has no barrier or too few programs."""
-    resident = SLICE_PROGRAMS * device.multiprocessors
-    columns = SLICE[itemsize]
-    slices = cdiv(n, columns)
+    resident = PROGRAMS * device.multiprocessors
+    tile = row_tile(n, itemsize, THREADS, THREADS, cdiv(n, SLICE[itemsize]))
+    slices = cdiv(n, tile["block_n"] * tile["chunks"])
     if not device.cooperative or slices > resident:
         return None
-    groups = min(resident // slices, m)
-    # dy and x of two rounds wait in cache, in the share of it that batch norm's first sweeps may take.
-    waiting = 2 * 2 * slices * groups * columns * itemsize
-    rows = max(min(40 * device.l2 // 100 // waiting, cdiv(m, groups)), 1)
-    options = {**launch_options(SLICE_THREADS, device, SLICE_PROGRAMS), "launch_cooperative_grid": True}
-    return RowBackwardPlan(RowPlan(1, options, block_n=columns), groups, block_rows=rows, slices=slices)
+    options = {**launch_options(THREADS, device, PROGRAMS), "launch_cooperative_grid": True}
+    ahead = alignment(n) * itemsize >= 16 and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * THREADS
+    return RowBackwardPlan(RowPlan(**tile, options=options), min(resident // slices, m), slices=slices, ahead=ahead)
 
 
 @cache
 def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = True) -> RowBackwardPlan:
     """Returns the backward plan of (m, n); `whole`: dx and parameter gradients are both wanted."""
-    if n > BACKWARD_REGISTER_COLUMNS * 4 // max(itemsize, 4):
+    if n > BACKWARD_REGISTER_COLUMNS[itemsize]:
         if whole and (sliced := _sliced(m, n, itemsize, device)):
             return sliced
         rows = RowPlan(block_m=1, options=launch_options(256, device), block_n=2048)
         block_rows, block_columns = 8, 256
         wanted = cdiv(4 * device.multiprocessors, cdiv(n, block_columns))
         return RowBackwardPlan(rows, max(min(wanted, cdiv(m, block_rows)), 1), block_rows, block_columns)
-    chunks = row_chunks(n)
-    width = sum(size for _, size in chunks)
+    # What is not loaded 16 bytes at a time takes more registers.
+    wide = alignment(n) * itemsize >= 16
+    row_threads = threads_of_row(n, LEAST[itemsize], BACKWARD_MOST[itemsize] if wide else LEAST[itemsize])
+    if not wide and n > 24 * row_threads and row_threads < THREADS:
+        row_threads *= 2
+    columns = cdiv(n, row_threads)
+    programs = max(PROGRAMS * THREADS // max(row_threads, THREADS), 1)
+    if columns * max(itemsize, 4) <= 96 and row_threads <= THREADS:  # with fewer registers each
+        programs += 1
     chosen = device.tuning.of(
         row_plans("backward", n, itemsize),
-        elements=2048 // max(itemsize // 4, 1),
-        threads=128 if width <= 2048 else 256 if width < 8192 else 512,
+        columns=columns,
+        threads=THREADS,
         # Of a multiprocessor: enough to hide latency, few enough that their partial rows stay small beside the input.
-        programs=4 if width <= 2048 else 2 if width <= 4096 else 1,
+        programs=programs,
     )
-    block_m = max(chosen["elements"] // next_power_of_2(width), 1)
-    rows = RowPlan(block_m=block_m, options=launch_options(chosen["threads"], device), chunks=chunks)
-    return RowBackwardPlan(rows, max(min(chosen["programs"] * device.multiprocessors, cdiv(m, block_m)), 1))
+    row_threads = next_power_of_2(cdiv(n, chosen["columns"]))
+    threads = max(chosen["threads"], row_threads)
+    tile = row_tile(n, itemsize, row_threads, threads)
+    rows = RowPlan(**tile, options=launch_options(threads, device, chosen["programs"]))
+    programs = max(min(chosen["programs"] * device.multiprocessors, cdiv(m, rows.block_m)), 1)
+    ahead = wide and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * row_threads
+    return RowBackwardPlan(rows, programs, ahead=ahead)

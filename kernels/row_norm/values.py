@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from normlib.kernels.numerics import INTERPRETED, load, round_to, store
+from normlib.kernels.numerics import load, load_narrow, round_to, store, widen
 
 
 @triton.jit
@@ -31,12 +31,13 @@ def load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED: tl.constexpr, ACC: tl.c
 
 
 @triton.jit
-def rounded(value, dtype: tl.constexpr, ACC: tl.constexpr):
-    """Returns the value as `load` would find it after `store`."""
-    value = round_to(value, dtype)
-    if INTERPRETED and dtype == tl.bfloat16:  # as in `load`
-        value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return value.to(ACC)
+def load_row(row_ptr, row, block, M, N: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr = False):
+    """Returns a row's chunks in its own dtype; `block` has the first one's columns, and EVEN says that all are full."""
+    chunks = ()
+    for i in tl.static_range(CHUNKS):
+        n = i * block.shape[1] + block
+        chunks = chunks + (load_narrow(row_ptr + n, (row < M) & ((n < N) | EVEN)),)
+    return chunks
 
 
 @triton.jit
@@ -44,7 +45,7 @@ def load_stream(x, residual_ptr, residual_row, z_ptr, z_row, n, mask, ACC: tl.co
     """Returns what is normalized: x, or z = x + residual, which is stored too."""
     x = load(x, mask, ACC)
     if residual_ptr is not None:
-        x = rounded(x + load(residual_ptr + residual_row + n, mask, ACC), z_ptr.dtype.element_ty, ACC)
+        x = widen(round_to(x + load(residual_ptr + residual_row + n, mask, ACC), z_ptr.dtype.element_ty), ACC)
         store(z_ptr + z_row + n, x, mask)
     return x
 

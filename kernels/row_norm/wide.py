@@ -1,21 +1,19 @@
 """The kernels of row norms for rows that no program can hold in registers; the symbols are those of launch.py.
 
 One program sweeps a row twice in a loop over its columns, the second time backwards so that it meets the cache. Forward
-the grid is persistent, of as many programs as have their rows in cache at a time (plan.row_forward). Where programs may
-wait for each other, backward has a program a slice of columns: each keeps dw and db of its slice in
-registers, the slices of a row add up c1 and c2 at a barrier, and a few rows wait in cache for the second sweep.
+the grid is persistent, of as many programs as have their rows in cache at a time (plan.row_forward). Backward is for
+devices on which programs may not wait for each other; on others a row goes in slices (narrow.py).
 """
 
 import triton
 import triton.language as tl
 
-from normlib.kernels.barrier import arrive, leave, wait
-from normlib.kernels.numerics import accumulator, blocks, divide, even_share, load, store
+from normlib.kernels.numerics import accumulator, blocks, divide, load, store
 from normlib.kernels.reduction import merge_moments, rstd_of, tile_moments
 from normlib.kernels.row_norm.values import affine, aligned, load_statistics, load_stream, of_part, save_statistics
 
 # Arguments that follow the number of rows: no compilation of their own for a 1 or a multiple of 16.
-BATCH = ("M", "rows")
+BATCH = ("M",)
 
 
 @triton.jit(do_not_specialize=BATCH)
@@ -173,101 +171,3 @@ def _row_norm_weight_gradient_kernel(
         store(dw_row + n, tl.sum(dw, 0, keep_dims=True), n < N)
     if DB:
         store(db_row + n, tl.sum(db, 0, keep_dims=True), n < N)
-
-
-@triton.jit
-def _slice_of_row(dy_ptr, x_ptr, mean_ptr, rstd_ptr, row, M, dy_stride, x_stride, n, N, weight, CENTRED: tl.constexpr):
-    """Returns (dy, weight dy, x_hat, rstd) of some columns of a row; zeros past the last column."""
-    ACC: tl.constexpr = accumulator(x_ptr.dtype)
-    mean, low, rstd = load_statistics(mean_ptr, rstd_ptr, row + tl.zeros([1, 1], tl.int32), M, CENTRED, ACC)
-    dy = load(dy_ptr + tl.cast(row, tl.int64) * dy_stride + n, n < N, ACC)
-    x = load(x_ptr + tl.cast(row, tl.int64) * x_stride + n, n < N, ACC)
-    x_hat = tl.where(n < N, ((x - mean) - low) * rstd, 0.0)
-    return dy, dy * weight, x_hat, rstd
-
-
-@triton.jit(do_not_specialize=BATCH)
-def _row_norm_backward_sliced_kernel(
-    dx_ptr,
-    partials_ptr,  # (DW + DB, groups, N) partial sums of dw and of db
-    sums_ptr,  # (2, slices, M): sum(x_hat wdy), sum(wdy) of every slice
-    arrived_ptr,  # (3, groups) zeros: two to arrive at, left
-    dy_ptr,
-    x_ptr,
-    mean_ptr,
-    rstd_ptr,
-    weight_ptr,
-    dz_ptr,
-    M,
-    rows,  # of a round: between its first sweep and its second one is the first of the next round
-    dy_stride,
-    x_stride,
-    dz_stride,
-    ALIGN: tl.constexpr,
-    N: tl.constexpr,
-    PARTIAL_N: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # slices, up to a power of two
-    CENTRED: tl.constexpr,
-    ZERO_CENTRED: tl.constexpr,
-    DW: tl.constexpr,
-    DB: tl.constexpr,
-):
-    ACC: tl.constexpr = accumulator(x_ptr.dtype)
-    x_stride = aligned(x_stride, ALIGN)
-    dy_stride = aligned(dy_stride, ALIGN)
-    dz_stride = aligned(dz_stride, ALIGN)
-    part, slices = tl.program_id(0), tl.num_programs(0)
-    group, groups = tl.program_id(1), tl.num_programs(1)
-    M = tl.cast(M, tl.int64)  # and with it all that counts rows
-    n = part * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    k = tl.arange(0, BLOCK_K)
-    weight = affine(tl.full([1, BLOCK_N], 1.0, ACC), weight_ptr, None, n, n < N, ZERO_CENTRED, ACC)
-    first, end = even_share(group, groups, M)
-    second_sums_ptr = sums_ptr + slices * M
-
-    dw = tl.zeros([1, BLOCK_N], ACC)
-    db = tl.zeros([1, BLOCK_N], ACC)
-    rounds = blocks(end - first, rows)
-    for i in range(rounds + 1):
-        for row in range(first + i * rows, tl.minimum(first + (i + 1) * rows, end)):
-            dy, wdy, x_hat, _ = _slice_of_row(
-                dy_ptr, x_ptr, mean_ptr, rstd_ptr, row, M, dy_stride, x_stride, n, N, weight, CENTRED
-            )
-            dw += dy * x_hat
-            db += dy
-            here = part * M + row
-            store(sums_ptr + here, tl.sum(x_hat * wdy), row < M)
-            if CENTRED:
-                store(second_sums_ptr + here, tl.sum(wdy), row < M)
-        if i < rounds:
-            # Two counters in turn: nobody comes to the next but one before all have come to this one.
-            arrive(arrived_ptr + i % 2 * groups + group)
-        if i > 0:
-            last_round = i - 1
-            wait(arrived_ptr + last_round % 2 * groups + group, slices * (last_round // 2 + 1))
-            begin = first + last_round * rows
-            stop = tl.minimum(begin + rows, end)
-            for r in range(begin, stop):
-                row = begin + stop - 1 - r
-                of_row = k * M + row
-                c1 = tl.sum(load(sums_ptr + of_row, k < slices, ACC)) / PARTIAL_N
-                c2 = 0.0
-                if CENTRED:
-                    c2 = tl.sum(load(second_sums_ptr + of_row, k < slices, ACC)) / N
-                _, wdy, x_hat, rstd = _slice_of_row(
-                    dy_ptr, x_ptr, mean_ptr, rstd_ptr, row, M, dy_stride, x_stride, n, N, weight, CENTRED
-                )
-                dx = ((wdy - c2) - of_part(x_hat * c1, n, N, PARTIAL_N)) * rstd
-                if dz_ptr is not None:
-                    dx += load(dz_ptr + tl.cast(row, tl.int64) * dz_stride + n, n < N, ACC)
-                store(dx_ptr + tl.cast(row, tl.int64) * N + n, dx, n < N)
-
-    leave(arrived_ptr + groups + groups + group, slices, arrived_ptr + group, arrived_ptr + groups + group)
-
-    dw_row = partials_ptr + group.to(tl.int64) * N
-    db_row = dw_row + DW * groups.to(tl.int64) * N
-    if DW:
-        store(dw_row + n, dw, n < N)
-    if DB:
-        store(db_row + n, db, n < N)

@@ -52,6 +52,7 @@ def _weight_norm_forward_kernel(
     N: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     x_stride = aligned(x_stride, ALIGN)
@@ -59,23 +60,23 @@ def _weight_norm_forward_kernel(
 
     xs = ()
     largest = tl.zeros([BLOCK_M, 1], ACC)
-    for i in tl.static_range(len(CHUNKS)):
-        n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
+    for i in tl.static_range(CHUNKS):
+        n = i * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         x = load(x_ptr + row * x_stride + n, (row < M) & (n < N), ACC)
         xs = xs + (x,)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1, keep_dims=True))
 
     _, inverse = power_of_two(largest)
     squares = tl.zeros([BLOCK_M, 1], ACC)
-    for i in tl.static_range(len(CHUNKS)):
+    for i in tl.static_range(CHUNKS):
         scaled = xs[i] * inverse
         squares += tl.sum(scaled * scaled, 1, keep_dims=True)
     norm = tl.where(row < M, square_root(squares), 1.0)
     save_norm(norm_ptr, row, M, norm, inverse)
 
     factor = divide(load(weight_ptr + row, row < M, ACC), norm)
-    for i in tl.static_range(len(CHUNKS)):
-        n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
+    for i in tl.static_range(CHUNKS):
+        n = i * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         store(y_ptr + row * N + n, xs[i] * inverse * factor, (row < M) & (n < N))
 
 
@@ -131,6 +132,7 @@ def _weight_norm_backward_kernel(
     N: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     x_stride = aligned(x_stride, ALIGN)
@@ -141,8 +143,8 @@ def _weight_norm_backward_kernel(
     dys = ()
     scaled = ()
     total = tl.zeros([BLOCK_M, 1], ACC)
-    for i in tl.static_range(len(CHUNKS)):
-        n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
+    for i in tl.static_range(CHUNKS):
+        n = i * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         mask = (row < M) & (n < N)
         dy = load(dy_ptr + row * dy_stride + n, mask, ACC)
         x = load(x_ptr + row * x_stride + n, mask, ACC) * inverse
@@ -156,8 +158,8 @@ def _weight_norm_backward_kernel(
     if dx_ptr is not None:
         parallel = divide(dw, norm)
         factor = divide(load(weight_ptr + row, row < M, ACC), norm)
-        for i in tl.static_range(len(CHUNKS)):
-            n = CHUNKS[i][0] + tl.arange(0, CHUNKS[i][1])[None, :]
+        for i in tl.static_range(CHUNKS):
+            n = i * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
             dx = (dys[i] - scaled[i] * parallel) * factor * inverse
             store(dx_ptr + row * N + n, dx, (row < M) & (n < N))
 

@@ -11,7 +11,7 @@ counts is lost: norm, y and both gradients are as good at 1e-30 and 1e30 as at 1
 the norm itself is never formed: saved for backward are norm / scale and 1 / scale. A row without a length (all zeros)
 is NaN, as 0 / 0 is.
 
-A row that fits stays in registers, as a few power-of-two chunks: forward moves x and y once, backward dy, x and dx
+A row that fits stays in registers, as equal power-of-two chunks: forward moves x and y once, backward dy, x and dx
 once. A longer one is swept twice, the second time backwards so that it meets the cache. No row needs another's results.
 """
 
@@ -52,6 +52,7 @@ def forward(x: Tensor, weight: Tensor, device: Device | None = None) -> tuple[Te
                 **constants,
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
+                BLOCK_N=plan.block_n,
                 moves=lambda: Moves(plan, {"x": 1, "weight": 1}, ("y", "norm")),
             )
         else:
@@ -90,6 +91,7 @@ def backward(
                 **constants,
                 CHUNKS=plan.chunks,
                 BLOCK_M=plan.block_m,
+                BLOCK_N=plan.block_n,
                 moves=lambda: Moves(plan, {"dy": 1, "x": 1, "norm": 1, "weight": int(need_dx)}, ("dx", "dw")),
             )
         else:

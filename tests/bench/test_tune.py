@@ -57,10 +57,10 @@ def found(chosen, clock, end=LATER):
 
 def test_the_fastest_values_are_found_together():
     plans = row_plan.row_plans("backward", 4096, 2)
-    clock = clock_of(plans, programs=8, threads=256, elements=4096)
+    clock = clock_of(plans, programs=8, threads=256, columns=40)
     tuned = found(cases(op="rms", dtype="bf16"), clock)
-    assert tuned[plans].values == {"programs": 8, "threads": 256, "elements": 4096}
-    assert tuned[plans].ratio == pytest.approx(1.1**-7)
+    assert tuned[plans].values == {"programs": 8, "threads": 256, "columns": 40}
+    assert tuned[plans].ratio == pytest.approx(1.1**-9)
     assert tuned[plans].cells == 2
     others = [t for p, t in tuned.items() if p != plans]
     assert others and all(t.values == {} and t.ratio == 1.0 for t in others)
@@ -110,7 +110,7 @@ def test_where_every_cell_fails_with_the_defaults_what_was_found_before_stays(tm
 def test_values_found_before_are_tried_first_and_stay_where_there_is_no_time_to_try_them(tmp_path):
     file, plans = tmp_path / "gpu.json", row_plan.row_plans("forward", 4096, 2)
     chosen = [case for case in cases(op="rms", dtype="bf16", hidden="4096", tokens="8") if case.mode == "fwd"]
-    tried, found = [], {"threads": 64, "elements": 1024}
+    tried, found = [], {"threads": 64, "columns": 64}
     device_file.update(file, "a GPU", values={plans: found})
 
     def clock(case, tuning):
@@ -170,7 +170,7 @@ def test_what_is_measured_when_the_time_is_up_is_stopped():
 def test_a_worker_measures_normlib_with_the_values_that_are_tried():
     (case,), ended, measurer = small(op="rms"), [], worker(60.0)
     try:
-        for values in ({}, {tune.plans_of(case): {"elements": 1024}}, {}):
+        for values in ({}, {tune.plans_of(case): {"columns": 64}}, {}):
             measurer.measure(case, [TunedNormlib(Tuning(values))], ended.append, lambda name: None)
     finally:
         measurer.close()

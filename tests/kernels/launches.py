@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
-from every_kernel import KERNELS as EVERY_KERNEL
 from torch import Tensor
 
 from bench.audit.calls import DEVICE, Call, recorded_small_calls
@@ -15,10 +14,6 @@ from normlib import functional
 from normlib.kernels import host
 from normlib.kernels.plan import UNTUNED, Device
 
-# Its programs wait for each other and cannot run one after another; tests/bench/audit/test_audit_counting.py
-# sees every address of it all the same.
-WAITING = {"_row_norm_backward_sliced_kernel"}
-KERNELS = EVERY_KERNEL - WAITING
 # How a tensor of a call lies in memory.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda t: t,

@@ -21,22 +21,31 @@ def _load_without_mask(pointer, mask, ACC: tl.constexpr, EVICT: tl.constexpr = S
 
 
 @triton.jit
+def _load_narrow_without_mask(pointer, mask, EVICT: tl.constexpr = STAYS):
+    return tl.load(pointer)
+
+
+@triton.jit
 def _store_without_mask(pointer, value, mask, EVICT: tl.constexpr = STAYS):
     tl.store(pointer, value.to(pointer.dtype.scalar.element_ty))
 
 
-UNMASKED = {"load": _load_without_mask, "store": _store_without_mask}
+UNMASKED = {
+    "load": {"load": _load_without_mask, "load_narrow": _load_narrow_without_mask},
+    "store": {"store": _store_without_mask},
+}
 
 
 def drop_masks(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of every load, or of every store, of every kernel."""
     for module in MODULES:
-        if hasattr(module, access):
-            monkeypatch.setattr(module, access, UNMASKED[access])
+        for name, unmasked in UNMASKED[access].items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, unmasked)
 
 
 def _shorter(p: Any) -> Any:
-    return replace(p, chunks=p.chunks[:-1])
+    return replace(p, chunks=p.chunks - 1)
 
 
 # By the function whose plans leave something out: its module, and how they do.

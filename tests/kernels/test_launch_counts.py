@@ -101,7 +101,7 @@ def test_every_operator_is_among_them_and_every_kernel_with_a_barrier(found):
     passes = [f for f in found if f["pass"] != "planted"]
     assert {f["op"] for f in passes} == set(audited())
     assert {f["declared"][0] for f in passes if f["waits"]} == {
-        "_row_norm_backward_sliced_kernel",
+        "_row_norm_backward_kernel",
     }
 
 

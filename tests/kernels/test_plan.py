@@ -30,20 +30,33 @@ def test_planning_needs_neither_torch_nor_triton():
     assert done.stdout.split() == ["set()", str(batch_norm_plan.TILE[2])]
 
 
+def _tiles(n, itemsize):
+    """Of both directions, for rows of n columns that fit in registers."""
+    found = [row_plan.row_forward(n, itemsize, H200), row_plan.row_backward(64, n, itemsize, H200).rows]
+    return [p for p, most in zip(found, (16384, 4096), strict=True) if n <= most // (itemsize // 8 + 1)]
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
 @pytest.mark.parametrize("n", WIDTHS)
-def test_chunks_cover_a_row_once_in_powers_of_two(n):
-    chunks = row_plan.row_chunks(n)
-    end = 0
-    for offset, size in chunks:
-        assert offset == end and size & (size - 1) == 0
-        end += size
-    assert end >= n and chunks[-1][0] < n
-    assert len(chunks) <= row_plan.MAX_CHUNKS
+def test_chunks_cover_a_row_once_in_powers_of_two(n, itemsize):
+    for p in _tiles(n, itemsize):
+        assert p.block_n & (p.block_n - 1) == 0
+        assert p.chunks * p.block_n >= n > (p.chunks - 1) * p.block_n
+        assert p.chunks <= row_plan.MAX_CHUNKS
 
 
 @pytest.mark.parametrize("n", [5120, 6144, 7168, 12288, 1600, 2560])
-def test_ragged_model_widths_are_not_padded(n):
-    assert sum(size for _, size in row_plan.row_chunks(n)) == n
+def test_ragged_model_widths_are_hardly_padded(n):
+    p = row_plan.row_forward(n, 2, H200)
+    assert p.chunks * p.block_n <= n * 9 / 8
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("n", WIDTHS)
+def test_a_thread_sums_several_products_or_a_row_alone(n, itemsize):
+    for p in _tiles(n, itemsize):
+        threads = H200.warp_size * p.options["num_warps"]
+        assert p.chunks * p.block_n * p.block_m >= 2 * threads or p.block_n == 1
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_kernel import KERNELS as EVERY_KERNEL
-from launches import CALLS, KERNELS, RAGGED, SmallCall
+from every_kernel import KERNELS
+from launches import CALLS, RAGGED, SmallCall
 from planting import OMISSIONS, drop_masks, omit, pass_along, write_one_place
 from shadow_memory import CONTENDED, OUTSIDE, watching
 
@@ -149,7 +149,7 @@ def compute_sanitizer(tool: str, *planted: str) -> subprocess.CompletedProcess[s
         pytest.skip("compute-sanitizer is not installed")
     # What a driver answers to PyTorch's questions is no fault of a kernel; a launch that fails raises.
     # PyTorch's own kernels exchange values within a warp, of which racecheck warns.
-    ours = [word for kernel in sorted(EVERY_KERNEL) for word in ("--kernel-regex", f"kns={kernel}")]
+    ours = [word for kernel in sorted(KERNELS) for word in ("--kernel-regex", f"kns={kernel}")]
     kernels_only = {"memcheck": ["--report-api-errors", "no"], "racecheck": ours}[tool]
     options = ["--tool", tool, *kernels_only, "--error-exitcode", "1"]
     return subprocess.run(

@@ -54,4 +54,4 @@ def test_waits_are_counted_in_every_launch_that_has_some():
                 for moved in one.launches:
                     assert (waits(one, moved, call.shape) > 0) == moved.waits, (target, str(call), one.mode)
                     waiting |= {moved.kernel} if moved.waits else set()
-    assert waiting == {"_row_norm_backward_sliced_kernel"}
+    assert waiting == {"_row_norm_backward_kernel"}

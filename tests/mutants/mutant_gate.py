@@ -29,16 +29,16 @@ def _case(
 # By group; cheap cells first. An offset of 1e4 needs every digit of a float32 mean, and at 1e6 the square of the digits
 # that such a mean has lost shows in the variance.
 CELLS = {
-    # 40x99: several rows a program, a last program that is not full, three programs backward. 5x1601: three chunks a
+    # 70x95: several rows a program, a last program that is not full, three programs backward. 5x1601: several chunks a
     # row, the last one ragged, and a program that takes two tiles of rows.
     "rows": (
-        _case("layer_norm", 40, 99),
-        _case("layer_norm", 40, 99, dtype="bf16"),
-        _case("layer_norm", 40, 99, dtype="fp16"),
-        _case("rms_norm", 40, 99),
-        _case("rms_norm", 40, 99, dtype="bf16"),
-        _case("layer_norm", 40, 99, offset=1e4),
-        _case("layer_norm", 40, 99, offset=1e6),
+        _case("layer_norm", 70, 95),
+        _case("layer_norm", 70, 95, dtype="bf16"),
+        _case("layer_norm", 70, 95, dtype="fp16"),
+        _case("rms_norm", 70, 95),
+        _case("rms_norm", 70, 95, dtype="bf16"),
+        _case("layer_norm", 70, 95, offset=1e4),
+        _case("layer_norm", 70, 95, offset=1e6),
         _case("layer_norm", 5, 1601),
         _case("layer_norm", 5, 1601, dtype="bf16"),
         _case("layer_norm", 5, 1601, offset=1e4),

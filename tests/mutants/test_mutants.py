@@ -36,8 +36,8 @@ RENAMED = Mutant(
     "row_norm.narrow",
     "_row_norm_forward_kernel",
     "the same under another name",
-    "low = low / N\n",
-    "rest = low / N\n        low = rest\n",
+    "squares = tl.sum(lanes, 1, keep_dims=True)\n",
+    "total = tl.sum(lanes, 1, keep_dims=True)\n    squares = total\n",
     ("rows",),
 )
 
@@ -113,7 +113,7 @@ def tiles_of(case, plan):
     [
         ("rows", "several rows a program", lambda case, f, b: f.block_m > 1 and b.rows.block_m > 1),
         ("rows", "a program that is not full", lambda case, f, b: case.shape[0] % f.block_m > 0),
-        ("rows", "several chunks, the last ragged", lambda case, f, b: sum(f.chunks[-1]) > case.shape[1] > 1024),
+        ("rows", "several chunks, the last ragged", lambda case, f, b: f.chunks * f.block_n > case.shape[1] > 1024),
         ("rows", "a program with two tiles of dw", lambda case, f, b: tiles_of(case, b) > b.programs > 1),
         ("rows", "an odd number of partials", lambda case, f, b: b.programs == 3),
         ("wide", "a loop forward, its end ragged", lambda case, f, b: not f.chunks and case.shape[1] % f.block_n),
