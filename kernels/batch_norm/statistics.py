@@ -24,6 +24,7 @@ from normlib.kernels.reduction import (
     rstd_of,
     rstd_of_norm,
     tile_moments,
+    upper_half,
 )
 
 
@@ -57,6 +58,8 @@ def moments_of_tiles(
     mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
     x = load_input(x_ptr + start + offsets, mask, PRE_RELU, ACC)
     pivot = tl.sum(x, 1, keep_dims=True) / tl.minimum(BLOCK_S, S - s0).to(ACC)
+    if x_ptr.dtype.element_ty.primitive_bitwidth == 16:
+        pivot = upper_half(pivot)  # d is exact then, and so are its sums, beside an outlier too
     # A masked element is 0, and so is its distance from a 0 in the pivot's place.
     d = x - tl.where(mask, pivot, 0.0)
     sums = d
