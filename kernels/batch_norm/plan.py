@@ -31,6 +31,7 @@ class BatchNormPlan:
     evict: str  # Triton's eviction policy for what training's last sweep moves
     stages: int  # of a sweep's pipeline of loads
     block_p: int  # splits merged at a time
+    partial_options: dict[str, int]  # of training's sweeps that leave partial results: their programs all run at once
     options: dict[str, int]
 
     @cached_property
@@ -138,7 +139,8 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         evict="evict_first" if outgrows else "",
         stages=chosen["stages"],
         block_p=min(max(1024 // block_c, 1), 256),
-        options=launch_options(threads, device, chosen["programs"] * 128 // threads),
+        partial_options=launch_options(threads, device, chosen["programs"] * 128 // threads),
+        options=launch_options(threads, device),
     )
 
 
@@ -153,7 +155,8 @@ def batch_norm_drawing(plan: BatchNormPlan, device: Device) -> BatchNormPlan:
         plan = replace(plan, block_s=plan.block_s // 2)
     threads = plan.options["num_warps"] * device.warp_size
     wanted = min(plan.block_c * plan.block_s // 16, 2 * threads)
-    return replace(plan, options=launch_options(max(wanted, threads), device))
+    options = launch_options(max(wanted, threads), device)
+    return replace(plan, options=options, partial_options=options)
 
 
 def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> int:

@@ -78,7 +78,7 @@ def launch_sweep(
         BLOCK_S=plan.block_s,
         # A program of few tiles has all of their loads under way at once without a pipeline.
         STAGES=1 if sweep.backwards else plan.stages,
-        **plan.options,
+        **(plan.options if sweep.backwards or constants.get("EVAL") else plan.partial_options),
         **constants,
         moves=moves,
     )

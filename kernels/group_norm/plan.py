@@ -102,8 +102,8 @@ def _whole_groups(
         wide = min(max(channel_block(channels), tile // block_s), next_power_of_2(channels))
     else:
         block_s = min(spatial_block(positions), tile // rows)
-        # Where a program's tiles are many, they are a quarter of the size, and the programs four times as many.
-        elements = tile if cdiv(positions, block_s) <= alone_tiles else tile // 4
+        # Where a program's tiles are many, they are half the size, and the programs twice as many.
+        elements = tile if cdiv(positions, block_s) <= alone_tiles else tile // 2
         wide = 1 if gaps else min(elements // block_s, next_power_of_2(channels))
     block_c = max(min(wide, tile // run), rows)
     return rows, block_c, min(block_s, tile // block_c)
