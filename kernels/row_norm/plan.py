@@ -159,7 +159,9 @@ def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | 
     if not device.cooperative or slices > resident:
         return None
     options = {**launch_options(THREADS, device, PROGRAMS), "launch_cooperative_grid": True}
-    ahead = alignment(n) * itemsize >= 16 and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * THREADS
+    # The sums of more than 8 slices take the registers that the next row would need (compiled for sm_100).
+    few = slices <= 8 and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * THREADS
+    ahead = few and alignment(n) * itemsize >= 16
     return RowBackwardPlan(RowPlan(**tile, options=options), min(resident // slices, m), slices=slices, ahead=ahead)
 
 
