@@ -74,7 +74,9 @@ def store(pointer, value, mask, EVICT: tl.constexpr = STAYS):
 def round_to(value, dtype: tl.constexpr):
     """The value in a dtype, to nearest even."""
     # The hardware rounds to nearest even; the interpreter truncates float32 to bfloat16, so there it is spelled out.
-    if INTERPRETED and dtype == tl.bfloat16:
+    if value.dtype == dtype:
+        return value
+    elif INTERPRETED and dtype == tl.bfloat16:
         value = value.to(tl.float32)
         bits = value.to(tl.uint32, bitcast=True)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)

@@ -17,7 +17,7 @@ from bench.audit.groups import Row
 from bench.page.formatting import spoken
 
 # Operator, shape, dtype, layout: the widths of language models, the widest rows that no peer takes without spilling,
-# ResNet-50's largest norms in both layouts, and one that is held on chip; and each fused form.
+# ResNet-50's largest norms in both layouts, and small ones; and each fused form.
 CALLS = (
     ("rms_norm", (8192, 4096), "bf16", "rows"),
     ("rms_norm", (4096, 7168), "bf16", "rows"),

@@ -12,7 +12,7 @@ from bench.cases.operators.batch_norm import MOMENTUM
 from bench.fake_gpu import planned_for
 from normlib import functional
 from normlib.kernels import host
-from normlib.kernels.plan import UNTUNED, Device
+from normlib.kernels.plan import Device
 
 # How a tensor of a call lies in memory.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,7 +32,7 @@ class SmallCall:
     pre_relu: bool = False  # of batch norm with a residual or without: a ReLU before the norm too
 
     def __str__(self) -> str:
-        device = f"{self.device.multiprocessors}mp {self.device.l2} {'on chip' * (self.device.tuning is UNTUNED)}"
+        device = f"{self.device.multiprocessors}mp {self.device.l2}"
         return f"{self.call} {device} {self.layout} {'pre-relu' * self.pre_relu}".strip()
 
     def run(self, device: torch.device) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def _chosen() -> list[SmallCall]:
     for call, device, passes in recorded_small_calls():
         launches = [moved for one in passes for moved in one.launches]
         if not any(moved.waits for moved in launches):
-            kinds = tuple(moved.kernel for moved in launches), device.tuning is UNTUNED
+            kinds = tuple(moved.kernel for moved in launches)
             plain = call.op in ("batch_norm", "layer_norm", "group_norm", "weight_norm")
             shape = call.shape if plain else ()
             found.setdefault((replace(call, dtype="", shape=shape), kinds), SmallCall(call, device))

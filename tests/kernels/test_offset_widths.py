@@ -17,7 +17,7 @@ from ttir import Program
 
 ROOT = Path(__file__).parents[2]
 
-# Rows of lengths that no tile has, in registers and in a loop; batch norm in both layouts, on chip and off.
+# Rows of lengths that no tile has, in registers and in a loop; batch norm in both layouts.
 CALLS = [
     ("batch_norm", (4, 65, 7, 7), "nchw"),
     ("batch_norm", (4, 65, 7, 7), "nhwc"),

@@ -91,7 +91,8 @@ def build(name, device, dtype=torch.float32):
 
 
 def batch(name, device):
-    random = torch.Generator().manual_seed(2)
+    # A draw in which rounding decides no ReLU: the gradient of the other side is another function's.
+    random = torch.Generator().manual_seed(3)
     if MODELS[name][3] == "tokens":
         ids = torch.randint(1, 50, (2, 5), generator=random).to(device)
         return {"input_ids": ids, "labels": ids}
