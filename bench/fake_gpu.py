@@ -22,7 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from normlib import dispatch
-from normlib.kernels import counters, plan
+from normlib.kernels import host as counters
+from normlib.kernels import plan
 from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.traffic import KernelLaunch, observed
 
@@ -53,7 +54,7 @@ class State:
     launched: list[str] | None = field(default=None, kw_only=True)  # names of kernels, appended to
 
     def is_capturing(self, device: torch.device) -> bool:
-        """As normlib.kernels.counters.capturing."""
+        """As normlib.kernels.host.capturing."""
         return self.capturing
 
 

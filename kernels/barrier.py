@@ -6,7 +6,7 @@ came first. A thread block's own barrier stands on both sides: before the releas
 threads stored (https://github.com/triton-lang/triton/issues/6307), and after the acquire, since one thread waits.
 
 A launch finds its counters at zero and leaves them so: the last program to go resets them, and nothing but the launch
-itself is queued for a barrier. Where a launch finds them is in counters.py.
+itself is queued for a barrier. Where a launch finds them is in host.py.
 """
 
 import triton

@@ -57,8 +57,7 @@ from normlib.kernels.batch_norm.sweeps import (
     partial_moments,
     planned,
 )
-from normlib.kernels.counters import counters
-from normlib.kernels.host import device_of, is_channels_last, like, on, statistics_dtype
+from normlib.kernels.host import counters, device_of, is_channels_last, like, on, statistics_dtype
 from normlib.kernels.plan import Device
 
 

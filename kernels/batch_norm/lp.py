@@ -58,8 +58,7 @@ from normlib.kernels.batch_norm.tiles import (
     start_of_tile,
     store_planes,
 )
-from normlib.kernels.counters import counters
-from normlib.kernels.host import like, on, statistics_dtype
+from normlib.kernels.host import counters, like, on, statistics_dtype
 from normlib.kernels.numerics import accumulator, divide, even_share, from_pair, load, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rstd_of_norm, tile_moments

@@ -10,8 +10,7 @@ from normlib.kernels import plan as plans
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.batch_norm.streaming import _batch_norm_normalize_kernel, _batch_norm_stats_kernel
-from normlib.kernels.counters import counters
-from normlib.kernels.host import dense, device_of, float_pair, statistics_dtype
+from normlib.kernels.host import counters, dense, device_of, float_pair, statistics_dtype
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Moves, TileSweep, launch
 

@@ -28,8 +28,7 @@ from normlib.kernels.batch_norm.streaming import (
 from normlib.kernels.batch_norm.sweeps import INPUT_GRADIENT, SUMS, launch_merge, launch_sweep, partial_moments, planned
 from normlib.kernels.batch_norm.sweeps import normalize as normalize_share
 from normlib.kernels.batch_norm.tiles import BATCH, store_planes
-from normlib.kernels.counters import counters
-from normlib.kernels.host import device_of, float_pair, like, on, statistics_dtype
+from normlib.kernels.host import counters, device_of, float_pair, like, on, statistics_dtype
 from normlib.kernels.numerics import accumulator, load
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import merge_all_moments, sum_partials

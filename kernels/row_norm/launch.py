@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.counters import counters
-from normlib.kernels.host import device_of, float_pair, on
+from normlib.kernels.host import counters, device_of, float_pair, on
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
 from normlib.kernels.row_norm import plan as row_plan

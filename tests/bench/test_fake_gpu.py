@@ -15,7 +15,8 @@ from bench.fake_gpu import absent_gpu
 from bench.audit.calls import calls
 from bench.audit.targets import TARGETS, compiling
 from normlib import dispatch
-from normlib.kernels import counters, plan, traffic
+from normlib.kernels import host as counters
+from normlib.kernels import plan, traffic
 from normlib.kernels.row_norm import launch as row_norm
 
 class Driver:

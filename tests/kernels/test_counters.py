@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normlib.kernels import counters as module
-from normlib.kernels.counters import counters
+from normlib.kernels import host as module
+from normlib.kernels.host import counters
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 DEFAULT, SIDE, OTHER = 0, 7, 11  # handles of streams

@@ -11,7 +11,7 @@ from interleaving import interleaved
 from shadow_memory import CONTENDED, watching
 
 from normlib import BatchNorm2d, reference
-from normlib.kernels import counters
+from normlib.kernels import host as counters
 from normlib.kernels.batch_norm import launch as kernels
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm import streaming, sweeps

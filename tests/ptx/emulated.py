@@ -15,7 +15,7 @@ from torch import Tensor
 from triton import knobs
 
 from bench.fake_gpu import COMPILED, H200_TARGET, Driver, State, driven_by, recording
-from normlib.kernels import counters
+from normlib.kernels import host as counters
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import PARTIALS, KernelLaunch
 from ptx.machine import Deadlock, Launch

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels.barrier import arrive, leave, wait
-from normlib.kernels.counters import counters
+from normlib.kernels.host import counters
 from normlib.kernels.plan import Device
 from normlib.kernels.traffic import Moves, launch
 from ptx.emulated import Emulation, emulated
