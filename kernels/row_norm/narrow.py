@@ -149,7 +149,8 @@ def _row_norm_backward_kernel(
     # Not tl.zeros: a tuple of those does not go through a loop on every Triton we support.
     zero = block.to(ACC) * 0.0
     if SLICES > 1:
-        block += tl.program_id(0) * (CHUNKS * BLOCK_N)
+        for _ in tl.static_range(CHUNKS):
+            block += tl.program_id(0) * BLOCK_N
     EVEN: tl.constexpr = SLICES > 1 and N % (CHUNKS * BLOCK_N) == 0
 
     dws = ()
@@ -161,20 +162,21 @@ def _row_norm_backward_kernel(
         dbs = dbs + (zero,)
         weights = weights + (affine(zero + 1.0, weight_ptr, None, n, (n < N) | EVEN, ZERO_CENTRED, ACC),)
 
-    row = group * BLOCK_M + lane
+    tiles = blocks(M, BLOCK_M)
     if AHEAD:
-        long_row = row.to(tl.int64)
-        next_mean, next_low, next_rstd = load_statistics(mean_ptr, rstd_ptr, row, M, CENTRED, ACC)
-        next_dys = load_row(dy_ptr + long_row * dy_stride, row, block, M, N, CHUNKS, EVEN)
-        next_xs = load_row(x_ptr + long_row * x_stride, row, block, M, N, CHUNKS, EVEN)
-    for step in range(blocks(blocks(M, BLOCK_M) - group, groups)):
-        row = (group + step * groups) * BLOCK_M + lane
+        first = (tiles * 0 + group) * BLOCK_M + lane  # in as many bits as M
+        long_row = first.to(tl.int64)
+        next_mean, next_low, next_rstd = load_statistics(mean_ptr, rstd_ptr, first, M, CENTRED, ACC)
+        next_dys = load_row(dy_ptr + long_row * dy_stride, first, block, M, N, CHUNKS, EVEN)
+        next_xs = load_row(x_ptr + long_row * x_stride, first, block, M, N, CHUNKS, EVEN)
+    for tile in range(group, tiles, groups):
+        row = tile * BLOCK_M + lane
         long_row = row.to(tl.int64)
         if AHEAD:
             mean, low, rstd = next_mean, next_low, next_rstd
             dys = next_dys
             xs = next_xs
-            ahead = row + groups * BLOCK_M
+            ahead = tl.minimum(tile + groups, tiles) * BLOCK_M + lane
             next_dys = load_row(dy_ptr + ahead.to(tl.int64) * dy_stride, ahead, block, M, N, CHUNKS, EVEN)
             next_xs = load_row(x_ptr + ahead.to(tl.int64) * x_stride, ahead, block, M, N, CHUNKS, EVEN)
         else:
@@ -209,6 +211,7 @@ def _row_norm_backward_kernel(
                 c1 = tl.sum(c1, 1, keep_dims=True)
                 c2 = tl.zeros_like(c1)
             if SLICES > 1:
+                step = (tile - group) // groups
                 c1, c2 = _sum_over_slices(c1, c2, sums_ptr, arrived_ptr + group, long_row, step, CENTRED, SLICES)
             c1 = c1 / PARTIAL_N
             c2 = c2 / N
@@ -231,7 +234,8 @@ def _row_norm_backward_kernel(
     for i in tl.static_range(CHUNKS):
         n = i * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         if SLICES > 1:
-            n += tl.program_id(0) * (CHUNKS * BLOCK_N)
+            for _ in tl.static_range(CHUNKS):
+                n += tl.program_id(0) * BLOCK_N
         if DW:
             store(dw_row + n, tl.sum(dws[i], 0, keep_dims=True), n < N)
         if DB:

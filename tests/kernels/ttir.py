@@ -62,16 +62,18 @@ class Program:
     def _define(self, line):
         """Enters a line's results; of a loop or branch returns, for each value that it yields, what that becomes."""
         self._loop_results = []
-        match = re.match(r"(%\w+)(?::\d+)? = \"?([\w.]+)\"?(.*)", line)
+        match = re.match(r"(%\w+)(?::(\d+))? = \"?([\w.]+)\"?(.*)", line)
         if match is None:
             return []
-        name, operation, rest = match.groups()
+        name, count, operation, rest = match.groups()
         if operation in ("scf.for", "scf.if"):
             types = re.findall(r"[^\s,()]+", re.search(r"-> \((.*?)\)", rest)[1])
             names = [f"{name}#{i}" for i in range(len(types))] if len(types) > 1 else [name]
             self._loop_results = [[self._enter(n, "to", [], kind)] for n, kind in zip(names, types, strict=True)]
         else:
-            self._enter(name, operation, self._operands(rest.split(" : ")[0].split("({")[0]), rest)
+            operands = self._operands(rest.split(" : ")[0].split("({")[0])
+            for result in [f"{name}#{i}" for i in range(int(count))] if count else [name]:
+                self._enter(result, operation, operands, rest)
         return self._loop_results
 
     def bits(self, name):
