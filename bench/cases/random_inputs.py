@@ -21,7 +21,7 @@ _TINY = 1e-4
 
 
 class RandomInputs:
-    """A stream of random float32 tensors on a device, fixed by the seed and the problem; on "meta" of shapes alone."""
+    """A stream of random float32 tensors on a device, fixed by seed and problem; on "meta" only their shapes."""
 
     def __init__(self, case: Case, device: torch.device, seed: int) -> None:
         self.device, self.generator = device, None

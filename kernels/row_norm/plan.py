@@ -28,7 +28,7 @@ def threads_of_row(n: int, least: int, most: int) -> int:
     """Returns how many threads hold a row, a power of two: each has `least` columns or more, but not more than `most`.
 
     In short rows four threads share 64 bytes or more of 16 bits, which is what memory is loaded in. Where a thread has
-    one column alone, and a sum is of products, compilers round it otherwise in one thread than in another.
+    only one column and adds products, a compiler may round them differently from thread to thread.
     """
     threads = max(_power_of_2_within(n // least), min(_power_of_2_within(n // 8), 4))
     return threads if n <= most * threads else next_power_of_2(cdiv(n, most))
@@ -147,7 +147,7 @@ class RowBackwardPlan:
 THREADS, PROGRAMS = 128, 2
 # Columns of a slice by itemsize, in such a program.
 SLICE = {2: 4096, 4: 4096, 8: 1024}
-# The columns of a thread, by itemsize, up to which there are registers for the next row: in 16 bits alone.
+# The columns of a thread, by itemsize, up to which there are registers for the next row: only in 16 bits.
 AHEAD_MOST = {2: 32, 4: 0, 8: 0}
 
 

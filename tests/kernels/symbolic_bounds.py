@@ -57,8 +57,8 @@ class Sanitizer(sanitizer.SymbolicSanitizer):
 
         def wrap_range(iterable, line, kind, args, kwargs, make):
             bounds = tuple(self._now(bound) for bound in args)
-            # In a loop within a loop it knows the inner one's bounds alone, and of what a loop passes on to its next
-            # round the first value alone: one that begins at the program's own number, and one that is pipelined and
+            # In a loop within a loop it knows only the inner one's bounds, and of what a loop passes on to its next
+            # round only the first value: one that begins at the program's own number, and one that is pipelined and
             # counts addresses up, goes through its few values one by one.
             own = len(args) == 3 and not isinstance(args[0], (int, tl.constexpr))
             whole = kind in ("tl_static_range", "tl_range") or own
