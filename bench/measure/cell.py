@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from math import prod
 
 import torch
 
 from bench.cases.case import Case
 from bench.cases.operators import Inputs, Operator, Reference
-from bench.measure import accuracy, timing
+from bench.measure import accuracy, contract, timing
+from bench.measure.kept import KeptReferences
+from bench.measure.observed import GuardedMemory, between_guards, observing
 from bench.measure.providers import Outputs, Provider, Runnable, Unsupported
+from bench.measure.witness import LEAST_ELEMENTS, Witness
 from bench.results.records import INTERPRETER, Record, TensorError, fill
 
 # Recognized by name, so that a CPU run need not import Triton's OutOfResources (shared memory, registers).
@@ -81,6 +85,15 @@ class _BuiltCell:
     cell: Runnable
     inputs: Inputs
     provider: Provider
+    memories: Mapping[str, GuardedMemory]
+
+
+class _Refused(Exception):
+    """What the judge has seen makes the cell wrong, or impossible; the text says what it was."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Problem:
@@ -90,14 +103,15 @@ class Problem:
     running buffer or stray write of one reaches the next.
     """
 
-    def __init__(self, case: Case, settings: RunSettings) -> None:
+    def __init__(self, case: Case, settings: RunSettings, kept: KeptReferences | None = None) -> None:
         self.case, self._operator, self._settings = case, settings.operators[case.op], settings
-        self._device = settings.device
+        self._device, self._kept = settings.device, kept or KeptReferences()
+        self._replaced: dict[str, str] = {}  # by provider, what it has replaced of the instrument
         self._inputs: Inputs | None = None
         self._reference: Reference | None = None
         self._amplification: dict[str, float] = {}
+        self._sums: dict[str, int] = {}
         self._yardsticks: dict[str, tuple[dict[str, float] | None, str]] = {}
-        self._fresh: tuple[Case, Inputs, Reference, dict[str, float]] | None = None
 
     def measure(
         self,
@@ -144,53 +158,75 @@ class Problem:
             else:
                 finished(cell)
 
+        turn = ""
+
+        def begins(name: str) -> None:
+            nonlocal turn
+            self._blame(turn)
+            turn = name
+            began(name)
+
         built: dict[str, _BuiltCell] = {}
         for provider in providers:
-            began(provider.name)
+            begins(provider.name)
             found = self._build(case, provider)
             if isinstance(found, _BuiltCell):
                 built[provider.name] = found
             else:
+                self._blame(provider.name)
+                self._accuse(found)
                 ended(provider, FinishedCell(found))
                 if found.status in ("oom", "crash"):
                     # Only now, with the exception and the frames that it held gone, can memory be given back.
                     _free(self._device)
                     check_device_alive(self._device)
+        witnesses = {name: self._witness(one, case) for name, one in built.items()}
         measured = timing.measure_together(
             {name: one.cell.run for name, one in built.items()},
             self._device,
             interpreted=[name for name, one in built.items() if one.record.backend == INTERPRETER],
             graphless=graphless,
             seed=self._settings.seed,
-            began=began,
+            began=begins,
+            witnesses=witnesses,
         )
         failed = len(measured) < len(built)
         for name, result in measured.items():
             one = built.pop(name)
-            began(name)
+            begins(name)
             if isinstance(result, Exception):
                 one.record.status, one.record.reason = _ending(result)
                 failed = True
+                self._accuse(one.record)
                 ended(one.provider, FinishedCell(one.record))
                 continue
-            try:
-                fill(one.record, result)
-                if one.record.status == "ok":
-                    one.record.reason = "; ".join(filter(None, (one.record.reason, *result.remarks)))
-                self._judge_again(one, case)
-            except Exception as error:
-                one.record.status, one.record.reason = _ending(error)
-                failed = True
-            ended(one.provider, FinishedCell(one.record, result.series, result.poisoned))
+            fill(one.record, result)
+            if one.record.status == "ok":
+                one.record.reason = "; ".join(filter(None, (one.record.reason, *result.remarks)))
+                self._accept(one.record, partial(self._judge_again, one, case, witnesses[name], result.doubt))
+                failed |= one.record.status in ("oom", "crash")
+            self._blame(name)
+            self._accuse(one.record)
+            spoiled = result.poisoned or name in self._replaced
+            ended(one.provider, FinishedCell(one.record, result.series, spoiled))
         if failed:
             _free(self._device)
             check_device_alive(self._device)
         return crowded
 
+    def _blame(self, name: str) -> None:
+        """Notes what has been replaced of the instrument since the last time: it was in this provider's turn."""
+        if found := self._kept.replaced():
+            self._replaced[name] = ", ".join(found)
+
+    def _accuse(self, record: Record) -> None:
+        if replaced := self._replaced.get(record.provider):
+            record.status, record.reason = "impossible", f"it has replaced {replaced}, so that nothing of it counts"
+
     def release(self) -> None:
         """Drops all tensors."""
         if self._inputs is not None:
-            self._inputs = self._reference = self._fresh = None
+            self._inputs = self._reference = None
             if self._device.type == "cuda":
                 _free(self._device)
 
@@ -213,13 +249,23 @@ class Problem:
         else:
             if case.inputs == "normal" and provider.timed:
                 return built
+            if record.status == "ok":
+                self._accept(record, lambda: self._look_again(built, case, self._settings.seed + 1, "on new inputs"))
         return record
+
+    def _accept(self, record: Record, look: Callable[[], None]) -> None:
+        """Has the judge look at a cell; what it refuses, or what is raised, becomes the cell's status."""
+        try:
+            look()
+        except _Refused as refusal:
+            record.status, record.reason = refusal.status, str(refusal)
+        except Exception as error:
+            record.status, record.reason = _ending(error)
 
     def _checked(self, record: Record, case: Case, provider: Provider) -> _BuiltCell:
         device = self._device
-        original, _ = self._truth(case)
         yardstick, without = self._yardstick(case)
-        inputs = _copy(original)
+        inputs, memories = _guarded(self._drawn())
         record.backend, record.plan = provider.backend(case, inputs), provider.plan(case, inputs)
         _synchronize(device)
         allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -230,58 +276,142 @@ class Problem:
         _synchronize(device)
         record.compile_ms = 1e3 * (time.perf_counter() - began)
 
-        changed = [n for n, t in inputs.items() if not n.startswith("running_") and not _same(t, original[n])]
-        for name, tensor in inputs.items():
-            tensor.detach().copy_(original[name])
+        built = _BuiltCell(record, cell, inputs, provider, memories)
+        original, _ = self._truth(case)
+        changed = _differing(inputs, original)
+        _refill(inputs, original)
         record.errors = self._check(cell.outputs(), case, yardstick)
         record.status, record.reason = accuracy.verdict(record.errors)
-        if changed:
+        if changed or (changed := _differing(inputs, original)):
             record.status, record.reason = "wrong", f"writes into its input {', '.join(changed)}"
-        elif record.status == "ok":
+        if overwritten := self._overwritten():
+            self._replaced[provider.name] = f"the judge's {', '.join(overwritten)}"
+            original, _ = self._truth(case)
+        if record.status == "ok":
             record.reason = without
+            self._accept(record, lambda: self._observe(built, case))
+        _refill(inputs, original)
         if device.type == "cuda":
             # While it is the only one with results in memory: side by side, the peaks of all would mix.
             torch.cuda.reset_peak_memory_stats(device)
             cell.run()
             _synchronize(device)
             record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
-        return _BuiltCell(record, cell, inputs, provider)
+        return built
 
-    def _judge_again(self, built: _BuiltCell, case: Case) -> None:
-        """Runs what was timed on new inputs, its last results overwritten, so that a cached or unwritten one shows."""
-        if self._fresh is None or self._fresh[0] != case:
-            self._fresh = case, *self._fresh_truth(case)
-        _, fresh, reference, amplification = self._fresh
+    def _observe(self, built: _BuiltCell, case: Case) -> None:
+        """Runs the call once on new inputs and notes what it does, then as a ghost; raises _Refused."""
+        fresh = self._drawn_anew(case, self._settings.seed + 1)
+        _refill(built.inputs, fresh)
+        with observing() as (log, overrun):
+            results = built.cell.run()
+        built.record.ran = log.words
+        beyond = overrun() + [name for name, memory in built.memories.items() if not memory.intact]
+        if beyond:
+            raise _Refused("wrong", f"writes past the memory of {', '.join(beyond)}")
+        deviations = contract.deviations(case, built.inputs, results, log)
+        if broken := contract.broken(case, built.record.backend, built.inputs, results, log):
+            raise _Refused("wrong", broken)
+        built.record.deviations = "; ".join(deviations)
+        before = {name: tensor.detach().clone() for name, tensor in results.items() if not name.startswith("running_")}
+        for name, tensor in results.items():
+            if name.startswith("running_"):
+                tensor.detach().copy_(fresh[name])
+        saved = {n: t.detach().clone() for n, t in results.items() if n.startswith("running_")}
+        with observing(ghost=True) as (ghost, _), suppress(Exception):
+            after = built.cell.run()
+            unchanged = [n for n in before if before[n].numel() and _same(after[n].reshape(before[n].shape), before[n])]
+            if unchanged == [*before] and (ghost.kernels or len(ghost.work) < len(log.work)):
+                did = ", ".join(dict.fromkeys(log.work))
+                raise _Refused("wrong", f"gives the same {', '.join(unchanged)} with its work ({did}) left out")
+        for name, tensor in results.items():
+            if name in saved:
+                tensor.detach().copy_(saved[name])
+
+    def _witness(self, built: _BuiltCell, case: Case) -> Witness:
+        """Returns what watches the timed calls of a cell."""
+        changed = self._changing(case, built.inputs)
+        few = prod(case.shape) < LEAST_ELEMENTS * max(self._operator.saved_values(case), 1)
+        draw: Callable[[int], Inputs] = lambda seed: self._drawn_anew(case, seed)
+        return Witness(built.inputs, changed, draw, self._settings.seed, few)
+
+    def _judge_again(self, built: _BuiltCell, case: Case, witness: Witness, doubt_of_time: str) -> None:
+        """Judges a call that was timed, and one more on new inputs; raises _Refused."""
+        if witness.kept is not None:
+            self._compare(witness.kept, case, witness.seed, "in a timed call", partly=True)
+        if doubt := witness.doubt():
+            raise _Refused("wrong", doubt)
+        self._look_again(built, case, witness.seed + 1, "on new inputs after timing")
+        if doubt_of_time:
+            raise _Refused("impossible", doubt_of_time)
+
+    def _look_again(self, built: _BuiltCell, case: Case, seed: int, when: str) -> None:
+        """Judges one call on inputs of a seed, the call's last results overwritten; raises _Refused."""
+        fresh = self._drawn_anew(case, seed)
         for name, result in built.cell.run().items():
             # A buffer that a run updates begins anew, as the inputs do.
             stale = result.detach()
             stale.copy_(fresh[name].view(stale.shape)) if name in fresh else stale.fill_(torch.nan)
-        for name, tensor in built.inputs.items():
-            tensor.detach().copy_(fresh[name])
-        found = {n: t.view(reference[n].shape) for n, t in built.cell.run().items() if n in reference}
-        dtypes, dim = self._operator.dtypes(fresh), self._operator.statistics_dim
-        status, reason = accuracy.verdict(accuracy.check(found, reference, dtypes, None, dim, amplification))
-        if built.record.status == "ok" and status != "ok":
-            built.record.status, built.record.reason = status, f"on new inputs after timing: {reason}"
+        _refill(built.inputs, fresh)
+        found = built.cell.run()
+        if changed := _differing(built.inputs, fresh):
+            raise _Refused("wrong", f"{when}: writes into its input {', '.join(changed)}")
+        if beyond := [name for name, memory in built.memories.items() if not memory.intact]:
+            raise _Refused("wrong", f"writes past the memory of {', '.join(beyond)}")
+        self._compare(found, case, seed, when)
 
-    def _fresh_truth(self, case: Case) -> tuple[Inputs, Reference, dict[str, float]]:
-        """Returns inputs of another seed, except what a cell of this mode read when built, and their reference."""
-        original, _ = self._truth(case)
-        new = self._operator.inputs(case, self._device, self._settings.seed + 1)
-        # Backward's graph holds what forward saved; evaluation's buffers are the cell's own, and no result of it.
-        changed = {"bwd": ("dy",), "eval": [n for n in new if not n.startswith("running_")]}.get(case.mode, new)
-        inputs = {name: new[name] if name in changed else tensor for name, tensor in original.items()}
+    def _compare(self, results: Outputs, case: Case, seed: int, when: str, partly: bool = False) -> None:
+        """Compares results with the reference of another seed's inputs; raises _Refused.
+
+        `partly`: running statistics may be missing.
+        """
+        inputs = self._drawn_anew(case, seed)
         reference = self._operator.reference(case, inputs)
         amplification = self._operator.amplification(inputs, reference)
-        return inputs, {name: reference[name] for name in self._operator.outputs(case.mode)}, amplification
+        wanted = {name: reference[name] for name in self._operator.outputs(case.mode)}
+        if partly:
+            wanted = {n: t for n, t in wanted.items() if n in results or not n.startswith("running_")}
+        found = {n: t.view(wanted[n].shape) for n, t in results.items() if n in wanted}
+        dtypes, dim = self._operator.dtypes(inputs), self._operator.statistics_dim
+        status, reason = accuracy.verdict(accuracy.check(found, wanted, dtypes, None, dim, amplification))
+        if status != "ok":
+            raise _Refused(status, f"{when}: {reason}")
+
+    def _changing(self, case: Case, inputs: Inputs) -> list[str]:
+        """Returns the inputs that may change between the calls of a cell."""
+        if case.mode == "bwd":  # its graph holds what forward saved
+            return ["dy"]
+        return [n for n in inputs if not (case.mode == "eval" and n.startswith("running_"))]
+
+    def _drawn_anew(self, case: Case, seed: int) -> Inputs:
+        """Returns inputs of another seed, except what a cell of this mode read when it was built."""
+        original, new = self._drawn(), self._operator.inputs(case, self._device, seed)
+        changing = self._changing(case, new)
+        return {name: new[name] if name in changing else tensor for name, tensor in original.items()}
+
+    def _drawn(self) -> Inputs:
+        """Returns the inputs as they were drawn."""
+        if self._inputs is None:
+            self._inputs = self._operator.inputs(self.case, self._device, self._settings.seed)
+        return self._inputs
 
     def _truth(self, case: Case) -> tuple[Inputs, Reference]:
         """Returns the inputs as they were drawn, and the reference of what the case's mode produces."""
-        if self._inputs is None or self._reference is None:
-            self._inputs = self._operator.inputs(self.case, self._device, self._settings.seed)
-            self._reference = self._operator.reference(self.case, self._inputs)
-            self._amplification = self._operator.amplification(self._inputs, self._reference)
-        return self._inputs, {name: self._reference[name] for name in self._operator.outputs(case.mode)}
+        inputs = self._drawn()
+        if self._reference is None:
+            self._reference = self._operator.reference(self.case, inputs)
+            self._amplification = self._operator.amplification(inputs, self._reference)
+            self._sums = _sums({**inputs, **{f"reference {n}": t for n, t in self._reference.items()}})
+        return inputs, {name: self._reference[name] for name in self._operator.outputs(case.mode)}
+
+    def _overwritten(self) -> list[str]:
+        """Returns the shared inputs and references that are not what they were, and has them made anew."""
+        assert self._inputs is not None and self._reference is not None
+        now = _sums({**self._inputs, **{f"reference {n}": t for n, t in self._reference.items()}})
+        found = [name for name, total in now.items() if total != self._sums[name]]
+        if found:
+            self._inputs = self._reference = None
+        return found
 
     def _check(self, outputs: Outputs, case: Case, yardstick: Mapping[str, float] | None) -> list[TensorError]:
         inputs, reference = self._truth(case)
@@ -308,6 +438,30 @@ class Problem:
 def _copy(inputs: Inputs) -> Inputs:
     """Returns tensors of the same values and strides that share nothing with the originals."""
     return {name: tensor.detach().clone() for name, tensor in inputs.items()}
+
+
+def _guarded(inputs: Inputs) -> tuple[Inputs, dict[str, GuardedMemory]]:
+    """Returns such a copy with a guard before and behind each tensor, and the memories by name."""
+    guarded = {name: between_guards(tensor) for name, tensor in inputs.items()}
+    copies = {name: tensor for name, (tensor, _) in guarded.items()}
+    _refill(copies, inputs)
+    return copies, {name: memory for name, (_, memory) in guarded.items()}
+
+
+def _refill(inputs: Inputs, values: Inputs) -> None:
+    for name, tensor in inputs.items():
+        tensor.detach().copy_(values[name])
+
+
+def _differing(inputs: Inputs, values: Inputs) -> list[str]:
+    """Returns the inputs that are no longer equal to these values; running statistics may have moved on."""
+    return [n for n, t in inputs.items() if not n.startswith("running_") and not _same(t, values[n])]
+
+
+def _sums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Returns the sum of each tensor's bits, taken as integers."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {n: int(t.view(integers.get(t.element_size(), torch.uint8)).sum()) for n, t in tensors.items()}
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

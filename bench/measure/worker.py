@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from bench.cases.case import Case
-from bench.measure import timing
+from bench.measure import accuracy, timing
 from bench.measure.cell import DeviceLost, FinishedCell, Problem, RunSettings, check_device_alive
+from bench.measure.kept import KeptReferences
 from bench.measure.providers import Provider
 
 # Long enough for any compiler's autotuning, and for a large case in the interpreter; --cell-timeout changes it.
@@ -44,6 +47,7 @@ class InProcess:
     def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
         self._problem: Problem | None = None
+        self._kept = KeptReferences()
 
     def copy_gbps(self) -> float | None:
         return timing.copy_bandwidth(self._settings.device)
@@ -60,7 +64,7 @@ class InProcess:
         """Measures as `Worker.measure`; ignores `deadline`, as no cell can be stopped from within."""
         if self._problem is None or self._problem.case != case.problem:
             self.close()
-            self._problem = Problem(case.problem, self._settings)
+            self._problem = Problem(case.problem, self._settings, self._kept)
         self._problem.measure(case, providers, finished, began, graphless)
 
     def close(self) -> None:
@@ -95,9 +99,11 @@ class Worker:
         if self._settings.device.type != "cuda":
             return None
         pipe = self._started()
+        pipe.send(b"")
         pipe.send(None)
         try:
-            word, answer = pipe.recv() if pipe.poll(self._silence) else ("", f"nothing for {self._silence:g} s")
+            nothing = (b"", "", f"nothing for {self._silence:g} s")
+            _, word, answer = pipe.recv() if pipe.poll(self._silence) else nothing
         except (EOFError, OSError):
             word, answer = "", self._death()[1]
         if word != "copy":
@@ -145,6 +151,8 @@ class Worker:
         try:
             pipe = self._started()
             graphless = [name for name in waiting if (case.op, case.mode, name) in self._graphless]
+            token = secrets.token_bytes(16)
+            pipe.send(token)
             pipe.send((case, tuple(waiting.values()), graphless))
             while True:
                 patience = min(self._silence, max(0.0, deadline - time.monotonic()))
@@ -152,7 +160,10 @@ class Worker:
                     if time.monotonic() >= deadline:
                         return "", "skipped", BUDGET_SPENT
                     return running, "timeout", f"nothing was heard of it for {self._silence:g} s"
-                word, said = pipe.recv()
+                said_with, word, said = pipe.recv()
+                forged = said_with != token and word not in ("lost", "failed")  # which may come before the token
+                if forged or (word == "finished" and not self._genuine(said, case, waiting)):
+                    return running, "crash", "its process sent a message that the instrument did not"
                 if word == "began":
                     running = said
                     began(said)
@@ -175,6 +186,15 @@ class Worker:
                     return None
         except (EOFError, OSError):
             return running, *self._death()
+
+    def _genuine(self, said: FinishedCell, case: Case, waiting: Mapping[str, Provider]) -> bool:
+        """Returns whether this can be a cell of the case: the verdict follows from the errors, and none is missing."""
+        record = said.record
+        if record.case != case or record.provider not in waiting:
+            return False
+        judged = {error.tensor for error in record.errors}
+        complete = judged >= set(self._settings.operators[case.op].outputs(case.mode))
+        return record.status != "ok" or (complete and accuracy.verdict(record.errors)[0] == "ok")
 
     def _started(self) -> Connection:
         if self._pipe is None:
@@ -216,35 +236,36 @@ def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
     os.environ.update(environment)  # before anything imports triton, which the next line does
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         settings: RunSettings = pipe.recv()
-        here = InProcess(settings)
+        here, token = InProcess(settings), b""
+
+        def send(word: str, said: object) -> None:
+            # What a provider's own code sends through the pipe has no token.
+            pipe.send((token, word, said))
+
         try:
             check_device_alive(settings.device)
             while True:
+                token = pipe.recv()
                 try:
                     asked = pipe.recv()
                 except (EOFError, OSError):
                     raise
                 except Exception as error:  # a provider's class that cannot be imported here, say
-                    pipe.send(("unreadable", f"its process cannot load it: {type(error).__name__}: {error}"))
+                    send("unreadable", f"its process cannot load it: {type(error).__name__}: {error}")
                     return
                 if asked is None:
-                    pipe.send(("copy", here.copy_gbps()))
+                    send("copy", here.copy_gbps())
                     continue
                 case, providers, graphless = asked
-                here.measure(
-                    case,
-                    providers,
-                    lambda ended: pipe.send(("finished", ended)),
-                    lambda name: pipe.send(("began", name)),
-                    graphless=graphless,
-                )
-                pipe.send(("done", None))
+                finished, began = partial(send, "finished"), partial(send, "began")
+                here.measure(case, providers, finished, began, graphless=graphless)
+                send("done", None)
         except DeviceLost as error:
-            pipe.send(("lost", str(error)))
+            send("lost", str(error))
         except (EOFError, OSError):
             raise
         except Exception:
-            pipe.send(("failed", traceback.format_exc()))
+            send("failed", traceback.format_exc())
 
 
 def _end_with_parent() -> None:

@@ -82,6 +82,8 @@ class Record:
     status: str
     reason: str = ""
     plan: str = ""  # how it ran, where the provider tells: its kernels and their grids
+    ran: str = ""  # what one call was seen to do: Triton's kernels, and operators of PyTorch or a library
+    deviations: str = ""  # in what that differs from the contract of the mode, which all providers of a case share
     errors: list[TensorError] = field(default_factory=list)
     bytes_moved: int | None = None
     clock: str = ""  # cuda_event, or host_cpu and interpreter, which support no claim of speed

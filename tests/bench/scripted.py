@@ -40,6 +40,9 @@ class Scripted(Provider):
     def version(self):
         return "1"
 
+    def backend(self, case, inputs):
+        return "torch"
+
     def unavailable(self, device):
         return self.reason
 

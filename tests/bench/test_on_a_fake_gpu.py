@@ -158,6 +158,9 @@ class Doubtful(Provider):
     def version(self):
         return "1"
 
+    def backend(self, case, inputs):
+        return "torch"
+
     def build(self, case, inputs):
         built = TORCH.build(case, inputs)
         return Runnable(lambda: self.change(built.run()), built.outputs)
@@ -214,6 +217,9 @@ class Large(Provider):
 
     def version(self):
         return "1"
+
+    def backend(self, case, inputs):
+        return "torch"
 
     def build(self, case, inputs):
         built, held = TORCH.build(case, inputs), torch.empty(self.size, dtype=torch.int8, device=CUDA)

@@ -41,6 +41,12 @@ class VirtualGpu:
             raise RuntimeError("an illegal memory access was encountered")
         self.host = max(self.host, self.free)
 
+    def release_cache(self):
+        pass
+
+    def set_aside(self):
+        return 0
+
     def alive(self):
         return not self.lost
 
@@ -69,6 +75,9 @@ class VirtualEvent:
 
     def query(self):
         return self.time <= self.gpu.host
+
+    def synchronize(self):
+        self.gpu.host = max(self.gpu.host, self.time)
 
     def elapsed_time(self, end):
         assert max(self.time, end.time) <= self.gpu.host, "read before the device had got there"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from bench.measure.sampling import Series, StoppingRule, median_interval, noise, side_by_side
+from bench.measure.witness import Witness
 from bench.results.records import CUDA_EVENT, HOST_CPU, INTERPRETER
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Timing:
     throttle: str = ""
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    doubt: str = ""  # why the time cannot be believed
     poisoned: bool = False  # what comes after it in this process may be spoiled
 
 
@@ -75,6 +77,7 @@ def measure_together(
     graphless: Collection[str] = (),
     seed: int = 0,
     began: Callable[[str], None] = lambda name: None,
+    witnesses: Mapping[str, Witness] | None = None,
 ) -> dict[str, Timing | Exception]:
     """Times the calls of one case, by name, in turns; each must have run once before (its first call compiles).
 
@@ -83,14 +86,14 @@ def measure_together(
 
     `began` is called with a name before that name's code runs, never inside a time that is measured. `interpreted` are
     those that Triton's interpreter runs, whose times are marked so; no CUDA graph of `graphless` is tried. `seed`
-    determines the order of turns.
+    determines the order of turns. `witnesses` change the inputs of cold calls, and look at their results.
     """
     if device.type == "cuda":
         from bench.measure.timing import phases
 
-        measured = phases.measure(runs, device, graphless, seed, began)
+        measured = phases.measure(runs, device, graphless, seed, began, witnesses or {})
         return {name: one if isinstance(one, Exception) else _on_gpu(one) for name, one in measured.items()}
-    blocks = {name: partial(_host_block, run) for name, run in runs.items()}
+    blocks = {name: partial(_host_block, run, (witnesses or {}).get(name)) for name, run in runs.items()}
     clocks = {name: INTERPRETER if name in interpreted else HOST_CPU for name in runs}
     taken = side_by_side(blocks, CPU, seed=seed, began=began)
     return {name: one if isinstance(one, Exception) else _timing(clocks[name], one) for name, one in taken.items()}
@@ -113,10 +116,16 @@ def copy_bandwidth(device: torch.device) -> float | None:
     return 2 * source.nbytes / median(copied.samples) / 1e3
 
 
-def _host_block(run: Callable[[], object]) -> list[float]:
+def _host_block(run: Callable[[], object], witness: Witness | None) -> list[float]:
+    if witness:
+        witness.block(1)
+        witness.before()
     start = perf_counter()
-    run()
-    return [1e6 * (perf_counter() - start)]
+    found = run()
+    taken = perf_counter() - start
+    if witness:
+        witness.after(found)
+    return [1e6 * taken]
 
 
 def _on_gpu(measured: GpuFigures) -> Timing:
@@ -133,6 +142,7 @@ def _on_gpu(measured: GpuFigures) -> Timing:
         kernel_us=kernels.kernel_us,
         launches=kernels.launches,
         remarks=tuple(figure + why for figure, why in remarks.items() if why),
+        doubt=measured.doubt,
         poisoned=graph.poisoned,
     )
 

@@ -7,6 +7,9 @@ Three things must not be part of a call's time:
   events. So the device sleeps first, until the host has launched the whole block. The host's work is in `call_us`.
 - Another provider's caches of code and pages: the first call of a block is not counted.
 
+And nothing of a call may be missing in its time: between two calls the device must do no more than the instrument's own
+work, and when a call has ended no stream may be busy with it any longer (`BlockTimer.doubt`).
+
 No existing loop does this for several functions in turns. triton.testing.do_bench measures one function from warm-up
 to result, does not know of the host, and stops at a count fixed beforehand. nvbench's Python package (cuda-bench) stops
 by noise and holds the device back likewise, but it runs one benchmark to its end, inside its own `run_all_benchmarks`,
@@ -19,11 +22,15 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from time import perf_counter
 
 import torch
 
+from bench.measure import persisting
 from bench.measure.telemetry import cache_bytes
+from bench.measure.witness import Witness
 
 # Long enough for clocks to rise (do_bench's default), and calls enough for what happens once; see triton#2306.
 WARM_UP_S, WARM_UP_CALLS = 0.025, 3
@@ -33,6 +40,10 @@ BLOCK_S, BLOCK_CALLS = 0.01, 20
 SLEEP_MARGIN = 1.25
 # A host that is not done by then never will be: the call waits for the device. A block is launched in half of BLOCK_S.
 LONGEST_SLEEP_S = 4 * BLOCK_S
+# Device time between two calls, or after the last, that is more than the host's and the clock's own scatter.
+_UNSEEN_S = 50e-6
+# Tries of finding the device idle when the calls have ended.
+_BACKLOG_TRIES = 3
 # Cycles of the sleep by which its speed is measured: some hundred microseconds.
 _CALIBRATION = 200_000
 
@@ -63,6 +74,14 @@ class Gpu:
     def synchronize(self) -> None:
         """Waits for the device; raises what went wrong on it since the last time."""
         torch.cuda.synchronize(self._device)
+
+    def release_cache(self) -> None:
+        """Takes back what was set aside in the cache: it would survive every flush."""
+        persisting.release()
+
+    def set_aside(self) -> int:
+        """Returns the bytes of the cache that are set aside."""
+        return persisting.set_aside()
 
     def alive(self) -> bool:
         """Returns whether the device still answers."""
@@ -99,18 +118,28 @@ def measure_overhead(gpu: Gpu) -> Overhead:
 class BlockTimer:
     """Times one provider's calls block by block; warms the call up first.
 
-    `host_bound` is set where its calls wait for the device, so that the host is in its times all the same.
+    `witness` changes the inputs of cold calls, and looks at their results. `host_bound` is set where calls wait for the
+    device, so that the host is in their times all the same.
     """
 
-    def __init__(self, gpu: Gpu, run: Callable[[], object], overhead: Overhead) -> None:
-        self.run, self._gpu, self._overhead = run, gpu, overhead
+    def __init__(
+        self, gpu: Gpu, run: Callable[[], object], overhead: Overhead, witness: Witness | None = None
+    ) -> None:
+        self.run, self._gpu, self._overhead, self._witness = run, gpu, overhead, witness
         self.call_s, launch_s = _warm_up(gpu, run)
         launch_s += overhead.launch_s
+        self._between_s = overhead.flush_s
+        if witness:
+            launched, took = self._witnessing(witness)
+            launch_s, self._between_s = launch_s + launched, self._between_s + took
         # The host launches while the device sleeps, so that a block takes the one and then the other.
-        whole = self.call_s + launch_s + overhead.flush_s
+        whole = self.call_s + launch_s + self._between_s
         self.calls = max(1, min(BLOCK_CALLS, int(BLOCK_S / whole)))
         self._sleep_s = min(LONGEST_SLEEP_S, SLEEP_MARGIN * (self.calls + 1) * launch_s)
         self.host_bound = False
+        self._gaps: list[float] = []
+        self._cold: list[float] = []
+        self._set_aside = 0
 
     def cold(self) -> list[float]:
         """Times a block of calls with a cold cache; microseconds each."""
@@ -120,34 +149,87 @@ class BlockTimer:
         """Times a block of calls that find in the cache what the last one left; microseconds each."""
         return self._block(cold=False)
 
+    def doubt(self) -> str:
+        """Returns why the cold times cannot be believed, or ""."""
+        if self._set_aside:
+            return f"{self._set_aside} bytes of the cache were set aside, which no flush clears"
+        gap_s, call_s = (median(times) / 1e6 if times else 0.0 for times in (self._gaps, self._cold))
+        unseen = gap_s - self._between_s
+        if unseen > max(_UNSEEN_S, self._between_s, 2 * call_s):
+            return f"the device worked for {1e6 * unseen:.0f} us before the call of {1e6 * call_s:.1f} us was to begin"
+        left = min(self._backlog_s() for _ in range(_BACKLOG_TRIES))
+        if left > max(_UNSEEN_S, 0.25 * call_s * self.calls):
+            return f"the device worked for {1e6 * left:.0f} us on after {self.calls} calls of {1e6 * call_s:.1f} us had ended"
+        return ""
+
+    def _witnessing(self, witness: Witness) -> tuple[float, float]:
+        """Returns the seconds that looking at one call takes on the host and on the device."""
+        gpu, found = self._gpu, self.run()
+        began, *marks = gpu.now(), gpu.event(), gpu.event()
+        gpu.sleep(int(min(LONGEST_SLEEP_S, BLOCK_S) * self._overhead.cycles_per_s))
+        marks[0].record()
+        witness.before()
+        witness.after(found)
+        marks[1].record()
+        launched = gpu.now() - began
+        gpu.synchronize()
+        return launched, marks[0].elapsed_time(marks[1]) / 1e3
+
+    def _backlog_s(self) -> float:
+        """Returns how long the device goes on after the current stream has done several calls."""
+        gpu, end = self._gpu, self._gpu.event()
+        gpu.synchronize()
+        for _ in range(self.calls):
+            self.run()
+        end.record()
+        end.synchronize()
+        ended = gpu.now()
+        gpu.synchronize()
+        return gpu.now() - ended
+
     def _block(self, cold: bool) -> list[float]:
         while True:
-            samples, ahead = self._timed(cold)
+            samples, gaps, ahead = self._timed(cold)
             if ahead or self.host_bound:
+                if cold:
+                    self._cold += samples
+                    self._gaps += gaps if ahead else []
                 return samples
             # The device woke before the host was done, so some samples include waiting for the host.
             self.host_bound = self._sleep_s >= LONGEST_SLEEP_S
             self._sleep_s = min(LONGEST_SLEEP_S, 2 * self._sleep_s)
 
-    def _timed(self, cold: bool) -> tuple[list[float], bool]:
-        """Returns a block's samples, and whether the host stayed ahead of the device throughout."""
-        gpu, run = self._gpu, self.run
+    def _timed(self, cold: bool) -> tuple[list[float], list[float], bool]:
+        """Returns a block's samples, the microseconds between them, and whether the host stayed ahead throughout."""
+        gpu, run, witness = self._gpu, self.run, self._witness if cold else None
         marks = [(gpu.event(), gpu.event()) for _ in range(self.calls)]
         awake = gpu.event()
+        if cold:
+            gpu.release_cache()
+        if witness:
+            witness.block(self.calls)
         with _no_collection():
             if not self.host_bound:
                 gpu.sleep(int(self._sleep_s * self._overhead.cycles_per_s))
             awake.record()
             run()
             for start, end in marks:
+                if witness:
+                    witness.before()
                 if cold:
                     gpu.flush()
                 start.record()
-                run()
+                found = run()
                 end.record()
+                if witness:
+                    witness.after(found)
+                del found
             ahead = not awake.query()
             gpu.synchronize()
-        return [1e3 * start.elapsed_time(end) for start, end in marks], ahead
+        if cold:
+            self._set_aside = max(self._set_aside, gpu.set_aside())
+        gaps = [1e3 * ended.elapsed_time(start) for (_, ended), (start, _) in pairwise(marks)]
+        return [1e3 * start.elapsed_time(end) for start, end in marks], gaps, ahead
 
 
 def _warm_up(gpu: Gpu, run: Callable[[], object]) -> tuple[float, float]:

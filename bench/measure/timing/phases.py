@@ -20,6 +20,7 @@ from torch import profiler
 from bench.measure import telemetry
 from bench.measure.sampling import SamplingAborted, Series, StoppingRule, side_by_side
 from bench.measure.timing.clock import BlockTimer, Gpu, measure_overhead
+from bench.measure.witness import Witness
 
 # nvbench's least time for one measurement; a quiet cell needs a small part of it. The other series only stand beside
 # the first, and get a fifth.
@@ -70,6 +71,7 @@ class GpuFigures:
     kernels: KernelTime
     graph: GraphReplays
     host_bound: bool
+    doubt: str = ""  # why the cold times cannot be believed
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,17 @@ class NotCaptured(Exception):
 
 
 def measure(
-    runs: Mapping[str, Call], device: torch.device, graphless: Collection[str], seed: int, began: Callable[[str], None]
+    runs: Mapping[str, Call],
+    device: torch.device,
+    graphless: Collection[str],
+    seed: int,
+    began: Callable[[str], None],
+    witnesses: Mapping[str, Witness],
 ) -> dict[str, GpuFigures | Exception]:
     """Measures the calls as timing.measure_together says."""
     with torch.cuda.device(device):
         try:
-            phases = Phases(Gpu(device), telemetry.monitor(device), seed, began)
+            phases = Phases(Gpu(device), telemetry.monitor(device), seed, began, witnesses)
         except Exception as error:  # no memory for what clears the cache, say
             return dict.fromkeys(runs, error)
         return phases.measure(runs, graphless)
@@ -127,7 +134,9 @@ class Phases:
         monitor: telemetry.Monitor | None,
         seed: int = 0,
         began: Callable[[str], None] = lambda name: None,
+        witnesses: Mapping[str, Witness] | None = None,
     ) -> None:
+        self._witnesses = witnesses or {}
         self._gpu, self._monitor, self._seed, self._began = gpu, monitor, seed, began
         self._overhead = measure_overhead(gpu)
         self.failed: dict[str, Exception] = {}
@@ -135,8 +144,10 @@ class Phases:
     def measure(self, runs: Mapping[str, Call], graphless: Collection[str]) -> dict[str, GpuFigures | Exception]:
         """Returns each call's figures, or what it raised; where the device was lost, only what had failed by then."""
         try:
-            timers = self.each(self.timer, runs)
+            watched = {name: (run, self._witnesses.get(name)) for name, run in runs.items()}
+            timers = self.each(lambda one: self.timer(*one), watched)
             cold = self.in_turns(BlockTimer.cold, timers, COLD)
+            doubts = self.each(BlockTimer.doubt, timers)
             hot = self.in_turns(BlockTimer.hot, timers, BESIDE)
             call_us = self.each(self._call_us, timers)
             kernels = self.each(self._kernels, timers)
@@ -147,13 +158,13 @@ class Phases:
         found: dict[str, GpuFigures | Exception] = {}
         for name in runs:
             found[name] = self.failed.get(name) or GpuFigures(
-                cold[name], hot[name], call_us[name], kernels[name], graphs[name], timers[name].host_bound
+                cold[name], hot[name], call_us[name], kernels[name], graphs[name], timers[name].host_bound, doubts[name]
             )
         return found
 
-    def timer(self, run: Call) -> BlockTimer:
+    def timer(self, run: Call, witness: Witness | None = None) -> BlockTimer:
         """Returns a timer of the call, warmed up."""
-        return BlockTimer(self._gpu, run, self._overhead)
+        return BlockTimer(self._gpu, run, self._overhead, witness)
 
     def each(self, step: Callable[[In], Out], given: Mapping[str, In]) -> dict[str, Out]:
         """Takes one step for each call that has not failed, one after the other; raises SamplingAborted."""

@@ -112,7 +112,8 @@ def test_at_the_deadline_the_cell_in_flight_is_stopped_and_skipped(tmp_path):
 
 
 def test_a_cuda_graph_that_spoils_its_process_costs_one_worker_and_is_not_tried_again(tmp_path):
-    planned = plan(planted.Planted(planted.spoils_its_process), found=cases(tokens="2,3,4", mode="fwd"), isolated=True)
+    chosen = {"found": cases(tokens="2,3,4", mode="fwd"), "yardstick": planted.PatchedTiming()}
+    planned = plan(planted.Planted(planted.spoils_its_process), **chosen, isolated=True)
     outcome = runner.run(planned, tmp_path, {}, [], Silent())
     assert outcome.complete and {r.status for r in outcome.records} == {"ok"} and len(outcome.records) == 6
     spoiling = [r.reason for r in outcome.records if r.provider == "spoils_its_process"]

@@ -1,0 +1,78 @@
+"""References to what times and judges a cell, kept before a provider's code is imported, so that a replacement shows.
+
+Python lets any code replace `torch.cuda.Event.elapsed_time` or the judge's bounds. Nothing prevents that in one
+process; here it is noticed after each turn of a provider, put right, and said.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+# What the clock, the judge and the statistics call in other packages.
+_BORROWED: tuple[tuple[Any, str, str], ...] = (
+    (torch.cuda, "torch.cuda", "Event Stream synchronize current_stream stream _sleep get_device_properties CUDAGraph"),
+    (torch, "torch", "where isnan isposinf isneginf frexp ldexp ones_like equal hypot empty zeros"),
+    (torch.Tensor, "torch.Tensor", "double norm square sum mean abs to isfinite where clone copy_ fill_ __eq__ __sub__"),
+    (time, "time", "perf_counter monotonic sleep process_time"),
+    (statistics, "statistics", "median fmean"),
+    (np, "numpy", "mean std median percentile"),
+)
+# The instrument's own modules, in which every function, method and constant is watched.
+_OWN = ("bench.measure.", "bench.cases.", "bench.results.", "normlib.reference")
+_NOT_OWN = ("bench.measure.providers.", "bench.measure.progress")
+_CONSTANTS = (int, float, str, tuple, frozenset)
+
+
+class KeptReferences:
+    """The functions and constants that times and verdicts come from, as they are when this is made."""
+
+    def __init__(self) -> None:
+        self._kept = [(owner, place, name, vars(owner).get(name)) for owner, place, name in _watched()]
+        self._code = [getattr(value, "__code__", None) for *_, value in self._kept]
+        self._contents = [dict(value) if isinstance(value, dict) else None for *_, value in self._kept]
+
+    def replaced(self) -> list[str]:
+        """Returns the names that stand for something else by now, and lets them stand for what they did."""
+        found = []
+        for (owner, place, name, value), code, contents in zip(self._kept, self._code, self._contents, strict=True):
+            if vars(owner).get(name) is not value:
+                if value is None:  # inherited: what shadows it goes away
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, value)
+            elif code is not None and value.__code__ is not code:  # type: ignore[union-attr]
+                value.__code__ = code  # type: ignore[union-attr]
+            elif contents is not None and value != contents:
+                value.clear()  # type: ignore[union-attr]
+                value.update(contents)  # type: ignore[union-attr]
+            else:
+                continue
+            found.append(f"{place}.{name}")
+        return found
+
+
+def _watched() -> Iterator[tuple[Any, str, str]]:
+    """Yields (owner, its name, attribute) of everything that is watched."""
+    for owner, place, names in _BORROWED:
+        yield from ((owner, place, name) for name in names.split())
+    event = torch.cuda.Event
+    yield from ((event, "torch.cuda.Event", name) for name in ("record", "elapsed_time", "query", "synchronize"))
+    for place, module in list(sys.modules.items()):
+        if not place.startswith(_OWN) or place.startswith(_NOT_OWN):
+            continue
+        for name, value in list(vars(module).items()):
+            if name.startswith("__") or isinstance(value, types.ModuleType):
+                continue
+            if name.isupper() and isinstance(value, (*_CONSTANTS, dict)) or callable(value):
+                yield module, place, name
+            if isinstance(value, type) and value.__module__ == place:
+                methods = [n for n, v in vars(value).items() if isinstance(v, types.FunctionType | property)]
+                yield from ((value, f"{place}.{name}", method) for method in methods)
