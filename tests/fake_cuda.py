@@ -7,6 +7,7 @@ replaces `time.perf_counter` by its host's clock before bench imports it.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -89,6 +90,21 @@ class _Profile:
             for work in self._seen
             if work.name != "sleep"
         ]
+
+
+class _Driver:
+    """The calls of CUDA's driver library that concern the persisting part of the L2; 0 is success."""
+
+    def cuCtxSetLimit(self, limit: int, size: Any) -> int:
+        current().set_aside = getattr(size, "value", size)
+        return 0
+
+    def cuCtxGetLimit(self, size: Any, limit: int) -> int:
+        size._obj.value = current().set_aside
+        return 0
+
+    def cuCtxResetPersistingL2Cache(self) -> int:
+        return 0
 
 
 class _Generator(torch._C.Generator):
@@ -217,6 +233,8 @@ def installed(device: FakeDevice | None = None) -> Iterator[FakeDevice]:
         replaced += [(interpreter.GridExecutor, "__call__", execute)]
         # A plan for the interpreter's programs, which run one after another, and for the fake device's cache.
         replaced += [(plan, "INTERPRETER", plan.Device(1, l2=fake.l2_bytes, cooperative=True))]
+        loaded = ctypes.CDLL
+        replaced += [(ctypes, "CDLL", lambda name, *a, **k: _Driver() if name == "libcuda.so.1" else loaded(name, *a, **k))]
         for owner, name, value in replaced:
             stack.enter_context(mock.patch.object(owner, name, value))
         # Not mock.patch.dict, which would take away every module that is imported meanwhile.

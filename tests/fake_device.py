@@ -160,6 +160,7 @@ class FakeDevice:
     l2_bytes: int = L2_BYTES
     memory_bytes: int = MEMORY_BYTES
     refuses_capture: bool = False
+    set_aside: int = 0  # bytes of the L2 that somebody wants to persist
     lost: bool = False
     default: Stream = field(default_factory=Stream)
     done: list[Work] = field(default_factory=list)

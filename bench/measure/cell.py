@@ -170,10 +170,10 @@ class Problem:
         for provider in providers:
             begins(provider.name)
             found = self._build(case, provider)
+            self._blame(provider.name)
             if isinstance(found, _BuiltCell):
                 built[provider.name] = found
             else:
-                self._blame(provider.name)
                 self._accuse(found)
                 ended(provider, FinishedCell(found))
                 if found.status in ("oom", "crash"):

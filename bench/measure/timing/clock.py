@@ -80,8 +80,8 @@ class Gpu:
         persisting.release()
 
     def set_aside(self) -> int:
-        """Returns the bytes of the cache that are set aside."""
-        return persisting.set_aside()
+        """Returns the bytes of the cache that are set aside, or that a flush leaves as they are."""
+        return max(persisting.set_aside(), 2 * cache_bytes(self._device) - self._buffer.nbytes)
 
     def alive(self) -> bool:
         """Returns whether the device still answers."""
@@ -152,7 +152,7 @@ class BlockTimer:
     def doubt(self) -> str:
         """Returns why the cold times cannot be believed, or ""."""
         if self._set_aside:
-            return f"{self._set_aside} bytes of the cache were set aside, which no flush clears"
+            return f"no flush clears {self._set_aside} bytes of the cache, which were set aside"
         gap_s, call_s = (median(times) / 1e6 if times else 0.0 for times in (self._gaps, self._cold))
         unseen = gap_s - self._between_s
         if unseen > max(_UNSEEN_S, self._between_s, 2 * call_s):
