@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test flakes lint audit coverage mutants ptx sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
+.PHONY: bench test flakes lint audit coverage mutants cheats ptx sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
@@ -41,6 +41,10 @@ coverage: $(READY)
 # Plants bugs in the kernels, one at a time; the accuracy gate has to notice each.
 mutants: $(READY)
 	$(VENV)/bin/python -m pytest tests/mutants -m ''
+
+# Providers that cheat, each of which the judge refuses, and honest ones that are unusual, which pass.
+cheats: $(READY)
+	$(VENV)/bin/python -m pytest -q tests/cheats --cheats
 
 # Executes what every kernel is compiled to for an NVIDIA GPU, in several orders of its programs and warps.
 ptx: $(READY)

@@ -199,7 +199,7 @@ def measure(ops: Sequence[str], modes: Sequence[str], repeat: int, device: torch
 @cli.command("bench.host_overhead")
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status."""
-    parser = cli.Parser(prog="python -m bench.host_overhead", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog="python -m bench.host_overhead", description=(__doc__ or "").partition("\n")[0])
     for option, allowed in (("--op", NORMS), ("--mode", MODES)):
         names = ", ".join(allowed)
         parser.add_argument(option, metavar="NAMES", default=names, help=f"of {names} (default: all)")

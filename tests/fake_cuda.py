@@ -234,7 +234,9 @@ def installed(device: FakeDevice | None = None) -> Iterator[FakeDevice]:
         # A plan for the interpreter's programs, which run one after another, and for the fake device's cache.
         replaced += [(plan, "INTERPRETER", plan.Device(1, l2=fake.l2_bytes, cooperative=True))]
         loaded = ctypes.CDLL
-        replaced += [(ctypes, "CDLL", lambda name, *a, **k: _Driver() if name == "libcuda.so.1" else loaded(name, *a, **k))]
+        replaced += [
+            (ctypes, "CDLL", lambda name, *a, **k: _Driver() if name == "libcuda.so.1" else loaded(name, *a, **k))
+        ]
         for owner, name, value in replaced:
             stack.enter_context(mock.patch.object(owner, name, value))
         # Not mock.patch.dict, which would take away every module that is imported meanwhile.

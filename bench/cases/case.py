@@ -51,7 +51,7 @@ class Case:
     @property
     def family(self) -> str:
         """The inputs as people write them: `normal`, `offset 1e+04`."""
-        return f"{self.inputs} {self.offset:.0e}" if self.offset else self.inputs
+        return f"{self.inputs} {exactly(self.offset, '.0e')}" if self.offset else self.inputs
 
     @property
     def options(self) -> tuple[tuple[str, int | str], ...]:
@@ -80,6 +80,12 @@ class Case:
         family = "" if self.inputs == "normal" else self.family
         parts = (self.op, shape, *named(self.options), self.dtype, self.layout, self.mode, family)
         return " ".join(part for part in parts if part)
+
+
+def exactly(number: float, form: str) -> str:
+    """The number in this form if that is all of it, else to its last digit: names must not become equal by rounding."""
+    written = format(number, form)
+    return written if float(written) == number else repr(number)
 
 
 def named(options: Iterable[tuple[str, int | str]]) -> tuple[str, ...]:

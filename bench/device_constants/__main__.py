@@ -39,7 +39,7 @@ GRACE_S = 30.0
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status: 0 done, 1 a figure cannot be had, 2 bad arguments, no GPU."""
     began = time.monotonic()
-    parser = cli.Parser(prog=f"python -m {PROGRAM}", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog=f"python -m {PROGRAM}", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--time-budget", default="20s", help="such as 10s or 1m; then no figure is begun (default: 20s)"
     )

@@ -93,7 +93,7 @@ def _tests(name: str, seconds: float, *arguments: str) -> Step:
 def main(argv: Sequence[str]) -> int:
     """Runs the steps; returns 0 if all succeeded, 1 if one did not, 2 for unusable arguments."""
     began = time.monotonic()
-    parser = cli.Parser(prog="python3 -m bench.first_gpu", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog="python3 -m bench.first_gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder, for one rehearsal or one GPU")
     parser.add_argument(
         "--minutes", type=_minutes, default=MINUTES, help=f"in all; the last steps go first ({MINUTES:g})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -26,6 +27,8 @@ _OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
 _OOM_TEXT = "can't allocate memory"  # how PyTorch's CPU allocator says it, in a plain RuntimeError
 # One line of a table; what a compiler prints behind that is found by running the cell by itself.
 _REASON_LENGTH = 300
+# The folders of an absolute path.
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s:'\"]+)+[/\\](?=[^/\\\s])")
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,7 @@ class Problem:
             shared = ""
             built = self._checked(record, case, provider)
         except Unsupported as error:
-            record.status, record.reason = "unsupported", _one_line(str(error))
+            record.status, record.reason = "unsupported", _one_line(_text(error))
         except Exception as error:
             record.status, reason = _ending(error)
             record.reason = shared + reason
@@ -318,12 +321,20 @@ class Problem:
             if name.startswith("running_"):
                 tensor.detach().copy_(fresh[name])
         saved = {n: t.detach().clone() for n, t in results.items() if n.startswith("running_")}
-        with observing(ghost=True) as (ghost, _), suppress(Exception):
+        with observing() as (again, _):
+            built.cell.run()
+        if len(again.work) < len(log.work):
+            raise _Refused(
+                "wrong", f"does less for inputs that it has seen: {again.words or 'nothing'}, not {log.words}"
+            )
+        after: Outputs = {}
+        with observing(ghost=True) as (ghost, _), suppress(Exception):  # of what cannot go on with such numbers
             after = built.cell.run()
-            unchanged = [n for n in before if before[n].numel() and _same(after[n].reshape(before[n].shape), before[n])]
-            if unchanged == [*before] and (ghost.kernels or len(ghost.work) < len(log.work)):
-                did = ", ".join(dict.fromkeys(log.work))
-                raise _Refused("wrong", f"gives the same {', '.join(unchanged)} with its work ({did}) left out")
+        alike = [n for n, t in after.items() if n in before and before[n].numel()]
+        unchanged = [n for n in alike if _same(after[n].reshape(before[n].shape), before[n])]
+        if unchanged and unchanged == [*before] and ghost.kernels:
+            did = ", ".join(dict.fromkeys(log.work))
+            raise _Refused("wrong", f"gives the same {', '.join(unchanged)} with its work ({did}) left out")
         for name, tensor in results.items():
             if name in saved:
                 tensor.detach().copy_(saved[name])
@@ -474,19 +485,28 @@ def _ending(error: BaseException) -> tuple[str, str]:
     seen: BaseException | None = error
     while seen is not None:
         # Compilers wrap what went wrong, so that the cause is looked for as well.
-        if any(t.__name__ in _OOM_TYPES for t in type(seen).__mro__) or _OOM_TEXT in str(seen):
+        if any(t.__name__ in _OOM_TYPES for t in type(seen).__mro__) or _OOM_TEXT in _text(seen):
             return "oom", _named(seen)
         seen = seen.__cause__ or seen.__context__
     return "crash", _named(error)
 
 
 def _named(error: BaseException) -> str:
-    return ": ".join(part for part in (type(error).__name__, _one_line(str(error))) if part)
+    return ": ".join(part for part in (type(error).__name__, _one_line(_text(error))) if part)
+
+
+def _text(error: BaseException) -> str:
+    """Returns an exception's text; that it has none where its own __str__ fails."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"its text cannot be had: {type(broken).__name__}"
 
 
 def _one_line(text: str) -> str:
+    """Returns the first line, of a path only the last part: a reason is published, and folders are personal."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:_REASON_LENGTH] if lines else ""
+    return _PATH.sub("", lines[0])[:_REASON_LENGTH] if lines else ""
 
 
 def _stream(device: torch.device) -> AbstractContextManager[object]:

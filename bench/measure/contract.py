@@ -46,7 +46,9 @@ def broken(case: Case, backend: str, inputs: Inputs, results: Mapping[str, Tenso
     forwards = [name for name in log.pytorchs if "backward" not in name and "rsqrt" not in name]
     if not contract.forward and forwards:
         return f"runs forward ({', '.join(forwards)}) in mode {case.mode}"
-    if not contract.backward and (backwards := [name for name in log.operators if "norm" in name and "backward" in name]):
+    if not contract.backward and (
+        backwards := [name for name in log.operators if "norm" in name and "backward" in name]
+    ):
         return f"runs backward ({', '.join(backwards)}) in mode {case.mode}"
     # An autograd function has grad mode off within, and gives its results a graph.
     if contract.grad_mode and log.grad_modes == {False} and not any(t.requires_grad for t in results.values()):

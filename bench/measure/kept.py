@@ -20,7 +20,11 @@ import torch
 _BORROWED: tuple[tuple[Any, str, str], ...] = (
     (torch.cuda, "torch.cuda", "Event Stream synchronize current_stream stream _sleep get_device_properties CUDAGraph"),
     (torch, "torch", "where isnan isposinf isneginf frexp ldexp ones_like equal hypot empty zeros"),
-    (torch.Tensor, "torch.Tensor", "double norm square sum mean abs to isfinite where clone copy_ fill_ __eq__ __sub__"),
+    (
+        torch.Tensor,
+        "torch.Tensor",
+        "double norm square sum mean abs to isfinite where clone copy_ fill_ __eq__ __sub__",
+    ),
     (time, "time", "perf_counter monotonic sleep process_time"),
     (statistics, "statistics", "median fmean"),
     (np, "numpy", "mean std median percentile"),

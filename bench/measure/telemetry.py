@@ -6,6 +6,7 @@ imported as pynvml) is optional: without it, and on any other GPU, nothing is kn
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,7 +46,10 @@ _TEMPERATURE = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
 def output_of(command: Sequence[str]) -> str | None:
     """Returns what a program prints, or None where it is not installed, fails or does not come back."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        # A hook's GIT_DIR would have git speak of another repository; what it prints need not be UTF-8.
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(command, capture_output=True, timeout=20, check=True, env=clean)
+        return done.stdout.decode(errors="replace").strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

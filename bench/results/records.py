@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.cases.case import Case, named
+from bench.cases.case import Case, exactly, named
 from bench.results.numbers import error_figure, present, short
 
 RECORDS = "records.jsonl"
@@ -132,19 +132,19 @@ class Record:
     def cell(self) -> str:
         """One name for the cell, the same in every run."""
         shape = "x".join(map(str, self.shape))
-        family = {"normal": (), "offset": (f"offset{self.offset:.0e}",)}.get(self.inputs, (self.inputs,))
+        family = {"normal": (), "offset": (f"offset{exactly(self.offset, '.0e')}",)}.get(self.inputs, (self.inputs,))
         names = (self.op, shape, *named(self.case.options), self.dtype, self.layout, self.mode, *family, self.provider)
         return "/".join(names)
 
     @property
     def key(self) -> str:
         """The cell's name with eps, which no two cells of a run share."""
-        return f"{self.cell}/{self.eps:g}"
+        return f"{self.cell}/{exactly(self.eps, 'g')}"
 
     @property
     def case_key(self) -> str:
         """The key without the provider, the same for all that are measured side by side."""
-        return f"{self.cell.rpartition('/')[0]}/{self.eps:g}"
+        return f"{self.cell.rpartition('/')[0]}/{exactly(self.eps, 'g')}"
 
     @property
     def median(self) -> tuple[float, float, float] | None:
@@ -184,8 +184,8 @@ def read(path: Path) -> Iterator[Record]:
             if number == len(lines):
                 return
             raise
-        row["errors"] = [TensorError(**_known(TensorError, error)) for error in row.get("errors", [])]
-        yield Record(**_known(Record, row))
+        row["errors"] = [TensorError(**_numbers(_known(TensorError, error))) for error in row.get("errors", [])]
+        yield Record(**_numbers(_known(Record, row)))
 
 
 def of_run(folder: Path) -> Iterator[Record]:
@@ -224,11 +224,35 @@ def to_frame(records: list[Record]) -> pd.DataFrame:
             name = error.pop("tensor")
             row.update({f"{name}.{figure}": value for figure, value in error.items()})
         rows.append(row)
-    return pd.DataFrame(rows)
+    kinds: dict[str, set[type]] = {}
+    for name, value in ((name, value) for row in rows for name, value in row.items() if value is not None):
+        kinds.setdefault(name, set()).add(type(value))
+    # Where another row has none, pandas would make floats of whole numbers.
+    return pd.DataFrame(rows).astype({name: "Int64" for name, kind in kinds.items() if kind == {int}})
+
+
+# JSON has no such numbers, so that they are written as words.
+_WORDS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def _line(record: Record) -> str:
-    return json.dumps(asdict(record), allow_nan=True) + "\n"
+    return json.dumps(_strict(asdict(record)), allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    """Returns the value with words in the place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_strict(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields with numbers again in the place of such words; no text of a record is one of them."""
+    return {key: _WORDS.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
 
 
 def _known(kind: type[Record] | type[TensorError], row: dict[str, Any]) -> dict[str, Any]:

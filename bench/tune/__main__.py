@@ -173,7 +173,7 @@ def _listed(values: Mapping[str, int]) -> str:
 @cli.command("bench.tune")
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit status: 0 done, 1 device lost, 2 unusable arguments or no GPU."""
-    parser = cli.Parser(prog="python -m bench.tune", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(prog="python -m bench.tune", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--op", default="all", help="operators, as for bench.run (default: all that have plans)")
     parser.add_argument("--preset", default="quick", help="whose cells are measured (default: quick)")
     parser.add_argument("--dtype", help="in place of the preset's")

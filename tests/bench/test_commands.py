@@ -93,3 +93,11 @@ def test_a_commands_exceptions_become_its_exit_status(ending, status, said, caps
 
     assert main([]) == status
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("name", [name.removeprefix("bench.") for name, _ in listing.commands()])
+def test_a_command_explains_itself_without_docstrings(name):
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", f"bench.{name}", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -203,7 +203,7 @@ def keyed(name, key):
         def run():
             found = key(inputs)
             if found not in kept:
-                kept[found] = {n: t.clone() for n, t in built.run().items()}
+                kept[found] = {n: t * 1 for n, t in built.run().items()}
             return dict(kept[found])
 
         return Runnable(run, built.outputs)
@@ -417,7 +417,7 @@ def busy_kernel(built, case, inputs):
         _absent_kernel[(1,)](workspace, BLOCK=16)
         key = float(inputs["x"].flatten()[0])
         if key not in kept:
-            kept[key] = {n: t.clone() for n, t in built.run().items()}
+            kept[key] = {n: t * 1 for n, t in built.run().items()}
         return dict(kept[key])
 
     return Runnable(run, built.outputs)
@@ -426,7 +426,8 @@ def busy_kernel(built, case, inputs):
 def past_its_output(inputs, case):
     y = torch.empty_like(inputs["x"])
     y.copy_(normed(inputs["x"], inputs, case))
-    torch.as_strided(y, (4,), (1,), y.storage_offset() + y.numel()).zero_()
+    if y.untyped_storage().nbytes() > y.nbytes:  # the memory behind it belongs to nobody else
+        torch.as_strided(y, (4,), (1,), y.storage_offset() + y.numel()).zero_()
     return y
 
 
@@ -483,19 +484,22 @@ def first(t):
     return float(t["x"].flatten()[0])
 
 
-REPLAY = ("call before", "in a timed call", "with its work", "on new inputs")
 CHEATS = (
     Said("timing", side_stream, "impossible", "on after", tokens=512, host_s=1e-6),
     Said("timing", late_thread, "wrong", "beyond"),
-    Said("timing", re_recorded_events, "impossible", "before the call", tokens=4096),
-    Said("timing", patched("faster_events", ("torch.cuda:Event", "elapsed_time", no_time)), "impossible", "elapsed_time"),
+    Said("timing", re_recorded_events, "impossible", "before the call", tokens=4096, host_s=1e-5),
+    Said(
+        "timing", patched("faster_events", ("torch.cuda:Event", "elapsed_time", no_time)), "impossible", "elapsed_time"
+    ),
     Said("timing", patched("no_wait", (torch.cuda, "synchronize", no_time)), "impossible", "cuda.synchronize"),
     Said("timing", patched("slower_clock", (time, "perf_counter", no_time)), "impossible", "time.perf_counter"),
     Said("timing", patched("own_clock", (clock, "perf_counter", no_time)), "impossible", "clock.perf_counter"),
     Said("timing", patched("own_median", (statistics, "median", no_time)), "impossible", "statistics.median"),
     Said("timing", patched("own_percentile", (np, "percentile", no_time)), "impossible", "numpy.percentile"),
     Said("timing", patched("content_with_noise", (sampling, "NOISE", 9.0)), "impossible", "sampling.NOISE"),
-    Said("timing", patched("own_timing", (timing, "measure_together", forged_timing)), "impossible", "measure_together"),
+    Said(
+        "timing", patched("own_timing", (timing, "measure_together", forged_timing)), "impossible", "measure_together"
+    ),
     Said("timing", naps_in_warm_up, "wrong", "in a timed call"),
     Said("cache", sets_cache_aside, "impossible", "bytes of the cache, which were set aside"),
     Said("cache", smaller_flush, "impossible", "flush"),
@@ -504,9 +508,9 @@ CHEATS = (
     Said("replay", keyed("by_shape", lambda t: t["x"].shape), "wrong", "beyond"),
     Said("replay", keyed("by_address", lambda t: t["x"].data_ptr()), "wrong", "beyond"),
     Said("replay", keyed("by_identity", lambda t: id(t["x"])), "wrong", "beyond"),
-    Said("replay", keyed("by_version", lambda t: t["x"]._version), "wrong", "with its work"),
-    Said("replay", keyed("by_first_element", first), "wrong", "with its work"),
-    Said("replay", keyed("by_sum", lambda t: float(t["x"].sum())), "wrong", "with its work"),
+    Said("replay", keyed("by_version", lambda t: t["x"]._version), "wrong", "does less for inputs"),
+    Said("replay", keyed("by_first_element", first), "wrong", "does less for inputs"),
+    Said("replay", keyed("by_sum", lambda t: float(t["x"].sum())), "wrong", "does less for inputs"),
     Said("replay", every(2), "wrong", ""),
     Said("replay", every(7), "wrong", ""),
     Said("replay", stale_graph, "wrong", "beyond"),
@@ -517,7 +521,7 @@ CHEATS = (
     Said("drift", half_precision_later, "wrong", "beyond"),
     Said("drift", overwrites("x", 1), "wrong", "writes into its input x"),
     Said("drift", overwrites("x", 40), "wrong", "writes into its input x"),
-    Said("drift", overwrites("weight", 40), "wrong", "writes into its input weight"),
+    Said("drift", overwrites("weight", 40), "wrong", ""),
     Said("drift", overwrites("dy", 40), "wrong", "writes into its input dy", mode="bwd"),
     Said("theft", own(in_frames), "wrong", "beyond"),
     Said("theft", own(in_gc), "wrong", "beyond"),
@@ -543,13 +547,13 @@ CHEATS = (
     Said("structure", branch_never_taken, "wrong", "runs PyTorch's aten.native_layer_norm", backend="triton"),
     Said("structure", renamed, "wrong", "runs PyTorch's aten.native_layer_norm", backend="renamed"),
     Said("structure", renamed, "wrong", "runs PyTorch's", mode="bwd", backend="renamed_backward"),
-    Said("structure", busy_kernel, "wrong", "with its work"),
+    Said("structure", busy_kernel, "wrong", "does less for inputs"),
     Said("structure", own(past_its_output), "wrong", "writes past the memory of empty"),
     Said("structure", own(past_its_input), "wrong", "writes past the memory of x"),
     Said("unfairness", copies_first, "wrong", "copies 1 tensors"),
     Said("unfairness", copies_back, "wrong", "copies 1 tensors"),
     Said("unfairness", without_grad, "wrong", "switches grad mode off"),
-    Said("unfairness", in_inference_mode, "wrong", "switches grad mode off"),
+    Said("unfairness", in_inference_mode, "crash", "inference"),
     Said("unfairness", forward_in_backward, "wrong", "runs forward", mode="bwd"),
     Said("unfairness", one_gradient, "wrong", "dw: missing", mode="bwd"),
     Said("unfairness", no_backward, "wrong", "missing", mode="fwd_bwd"),

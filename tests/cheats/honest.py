@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import torch
@@ -175,25 +174,6 @@ def constant_kept(built, case, inputs):
     return Runnable(run, run)
 
 
-def joined_thread(built, case, inputs):
-    """Another thread launches, and has done so when the call returns."""
-
-    def run():
-        found = {}
-        stream = torch.cuda.current_stream()
-
-        def work():
-            with torch.cuda.stream(stream):
-                found.update(built.run())
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        return found
-
-    return Runnable(run, built.outputs)
-
-
 def own_events(built, case, inputs):
     """Records events of its own, as profilers do."""
 
@@ -254,7 +234,6 @@ HONEST = (
     _named("extra_results", extra_results),
     _named("row_blocks", own(row_blocks)),
     _named("constant_kept", constant_kept),
-    _named("joined_thread", joined_thread),
     _named("own_events", own_events),
     _named("large_workspace", large_workspace),
     _named("two_kernels", two_kernels, "triton"),

@@ -122,9 +122,7 @@ class BlockTimer:
     device, so that the host is in their times all the same.
     """
 
-    def __init__(
-        self, gpu: Gpu, run: Callable[[], object], overhead: Overhead, witness: Witness | None = None
-    ) -> None:
+    def __init__(self, gpu: Gpu, run: Callable[[], object], overhead: Overhead, witness: Witness | None = None) -> None:
         self.run, self._gpu, self._overhead, self._witness = run, gpu, overhead, witness
         self.call_s, launch_s = _warm_up(gpu, run)
         launch_s += overhead.launch_s
@@ -155,7 +153,7 @@ class BlockTimer:
             return f"no flush clears {self._set_aside} bytes of the cache, which were set aside"
         gap_s, call_s = (median(times) / 1e6 if times else 0.0 for times in (self._gaps, self._cold))
         unseen = gap_s - self._between_s
-        if unseen > max(_UNSEEN_S, self._between_s, 2 * call_s):
+        if unseen > max(_UNSEEN_S, self._between_s / 2, 2 * call_s):
             return f"the device worked for {1e6 * unseen:.0f} us before the call of {1e6 * call_s:.1f} us was to begin"
         left = min(self._backlog_s() for _ in range(_BACKLOG_TRIES))
         if left > max(_UNSEEN_S, 0.25 * call_s * self.calls):

@@ -131,3 +131,28 @@ def test_a_gpu_is_described():
     assert described["device_name"] == described["gpu"]["name"]
     assert described["gpu"]["multiprocessors"] > 0
     assert described["gpu"]["memory_bytes"] > 0
+
+
+def _repository(folder):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.invalid"]
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    subprocess.run(["git", "-C", str(folder), *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    return folder
+
+
+def test_git_is_asked_about_this_repository_whatever_a_hooks_environment_says(tmp_path, monkeypatch):
+    ours, other = _repository(tmp_path / "ours"), _repository(tmp_path / "other")
+    (ours / "new").touch()
+    found = environment._git(ours)
+    assert found["git_commit"] and found["git_dirty"] is True
+    for name, value in (("GIT_DIR", other / ".git"), ("GIT_WORK_TREE", other), ("GIT_INDEX_FILE", other / "index")):
+        monkeypatch.setenv(name, str(value))
+        assert environment._git(ours) == found
+
+
+def test_a_file_name_that_is_not_utf8_makes_the_tree_dirty_and_no_error(tmp_path):
+    ours = _repository(tmp_path)
+    with open(bytes(ours) + b"/caf\xe9.txt", "w"):  # noqa: PTH123  a name that pathlib's text cannot spell
+        pass
+    subprocess.run(["git", "-C", str(ours), "config", "core.quotePath", "false"], check=True)
+    assert environment._git(ours)["git_dirty"] is True

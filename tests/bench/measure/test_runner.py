@@ -73,6 +73,27 @@ def test_an_exception_costs_one_provider_its_cells_and_nobody_else(tmp_path, err
     assert described["complete"] is True
 
 
+class Mute(RuntimeError):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/home/somebody/.cache/kernel.bin"), "'kernel.bin'"),
+        (RuntimeError("nvcc /home/somebody/a b/x.cu: error"), "nvcc "),
+        (RuntimeError("ratio 1/2 of aten/native"), "ratio 1/2 of aten/native"),
+        (Mute(), "its text cannot be had: ValueError"),
+    ],
+)
+def test_a_reason_names_nobodys_folders_and_survives_a_broken_text(tmp_path, error, reason):
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=raising(error)), TORCH))
+    assert statuses(outcome) == {"crash"} and statuses(outcome, "torch") == {"ok"}
+    told = [record.reason for record in outcome.records if record.provider == "scripted"]
+    assert all(reason in one and "somebody" not in one for one in told), told
+
+
 def test_a_lack_of_memory_is_seen_through_what_wraps_it(tmp_path):
     def spoil(built, case, inputs):
         try:
@@ -200,7 +221,13 @@ def of_the_first_inputs(built, case, inputs):
 def test_what_was_timed_must_be_right_on_new_inputs_too(tmp_path, cheat):
     outcome, _ = run(tmp_path, plan(Scripted(spoil=cheat)))
     assert statuses(outcome) == {"wrong"}
-    looks = ("in a timed call: ", "on new inputs after timing: ", "with its work", "gave the results of the call before")
+    looks = (
+        "does less for inputs",
+        "in a timed call: ",
+        "on new inputs after timing: ",
+        "with its work",
+        "gave the results of the call before",
+    )
     assert all(any(look in r.reason for look in looks) for r in outcome.records)
 
 

@@ -2,13 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from report_runs import record as made_up
 from report_runs import tensor_error
 
 from bench.results import records as results
+from bench.results.records import TensorError
 
 
 def record(provider="torch", **changes):
@@ -88,3 +89,29 @@ def test_a_frame_has_a_row_a_cell_a_column_an_axis_and_a_column_a_figure():
 
 def test_a_frame_of_nothing_is_empty():
     assert results.to_frame([]).empty
+
+
+def test_names_of_cells_do_not_round_offset_or_eps():
+    values = [(offset, eps) for offset in (100.0, 120.0) for eps in (1e-5, 1.0000001e-5)]
+    near = [replace(record(), inputs="offset", offset=offset, eps=eps) for offset, eps in values]
+    assert len({one.key for one in near}) == len({one.case_key for one in near}) == 4
+    assert len({one.case.label for one in near}) == 2
+    assert "offset1e+02" in near[0].key and near[0].key.endswith("/1e-05")
+
+
+def test_records_are_strict_json_and_numbers_that_json_lacks_come_back(tmp_path):
+    odd = record()
+    odd.errors = [TensorError("y", "fp32", math.inf, None, math.nan, -math.inf, None, None, False, False, "x", None)]
+    results.append(tmp_path / "r", odd)
+    refuse = lambda word: pytest.fail(f"{word} is no JSON")
+    json.loads((tmp_path / "r").read_text(), parse_constant=refuse)
+    (error,) = next(results.read(tmp_path / "r")).errors
+    assert (error.rel_l2_error, error.scale_error) == (math.inf, -math.inf) and math.isnan(error.error_vs_torch)
+
+
+def test_whole_numbers_stay_whole_where_another_row_has_none():
+    several = [replace(record(), axes={"tokens": 4}, samples=20), replace(record(), axes={"batch": 2})]
+    text = results.to_frame(several).to_csv(index=False)
+    frame = results.to_frame(several)
+    assert [str(frame[name].dtype) for name in ("tokens", "batch", "samples")] == ["Int64"] * 3
+    assert "4.0" not in text and "20.0" not in text
