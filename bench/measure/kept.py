@@ -52,11 +52,11 @@ class KeptReferences:
                     delattr(owner, name)
                 else:
                     setattr(owner, name, value)
-            elif code is not None and value.__code__ is not code:  # type: ignore[union-attr]
-                value.__code__ = code  # type: ignore[union-attr]
+            elif code is not None and value.__code__ is not code:
+                value.__code__ = code
             elif contents is not None and value != contents:
-                value.clear()  # type: ignore[union-attr]
-                value.update(contents)  # type: ignore[union-attr]
+                value.clear()
+                value.update(contents)
             else:
                 continue
             found.append(f"{place}.{name}")

