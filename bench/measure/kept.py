@@ -75,7 +75,7 @@ def _watched() -> Iterator[tuple[Any, str, str]]:
         for name, value in list(vars(module).items()):
             if name.startswith("__") or isinstance(value, types.ModuleType):
                 continue
-            if name.isupper() and isinstance(value, (*_CONSTANTS, dict)) or callable(value):
+            if (name.isupper() and isinstance(value, (*_CONSTANTS, dict))) or callable(value):
                 yield module, place, name
             if isinstance(value, type) and value.__module__ == place:
                 methods = [n for n, v in vars(value).items() if isinstance(v, types.FunctionType | property)]
