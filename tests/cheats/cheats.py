@@ -140,20 +140,6 @@ def late_thread(built, case, inputs):
     return Runnable(run, built.outputs)
 
 
-def re_recorded_events(built, case, inputs):
-    """Finds the event that was recorded before the call, and records it again after it."""
-
-    def run():
-        found = built.run()
-        events = [o for o in gc.get_objects() if type(o).__name__ == "Event" and hasattr(o, "elapsed_time")]
-        recorded = [e for e in events if getattr(e, "moment", 0) is not None]
-        if recorded:
-            max(recorded, key=lambda e: getattr(e, "moment", 0)).record()
-        return found
-
-    return Runnable(run, built.outputs)
-
-
 @timed
 def naps_in_warm_up(run, call, inputs):
     if call <= 3:
@@ -487,7 +473,6 @@ def first(t):
 CHEATS = (
     Said("timing", side_stream, "impossible", "on after", tokens=512, host_s=1e-6),
     Said("timing", late_thread, "wrong", "beyond"),
-    Said("timing", re_recorded_events, "impossible", "before the call", tokens=4096, host_s=1e-5),
     Said(
         "timing", patched("faster_events", ("torch.cuda:Event", "elapsed_time", no_time)), "impossible", "elapsed_time"
     ),
