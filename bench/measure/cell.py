@@ -322,11 +322,14 @@ class Problem:
                 tensor.detach().copy_(fresh[name])
         saved = {n: t.detach().clone() for n, t in results.items() if n.startswith("running_")}
         with observing() as (again, _):
-            built.cell.run()
+            repeated = built.cell.run()
         if len(again.work) < len(log.work):
             raise _Refused(
                 "wrong", f"does less for inputs that it has seen: {again.words or 'nothing'}, not {log.words}"
             )
+        # What a cell writes into memory of its own, call after call, must not be there already.
+        for name in before:
+            repeated[name].detach().fill_(torch.nan)
         after: Outputs = {}
         with observing(ghost=True) as (ghost, _), suppress(Exception):  # of what cannot go on with such numbers
             after = built.cell.run()
