@@ -223,6 +223,7 @@ def test_what_was_timed_must_be_right_on_new_inputs_too(tmp_path, cheat):
     assert statuses(outcome) == {"wrong"}
     looks = (
         "does less for inputs",
+        "tensors as large as x",
         "in a timed call: ",
         "on new inputs after timing: ",
         "with its work",
