@@ -20,6 +20,7 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
+    refuse_gradient,
 )
 from normlib.kernels.batch_norm import renorm as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward, batch_norm_eval_forward
@@ -142,6 +143,7 @@ def _check(input: Tensor, vectors: dict[str, Tensor | None], rmax: float | Tenso
         if vector is not None and vector.shape != input.shape[1:2]:
             raise ValueError(f"{name} should have shape ({input.shape[1]},), not {tuple(vector.shape)}")
     for name, value, least in (("rmax", rmax, 1.0), ("dmax", dmax, 0.0)):
+        refuse_gradient("batch_renorm", name, value)
         if not isinstance(value, Tensor) and not value >= least:
             raise ValueError(f"{name} must be at least {least:g}, not {value}")
         if isinstance(value, Tensor) and value.numel() != 1:

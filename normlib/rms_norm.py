@@ -110,7 +110,10 @@ class RMSNorm(torch.nn.RMSNorm):
     `zero_centred=True` the scale is 1 + weight, and the weight is initialized to zero.
     """
 
-    zero_centred = False  # a class attribute too, for modules whose class was exchanged by normlib.convert
+    # A class attribute too: torch.nn.RMSNorm initializes the weight before it is set, and normlib.convert exchanges the
+    # class of modules that have no such attribute.
+    zero_centred = False
+    bias: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -124,19 +127,20 @@ class RMSNorm(torch.nn.RMSNorm):
         zero_centred: bool = False,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        if zero_centred:
-            self.zero_centred = True
-            self.reset_parameters()
-        if bias:
-            self.bias = torch.nn.Parameter(torch.zeros(self.normalized_shape, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
+        self.zero_centred = zero_centred
+        shape = self.normalized_shape
+        empty = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", empty)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets the weight to ones, or to zeros if it is `zero_centred`, and so the scale to one."""
+        """Sets the weight to ones, or to zeros if it is `zero_centred`, so that the scale is one, and the bias to 0."""
         super().reset_parameters()
         if self.zero_centred and self.elementwise_affine:
             torch.nn.init.zeros_(self.weight)
+        bias = self._parameters.get("bias")  # which is not there yet while torch.nn.RMSNorm initializes the weight
+        if bias is not None:
+            torch.nn.init.zeros_(bias)
 
     def extra_repr(self) -> str:
         options = ("" if self.bias is None else ", bias=True") + (", zero_centred=True" if self.zero_centred else "")
