@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, Statistics
 from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
@@ -120,7 +120,8 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
     wanted = _checked(model, ops)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(module, []).append(name)
+        if not isinstance(module, Statistics):
+            places.setdefault(module, []).append(name)
 
     known: dict[Any, Match | str] = {}
     verdicts = [(module, tuple(names), _verdict(module, wanted, known)) for module, names in places.items()]
