@@ -9,6 +9,7 @@ at one is a matter of time.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -153,9 +154,9 @@ def _renew_turn() -> None:
 
 @contextmanager
 def _interpreting() -> Iterator[None]:
-    # Triton's interpreter keeps the program that it runs in globals: threads take turns. And NumPy would warn where a
-    # GPU computes a NaN or an infinity without a word.
-    with _turn, np.errstate(all="ignore"):
+    # Triton's interpreter keeps the program that it runs in globals: threads take turns. And NumPy would warn or raise
+    # where a GPU computes a NaN or an infinity without a word; nanmax warns whatever its errstate.
+    with _turn, np.errstate(all="ignore"), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         yield
 
 

@@ -377,7 +377,8 @@ class StatisticsNorm(_NormBase):
     ) -> None:
         later = {} if bias else {"bias": False}  # PyTorch 2.13 has it
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **later)
-        self._buffers[self._spread] = self._buffers.pop("running_var")
+        spread = self._spread
+        self._buffers = {spread if name == "running_var" else name: t for name, t in self._buffers.items()}
 
     def named_modules(
         self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
