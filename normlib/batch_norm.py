@@ -506,19 +506,28 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         )
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor: ...
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
 
-    `activation`, `pre_activation` and the call's residual are as in `functional.batch_norm`.
+    num_features: C of the inputs (N, C) or (N, C, L); eps: added to the variance; momentum: by which the running
+    statistics move, None for a cumulative average; affine: with a weight, and with a bias unless `bias` is False;
+    track_running_stats: with running statistics, which evaluation uses.
+
+    activation: "relu" returns relu(norm(x)), and called with a residual like x relu(norm(x) + residual);
+    pre_activation: "relu" normalizes relu(x). Dtypes, errors and the formula: `normlib.functional.batch_norm`.
+
+        norm = normlib.BatchNorm2d(64, activation="relu")
+        y = norm(x, residual=shortcut)
     """
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` on the Triton kernels; more arguments as for `BatchNorm1d`."""
+    """`torch.nn.BatchNorm2d` on the Triton kernels, for (N, C, H, W); arguments as for `BatchNorm1d`."""
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` on the Triton kernels; more arguments as for `BatchNorm1d`."""
+    """`torch.nn.BatchNorm3d` on the Triton kernels, for (N, C, D, H, W); arguments as for `BatchNorm1d`."""

@@ -221,7 +221,8 @@ class _BatchRenorm(StatisticsNorm):
         return batch_renorm(input, *buffers, *parameters, training, momentum, self.eps, *limits)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
 
 class BatchRenorm1d(_BatchRenorm):

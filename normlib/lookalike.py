@@ -57,7 +57,7 @@ class ConvertedRMSNorm(RMSNorm):
 
     result_dtype = "input"
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """One tensor (*, *normalized_shape), under whatever name the original gave it; returns the same shape."""
         (x,) = (*args, *kwargs.values())
         weight, around = self.weight, self.zero_centred

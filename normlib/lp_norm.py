@@ -161,7 +161,8 @@ class _LpNorm(StatisticsNorm):
         return lp_norm(input, *buffers, self.weight, self.bias, training, momentum, self.eps, self.p)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
 
 class LpNorm1d(_LpNorm):

@@ -189,7 +189,8 @@ class _NoisyBatchNorm(StatisticsNorm):
         return noisy_batch_norm(input, *arguments, seed=seed, per=self.per, **self.ranges)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        def __call__(self, input: Tensor, seed: int | Tensor | None = None) -> Tensor: ...
 
 
 class NoisyBatchNorm1d(_NoisyBatchNorm):

@@ -6,7 +6,7 @@ Also by the mean square of a part of each row (their section 4: pRMSNorm).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor
@@ -106,8 +106,13 @@ def _by_pytorch(
 class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm` on the Triton kernels: same arguments, parameters and state_dict.
 
-    With `bias=True` it also has a `bias` parameter, initialized to zero, which torch's layer does not have. With
-    `zero_centred=True` the scale is 1 + weight, and the weight is initialized to zero.
+    normalized_shape: the sizes of the last dimensions, which are normalized together; eps: added to the mean square,
+    None for float32's epsilon; elementwise_affine: with a weight; device and dtype: of the parameters. With `bias=True`
+    it also has a bias, initialized to zero, which PyTorch's layer does not have. With `zero_centred=True` the scale is
+    1 + weight, and the weight is initialized to zero, as in Gemma.
+
+    Called with x (*, *normalized_shape) it returns the same shape and dtype; called with a residual like x it returns
+    the norm of x + residual, and that sum. Shapes, dtypes, errors and the formula: `normlib.functional.rms_norm`.
     """
 
     # A class attribute too: torch.nn.RMSNorm initializes the weight before it is set, and normlib.convert exchanges the
@@ -146,13 +151,29 @@ class RMSNorm(torch.nn.RMSNorm):
         options = ("" if self.bias is None else ", bias=True") + (", zero_centred=True" if self.zero_centred else "")
         return super().extra_repr() + options
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+    @overload
+    def forward(self, x: Tensor, residual: None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """x: (*, *normalized_shape); returns the same shape and dtype.
 
         With a residual like x: the norm of x + residual, and that sum, as `functional.rms_norm` does.
         """
         parameters = (self.normalized_shape, self.weight, self.eps, self.bias)
         return rms_norm(x, *parameters, residual=residual, zero_centred=self.zero_centred)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, x: Tensor, residual: None = None) -> Tensor: ...
+
+        @overload
+        def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+        def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def partial_rms_norm(
@@ -211,3 +232,7 @@ class PartialRMSNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x: (*, *normalized_shape); returns the same shape and dtype."""
         return partial_rms_norm(x, self.normalized_shape, self.weight, self.eps, self.bias, self.partial)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # type: ignore[override]

@@ -146,4 +146,5 @@ class SequenceBatchNorm(StatisticsNorm):
         )
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        def __call__(self, input: Steps, lengths: Lengths | None = None) -> Steps: ...

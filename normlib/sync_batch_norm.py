@@ -193,7 +193,8 @@ class SyncBatchNorm(_BatchNorm):
         return batch_norm(input, *buffers, self.weight, self.bias, training, momentum, self.eps)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     @classmethod
     def convert_sync_batchnorm(
