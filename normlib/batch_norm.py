@@ -403,8 +403,8 @@ class StatisticsNorm(_NormBase):
 class Statistics(torch.nn.modules.batchnorm._BatchNorm):
     """The running statistics of a layer that is more than batch norm, and all of its attributes.
 
-    It has neither parameters nor buffers of its own, and is in no state_dict. `num_features` raises TypeError, so that
-    no tool makes another batch norm in its place.
+    It has neither parameters nor buffers of its own, and is in no state_dict. `eps` raises TypeError, so that no tool
+    makes another batch norm of it, or fuses it with a convolution.
     """
 
     def __init__(self, layer: StatisticsNorm) -> None:
@@ -419,7 +419,7 @@ class Statistics(torch.nn.modules.batchnorm._BatchNorm):
         setattr(vars(self)["layer"], name, value)
 
     @property
-    def num_features(self) -> int:  # type: ignore[override]
+    def eps(self) -> float:  # type: ignore[override]
         layer = vars(self)["layer"]
         raise _replaced(layer, layer.beyond)
 
@@ -435,7 +435,7 @@ class Statistics(torch.nn.modules.batchnorm._BatchNorm):
 
 def _replaced(layer: Module, dropped: str) -> TypeError:
     return TypeError(
-        f"{type(layer).__name__} has no num_features for tools that replace a batch norm by its class: they would drop "
+        f"{type(layer).__name__} has no eps for tools that replace or fuse a batch norm by its class: they would drop "
         f"its {dropped}"
     )
 
@@ -470,18 +470,18 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         return "activation" if self.activation or self.pre_activation else None
 
     @property
-    def num_features(self) -> int:
-        """The number of channels; TypeError for a layer with an activation.
+    def eps(self) -> float:
+        """What is added to the variance; TypeError for a layer with an activation.
 
-        A tool that replaces batch norms by their class reads it, and would drop the activation.
+        A tool that replaces batch norms by their class, or fuses them, reads it, and would drop the activation.
         """
         if self.beyond is not None:
             raise _replaced(self, self.beyond)
-        return cast(int, vars(self)["num_features"])
+        return cast(float, self.__dict__["eps"])
 
-    @num_features.setter
-    def num_features(self, value: int) -> None:
-        vars(self)["num_features"] = value
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.__dict__["eps"] = value
 
     def extra_repr(self) -> str:
         around = {"activation": self.activation, "pre_activation": self.pre_activation}
@@ -499,7 +499,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             self.bias,
             training,
             momentum,
-            self.eps,
+            self.__dict__["eps"],
             activation=self.activation,
             residual=residual,
             pre_activation=self.pre_activation,

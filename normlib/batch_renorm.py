@@ -208,7 +208,7 @@ class _BatchRenorm(StatisticsNorm):
 
     def extra_repr(self) -> str:
         names = ("eps", "momentum", "affine", "rmax", "dmax")
-        return ", ".join([str(vars(self)["num_features"]), *(f"{name}={getattr(self, name)}" for name in names)])
+        return ", ".join([str(self.num_features), *(f"{name}={getattr(self, name)}" for name in names)])
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (N, C, *); returns the same shape, dtype and layout."""

@@ -83,6 +83,8 @@ def serves(x: Tensor, *parameters: Tensor | None) -> bool:
 
     If not, PyTorch computes the norm, or raises its own error.
     """
+    if type(x) is Tensor and x.is_cpu and not CPU_RUNS_KERNELS:  # first, so that such a call costs as much as PyTorch's
+        return False
     return suits(x, *parameters) and (x.is_cuda or (CPU_RUNS_KERNELS and x.is_cpu))
 
 

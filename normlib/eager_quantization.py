@@ -36,7 +36,7 @@ def _of_pytorchs(fuse: Callable[..., Any], pytorchs: Mapping[type[nn.Module], ty
     def fuse_pytorchs(is_qat: bool, *modules: nn.Module) -> Any:
         for module in modules:
             if type(module) in pytorchs:
-                _ = module.num_features  # raises if the layer is more than its PyTorch class
+                _ = module.eps  # raises if the layer is more than its PyTorch class
                 revert(module)
             if type(module) in pytorchs:  # it was made as normlib's
                 module.__class__ = pytorchs[type(module)]

@@ -152,7 +152,7 @@ class _LpNorm(StatisticsNorm):
 
     def extra_repr(self) -> str:
         names = ("p", "eps", "momentum", "affine", "track_running_stats")
-        return ", ".join([str(vars(self)["num_features"]), *(f"{name}={getattr(self, name)}" for name in names)])
+        return ", ".join([str(self.num_features), *(f"{name}={getattr(self, name)}" for name in names)])
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (N, C, *); returns the same shape, dtype and layout."""

@@ -76,6 +76,8 @@ def rms_norm(
         z = input + residual
         return rms_norm(z, normalized_shape, weight, eps, bias, zero_centred=zero_centred), z
     if not served:
+        if bias is None and not zero_centred:
+            return torch.nn.functional.rms_norm(input, normalized_shape, weight, eps)
         return _by_pytorch(input, normalized_shape, weight, eps, bias, zero_centred)
     if eps is None:
         eps = torch.finfo(statistics_dtype(input)).eps
@@ -162,8 +164,8 @@ class RMSNorm(torch.nn.RMSNorm):
 
         With a residual like x: the norm of x + residual, and that sum, as `functional.rms_norm` does.
         """
-        parameters = (self.normalized_shape, self.weight, self.eps, self.bias)
-        return rms_norm(x, *parameters, residual=residual, zero_centred=self.zero_centred)
+        shape, around = self.normalized_shape, self.zero_centred
+        return rms_norm(x, shape, self.weight, self.eps, self.bias, residual=residual, zero_centred=around)
 
     if TYPE_CHECKING:
 

@@ -36,8 +36,8 @@ def test_a_layer_that_is_more_than_batch_norm_is_found_only_for_its_statistics(m
     assert not layer.training and not found.training
     found.momentum = None
     assert layer.momentum is None
-    with pytest.raises(TypeError, match=f"{type(layer).__name__} has no num_features .* drop its {layer.beyond}"):
-        _ = found.num_features
+    with pytest.raises(TypeError, match=f"{type(layer).__name__} has no eps for tools .* drop its {layer.beyond}"):
+        _ = found.eps
     assert [name for name, _ in model.named_modules()] == ["", "0", "0.statistics"]
     assert list(model.state_dict()) == [f"0.{name}" for name in layer.state_dict()]
 
@@ -54,7 +54,9 @@ def test_a_batch_norm_with_an_activation_refuses_to_be_replaced(around):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     with pytest.raises(TypeError, match="drop its activation"):
         quantization.fuse_modules(model, [["0", "1", "2"]])
-    assert model[1].extra_repr().startswith("3, ") and normlib.BatchNorm2d(3).num_features == 3
+    with pytest.raises(TypeError, match="drop its activation"):
+        fusion.fuse_conv_bn_eval(model[0], model[1])
+    assert model[1].extra_repr().startswith("3, ") and model[1].num_features == 3 and normlib.BatchNorm2d(3).eps == 1e-5
 
 
 @pytest.mark.parametrize("form", [name for name, form in FORMS.items() if hasattr(form.make(), "num_batches_tracked")])
