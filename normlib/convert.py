@@ -60,13 +60,21 @@ class LeftAlone:
     reason: str
 
 
+@dataclass(frozen=True)
+class Already:
+    """A module that was normlib's before."""
+
+    names: tuple[str, ...]
+    kind: type[nn.Module]
+
+
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The report of `convert`, to print. `already` names the modules that were normlib's before."""
+    """The report of `convert`, to print: what was converted, what was not, and what was normlib's before."""
 
     converted: tuple[Converted, ...]
     left_alone: tuple[LeftAlone, ...]
-    already: tuple[tuple[str, ...], ...]
+    already: tuple[Already, ...]
     dry_run: bool = False
 
     @property
@@ -79,9 +87,9 @@ class Summary:
         parts = {
             done: [(f"{c.before.__name__} -> normlib's {c.after.__name__}", c.names) for c in self.converted],
             "left alone": [(f"{s.kind.__name__}: {s.reason}", s.names) for s in self.left_alone],
-            "normlib's already": [("", names) for names in self.already],
+            "normlib's already": [(a.kind.__name__, a.names) for a in self.already],
         }
-        lines = []
+        lines = [] if self.converted else ["nothing to convert"]
         for title, entries in parts.items():
             alike: dict[str, list[str]] = {}
             for text, names in entries:
@@ -89,7 +97,7 @@ class Summary:
             lines.append(f"{title}: {len(entries)}")
             for text, places in alike.items():
                 more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-                lines.append(f"  {len(places)} x {text} ({', '.join(places[:3])}{more})".replace(" x  (", " x ("))
+                lines.append(f"  {len(places)} x {text} ({', '.join(places[:3])}{more})")
         return "\n".join(lines)
 
 
@@ -128,7 +136,7 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
     summary = Summary(
         tuple(Converted(names, type(module), v.kind) for module, names, v in verdicts if isinstance(v, Swap)),
         tuple(LeftAlone(names, type(module), v) for module, names, v in verdicts if isinstance(v, str)),
-        tuple(names for module, names, _ in verdicts if _is_ours(type(module))),
+        tuple(Already(names, type(module)) for module, names, _ in verdicts if _is_ours(type(module))),
         dry_run,
     )
     for module, _, verdict in verdicts if not dry_run else ():
