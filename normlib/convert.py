@@ -13,11 +13,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
+from normlib import layer_norm_lookalike
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, Statistics
 from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
-from normlib.lookalike import ConvertedRMSNorm, Match, examine, why_no_candidate
+from normlib.lookalike import ConvertedRMSNorm, examine, why_no_candidate
 from normlib.rms_norm import RMSNorm
 from normlib.swap import Swap, check_module, package_of, swap
 
@@ -131,7 +132,7 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
         if not isinstance(module, Statistics):
             places.setdefault(module, []).append(name)
 
-    known: dict[Any, Match | str] = {}
+    known: dict[Any, Any] = {}
     verdicts = [(module, tuple(names), _verdict(module, wanted, known)) for module, names in places.items()]
     summary = Summary(
         tuple(Converted(names, type(module), v.kind) for module, names, v in verdicts if isinstance(v, Swap)),
@@ -156,7 +157,7 @@ def _checked(model: nn.Module, ops: Iterable[str]) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match | str]) -> Swap | str | None:
+def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Any]) -> Swap | str | None:
     """Returns the swap that converts a module, the reason why it stays as it is, or None if it is not a norm."""
     kind = type(module)
     if _is_ours(kind):
@@ -164,13 +165,18 @@ def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match |
     called_norm = "norm" in kind.__name__.lower()
     for op, family in _FAMILIES.items():
         if isinstance(module, family):
-            return _torch_verdict(module, op) if op in wanted else None
+            return _torch_verdict(module, op, wanted, known) if op in wanted else None
     if all(package_of(base) == "torch" for base in kind.__mro__[: kind.__mro__.index(nn.Module)]):
         return f"it is not one of {_ALL}" if called_norm and _holds(module) else None
-    if "rms_norm" not in wanted:
+    if not wanted & {"rms_norm", "layer_norm", "group_norm"}:
         return None
     if called_norm and is_parametrized(module):
         return "it is parametrized, which gave it a class of its own"
+    other = layer_norm_lookalike.examine(module, wanted, known)
+    if isinstance(other, Swap):
+        return other
+    if "rms_norm" not in wanted:
+        return other if called_norm and _holds(module) else None
     reason = why_no_candidate(module)
     if reason is not None:
         return f"{reason}, so it cannot be tried as RMS norm" if called_norm and _holds(module) else None
@@ -182,7 +188,7 @@ def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match |
     return Swap(ConvertedRMSNorm, attributes)
 
 
-def _torch_verdict(module: nn.Module, op: str) -> Swap | str:
+def _torch_verdict(module: nn.Module, op: str, wanted: frozenset[str], known: dict[Any, Any]) -> Swap | str:
     """Returns the verdict on a module that derives from one of PyTorch's classes for this operator."""
     if isinstance(module, LazyModuleMixin):
         return "it is lazy and not initialised yet"
@@ -191,8 +197,9 @@ def _torch_verdict(module: nn.Module, op: str) -> Swap | str:
     if is_parametrized(module):
         return "it is parametrized, which gave it a class of its own"
     if type(module) not in SWAPS[op]:
+        found = layer_norm_lookalike.examine(module, wanted, known)
         base = next(base for base in type(module).__mro__[1:] if package_of(base) == "torch")
-        return f"it is a subclass of torch's {base.__name__}, and may compute something else"
+        return found if isinstance(found, Swap) else f"it is a subclass of torch's {base.__name__}, and {found}"
     if "forward" in vars(module):
         return "something replaced its forward"
     if op == "rms_norm" and getattr(module, "bias", None) is not None:
