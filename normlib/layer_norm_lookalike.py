@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from normlib import lookalike
 from normlib.group_norm import GroupNorm
 from normlib.layer_norm import LayerNorm
-from normlib.rms_norm import RMSNorm
-from normlib.swap import Swap, package_of
+from normlib.swap import Swap
 
 Truth = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -31,11 +30,11 @@ class ConvertedChannelNorm(LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
-class ConvertedChannelRMSNorm(RMSNorm):
+class ConvertedChannelRMSNorm(lookalike.ConvertedRMSNorm):
     """The class that `normlib.convert` gives a module that computes RMS norm over the channels of (N, C, *)."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """x: (N, C, *); returns the same shape and dtype. Nothing is copied where the channels are innermost."""
+        """x: (N, C, *); returns the same shape. Nothing is copied where the channels are innermost."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -95,8 +94,7 @@ def _why_no_candidate(module: nn.Module) -> str | None:
     """Returns the reason why a trial would not show all that a module does, or None."""
     parameters = {name: p for name, p in module._parameters.items() if p is not None}
     own = lookalike._own_attributes(module)
-    outside = [base for base in type(module).__mro__ if package_of(base) != "torch"]
-    more = {name for base in outside[:-1] for name in vars(base) if name in vars(nn.Module) or name[0] != "_"}
+    more = sorted(set(lookalike._further_methods(type(module))))
     if any(True for _ in module.children()) or any(True for _ in module.buffers(recurse=False)):
         return "it has modules or buffers inside"
     if not {"weight"} <= parameters.keys() <= {"weight", "bias"} or any(p.dim() != 1 for p in parameters.values()):
@@ -106,10 +104,10 @@ def _why_no_candidate(module: nn.Module) -> str | None:
     if "forward" in own:
         return "something replaced its forward"
     for name, value in own.items():
-        if not isinstance(value, (*lookalike._PLAIN, tuple)):
+        if not lookalike.is_plain(value):
             return f"its attribute {name} is an object, which may change what it computes"
-    if more - lookalike._EXPECTED:
-        return f"its class defines {', '.join(sorted(more - lookalike._EXPECTED))} beside forward"
+    if more:
+        return f"its class defines {', '.join(more)} beside forward"
     return None if lookalike._eps_candidates(module) else "it has no positive float attribute that could be its eps"
 
 
@@ -123,7 +121,9 @@ def _try(module: nn.Module, wanted: frozenset[str]) -> Swap | str:
         copy._parameters[name] = drawn
     least = inf
     for form in FORMS:
-        if form.op not in wanted or (form.has_bias and "bias" not in copy._parameters):
+        if form.op not in wanted or (not form.has_bias and copy._parameters.get("bias") is not None):
+            continue
+        if form.kind is GroupNorm and "bias" not in copy._parameters:
             continue
         for eps in set(lookalike._eps_candidates(module).values()):
             before = lookalike._held(copy)
@@ -132,12 +132,19 @@ def _try(module: nn.Module, wanted: frozenset[str]) -> Swap | str:
             if before.keys() != after.keys() or any(before[k] is not after[k] for k in before):
                 return "its forward changes its own attributes"
             if error <= lookalike.TOLERANCE:
-                return _why_dtypes_differ(copy, form, eps, random) or _swap(form, n, eps)
+                return _swap(copy, form, eps, random)
             least = min(least, error)
     return f"its output or its gradients are neither layer norm's nor group norm's: relative error {least:.0e} at least"
 
 
-def _swap(form: Form, n: int, eps: float) -> Swap:
+def _swap(module: nn.Module, form: Form, eps: float, random: torch.Generator) -> Swap | str:
+    """Returns the swap to the form's class, or the reason why it does not compute the same in other dtypes."""
+    rule, n = _result_dtype(module, form, eps, random), len(module.get_parameter("weight"))
+    if form.kind is ConvertedChannelRMSNorm and rule in lookalike.RESULT_DTYPES:
+        of_rows = {"normalized_shape": (n,), "eps": eps, "elementwise_affine": True}
+        return Swap(form.kind, of_rows | {"result_dtype": rule, "zero_centred": False})
+    if rule != "input":
+        return f"its result follows the {rule} dtype" if rule in lookalike.RESULT_DTYPES else rule
     if form.kind is GroupNorm:
         return Swap(GroupNorm, {"num_groups": 1, "num_channels": n, "eps": eps, "affine": True})
     return Swap(form.kind, {"normalized_shape": (n,), "eps": eps, "elementwise_affine": True})
@@ -173,31 +180,30 @@ def _error_of(module: nn.Module, form: Form, eps: float, random: torch.Generator
     return worst
 
 
-def _why_dtypes_differ(module: nn.Module, form: Form, eps: float, random: torch.Generator) -> str | None:
-    """Returns the reason why the module is not what normlib computes in another dtype, or None."""
+def _result_dtype(module: nn.Module, form: Form, eps: float, random: torch.Generator) -> str:
+    """Returns the rule of RESULT_DTYPES that all pairs of dtypes follow that it takes, or the reason why none does."""
     shape = [len(module.get_parameter("weight")) if size is None else size for size in form.shapes[0]]
-    for x_dtype, dtype in lookalike.DTYPE_PAIRS:
-        parameters = {k: None if p is None else p.detach().to(dtype) for k, p in module._parameters.items()}
-        x = lookalike._normal(*shape, random=random).to(x_dtype)
-        kept, module._parameters = (
-            module._parameters,
-            {k: None if p is None else nn.Parameter(p) for k, p in parameters.items()},
-        )
+    kept, results = module._parameters, {}
+    for pair in lookalike.DTYPE_PAIRS:
+        x = lookalike._normal(*shape, random=random).to(pair[0])
+        module._parameters = {k: p if p is None else nn.Parameter(p.detach().to(pair[1])) for k, p in kept.items()}
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
         try:
             y = module.forward(x)
         except Exception:
-            if x_dtype == dtype:
+            if pair[0] == pair[1]:
                 raise
             continue  # PyTorch's layer norm does not take every pair either
         finally:
             module._parameters = kept
-        names = " beside a weight in ".join(str(d).removeprefix("torch.") for d in (x_dtype, dtype))
-        if y.dtype != x_dtype:
-            return f"its result is {str(y.dtype).removeprefix('torch.')} for {names}"
-        wide = [None if p is None else p.double() for p in (parameters["weight"], parameters.get("bias"))]
-        assert wide[0] is not None
-        truth = form.truth(x.double(), wide[0], wide[1], eps)
-        unit = max(torch.finfo(d).eps for d in (x_dtype, dtype, torch.float32))
-        if lookalike._error(y, truth, truth) > lookalike.COARSE_ROUNDINGS * unit:
-            return f"its output differs for {names}"
-    return None
+        assert weight is not None
+        truth = form.truth(x.double(), weight.double(), None if bias is None else bias.double(), eps).detach()
+        results[pair] = y.dtype
+        if lookalike._error(y, truth, truth) > lookalike.COARSE_ROUNDINGS * max(
+            torch.finfo(dtype).eps for dtype in (*pair, torch.float32)
+        ):
+            return f"its output differs for {' beside a weight in '.join(map(lookalike._short, pair))}"
+    for name, rule in lookalike.RESULT_DTYPES.items():
+        if all(rule(*pair) == dtype for pair, dtype in results.items()):
+            return name
+    return "its result's dtype is neither the input's, nor the weight's, nor what PyTorch promotes the two to"
