@@ -106,10 +106,10 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
     """Converts a model's norms to normlib's, in place; returns what was converted, what not, and why.
 
     It converts torch.nn.BatchNorm1d, 2d and 3d, LayerNorm, RMSNorm, GroupNorm, InstanceNorm1d, 2d and 3d, and modules
-    that compute exactly RMS norm with one weight (or 1 + weight, as Gemma's), layer norm, either of them over the channels
-    of images, or group norm with one group, such as those of Hugging Face transformers and timm: their class is tried on
-    the CPU, in values, gradients, eps and result dtypes, and converted if all of them agree with float64. Other subclasses
-    of PyTorch's norms, and modules whose `forward` was replaced, are not converted.
+    that compute exactly RMS norm with one weight (or 1 + weight, as Gemma's), layer norm, either over the channels of
+    images, or group norm with one group, such as those of Hugging Face transformers and timm: their class is tried on
+    the CPU, in values, gradients, eps and result dtypes, and converted if all of them agree with float64. Other
+    subclasses of PyTorch's norms, and modules whose `forward` was replaced, are not converted.
 
     Only a module's class changes: identity, parameters, buffers, dtype, device, mode, hooks, names, ties, optimizers,
     references and the state_dict stay as they are. The eps of a class that is not PyTorch's is read once, here.
