@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_child_computes_what_its_parent_does(start):
     context = get_context(start)
     mine, theirs = context.Pipe()
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # forking beside other threads
-        child = context.Process(target=answer, args=(theirs,))
+        child = context.Process(target=answer, args=(theirs,), daemon=True)
         child.start()
     assert mine.poll(100)
     assert mine.recv() == one_row().tolist()
@@ -95,7 +96,7 @@ def test_a_child_forked_while_a_kernel_runs_computes_too():
         context = get_context("fork")
         mine, theirs = context.Pipe()
         with traffic._turn:
-            child = context.Process(target=answer, args=(theirs,))
+            child = context.Process(target=answer, args=(theirs,), daemon=True)
             started = threading.Thread(target=child.start)  # another thread: this one has its turn
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
                 started.start()
@@ -142,22 +143,15 @@ def test_threads_that_call_several_layers_get_their_own_results():
         return y.detach(), x.grad
 
     truth = [step(*each) for each in zip(layers, shapes, strict=True)]
-    gate, wrong = threading.Barrier(4), []
+    gate = threading.Barrier(4)
 
-    def work(i):
+    def wrong(i):
         gate.wait()
-        for _ in range(3):
-            for j in range(4):
-                k = (i + j) % 4
-                same = map(torch.equal, step(layers[k], shapes[k]), truth[k])
-                wrong.extend(k for equal in same if not equal)
+        order = [(i + j) % 4 for j in range(12)]
+        return [k for k in order if not all(map(torch.equal, step(layers[k], shapes[k]), truth[k]))]
 
     try:
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(wrong, range(4))) == [[]] * 4
     finally:
         sys.setswitchinterval(before)
-    assert wrong == []
