@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.batch_norm import StatisticsNorm, fake_eval, fake_train, fits, step
+from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
     Quadruple,
@@ -25,6 +25,7 @@ from normlib.dispatch import (
 from normlib.kernels.batch_norm import renorm as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward, batch_norm_eval_forward
 from normlib.kernels.host import statistics_dtype
+from normlib.statistics_norm import StatisticsNorm
 
 
 def _train(

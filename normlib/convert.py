@@ -14,12 +14,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from normlib import layer_norm_lookalike
-from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, Statistics
+from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
 from normlib.lookalike import ConvertedRMSNorm, examine, why_no_candidate
 from normlib.rms_norm import RMSNorm
+from normlib.statistics_norm import Statistics
 from normlib.swap import Swap, check_module, package_of, swap
 
 _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {

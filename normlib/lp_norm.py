@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normlib import composed, reference
-from normlib.batch_norm import StatisticsNorm, fake_eval, fake_train, fits, step
+from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
     Quadruple,
@@ -21,6 +21,7 @@ from normlib.dispatch import (
     derive_by,
 )
 from normlib.kernels.batch_norm import lp as kernels
+from normlib.statistics_norm import StatisticsNorm
 
 ORDERS = (1, 2, inf)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.batch_norm import BUFFERS, StatisticsNorm, batch_norm, fake_train, fits, step
+from normlib.batch_norm import BUFFERS, batch_norm, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
     Quadruple,
@@ -22,6 +22,7 @@ from normlib.dispatch import (
 from normlib.kernels.batch_norm import noisy as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward
 from normlib.philox import noise_of
+from normlib.statistics_norm import StatisticsNorm
 
 # The noise's mean and deviation are drawn once for the layer or for each channel (the paper's unit).
 PER = ("layer", "unit")

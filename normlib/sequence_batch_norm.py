@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from normlib.batch_norm import StatisticsNorm, batch_norm, step
+from normlib.batch_norm import batch_norm, step
+from normlib.statistics_norm import StatisticsNorm
 
 Lengths = Tensor | Sequence[int]
 Steps = TypeVar("Steps", Tensor, PackedSequence)

@@ -310,7 +310,7 @@ WAYS = {
 }
 # What PyTorch refuses, and how it says so.
 REFUSALS = {
-    ("BatchNorm2d, cumulative", "compile"): "data-dependent",  # in one graph; otherwise it breaks the graph there
+    ("BatchNorm2d, cumulative", "compile"): "data-dependent|item",  # in one graph; otherwise it breaks the graph there
     ("weight norm", "pickle"): "parametrized modules is only supported through state_dict",
     ("weight norm", "vmap ensemble"): "to be of the same class",  # a parametrized layer has a class of its own
 }
