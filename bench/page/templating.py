@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Panel:
     title: str
     image: Markup
     note: str = ""
+    points: Sequence[tuple[float, float, str, str, int | None]] = ()  # see bench.page.chart.Chart
 
 
 def templates(*folders: str, **options: Any) -> Environment:
@@ -46,7 +48,7 @@ def templates(*folders: str, **options: Any) -> Environment:
         lstrip_blocks=True,
         **{"autoescape": True, **options},
     )
-    for name in ("number", "duration", "size", "times", "percent", "plural", "spoken", "change"):
+    for name in ("number", "duration", "size", "times", "percent", "plural", "spoken", "change", "count"):
         environment.filters[name] = getattr(formatting, name)
     return environment
 

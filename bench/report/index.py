@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.page import REPORT
-from bench.page.formatting import day, plural, spoken, times
+from bench.page.formatting import day, plural, spoken
 from bench.page.templating import scripts, style, templates
 from bench.report import facts
 from bench.report.sections.trust import completeness
 from bench.report.sections.verdict import RunVerdict
+from bench.report.tally import tally
 from bench.results.load import UnreadableRun, load, ordered, read_environment
 from bench.study import study
 
@@ -63,12 +64,12 @@ def _run(folder: Path) -> dict[str, Any]:
     verdict, (complete, completeness_sentence) = RunVerdict(run), completeness(run)
     accuracy = verdict.cards()[0]
     ops = ", ".join(map(spoken, ordered(run.cells["op"])))
-    means = {run.baseline: facts.geomean(run.ours["speedup"]), "the best peer": facts.geomean(run.duels["ratio"])}
+    speed = {run.baseline: tally(run.against), "the best peer": tally(run.duels)}
     return {
         "measured": f"{ops}; {', '.join(ordered(run.cells['dtype']))}; {plural(len(run.cells), 'cell')}",
         "right": accuracy.value,
         "tone": accuracy.tone,
-        "speed": ", ".join(f"{times(mean)} of {name}" for name, mean in means.items() if mean) or "needs a GPU",
+        "speed": "; ".join(f"against {name} {one.words}" for name, one in speed.items() if one) or "needs a GPU",
         "sentences": [*facts.model_sentences(run), *verdict.sentences()[-1:]],
         "problem": "" if complete else completeness_sentence,
     }

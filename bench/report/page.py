@@ -1,8 +1,9 @@
 """Puts the report together: every section into its template, everything inside one file."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from bench.page import machine
+from bench.page import chart, machine, palette
 from bench.page.formatting import plural, spoken
 from bench.page.templating import packed, scripts, style, templates
 from bench.report import sections
@@ -19,7 +20,7 @@ def html(run: LoadedRun) -> str:
         "run": run,
         "env": run.environment,
         "limits": thresholds,
-        "subject": thresholds.SUBJECT,
+        "subject": run.subject,
         "complete": complete,
         "completeness": completeness_sentence,
         "machine": machine.facts(run.environment),
@@ -40,12 +41,21 @@ def html(run: LoadedRun) -> str:
     return page.render(
         **shared,
         style=style(),
-        scripts=scripts("theme", "copy", "packed", "distribution", "table"),
+        scripts=scripts("theme", "copy", "packed", "distribution", "table", "charts"),
         measured=_measured(run),
         titles=titles,
         bodies=bodies,
-        figures=packed(shared["gallery"]),
+        legend=palette.keys(run.providers).values(),
+        markers=chart.markers(list(palette.keys(run.providers).values())),
+        points=packed({"providers": run.providers, "panels": [_columns(run, points) for points in shared["gallery"]]}),
     )
+
+
+def _columns(run: LoadedRun, points: Sequence[tuple[float, float, str, str, int | None]]) -> dict[str, list[Any]]:
+    """Returns a chart's points column by column, which packs better; a provider is its place in the run's list."""
+    who = {name: place for place, name in enumerate(run.providers)}
+    x, y, providers, said, at = (list(column) for column in zip(*points, strict=True))
+    return {"x": list(map(round, x)), "y": list(map(round, y)), "who": [who.get(p, -1) for p in providers], "said": said, "at": at}
 
 
 def _measured(run: LoadedRun) -> str:

@@ -80,8 +80,6 @@ def _context(study: Study) -> dict[str, Any]:
         "environment": machine.flat(study.environment),
         "packed_table": packed(_table(study)),
         "raw_file": FILE,
-        "gallery": [],
-        "pack": packed,
         "method": METHOD,
         "value": value,
         "tones": TONES,

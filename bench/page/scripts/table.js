@@ -211,6 +211,9 @@ const cellsTable = (data) => {
   addEventListener("hashchange", follow);
   columnsAnew();
   follow();
+  const rowAt = data.places && new Map(data.places.map((place, at) => [place, at]));
+  return { idAt: (place) => data.rows[rowAt ? rowAt.get(place) : place]?.id };
 };
 
-unpacked("cells-data").then(cellsTable);
+let table = null; // what charts ask for the name of a cell
+unpacked("cells-data").then((data) => { table = cellsTable(data); });

@@ -14,7 +14,7 @@ from bench.page.templating import packed
 from bench.report.sections import Section
 from bench.results.load import LoadedRun, UnreadableRun
 from bench.results.numbers import present, short
-from bench.results.thresholds import DOTS, SUBJECT, TABLE_ROWS
+from bench.results.thresholds import DOTS, TABLE_ROWS
 
 REASON_LENGTH = 160  # characters of a reason in a row; the section on failed cells has the whole
 NO_NUMBER = 1e300  # stands for infinity, which JSON lacks, and is larger than any number of a run
@@ -107,8 +107,9 @@ def payload(run: LoadedRun) -> dict[str, Any]:
     A value is a text, null, or a number as [number, text]. A row has its name, the number of its case, the reason of
     its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that.
     """
-    # What the table has room for: what is not ok first, then the subject's, then the others.
-    rank = np.where(run.cells["status"] != "ok", 0, np.where(run.cells["provider"] == SUBJECT, 1, 2))
+    # What the table has room for: what went wrong, the subject's, the others', and what never ran.
+    status, ours = run.cells["status"], run.cells["provider"] == run.subject
+    rank = np.select([status.isin(["unsupported", "skipped"]), status != "ok", ours], [3, 0, 1], 2)
     chosen = sorted(np.argsort(rank, kind="stable")[:TABLE_ROWS].tolist())
     worst = run.errors.sort_values("pressure", ascending=False).drop_duplicates(["cell", "case"])
     worst = {(cell, case): found for cell, case, *found in worst[["cell", "case", "words", "pressure"]].to_numpy()}
@@ -123,12 +124,13 @@ def payload(run: LoadedRun) -> dict[str, Any]:
     dots = _dots(run, chosen)
     return {
         "noun": "cell",
+        "places": chosen if len(chosen) < len(run.cells) else None,
         "columns": [
             {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}
             for column, _ in shown
         ],
         "providers": {
-            name: {"colour": key.colour, "path": key.path} for name, key in palette.keys(run.providers).items()
+            name: {"colour": key.css, "path": key.path} for name, key in palette.keys(run.providers).items()
         },
         "rows": [
             {
@@ -169,4 +171,4 @@ def _shorten(reason: str) -> str:
     return first if len(first) <= REASON_LENGTH else f"{first[:REASON_LENGTH]}…"
 
 
-SECTION = Section(60, "All cells", lambda run: {"packed_table": packed(payload(run))})
+SECTION = Section(50, "All cells", lambda run: {"packed_table": packed(payload(run))})
