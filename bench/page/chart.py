@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,10 @@ class Chart:
 
 
 def path(x: Any, y: Any) -> str:
-    """Returns the data of a path through points in pixels."""
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+    """Returns the data of a path through points, in whole pixels and relative: a third of the page's size otherwise."""
+    points = [(round(a), round(b)) for a, b in zip(x, y, strict=True)]
+    steps = (f"l{b[0] - a[0]} {b[1] - a[1]}" for a, b in pairwise(points))
+    return f"M{points[0][0]} {points[0][1]}" + "".join(steps)
 
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)

@@ -3,7 +3,7 @@
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,3 +67,11 @@ def packed(data: Any) -> str:
     """Returns JSON, gzipped, in base64: the rows of a table repeat each other, and take a tenth of the space."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
     return base64.b64encode(gzip.compress(text, mtime=0)).decode()
+
+
+def packed_table(data: Mapping[str, Any]) -> str:
+    """Returns the data of table.js, packed column by column, which takes a third less space than row by row."""
+    rows = data["rows"]
+    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    columns["is"] = list(zip(*columns.get("is", []), strict=True))
+    return packed({**data, "rows": columns})

@@ -167,6 +167,7 @@ class LoadedRun:
         ours, others = timed[timed["provider"] == self.subject], others[["case", "provider", "samples", *TIMES]]
         pairs = ours.merge(others, on="case", suffixes=("", "_peer"))
         pairs["ratio"] = pairs["latency_us_peer"] / pairs["latency_us"]
+        pairs = pairs[pairs["ratio"].notna()].reset_index(drop=True)
         # Of each median, from its 95% interval, which is 3.92 standard errors wide.
         widths = [np.log(pairs[INTERVAL[1] + whose] / pairs[INTERVAL[0] + whose]) for whose in ("", "_peer")]
         pairs["log_variance"] = (widths[0] / 3.92) ** 2 + (widths[1] / 3.92) ** 2

@@ -39,7 +39,7 @@ ROWS_SHOWN = 20  # rows of a static table before the rest is folded away
 # Beyond these a page takes seconds to open and fills a telephone's memory: rows of the table of all cells, and entries
 # of any other list.
 TABLE_ROWS = 20_000
-LISTED = 2_000
+LISTED = 500
 # Where a width class ends: up to 1,024 columns a warp or two hold a row, beyond 8,192 no program holds it in registers;
 # up to 64 channels few programs share a batch norm's work, beyond 512 there are as many as a GPU has processors.
 WIDTHS = {"columns": (1024, 8192), "channels": (64, 512)}

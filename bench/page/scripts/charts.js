@@ -39,7 +39,8 @@ unpacked("points-data").then(({ providers, panels }) => {
       ring.setAttribute("cx", x[i]);
       ring.setAttribute("cy", y[i]);
       svg.append(ring);
-      tip.textContent = (name(i) ? name(i) + ": " : "") + said[i];
+      const id = at[i] === null ? undefined : table?.idAt(at[i]);
+      tip.textContent = [name(i) ? name(i) + ": " + said[i] : said[i], id].filter(Boolean).join(" · ");
       tip.hidden = false;
       const box = ring.getBoundingClientRect();
       const left = Math.min(box.right + 8, innerWidth - tip.offsetWidth - 8);

@@ -113,7 +113,8 @@ const cellsTable = (data) => {
     if (rows.length) {
       const drawn = rows.map((other) => {
         const median = other.is[TIME][0];
-        return { provider: other.is[PROVIDER], median, us: other.dots.map((part) => median * (1 + part / 1000)) };
+        let part = 0;
+        return { provider: other.is[PROVIDER], median, us: other.dots.map((step) => median * (1 + (part += step) / 1000)) };
       });
       const caption = element("figcaption", { textContent: "Samples of this case: a dot is a twentieth of a provider's, the line its median" });
       facts.before(element("figure", {}, caption, distribution(drawn, data.providers)));
@@ -216,4 +217,4 @@ const cellsTable = (data) => {
 };
 
 let table = null; // what charts ask for the name of a cell
-unpacked("cells-data").then((data) => { table = cellsTable(data); });
+unpackedTable("cells-data").then((data) => { table = cellsTable(data); });

@@ -31,7 +31,7 @@ def over_the_run(
     chart.parts.append(f'<path class="run" d="{path(chart.at_x(places[known]), chart.at_y(values[known]))}"/>')
     for i in known:
         at = cells.iloc[i]
-        text = f"{number(values[i], 4)} {unit}, {at['label']}{', clocks held down: ' + at['throttle'] if held[i] else ''}"
+        text = f"{number(values[i], 4)} {unit}{', clocks held down: ' + at['throttle'] if held[i] else ''}"
         chart.point(places[i], values[i], at["provider"], text, int(cells.index[i]))
         if held[i]:
             x, y = float(chart.at_x(places[i])), float(chart.at_y(values[i]))

@@ -52,6 +52,7 @@ def speedup_map(cells: pd.DataFrame, ratio: str, over: str, axes_names: tuple[st
     )  # fmt: skip
     wide, high = float(chart.at_x(1) - chart.at_x(0)), float(chart.at_y(0) - chart.at_y(1))
     written = len(rows) * len(columns) <= SQUARES_WRITTEN and wide >= 3.2 * LETTER
+    square = f"h{wide:.1f}v{high:.1f}h{-wide:.1f}z"
     squares: dict[str, str] = defaultdict(str)
     cells = cells.assign(place=cells.index)
     lowest = cells.sort_values(ratio).drop_duplicates([down, across])  # NaN is last
@@ -69,13 +70,12 @@ def speedup_map(cells: pd.DataFrame, ratio: str, over: str, axes_names: tuple[st
             word, told = DASH, "not measured"
         else:
             shade = 0.5 + math.log2(value) / math.log2(HEAT_LIMIT) / 2
-            squares[DIVERGING[round(40 * min(max(shade, 0.0), 1.0))]] += f"M{left:.1f} {top:.1f}h{wide:.1f}v{high:.1f}h{-wide:.1f}z"
+            squares[DIVERGING[round(40 * min(max(shade, 0.0), 1.0))]] += f"M{left:.1f} {top:.1f}{square}"
             word, told = number(value), f"{times(value)} {over}"
         if written:
             kind = "small fixed" if present(value) and cell["status"] == "ok" else "small muted"
             chart.text(float(chart.at_x(x)), float(chart.at_y(y)) + 3.5, word, f"{kind} middle")
-        text = f"{down} {axis_text(at[0])}, {across} {axis_text(at[1])}: {told}"
-        chart.point(x, y, "", text, cell["place"])
+        chart.point(x, y, "", told, cell["place"])
     # Beneath what was written.
     chart.parts[:0] = [f'<path class="paper" fill="{colour}" d="{drawn}"/>' for colour, drawn in squares.items()]
     return chart.panel(title, f"speedup {over} by {down} and {across}", grid="")

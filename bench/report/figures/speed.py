@@ -70,9 +70,8 @@ def roofline(
         part = cells[cells["provider"] == key.provider]
         part = part[apart(part["bytes_moved"], part["gbps"])]
         chart.dots(key, part["bytes_moved"], part["gbps"])
-        columns = (part[name] for name in ("bytes_moved", "gbps", "label"))
-        for place, moved, gbps, label in zip(part.index, *columns, strict=True):
-            chart.point(moved, gbps, key.provider, f"{number(gbps)} GB/s, {size(moved)}, {label}", int(place))
+        for place, moved, gbps in zip(part.index, part["bytes_moved"], part["gbps"], strict=True):
+            chart.point(moved, gbps, key.provider, f"{number(gbps)} GB/s, {size(moved)}", int(place))
     return chart.panel(title, f"GB/s against the bytes that must move, every cell of {', '.join(legend)}")
 
 
@@ -86,8 +85,8 @@ def by_provider(cells: pd.DataFrame, legend: dict[str, Key], y: str, x: str = "s
 
 def _tell(chart: Chart, key: Key, found: Points, written: Callable[[float], str]) -> None:
     for x, y, low, high, place, count in found.rows():
-        of = f", {written(low)} to {written(high)} over {plural(count, 'cell')}"
-        chart.point(x, y, key.provider, f"{written(y)} at {size(x)}{of}", place)
+        of = f", {plural(count, 'cell')}" if count > 1 else ""
+        chart.point(x, y, key.provider, f"{written(y)}, {written(low)} to {written(high)}{of}", place)
 
 
 def apart(x: pd.Series, y: pd.Series) -> pd.Series:

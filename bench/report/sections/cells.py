@@ -10,7 +10,7 @@ import pandas as pd
 
 from bench.page import palette
 from bench.page.formatting import number, percent, times
-from bench.page.templating import packed
+from bench.page.templating import packed_table
 from bench.report.sections import Section
 from bench.results.load import LoadedRun, UnreadableRun
 from bench.results.numbers import present, short
@@ -105,7 +105,7 @@ def payload(run: LoadedRun) -> dict[str, Any]:
     """Returns the columns, one row a cell, and how providers are drawn, for table.js.
 
     A value is a text, null, or a number as [number, text]. A row has its name, the number of its case, the reason of
-    its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that.
+    its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that, each less the one before.
     """
     # What the table has room for: what went wrong, the subject's, the others', and what never ran.
     status, ours = run.cells["status"], run.cells["provider"] == run.subject
@@ -162,7 +162,8 @@ def _dots(run: LoadedRun, chosen: Sequence[int]) -> dict[int, list[int]]:
     for place in chosen:
         median, cold = run.records[place].latency_us, taken.get(run.records[place].key, ())
         if median and len(cold):
-            found[place] = [round(1e3 * (value / median - 1)) for value in np.quantile(cold, at)]
+            ranks = np.sort(cold)[(at * len(cold)).astype(int)]
+            found[place] = np.diff(np.round(1e3 * (ranks / median - 1)), prepend=0).astype(int).tolist()
     return found
 
 
@@ -171,4 +172,4 @@ def _shorten(reason: str) -> str:
     return first if len(first) <= REASON_LENGTH else f"{first[:REASON_LENGTH]}…"
 
 
-SECTION = Section(50, "All cells", lambda run: {"packed_table": packed(payload(run))})
+SECTION = Section(50, "All cells", lambda run: {"packed_table": packed_table(payload(run))})
