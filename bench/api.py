@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from bench import cli, folders
 from bench.cases.case import Case
 from bench.measure import devices
+from bench.results.thresholds import SUBJECT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ def measure(
     providers: Sequence[str | Provider] = ("torch", "normlib"),
     *,
     baseline: str = "torch",
+    subject: str = SUBJECT,
     device: str | None = None,
     seed: int = 0,
     time_budget: float | None = None,
@@ -55,8 +57,8 @@ def measure(
     """Measures the cases with each provider. Returns one row a cell, with the columns of records.csv.
 
     A provider is the name of one in bench/measure/providers/, or a Provider of your own. Times are in microseconds,
-    `time_budget` in seconds. The records are kept in the folder `out`, which must not hold a run; without it only the
-    frame is left. `isolated` measures in another process, which a provider defined in a notebook cannot reach. Ctrl-C
+    `time_budget` in seconds. The records and their report are kept in the folder `out`, which must not hold a run;
+    without it only the frame is left. The report's verdict is about `subject`. `isolated` measures in another process, which a provider defined in a notebook cannot reach. Ctrl-C
     ends the run and returns what was measured. Raises BadArgument for an argument that cannot be used.
     """
     where, _ = devices.choose(device)
@@ -92,7 +94,13 @@ def measure(
             "command": "bench.api.measure(...)",
             "seed": seed,
             "baseline": baseline,
+            "subject": subject,
             "copy_gbps": None,
             "notes": [],
         }
-        return to_frame(runner.run(plan, folder, described, [], display(Console(stderr=True))).records)
+        outcome = runner.run(plan, folder, described, [], display(Console(stderr=True)))
+        if out is not None:
+            from bench.report import render
+
+            render(folder)
+        return to_frame(outcome.records)

@@ -53,8 +53,8 @@ own, and merged into one report; --op sync_bn instead measures synchronized batc
 --inputs other than normal are judged and not timed, and bring in textbook formulas (one_pass, two_pass, welford):
 %(families)s
 
-exit status: 0 done; 1 a normlib cell is wrong or crashed, a time is impossible, or (--against) normlib got slower or
-wrong; 2 unusable arguments; 130 Ctrl-C
+exit status: 0 done; 1 a cell of the subject is wrong or crashed, a time is impossible, or (--against) the subject got
+slower or wrong; 2 unusable arguments; 130 Ctrl-C
 """
 
 
@@ -156,7 +156,7 @@ def _run(request: RunRequest) -> int:
             for line in described.get("said", ()):
                 console.print(line, markup=False, soft_wrap=True)
         _tell(console, outcome, folder, described)
-    return _status(outcome, request.given["against"], folder)
+    return _status(outcome, request.given["against"], folder, described.get("subject", SUBJECT))
 
 
 def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Provider]) -> tuple[RunPlan, list[str]]:
@@ -168,6 +168,11 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
 
     given, asked = request.given, request.sweep
     names, baseline, left_out = _providers(request, providers, device)
+    if given["subject"] is not None and given["subject"] not in names:
+        cli.one_of("--subject", given["subject"], providers)
+        raise BadArgument(
+            "--subject", f"{given['subject']!r} is not among the providers of this run: {', '.join(names)}"
+        )
     cases, smaller = reduced(sweep.cases(asked, operators()), device, asked.axes)
     lacking = [name for name in asked.operators if asked.preset not in operators()[name].presets]
     plan = RunPlan(
@@ -233,6 +238,7 @@ def _begin(
             "command": environment.command(request.typed),
             "seed": plan.seed,
             "baseline": plan.baseline,
+            "subject": given["subject"] or SUBJECT,
             "copy_gbps": None,
             "arguments": {**typed, **chosen},
             "notes": notes,
@@ -245,8 +251,8 @@ def _begin(
         raise BadArgument("--resume", problem)
     forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
     before = [note for note in stored["notes"] if note not in stored.get("said", ())]
-    kept = ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
-    described |= {key: stored[key] for key in kept}
+    kept = ("run", "started", "command", "seed", "baseline", "subject", "copy_gbps", "arguments")
+    described |= {key: stored[key] for key in kept if key in stored}
     described["notes"] = [*cli.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
     try:
         return folder, shards.kept_records(folder)
@@ -260,25 +266,25 @@ def _tell(console: Console, outcome: RunOutcome, folder: Path, described: Mappin
     from bench.results.headline import headlines
     from bench.summary import summary
 
-    baseline = described["baseline"]
-    summary(console, outcome, baseline, SUBJECT)
+    baseline, subject = described["baseline"], described.get("subject", SUBJECT)
+    summary(console, outcome, baseline, subject)
     for headline in headlines(outcome.records, described):
-        console.print(headline.sentence(baseline, SUBJECT), markup=False)
+        console.print(headline.sentence(baseline, subject), markup=False)
     if outcome.records:
         console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
 
 
-def _status(outcome: RunOutcome, against: str | None, folder: Path) -> int:
+def _status(outcome: RunOutcome, against: str | None, folder: Path, subject: str) -> int:
     """Returns the exit status; compares with the run `against`, and prints what bench.compare prints."""
     if outcome.stopped_by == "interrupt":
         return 130
-    failed = any(r.provider == SUBJECT and r.status in ("wrong", "crash") for r in outcome.records)
+    failed = any(r.provider == subject and r.status in ("wrong", "crash") for r in outcome.records)
     impossible = any(r.status == "impossible" for r in outcome.records)
     regressed = False
     if against is not None:
         from bench.compare.__main__ import main as compare
 
-        regressed = compare([against, str(folder), "--provider", SUBJECT]) == 1
+        regressed = compare([against, str(folder), "--provider", subject]) == 1
     return 1 if failed or impossible or regressed or outcome.stopped_by not in ("", "time budget") else 0
 
 
@@ -306,6 +312,7 @@ def _parser() -> cli.Parser:
         ("--inputs", "NAMES", f"families of x out of {', '.join(INPUTS)} (default normal)"),
         ("--offset", "X,...", "mean/std of --inputs offset (default 1e2,1e4,1e6)"),
         ("--providers", "NAMES", "default: all that are available; without a GPU normlib,torch"),
+        ("--subject", "NAME", f"the provider that the verdict and the exit status are about (default {SUBJECT})"),
         ("--baseline", "NAME", "the provider that speedups refer to (default torch)"),
         ("--device", "NAME", "cuda or cpu; default cuda where there is one"),
         ("--time-budget", "TIME", "measure for 90s, 10m, 1.5h; the rest is skipped"),

@@ -191,7 +191,10 @@ def by_row(data):
     """Undoes what packed_table does to rows."""
     columns = data["rows"]
     values = zip(*columns["is"], strict=True) if columns["is"] else ()
-    rows = [{**{key: columns[key][at] for key in columns}, "is": is_} for at, is_ in enumerate(map(list, values))]
+    rows = [
+        {**{key: columns[key][at] for key in columns if key != "is"}, "is": is_}
+        for at, is_ in enumerate(map(list, values))
+    ]
     return {**data, "rows": rows}
 
 

@@ -115,7 +115,11 @@ class Chart:
         inside = ""
         if low is not None:
             ends = [(px, self.at_y(low)), (px[::-1], self.at_y(high)[::-1])]
-            shape = "".join(path(*end) for end in ends) if len(px) == 1 else path(*map(np.concatenate, zip(*ends, strict=True)))
+            shape = (
+                "".join(path(*end) for end in ends)
+                if len(px) == 1
+                else path(*map(np.concatenate, zip(*ends, strict=True)))
+            )
             bar = f"M{px[0]:.1f} {self.at_y(low)[0]:.1f}V{self.at_y(high)[0]:.1f}"
             inside = f'<path class="bar" d="{bar}"/>' if len(px) == 1 else f'<path class="band" d="{shape}z"/>'
         kind = "line bold" if bold else "line"
@@ -135,7 +139,9 @@ class Chart:
     def series(self, key: Key, inside: str) -> None:
         """Adds what is drawn of a provider, in its colour; the legend hides it and shows it."""
         name = slug(self.name, key.provider)
-        self.parts.append(f'<g class="series" data-p="{escape(key.provider)}" data-s="{name}" style="stroke:{key.css};fill:{key.css}">{inside}</g>')
+        self.parts.append(
+            f'<g class="series" data-p="{escape(key.provider)}" data-s="{name}" style="stroke:{key.css};fill:{key.css}">{inside}</g>'
+        )
 
     def roof(self, x: Any, y: Any) -> None:
         """Draws a dashed line."""
@@ -175,11 +181,17 @@ class Chart:
             words.append(f'<text class="tick" text-anchor="middle" x="{at:.1f}" y="{foot + 15}">{escape(text)}</text>')
         for at, (_, text) in zip(self.at_y([tick for tick, _ in self.y.ticks]), self.y.ticks, strict=True):
             lines += f"M{left} {at:.1f}H{edge}" if "y" in grid else ""
-            words.append(f'<text class="tick" text-anchor="end" x="{left - 6}" y="{at + 3.5:.1f}">{escape(text)}</text>')
-        words.append(f'<text class="axis" text-anchor="middle" x="{(left + edge) / 2:.0f}" y="{self.height - 6}">{escape(self.x.title)}</text>')
+            words.append(
+                f'<text class="tick" text-anchor="end" x="{left - 6}" y="{at + 3.5:.1f}">{escape(text)}</text>'
+            )
+        words.append(
+            f'<text class="axis" text-anchor="middle" x="{(left + edge) / 2:.0f}" y="{self.height - 6}">{escape(self.x.title)}</text>'
+        )
         if self.y.title:
             middle = (top + foot) / 2
-            words.append(f'<text class="axis" text-anchor="middle" transform="translate(11 {middle:.0f})rotate(-90)">{escape(self.y.title)}</text>')
+            words.append(
+                f'<text class="axis" text-anchor="middle" transform="translate(11 {middle:.0f})rotate(-90)">{escape(self.y.title)}</text>'
+            )
         drawn = Markup(
             f'<svg class="chart" id="{self.name}" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(alt)}">'
             f'<path class="grid" d="{lines}"/>{"".join(self.parts)}{"".join(words)}</svg>'
@@ -227,6 +239,6 @@ def alone(drawn: str) -> str:
     sheet = style()
     rules = "".join(line for line in sheet.splitlines() if line.startswith(".chart"))
     head = f'<style>{rules}</style><defs>{markers(_KEYS.get())}</defs><rect width="100%" height="100%" fill="#ffffff"/>'
-    text = drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{head}", 1)
+    text = str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{head}", 1)
     values = dict(re.findall(r"(--[a-z0-9]+): light-dark\((#[0-9a-f]{6}), ", sheet))
     return re.sub(r"var\((--[a-z0-9]+)\)", lambda found: values.get(found[1], "sans-serif"), text)

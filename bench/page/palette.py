@@ -54,7 +54,7 @@ def keys(providers: Sequence[str], places: Mapping[str, int] = PLACES) -> dict[s
         wanted = places.get(name)
         taken[name] = wanted if wanted in free and wanted is not None else free[0] if free else len(taken)
     return {
-        name: Key(name, f"key{number}", COLOURS[place], f"var(--p{place})", *SHAPES[place])
+        name: Key(name, f"key{number}", COLOURS[place], f"var(--p{place})", *SHAPES[(place + turn) % len(SHAPES)])
         for number, name in enumerate(providers)
-        for place in [taken[name] % len(COLOURS)]
+        for turn, place in [divmod(taken[name], len(COLOURS))]
     }

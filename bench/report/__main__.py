@@ -17,7 +17,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR", help="folder of a run or of a study")
     parser.add_argument("--figures", action="store_true", help="also leave every figure in figures/, as SVG")
-    parser.add_argument("--subject", metavar="NAME", help="the provider that the verdicts are about (default: the run's)")
+    parser.add_argument(
+        "--subject", metavar="NAME", help="the provider that the verdicts are about (default: the run's)"
+    )
     parser.add_argument(
         "--index", type=Path, metavar="DIR", help=f"list the runs in DIR in index.html (default {REPORTS}, no RUN_DIR)"
     )

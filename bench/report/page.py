@@ -55,7 +55,13 @@ def _columns(run: LoadedRun, points: Sequence[tuple[float, float, str, str, int 
     """Returns a chart's points column by column, which packs better; a provider is its place in the run's list."""
     who = {name: place for place, name in enumerate(run.providers)}
     x, y, providers, said, at = (list(column) for column in zip(*points, strict=True))
-    return {"x": list(map(round, x)), "y": list(map(round, y)), "who": [who.get(p, -1) for p in providers], "said": said, "at": at}
+    return {
+        "x": list(map(round, x)),
+        "y": list(map(round, y)),
+        "who": [who.get(p, -1) for p in providers],
+        "said": said,
+        "at": at,
+    }
 
 
 def _measured(run: LoadedRun) -> str:

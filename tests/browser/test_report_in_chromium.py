@@ -4,9 +4,9 @@ import re
 
 import pytest
 from pages import DESKTOP, PHONE
-from report_runs import PROVIDERS, record, resnet50, sweep, unpacked, write
+from report_runs import PROVIDERS, by_row, record, resnet50, sweep, unpacked, write
 
-from bench.page.templating import packed
+from bench.page.templating import packed_table
 from bench.report import render
 
 pytestmark = pytest.mark.chance
@@ -217,11 +217,11 @@ def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser, report, folder
     html = report.read_text(encoding="utf-8")
     packed_rows = re.search(r'id="cells-data">(.*?)</script>', html)
     assert packed_rows
-    data = unpacked(packed_rows[1])
+    data = by_row(unpacked(packed_rows[1]))
     few = data["rows"]
     data["rows"] = [{**few[i % len(few)], "id": f"{few[i % len(few)]['id']}/{i}", "case": i} for i in range(20_000)]
     page = folder / "many.html"
-    page.write_text(html.replace(packed_rows[1], packed(data)), encoding="utf-8")
+    page.write_text(html.replace(packed_rows[1], packed_table(data)), encoding="utf-8")
     browser.open(page, wait=ROW)
     assert texts(browser, "#shown") == ["20,000 cells"]
     taken = browser.run(
@@ -238,3 +238,95 @@ def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser, report, folder
     )
     assert 0 < len(texts(browser, ROW)) < 20_000
     assert min(taken) < 300
+
+
+CHART = "#gbps-layer-norm-fwd-fp16"
+
+
+def on_chart(browser, provider):
+    """The places on the screen of a provider's points in a chart."""
+    browser.run("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", CHART)
+    return browser.run(
+        """
+        const path = document.querySelector(arguments[0] + ` g[data-p="${arguments[1]}"] .line`);
+        const count = path.getAttribute("d").split("l").length;
+        const matrix = path.getScreenCTM();
+        let [x, y] = [0, 0];
+        return path.getAttribute("d").slice(1).split("l").slice(0, count).map((pair) => {
+          const [dx, dy] = pair.match(/-?[0-9]+/g).map(Number);
+          [x, y] = [x + dx, y + dy];
+          return [matrix.a * x + matrix.e, matrix.d * y + matrix.f];
+        });
+        """,
+        CHART,
+        provider,
+    )
+
+
+def point_at(browser, x, y, pressed=False):
+    for kind in ("mouseMoved", *(("mousePressed", "mouseReleased") if pressed else ())):
+        browser.set("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left" if pressed else "none", clickCount=1)
+
+
+def test_a_chart_tells_the_values_under_the_pointer_and_a_click_leads_to_the_cell(opened, report):
+    opened.open(report, wait=ROW)
+    x, y = on_chart(opened, "normlib")[-1]
+    point_at(opened, x, y)
+    (told,) = texts(opened, "#tip")
+    assert told.startswith("normlib: ") and "GB/s" in told and told.endswith("/normlib")
+    box = opened.run(
+        "const b = document.getElementById('tip').getBoundingClientRect(); return [b.left, b.right, b.top]"
+    )
+    assert 0 <= box[0] < box[1] <= DESKTOP[0] and box[2] >= 0
+    point_at(opened, x, y, pressed=True)
+    opened.wait("return document.querySelector('tr.found') !== null")
+    assert opened.run("return document.querySelector('tr.found').dataset.cell") == told.rpartition(" · ")[2]
+    assert opened.run("return document.getElementById('tip').hidden")
+
+
+def test_a_chart_tells_its_values_to_the_keyboard(opened, report):
+    opened.open(report, wait=ROW)
+    opened.run("document.querySelector(arguments[0]).focus()", CHART)
+    said = []
+    for _ in range(3):
+        opened.press("\ue014")
+        said += texts(opened, "#tip")
+    assert len(set(said)) == 3 and all("GB/s" in one for one in said)
+    opened.press("\ue007")
+    opened.wait("return document.querySelector('tr.found') !== null")
+    assert opened.run("return document.querySelector('tr.found').dataset.cell") == said[-1].rpartition(" · ")[2]
+
+
+def test_the_legend_stays_in_sight_and_hides_a_provider_in_every_chart_and_shows_it_again(opened, report):
+    opened.open(report, wait=ROW)
+    x, y = on_chart(opened, "torch")[-1]
+    assert opened.run("return document.querySelector('.legend').getBoundingClientRect().top") >= 0
+    seen = """
+        return [...document.querySelectorAll("g.series")].filter((e) => e.dataset.p === "torch")
+          .map((e) => getComputedStyle(e).display !== "none");
+        """
+    assert texts(opened, ".legend button") == [*PROVIDERS[:2], *sorted(PROVIDERS[2:])]
+    assert len(opened.run(seen)) > 5 and all(opened.run(seen))
+    click(opened, '.legend button[data-p="torch"]')
+    assert not any(opened.run(seen))
+    assert opened.run("return document.querySelector('.legend [data-p=torch]').ariaPressed") == "false"
+    point_at(opened, x, y)
+    assert not texts(opened, "#tip")[0].startswith("torch: ") or opened.run(
+        "return document.getElementById('tip').hidden"
+    )
+    click(opened, '.legend button[data-p="torch"]')
+    assert all(opened.run(seen))
+
+
+def test_a_print_has_every_figure_and_no_empty_half_page(opened, report):
+    """Printed at once after loading; the last word of a section stands where the next one begins."""
+    opened.driver.get(report.as_uri())
+    opened.set("Emulation.setEmulatedMedia", media="print")
+    try:
+        heights = opened.run(
+            "return [...document.querySelectorAll('svg.chart')].map((e) => e.getBoundingClientRect().height)"
+        )
+        assert len(heights) > 20 and min(heights) > 40
+        assert opened.run("return getComputedStyle(document.querySelector('.tall')).display") == "none"
+    finally:
+        opened.set("Emulation.setEmulatedMedia", media="")

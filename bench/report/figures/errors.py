@@ -83,7 +83,9 @@ def against(
             ends = f"{written(figure_name, low)} to {written(figure_name, high)} over {plural(count, 'cell')}"
             chart.point(at, y, key.provider, f"{written(figure_name, y)} at {told(at)}, {ends}", place)
     first = errors.iloc[0]
-    return chart.panel(f"{first['tensor']}, {first['dtype']}", f"{figure_name} against {x} of x for {', '.join(legend)}")
+    return chart.panel(
+        f"{first['tensor']}, {first['dtype']}", f"{figure_name} against {x} of x for {', '.join(legend)}"
+    )
 
 
 def _offsets(values: pd.Series, title: str) -> Scale:

@@ -36,7 +36,9 @@ def axis_text(value: Any) -> str:
     return f"{value:.0f}" if isinstance(value, float) and value == int(value) else str(value)
 
 
-def speedup_map(cells: pd.DataFrame, ratio: str, over: str, axes_names: tuple[str, str], name: str, title: str) -> Panel:
+def speedup_map(
+    cells: pd.DataFrame, ratio: str, over: str, axes_names: tuple[str, str], name: str, title: str
+) -> Panel:
     """Draws the subject's lowest `ratio` for each pair of values of two axes, or the status of a cell not ok.
 
     `cells` are the subject's; `over` says in words what the ratio is taken against.

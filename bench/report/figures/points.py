@@ -22,7 +22,9 @@ class Points:
 
     def rows(self) -> Iterator[tuple[float, float, float, float, int, int]]:
         """Yields the points one by one."""
-        yield from zip(*(column.tolist() for column in (self.x, self.y, self.low, self.high, self.place, self.count)), strict=True)
+        yield from zip(
+            *(column.tolist() for column in (self.x, self.y, self.low, self.high, self.place, self.count)), strict=True
+        )
 
 
 def points(x: Array, y: Array, low: Array, high: Array, place: Array) -> Points:
@@ -40,4 +42,11 @@ def points(x: Array, y: Array, low: Array, high: Array, place: Array) -> Points:
     count = np.diff(first, append=len(x))
     middle, other = first + (count - 1) // 2, first + count // 2
     halves = np.exp(np.add.reduceat(np.log(x), first) / count)
-    return Points(halves, (y[middle] + y[other]) / 2, np.minimum.reduceat(low, first), np.maximum.reduceat(high, first), place[middle], count)
+    return Points(
+        halves,
+        (y[middle] + y[other]) / 2,
+        np.minimum.reduceat(low, first),
+        np.maximum.reduceat(high, first),
+        place[middle],
+        count,
+    )

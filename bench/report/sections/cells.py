@@ -129,9 +129,7 @@ def payload(run: LoadedRun) -> dict[str, Any]:
             {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}
             for column, _ in shown
         ],
-        "providers": {
-            name: {"colour": key.css, "path": key.path} for name, key in palette.keys(run.providers).items()
-        },
+        "providers": {name: {"colour": key.css, "path": key.path} for name, key in palette.keys(run.providers).items()},
         "rows": [
             {
                 "id": row["cell"],

@@ -112,7 +112,9 @@ class RunVerdict:
         ours = int((failed["provider"] == self.subject).sum())
         told = f"{_by_status(failed)}; {ours:,} of them {self.subject}" if len(failed) else "Every cell that ran is ok"
         tone = "bad" if ours else "plain" if len(failed) or apart else "good"
-        return Card("Cells not ok", f"{len(failed):,} of {len(cells):,}", told + (f". Apart: {apart}" * bool(apart)), tone)
+        return Card(
+            "Cells not ok", f"{len(failed):,} of {len(cells):,}", told + (f". Apart: {apart}" * bool(apart)), tone
+        )
 
     def _right(self) -> str:
         if not len(self.judged):
@@ -140,7 +142,10 @@ class RunVerdict:
     def _others(self) -> list[str]:
         """Returns a sentence that names the wrong and impossible cells of every provider but the subject."""
         found = [group for group in suspects(self.run) if group["provider"] != self.subject]
-        told = [f"{g['provider']} has {g['count']:,} {g['status']} ({_listed(c['label'] for c in g['cells'])})" for g in found]
+        told = [
+            f"{g['provider']} has {g['count']:,} {g['status']} ({_listed(c['label'] for c in g['cells'])})"
+            for g in found
+        ]
         return [f"Others that are not to be believed: {'; '.join(told)}."] if found else []
 
     def _not(self) -> str:

@@ -242,7 +242,7 @@ def test_a_run_without_an_environment_is_compared_and_that_is_said(runs):
 
 def test_some_providers_alone_can_be_looked_at(runs, capsys):
     a, b = map(str, runs(slowed("torch", 1.05)))
-    assert main([a, b]) == 1
+    assert main([a, b, "--provider", "torch"]) == 1
     assert main([a, b, "--provider", "normlib,cudnn"]) == 0
     assert "torch_compile" not in capsys.readouterr().out.rpartition("provider ")[2]
 
@@ -339,8 +339,25 @@ def test_comparing_needs_neither_torch_nor_triton(runs):
     blocked = "import sys\nfor name in ('torch', 'triton', 'normlib'): sys.modules[name] = None\n"
     run = blocked + "from bench.compare.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", run, *map(str, runs(slowed("torch", 1.05)))],
+        [sys.executable, "-c", run, *map(str, runs(slowed("normlib", 1.05)))],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
     assert "SLOWER: layer_norm" in done.stdout
+
+
+def test_only_the_subjects_cells_decide_the_exit_status(runs, capsys):
+    a, b = map(str, runs(slowed("torch", 1.05)))
+    assert main([a, b]) == 0
+    assert "SLOWER: " in capsys.readouterr().out
+    assert main([a, b, "--subject", "torch"]) == 1
+    assert "only of cudnn, normlib, torch, torch_compile" in one_line(capsys, a, b, "--subject", "liger").replace(
+        "normlib, torch, cudnn", "cudnn, normlib, torch"
+    )
+
+
+def test_a_run_compared_with_itself_is_said_to_be_one(runs, capsys):
+    a, _ = map(str, runs())
+    assert main([a, a]) == 0
+    assert "A and B are one run" in capsys.readouterr().out
+    assert "A and B are one run" in Page((Path(a) / "compare.html").read_text(encoding="utf-8")).text
