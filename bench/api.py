@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench import cli, folders
 from bench.cases.case import Case
+from bench.cli import BadArgument
 from bench.measure import devices
 from bench.results.thresholds import SUBJECT
 
@@ -57,9 +58,10 @@ def measure(
     """Measures the cases with each provider. Returns one row a cell, with the columns of records.csv.
 
     A provider is the name of one in bench/measure/providers/, or a Provider of your own. Times are in microseconds,
-    `time_budget` in seconds. The records and their report are kept in the folder `out`, which must not hold a run;
-    without it only the frame is left. The report's verdict is about `subject`. `isolated` measures in another process, which a provider defined in a notebook cannot reach. Ctrl-C
-    ends the run and returns what was measured. Raises BadArgument for an argument that cannot be used.
+    `time_budget` in seconds. The records and their report, whose verdict is about `subject`, are kept in the folder
+    `out`, which must not hold a run; without it only the frame is left. `isolated` measures in another process, which a
+    provider defined in a notebook cannot reach. Ctrl-C ends the run and returns what was measured. Raises BadArgument,
+    with one line, for an argument that cannot be used.
     """
     where, _ = devices.choose(device)
     from rich.console import Console
@@ -74,9 +76,17 @@ def measure(
     names = [provider if isinstance(provider, str) else provider.name for provider in providers]
     for name in names:
         cli.one_of("providers", name, known)
+    for argument, name, default in (("baseline", baseline, "torch"), ("subject", subject, SUBJECT)):
+        if name != default:
+            cli.one_of(argument, name, names)
+    chosen = cli.unique(cases)
+    if not chosen or not names:
+        raise BadArgument("providers" if chosen else "cases", "empty, so there is nothing to measure")
+    if time_budget is not None and not time_budget > 0:
+        raise BadArgument("time_budget", f"{time_budget!r} is not a number of seconds above zero")
     baseline = baseline if baseline in names else ""
     plan = runner.RunPlan(
-        cases=cli.unique(cases),
+        cases=chosen,
         providers={name: known[name] for name in sorted(names, key=lambda name: name != baseline)},
         operators=operators(),
         baseline=baseline,

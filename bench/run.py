@@ -103,6 +103,8 @@ def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRe
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
     if given["against"] is not None:
         folders.stored(given["against"], "--against")
+    if given["list"] is not None:
+        cli.one_of("--list", given["list"], ("presets", "cells"))
     if given["device"] is not None:
         cli.one_of("--device", given["device"], cli.DEVICES)
     seed, budget, timeout = (given[key] for key in ("seed", "time_budget", "cell_timeout"))
@@ -137,7 +139,7 @@ def _run(request: RunRequest) -> int:
     if request.given["list"]:
         from bench import listing
 
-        listing.show(console, plan, providers())
+        listing.show(console, plan, providers(), request.given["list"] == "cells")
         return 0
     team = shards.join()
     described = environment.collect(device, providers()) | {"ranks": team.size if team else 1}
@@ -201,7 +203,8 @@ def _providers(
     missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
     text, baseline = request.given["providers"], request.given["baseline"]
     if text is not None:
-        names, left_out = cli.some_of("--providers", text, providers), []
+        names = cli.some_of("--providers", text, providers)
+        left_out = [f"{name} cannot run here: {missing[name]}" for name in names if name in missing]
     else:
         timed = [name for name, p in providers.items() if p.timed and (device.type != "cpu" or name in CPU_PROVIDERS)]
         hard = any(family != "normal" for family, _ in request.sweep.families)
@@ -212,6 +215,11 @@ def _providers(
         raise BadArgument("--providers", "none can run here: " + "; ".join(f"{n} ({missing[n]})" for n in names))
     if baseline is None:
         baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in names else ""
+        if not baseline:
+            there = ", ".join(names)
+            left_out.append(
+                f"no speedups: {DEFAULT_BASELINE} is not measured, and --baseline names no other of {there}"
+            )
     elif baseline not in names:
         cli.one_of("--baseline", baseline, providers)
         raise BadArgument("--baseline", f"{baseline!r} is not among the providers of this run: {', '.join(names)}")
@@ -323,12 +331,13 @@ def _parser() -> cli.Parser:
         ("--resume", "DIR", "finish the interrupted run of this folder"),
         ("--force", "", "with --resume: although machine or versions differ"),
         ("--seed", "N", "of the random inputs (default 0)"),
-        ("--list", "", "print the cells, presets, providers and about how long they take; run nothing"),
     ):
         if metavar:
             parser.add_argument(option, metavar=metavar, help=about)
         else:
             parser.add_argument(option, action="store_true", help=about)
+    about = "print the operators, presets and providers, and about how long the run takes, or its cells; run nothing"
+    parser.add_argument("--list", nargs="?", const="presets", metavar="cells", help=about)
     return parser
 
 

@@ -25,7 +25,8 @@ def compare(
     """Compares run B with run A, both folders, cell by cell; only these providers if any are given.
 
     `threshold` is the share by which a time must have changed at least before that counts. `subject` is the provider
-    whose changes decide; by default that of run B. Raises UnreadableRun where a folder holds no run, Incomparable where the two have no cell in common.
+    whose changes decide; by default that of run B. Raises UnreadableRun where a folder holds no run, Incomparable where
+    the two have no cell in common.
     """
     before, after = (load(folder, needs_environment=False, subject=subject) for folder in (a, b))
     for run in (before, after):

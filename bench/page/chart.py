@@ -139,9 +139,9 @@ class Chart:
     def series(self, key: Key, inside: str) -> None:
         """Adds what is drawn of a provider, in its colour; the legend hides it and shows it."""
         name = slug(self.name, key.provider)
-        self.parts.append(
-            f'<g class="series" data-p="{escape(key.provider)}" data-s="{name}" style="stroke:{key.css};fill:{key.css}">{inside}</g>'
-        )
+        colour = f"stroke:{key.css};fill:{key.css}"
+        who = escape(key.provider)
+        self.parts.append(f'<g class="series" data-p="{who}" data-s="{name}" style="{colour}">{inside}</g>')
 
     def roof(self, x: Any, y: Any) -> None:
         """Draws a dashed line."""
@@ -184,18 +184,14 @@ class Chart:
             words.append(
                 f'<text class="tick" text-anchor="end" x="{left - 6}" y="{at + 3.5:.1f}">{escape(text)}</text>'
             )
-        words.append(
-            f'<text class="axis" text-anchor="middle" x="{(left + edge) / 2:.0f}" y="{self.height - 6}">{escape(self.x.title)}</text>'
-        )
+        axis = '<text class="axis" text-anchor="middle"'
+        middle = (left + edge) / 2, (top + foot) / 2
+        words.append(f'{axis} x="{middle[0]:.0f}" y="{self.height - 6}">{escape(self.x.title)}</text>')
         if self.y.title:
-            middle = (top + foot) / 2
-            words.append(
-                f'<text class="axis" text-anchor="middle" transform="translate(11 {middle:.0f})rotate(-90)">{escape(self.y.title)}</text>'
-            )
-        drawn = Markup(
-            f'<svg class="chart" id="{self.name}" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(alt)}">'
-            f'<path class="grid" d="{lines}"/>{"".join(self.parts)}{"".join(words)}</svg>'
-        )
+            words.append(f'{axis} transform="translate(11 {middle[1]:.0f})rotate(-90)">{escape(self.y.title)}</text>')
+        box = f'viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(alt)}"'
+        inside = f'<path class="grid" d="{lines}"/>{"".join(self.parts)}{"".join(words)}'
+        drawn = Markup(f'<svg class="chart" id="{self.name}" {box}>{inside}</svg>')
         if folder := _FOLDER.get():
             (folder / f"{self.name}.svg").write_text(alone(drawn), encoding="utf-8")
         return drawn
@@ -229,7 +225,8 @@ def markers(keys: Sequence[Key]) -> Markup:
     """Returns the markers of all providers, which stand once in a page."""
     return Markup("".join(
         f'<marker id="{key.id}" viewBox="0 0 10 10" refX="5" refY="5" markerWidth="7.5" markerHeight="7.5" '
-        f'markerUnits="userSpaceOnUse"><path d="{key.path}" fill="{key.css}" stroke="var(--paper)" stroke-width=".7"/></marker>'
+        f'markerUnits="userSpaceOnUse"><path d="{key.path}" fill="{key.css}" stroke="var(--paper)" stroke-width=".7"/>'
+        "</marker>"
         for key in keys
     ))  # fmt: skip
 

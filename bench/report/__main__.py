@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     folder = given.index or (None if given.run_dirs else REPORTS)
     if folder:
         if not folder.is_dir():
-            problem = f"{folder} is no folder; give the folder of runs, or RUN_DIR for one run's report"
+            what = "a file" if folder.exists() else "no folder"
+            problem = f"{folder} is {what}; give the folder of runs, or RUN_DIR for one run's report"
             raise BadArgument("--index", problem)
         from bench.report import index
 

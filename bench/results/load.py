@@ -91,8 +91,8 @@ class LoadedRun:
                     if taken.key in self.by_key:
                         cold = np.asarray(taken.series.get("cold_us", ()), dtype=float)
                         found[taken.key] = cold[np.isfinite(cold) & (cold > 0)]
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UnreadableRun(f"{path}: a line is no list of samples ({error})") from None
+            except (OSError, ValueError) as error:
+                raise UnreadableRun(str(error)) from None
         return found
 
     @cached_property
@@ -185,9 +185,9 @@ def load(folder: Path, needs_environment: bool = True, subject: str | None = Non
     `subject` is the provider that the verdicts are about; by default the one that the run was started with.
     Raises UnreadableRun too where it is given and has no record.
     """
-    path = folder / RECORDS
     if not folder.is_dir():
-        raise UnreadableRun(f"{folder}: no such folder; give the folder of a run, which holds {RECORDS}")
+        what = "a file" if folder.exists() else "no such folder"
+        raise UnreadableRun(f"{folder}: {what}; give the folder of a run, which holds {RECORDS}")
     try:
         environment = read_environment(folder)
     except UnreadableRun:
@@ -198,8 +198,8 @@ def load(folder: Path, needs_environment: bool = True, subject: str | None = Non
         records = {record.key: record for record in of_run(folder)}
     except FileNotFoundError:
         raise UnreadableRun(f"{folder}: holds no {RECORDS}, so it is no run") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UnreadableRun(f"{path}: a line is not a record ({error})") from None
+    except (OSError, ValueError) as error:
+        raise UnreadableRun(str(error)) from None
     run = LoadedRun(folder, environment, list(records.values()), subject or environment.get("subject") or SUBJECT)
     if subject and records and subject not in run.providers:
         raise UnreadableRun(f"{folder}: has no record of {subject}, only of {', '.join(run.providers)}")

@@ -51,6 +51,12 @@ def test_records_are_kept_where_a_folder_is_given_and_never_overwritten(tmp_path
         (lambda: cases(tokns=4), "did you mean tokens"),
         (lambda: measure(cases(**TINY), providers=["torhc"]), "did you mean torch"),
         (lambda: measure(cases(**TINY), device="tpu"), "cuda, cpu"),
+        (lambda: measure(cases(**TINY), baseline="liger"), "baseline: 'liger' is not one of torch, normlib"),
+        (lambda: measure(cases(**TINY), subject="mine"), "subject: 'mine' is not one of torch, normlib"),
+        (lambda: measure([]), "cases: empty"),
+        (lambda: measure(cases(**TINY), providers=[]), "providers: empty"),
+        (lambda: measure(cases(**TINY), time_budget=0), "time_budget: 0 is not a number of seconds above zero"),
+        (lambda: cases(op="ln", dtype="float32"), "did you mean fp32"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(call, says):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from bench.page.chart import WIDTH, Chart, Scale, linear, log_limits, logarithmic, sizes
+from bench.page.chart import Chart, Scale, linear, log_limits, logarithmic, sizes
 from bench.page.formatting import plural, size
 from bench.page.palette import Key
 from bench.page.templating import Panel
@@ -96,7 +96,7 @@ def _offsets(values: pd.Series, title: str) -> Scale:
 
 
 def _scale(values: pd.Series, bounds: Bounds, title: str) -> Scale:
-    """Returns a logarithmic scale of values and bounds; linear for a range without a round tick on a logarithmic one."""
+    """Returns a logarithmic scale of values and bounds; linear for a range without a round logarithmic tick."""
     low, high = min([values.min(), *(bounds or ())]), max([values.max(), *(bounds or ())])
     if high / low < 4:
         spare = 0.06 * (high - low) or 0.06 * high

@@ -11,7 +11,7 @@ from bench.results.thresholds import LINE_POINTS
 
 @dataclass(frozen=True)
 class Points:
-    """Columns of equal length; `place` is the index of the cell whose y is in the middle, `count` how many there are."""
+    """Columns of equal length: `place` is the index of the cell whose y is in the middle, `count` that of all cells."""
 
     x: Array
     y: Array

@@ -105,7 +105,8 @@ def payload(run: LoadedRun) -> dict[str, Any]:
     """Returns the columns, one row a cell, and how providers are drawn, for table.js.
 
     A value is a text, null, or a number as [number, text]. A row has its name, the number of its case, the reason of
-    its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that, each less the one before.
+    its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that,
+    each less the one before.
     """
     # What the table has room for: what went wrong, the subject's, the others', and what never ran.
     status, ours = run.cells["status"], run.cells["provider"] == run.subject

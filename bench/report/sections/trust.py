@@ -96,6 +96,8 @@ def _timing_warnings(run: LoadedRun, timed: pd.DataFrame) -> list[str]:
         )
     if (spent := timed["stopped"] == "budget").any():
         found.append(f"{count(spent)} ran out of time before the noise was low enough.")
+    if run.environment["baseline"] == "":
+        found.append("No provider is the baseline, so there are no speedups against one; --baseline names it.")
     if not run.environment["copy_gbps"]:
         found.append("The copy bandwidth was not measured, so no fraction of it can be given.")
     if without := int(((timed["provider"] == run.subject) & timed["speedup"].isna()).sum()):

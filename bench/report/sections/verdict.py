@@ -1,4 +1,4 @@
-"""The first screen: what is wrong, then how fast each operator is in each direction, never by a mean that stands alone."""
+"""The first screen: what is wrong, and how fast each operator is in each direction, beyond its mean."""
 
 from collections import Counter
 from typing import Any

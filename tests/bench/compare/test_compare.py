@@ -286,7 +286,8 @@ def test_what_cannot_be_compared_is_one_line_and_status_2(runs, capsys):
     (Path(a) / "records.jsonl").write_text("")
     assert "has no record" in one_line(capsys, a, b)
     (Path(a) / "records.jsonl").write_text("broken\n" * 2)
-    assert "not a record" in one_line(capsys, a, b)
+    assert "line 1 is not JSON" in one_line(capsys, a, b)
+    assert "records.jsonl: a file; give the folder" in one_line(capsys, a, f"{b}/records.jsonl")
     with pytest.raises(UnreadableRun):
         compare(Path(a), Path(b))
 

@@ -59,6 +59,21 @@ def test_a_folder_that_cannot_be_read_is_one_line_and_status_2(file, text, run_d
         render(folder)
 
 
+@pytest.mark.parametrize(("broken", "said"), [("{,}", "is not JSON"), ('{"op": "layer_norm"}', "cannot be used")])
+def test_an_unreadable_record_is_named_by_its_line_in_the_file(broken, said, run_dir, capsys):
+    folder = run_dir([record(), record(mode="bwd"), record(dtype="fp32")])
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    (folder / "records.jsonl").write_text("\n".join([*lines[:2], broken, lines[2]]) + "\n")
+    line = refused(capsys, str(folder))
+    assert f"records.jsonl: line 3 {said}" in line and "column" not in line
+
+
+def test_a_file_given_for_a_folder_is_said_to_be_one(run_dir, capsys):
+    file = str(run_dir([record()]) / "records.jsonl")
+    assert f"{file}: a file; give the folder of a run" in refused(capsys, file)
+    assert f"{file} is a file; give the folder of runs" in refused(capsys, "--index", file)
+
+
 @pytest.mark.parametrize(
     "arguments", [["no-such-folder"], ["--index", "no-such-folder"], ["--figures"], ["--nonsense", "a"]]
 )
