@@ -1,6 +1,5 @@
 """Puts the report together: every section into its template, everything inside one file."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from bench.page import chart, machine, palette
@@ -47,21 +46,13 @@ def html(run: LoadedRun) -> str:
         bodies=bodies,
         legend=palette.keys(run.providers).values(),
         markers=chart.markers(list(palette.keys(run.providers).values())),
-        points=packed({"providers": run.providers, "panels": [_columns(run, points) for points in shared["gallery"]]}),
+        points=packed(
+            {
+                "providers": run.providers,
+                "panels": [chart.columns(points, run.providers) for points in shared["gallery"]],
+            }
+        ),
     )
-
-
-def _columns(run: LoadedRun, points: Sequence[tuple[float, float, str, str, int | None]]) -> dict[str, list[Any]]:
-    """Returns a chart's points column by column, which packs better; a provider is its place in the run's list."""
-    who = {name: place for place, name in enumerate(run.providers)}
-    x, y, providers, said, at = (list(column) for column in zip(*points, strict=True))
-    return {
-        "x": list(map(round, x)),
-        "y": list(map(round, y)),
-        "who": [who.get(p, -1) for p in providers],
-        "said": said,
-        "at": at,
-    }
 
 
 def _measured(run: LoadedRun) -> str:

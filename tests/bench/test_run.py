@@ -95,7 +95,7 @@ BAD = [
     (["--dtype", "fp32,bfloat16"], "--dtype", "did you mean bf16?"),
     (["--op", "ln", "--preset", "resnet50"], "--preset", "it is a preset of --op bn, bn_add_relu, bn_relu"),
     (["--list", "cases"], "--list", "is not one of presets, cells"),
-    (["--subject", "extra"], "--subject", "not among the providers of this run: normlib, torch"),
+    (["--subject", "extra"], "--subject", "not among the providers of this run: torch, normlib"),
     (["--subject", "nobody"], "--subject", "is not one of"),
     (["--dtype", "fp8"], "--dtype", "'fp8' is not one of fp32, fp16, bf16"),
     (["--mode", "backward"], "--mode", "is not one of fwd, bwd, fwd_bwd, eval"),

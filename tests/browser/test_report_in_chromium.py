@@ -7,7 +7,7 @@ from pages import DESKTOP, PHONE
 from report_runs import PROVIDERS, by_row, record, resnet50, sweep, unpacked, write
 
 from bench.page.templating import packed_table
-from bench.report import render
+from bench.report import index, render
 
 pytestmark = pytest.mark.chance
 
@@ -330,3 +330,59 @@ def test_a_print_has_every_figure_and_no_empty_half_page(opened, report):
         assert opened.run("return getComputedStyle(document.querySelector('.tall')).display") == "none"
     finally:
         opened.set("Emulation.setEmulatedMedia", media="")
+
+
+@pytest.fixture(scope="module")
+def listed(folder):
+    """The list of three runs of which the second is faster."""
+    for month, factor in ((1, 1.0), (2, 0.8), (3, 0.8)):
+        records = [one for one in sweep(grids=GRID) if one.provider != "cudnn" and one.latency_us]
+        for one in records if month > 1 else ():
+            for name in ("latency_us", "latency_us_low", "latency_us_high"):
+                setattr(one, name, getattr(one, name) * (factor if one.provider == "normlib" else 1.0))
+        started = f"2026-0{month}-01T00:00:00+00:00"
+        render(write(folder / "runs" / f"run-{month}", records, started=started, arguments={"preset": "quick"}))
+    return index.write(folder / "runs")
+
+
+def test_the_list_of_runs_sorts_and_filters(browser, listed):
+    browser.open(listed, wait=".sortable th button")
+    first = "#runs tbody tr:not([hidden]) th"
+    assert texts(browser, first) == ["run-3", "run-2", "run-1"]
+    click(browser, "#runs thead th:nth-child(2) button")
+    assert texts(browser, first) == ["run-1", "run-2", "run-3"]
+    click(browser, "#runs thead th:nth-child(2) button")
+    assert texts(browser, first) == ["run-3", "run-2", "run-1"]
+    browser.run(
+        "const f = document.querySelector('#runs input'); f.value = 'run-2'; f.dispatchEvent(new Event('input'))"
+    )
+    assert texts(browser, first) == ["run-2"]
+
+
+def test_the_leaderboard_sorts_and_leads_to_its_run(browser, listed):
+    browser.open(listed, wait=".sortable th button")
+    providers = "#leaders tbody td:nth-child(4)"
+    assert texts(browser, providers)[0] == "normlib" and set(texts(browser, providers)) == {
+        "normlib",
+        "torch",
+        "torch_compile",
+    }
+    click(browser, "#leaders thead th:nth-child(4) button")
+    assert texts(browser, providers) == sorted(texts(browser, providers))
+    click(browser, "#leaders tbody a")
+    browser.wait("return document.title.startsWith('Normalization benchmark')")
+    assert browser.run("return location.href").endswith("/run-3/report.html")
+
+
+def test_the_history_tells_its_runs_and_hides_a_provider(browser, listed):
+    browser.open(listed, wait=".legend button")
+    browser.run("document.querySelector('#history svg').focus()")
+    browser.wait("return document.querySelector('#history svg').tabIndex === 0")
+    browser.run("document.querySelector('#history svg').focus()")
+    said = ""
+    for _ in range(9):
+        browser.press("\ue014")
+        said += texts(browser, "#tip")[0] + " "
+    assert "run-1, 2026-01-01" in said and "1.25× of the run before" in said and "faster; run-2" in said  # noqa: RUF001
+    click(browser, ".legend button[data-p=torch]")
+    assert browser.run("return getComputedStyle(document.querySelector('#history g[data-p=torch]')).display") == "none"

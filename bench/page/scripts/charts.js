@@ -39,7 +39,7 @@ unpacked("points-data").then(({ providers, panels }) => {
       ring.setAttribute("cx", x[i]);
       ring.setAttribute("cy", y[i]);
       svg.append(ring);
-      const id = at[i] === null ? undefined : table?.idAt(at[i]);
+      const id = at[i] === null ? undefined : globalThis.cellIdAt?.(at[i]);
       tip.textContent = [name(i) ? name(i) + ": " + said[i] : said[i], id].filter(Boolean).join(" · ");
       tip.hidden = false;
       const box = ring.getBoundingClientRect();
@@ -49,7 +49,7 @@ unpacked("points-data").then(({ providers, panels }) => {
       tip.style.top = (above > 8 ? above : box.bottom + 8) + "px";
     };
     const follow = () => {
-      const id = shown >= 0 && at[shown] !== null && table?.idAt(at[shown]);
+      const id = shown >= 0 && at[shown] !== null && globalThis.cellIdAt?.(at[shown]);
       if (id) { hide(); location.hash = "#cell=" + encodeURIComponent(id); }
     };
     svg.setAttribute("tabindex", "0");

@@ -213,8 +213,8 @@ const cellsTable = (data) => {
   columnsAnew();
   follow();
   const rowAt = data.places && new Map(data.places.map((place, at) => [place, at]));
-  return { idAt: (place) => data.rows[rowAt ? rowAt.get(place) : place]?.id };
+  // What charts ask for.
+  globalThis.cellIdAt = (place) => data.rows[rowAt ? rowAt.get(place) : place]?.id;
 };
 
-let table = null; // what charts ask for the name of a cell
-unpackedTable("cells-data").then((data) => { table = cellsTable(data); });
+unpackedTable("cells-data").then(cellsTable);

@@ -52,7 +52,7 @@ def test_the_list_has_every_run_the_newest_first_and_says_which_cannot_be_read(t
     text = index.write(tmp_path).read_text(encoding="utf-8")
     assert text.index(">new one<") < text.index(">old<") < text.index(">broken<")
     assert "no run" not in text
-    href = text.partition('<h3><a href="')[2].partition('"')[0]
+    href = text.partition('<a class="cell" href="')[2].partition('"')[0]
     assert (tmp_path / unquote(href)).exists()
     assert "12 of 12 right" in text and "against torch 1.60×; 12 won, 0 tied, 0 lost; worst 1.60×" in text  # noqa: RUF001
     assert "all 53 batch norms of one resnet50 training step" in text
@@ -67,8 +67,8 @@ def test_an_audit_stands_in_the_list_by_its_command(tmp_path):
         (tmp_path / name / "audit.html").touch()
         (tmp_path / name / "environment.json").write_text(described)
     listed = index.write(tmp_path).read_text(encoding="utf-8")
-    assert '<a href="audit/audit.html">' in listed and "an audit of the kernels: python -m bench.audit" in listed
-    assert listed.index(">audit<") < listed.index(">run<") < listed.index(">torn<")
+    assert 'href="audit/audit.html"' in listed and "an audit of the kernels: python -m bench.audit" in listed
+    assert listed.index(">audit<") < listed.index('row">run<') < listed.index(">torn<")
     assert "environment.json: cannot be read" in listed
 
 
