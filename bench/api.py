@@ -9,20 +9,40 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from bench import cli, folders
 from bench.cases.case import Case
+from bench.cases.operators import Inputs
 from bench.cli import BadArgument
 from bench.measure import devices
+from bench.measure.providers import Provider, Runnable
+from bench.measure.providers._autograd import bound, runnable
 from bench.results.thresholds import SUBJECT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bench.measure.providers import Provider
+
+class FunctionProvider(Provider):
+    """A provider made of functions of tensors that autograd can differentiate.
+
+    `functions` has them by operator, `rms_norm=f`, with the signature of torch.nn.functional or normlib.functional.
+    """
+
+    def __init__(self, name: str, version: str = "", **functions: Callable[..., object]) -> None:
+        self.name, self._version, self._library = name, version, SimpleNamespace(**functions)
+
+    def version(self) -> str:
+        """The version that was given."""
+        return self._version
+
+    def build(self, case: Case, inputs: Inputs) -> Runnable:
+        """Raises Unsupported where no function serves the case's operator."""
+        return runnable(case, inputs, bound(case, self._library))
 
 
 def cases(device: str | None = None, **given: object) -> list[Case]:

@@ -90,8 +90,8 @@ def steps(runs: Sequence[LoadedRun], provider: str) -> list[HistoryStep]:
                 np.log(pair["latency_us_high" + whose] / pair["latency_us_low" + whose]) for whose in ("", "_before")
             ]
             error = np.sqrt(sum((width / 3.92) ** 2 for width in widths).sum(skipna=False)) / len(pair)
-            ends = np.exp([logs.mean(), logs.mean() - 1.96 * error, logs.mean() + 1.96 * error])
-            found.append(HistoryStep(place, found[-1].level * ends[0], *map(float, ends), len(pair)))
+            change, wide = float(np.exp(logs.mean())), float(np.exp(1.96 * error))
+            found.append(HistoryStep(place, found[-1].level * change, change, change / wide, change * wide, len(pair)))
         elif len(cells):
             found.append(HistoryStep(place, 1.0, 1.0, 1.0, 1.0, len(cells)))
         before = cells if len(cells) else before
@@ -123,7 +123,7 @@ def _history(key: tuple[str, str, str], runs: list[LoadedRun], legend: dict[str,
         linear(levels.min() - spare, levels.max() + spare, times, "speed over the first run"), width=640, height=260,
     )  # fmt: skip
     for name, found in lines.items():
-        chart.line(legend[name], *(np.array([getattr(step, what) for step in found]) for what in ("place", "level")))
+        chart.line(legend[name], np.array([s.place for s in found]), np.array([s.level for s in found]))
         for step in found:
             said, env = times(step.level), runs[step.place].environment
             if step.place:

@@ -7,7 +7,7 @@ from bench.page.formatting import plural, spoken
 from bench.page.templating import packed, scripts, style, templates
 from bench.report import sections
 from bench.report.sections.trust import completeness
-from bench.results import thresholds
+from bench.results import tables, thresholds
 from bench.results.load import LoadedRun, ordered
 
 
@@ -23,7 +23,7 @@ def html(run: LoadedRun) -> str:
         "complete": complete,
         "completeness": completeness_sentence,
         "machine": machine.facts(run.environment),
-        "raw_file": "records.csv" if (run.folder / "records.csv").exists() else "records.jsonl",
+        "raw_file": tables.CSV if (run.folder / tables.CSV).exists() else "records.jsonl",
         "gallery": [],
         "definitions": [],
     }

@@ -65,7 +65,8 @@ def tally(pairs: pd.DataFrame) -> Tally | None:
         return None
     count = Counter(pairs["outcome"])
     worst = pairs.loc[pairs["ratio"].idxmin()].to_dict()
-    return Tally(geometric_mean(pairs["ratio"]), mean_error(pairs), *(count[o] for o in ("won", "tied", "lost")), worst)
+    mean = geometric_mean(pairs["ratio"])
+    return Tally(mean, mean_error(pairs), count["won"], count["tied"], count["lost"], worst)
 
 
 def mean_error(pairs: pd.DataFrame) -> float:

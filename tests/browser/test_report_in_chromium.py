@@ -131,6 +131,8 @@ def test_a_link_to_a_cell_finds_its_row_and_shows_the_samples_of_its_case(browse
     drawn = texts(browser, "tr.more figure text.name")
     assert len(drawn) >= 2
     assert browser.run("return document.querySelectorAll('tr.more circle').length") == 20 * len(drawn)
+    command = browser.run("return document.querySelector('tr.more .command').textContent")
+    assert command.startswith("python -m bench.run --op layer_norm --tokens ") and "--providers torch" in command
     click(browser, "tr.more button")
     assert texts(browser, "tr.more") == [] and browser.run("return location.hash") == ""
 

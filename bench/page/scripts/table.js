@@ -119,6 +119,13 @@ const cellsTable = (data) => {
       const caption = element("figcaption", { textContent: "Samples of this case: a dot is a twentieth of a provider's, the line its median" });
       facts.before(element("figure", {}, caption, distribution(drawn, data.providers)));
     }
+    if (data.commands) {
+      const names = [...new Set([data.baseline, row.is[PROVIDER]])].filter(Boolean).join(",");
+      const command = element("pre", { className: "command", textContent: data.commands[row.case] + " --providers " + names });
+      const copy = element("button", { type: "button", className: "copy", textContent: "Copy" });
+      copy.addEventListener("click", () => copyText(command.textContent, copy));
+      inside.append(element("p", { className: "label", textContent: "To measure this cell alone:" }), copy, command);
+    }
     return element("tr", { className: "more" }, element("td", { colSpan: visible().length }, inside));
   }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.page.chart import LETTER, Chart, Scale
+from bench.page.chart import LETTER, WIDTH, Chart, Scale
 from bench.page.formatting import number, times
 from bench.page.palette import DIVERGING
 from bench.page.templating import Panel
@@ -47,10 +47,10 @@ def speedup_map(
     rows, columns = (sorted(cells[axis].unique(), key=axis_order) for axis in axes_names)
     row_of, column_of = ({value: place for place, value in enumerate(axis)} for axis in (rows, columns))
     height = 46 + (26 if len(rows) <= 16 else 18) * len(rows)
-    left = 26 + 7 * max(len(axis_text(value)) for value in rows)
+    margin = 26 + 7 * max(len(axis_text(value)) for value in rows)
     chart = Chart(
-        name, _places(columns, across, (440 - left) / len(columns)), _places(rows[::-1], down), height=height,
-        margins=(left + 8, 4, 4, 40),
+        name, _places(columns, across, (WIDTH - margin) / len(columns)), _places(rows[::-1], down), height=height,
+        margins=(margin + 8, 4, 4, 40),
     )  # fmt: skip
     wide, high = float(chart.at_x(1) - chart.at_x(0)), float(chart.at_y(0) - chart.at_y(1))
     written = len(rows) * len(columns) <= SQUARES_WRITTEN and wide >= 3.2 * LETTER

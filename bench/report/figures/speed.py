@@ -80,7 +80,8 @@ def by_provider(cells: pd.DataFrame, legend: dict[str, Key], y: str, x: str = "s
     parts = dict(iter(cells.groupby("provider")))
     for key in reversed([key for key in legend.values() if key.provider in parts]):
         part = parts[key.provider]
-        yield key, points(*(part[name].to_numpy(float) for name in (x, y, "low", "high")), part.index.to_numpy())
+        columns = [part[name].to_numpy(float) for name in (x, y, "low", "high")]
+        yield key, points(columns[0], columns[1], columns[2], columns[3], part.index.to_numpy())
 
 
 def _tell(chart: Chart, key: Key, found: Points, written: Callable[[float], str]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from bench.page.templating import packed_table
 from bench.report.sections import Section
 from bench.results.load import LoadedRun, UnreadableRun
 from bench.results.numbers import present, short
+from bench.results.records import Record
 from bench.results.thresholds import DOTS, TABLE_ROWS
 
 REASON_LENGTH = 160  # characters of a reason in a row; the section on failed cells has the whole
@@ -121,10 +123,13 @@ def payload(run: LoadedRun) -> dict[str, Any]:
         row["words"] = f"{axes}, eps {short(row['eps'])}"
     columned = [(column, [_value(column, row) for row in rows]) for column in columns(not run.has_speed)]
     shown = [(column, values) for column, values in columned if column.kept or any(values)]
-    numbers = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
+    first = {row["case"]: row for row in reversed(rows)}
+    numbers = {case: place for place, case in enumerate(first)}
     dots = _dots(run, chosen)
     return {
         "noun": "cell",
+        "baseline": run.environment["baseline"] or "",
+        "commands": [_command(run.by_key[f"{row['cell']}/{row['eps']:g}"]) for row in first.values()],
         "places": chosen if len(chosen) < len(run.cells) else None,
         "columns": [
             {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}
@@ -149,6 +154,16 @@ def _value(column: Column, row: dict[str, Any]) -> Any:
     if column.written is None or value is None:
         return value or None
     return [float(f"{value:.4g}"), column.written(value)]
+
+
+def _command(record: Record) -> str:
+    """Returns what measures a record's case again, without its providers."""
+    given = {"op": record.op, **record.axes, "dtype": record.dtype, "layout": record.layout, "mode": record.mode}
+    given |= {"inputs": record.inputs} if record.inputs != "normal" else {}
+    given |= {"offset": f"{record.offset:g}"} if record.offset else {}
+    return " ".join(
+        ("python -m bench.run", *(f"--{name} {quote(str(value))}" for name, value in given.items() if value))
+    )
 
 
 def _dots(run: LoadedRun, chosen: Sequence[int]) -> dict[int, list[int]]:

@@ -68,3 +68,22 @@ def test_samples_that_cannot_be_read_cost_their_figure_alone(run_dir):
     folder = run_dir([record()])
     (folder / "samples.jsonl").write_text("broken\n{}\n")
     assert "dots" not in page(folder).data["rows"][0]
+
+
+def test_a_cell_has_the_command_that_measures_it_alone(run_dir):
+    from bench.cases import sweep
+    from bench.cases.operators import operators
+
+    made = [
+        record(layout="rows"),
+        record("batch_norm", {"batch": 2, "channels": 3, "spatial": "7x7"}, layout="nhwc", dtype="bf16", mode="bwd"),
+        record(layout="rows", inputs="offset", offset=1e4),
+    ]
+    data = page(run_dir(made)).data
+    for one, row in zip(made, data["rows"], strict=True):
+        command = data["commands"][row["case"]].split()
+        assert command[:3] == ["python", "-m", "bench.run"]
+        typed = {name.removeprefix("--"): value for name, value in zip(command[3::2], command[4::2], strict=True)}
+        (case,) = sweep.cases(sweep.parse(typed, operators(), "quick"), operators())
+        assert case.label == one.case.label and case.shape == tuple(one.shape)
+    assert data["baseline"] == "torch"
