@@ -103,6 +103,8 @@ def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRe
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
     if given["against"] is not None:
         folders.stored(given["against"], "--against")
+    if given["profile"] is not None:
+        cli.one_of("--profile", given["profile"], ("ncu", "nsys", "torch"))
     if given["list"] is not None:
         cli.one_of("--list", given["list"], ("presets", "cells"))
     if given["device"] is not None:
@@ -129,7 +131,7 @@ def _run(request: RunRequest) -> int:
         request = replace(request, sweep=replace(request.sweep, preset="smoke"))
 
     # From here on triton may be imported.
-    from bench.measure import environment, runner
+    from bench.measure import environment, profiling, runner
     from bench.measure.progress import display
     from bench.measure.providers import providers
     from bench.ranks import shards
@@ -141,6 +143,8 @@ def _run(request: RunRequest) -> int:
 
         listing.show(console, plan, providers(), request.given["list"] == "cells")
         return 0
+    if tool := request.given["profile"]:
+        profiling.check(tool, plan.cases, device)
     team = shards.join()
     described = environment.collect(device, providers()) | {"ranks": team.size if team else 1}
     if team and team.rank:
@@ -157,8 +161,12 @@ def _run(request: RunRequest) -> int:
         finally:
             for line in described.get("said", ()):
                 console.print(line, markup=False, soft_wrap=True)
+        subject = described.get("subject", SUBJECT)
+        if tool and outcome.complete and subject in plan.providers:
+            said = profiling.profile(tool, plan.cases[0], plan.providers[subject], device, plan.seed, folder)
+            console.print(said, markup=False, soft_wrap=True)
         _tell(console, outcome, folder, described)
-    return _status(outcome, request.given["against"], folder, described.get("subject", SUBJECT))
+    return _status(outcome, request.given["against"], folder, subject)
 
 
 def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Provider]) -> tuple[RunPlan, list[str]]:
@@ -325,6 +333,11 @@ def _parser() -> cli.Parser:
         ("--device", "NAME", "cuda or cpu; default cuda where there is one"),
         ("--time-budget", "TIME", "measure for 90s, 10m, 1.5h; the rest is skipped"),
         ("--cell-timeout", "TIME", "a cell that is silent for so long is stopped (default 10m)"),
+        (
+            "--profile",
+            "TOOL",
+            "also profile the subject on the one case given: ncu, nsys or torch (PyTorch's profiler)",
+        ),
         ("--in-process", "", "measure in this very process, for debuggers"),
         ("--against", "DIR", "compare with that run afterwards, as bench.compare does"),
         ("--out", "DIR", "the run's folder (default reports/TIME-OPS-DEVICE)"),

@@ -94,6 +94,9 @@ BAD = [
     (["--dtype", "float32"], "--dtype", "did you mean fp32?"),
     (["--dtype", "fp32,bfloat16"], "--dtype", "did you mean bf16?"),
     (["--op", "ln", "--preset", "resnet50"], "--preset", "it is a preset of --op bn, bn_add_relu, bn_relu"),
+    (["--profile", "gdb"], "--profile", "is not one of ncu, nsys, torch"),
+    (["--profile", "torch"], "--profile", "takes one case, and these are "),
+    (["--profile", "ncu"], "--profile", "ncu needs a GPU"),
     (["--list", "cases"], "--list", "is not one of presets, cells"),
     (["--subject", "extra"], "--subject", "not among the providers of this run: torch, normlib"),
     (["--subject", "nobody"], "--subject", "is not one of"),
@@ -252,6 +255,12 @@ def test_the_exit_status_is_about_the_subject(registered):
     registered(Fake("normlib"), Fake("mine", DOUBLED))
     assert run.main([*TINY, *names, "--out", "c", "--subject", "mine"]) == 1
     assert run.main(["--resume", "c"]) == 1
+
+
+def test_the_subject_is_profiled_into_the_runs_folder(registered, capsys):
+    assert run.main([*TINY, "--mode", "fwd", "--out", "a", "--profile", "torch", "--subject", "torch"]) == 0
+    assert "profile: a/profile-torch-torch.json" in capsys.readouterr().out
+    assert Path("a/profile-torch-torch.json").exists()
 
 
 def test_a_missing_baseline_is_told_when_the_run_starts(registered, capsys):
