@@ -137,16 +137,11 @@ def _history(key: tuple[str, str, str], runs: list[LoadedRun], legend: dict[str,
                 chart.text(
                     x, y + (-9 if step.word == "faster" else 17), "▲" if step.word == "faster" else "▼", "middle"
                 )
-    changed = [
-        f"{name} {step.word} by {percent(abs(step.change - 1))} in {runs[step.place].folder.name}"
-        for name, found in lines.items()
-        for step in found
-        if step.word
-    ]
+    last = [(name, found[-1]) for name, found in lines.items() if found[-1].place == len(runs) - 1]
+    changed = [f"{name} {step.word} by {percent(abs(step.change - 1))}" for name, step in last if step.word]
+    note = f"In {runs[-1].folder.name}, since the run before: {', '.join(changed) or 'no change'}."
     title = " · ".join(part for part in (device, preset, ops) if part)
-    return chart.panel(
-        title, f"speed over {len(runs)} runs; {'; '.join(changed) or 'no change'}", "; ".join(changed[-4:])
-    )
+    return chart.panel(title, f"speed over {len(runs)} runs. {note}", note)
 
 
 def _device(run: LoadedRun) -> str:

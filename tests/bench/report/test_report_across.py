@@ -36,7 +36,7 @@ def test_a_history_follows_the_cells_that_two_runs_share_and_marks_where_interva
     (panel,), _, names = histories(three)
     assert panel.title == "Example GPU · quick · layer_norm" and names == ["normlib", "torch"]
     assert (panel.image.count("▲"), panel.image.count("▼")) == (1, 1)
-    assert "normlib slower by 20% in third" in panel.note
+    assert panel.note == "In third, since the run before: normlib slower by 20%."
     told = [text for _, _, provider, text, _ in panel.points if provider == "normlib"]
     assert told[0].startswith("1.00×; first, 2026-01-01 00:00 UTC, commit firstfirstfi")  # noqa: RUF001
     assert "1.25× of the run before" in told[1] and "faster; second" in told[1]  # noqa: RUF001
