@@ -20,7 +20,11 @@ class Incomparable(ValueError):
 
 
 def compare(
-    a: Path, b: Path, threshold: float = THRESHOLD, providers: Sequence[str] = (), subject: str | None = None
+    a: Path | str,
+    b: Path | str,
+    threshold: float = THRESHOLD,
+    providers: Sequence[str] = (),
+    subject: str | None = None,
 ) -> Comparison:
     """Compares run B with run A, both folders, cell by cell; only these providers if any are given.
 

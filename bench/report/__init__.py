@@ -7,7 +7,7 @@ from bench.page import FIGURES, REPORT
 SUMMARY = "summary.md"
 
 
-def render(run_dir: Path, figures: bool = False, subject: str | None = None) -> Path:
+def render(run_dir: Path | str, figures: bool = False, subject: str | None = None) -> Path:
     """Writes report.html and summary.md into a run's folder, and returns the report's path.
 
     `subject` is the provider that the verdicts are about; by default the one that the run was started with.
@@ -21,6 +21,7 @@ def render(run_dir: Path, figures: bool = False, subject: str | None = None) -> 
     from bench.results.load import load
 
     run = load(run_dir, subject=subject)
+    run_dir = run.folder
     keys = list(palette.keys(run.providers).values())
     with chart.files_in(run_dir / FIGURES if figures else None, keys):
         html = page.html(run)

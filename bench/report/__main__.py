@@ -45,6 +45,8 @@ def _page(folder: Path, figures: bool, subject: str | None) -> Path:
     from bench.results.load import UnreadableRun
     from bench.study import page, study
 
+    if subject and study.holds_study(folder):
+        raise BadArgument("--subject", f"{folder} holds a study, which is about no provider")
     try:
         return page.render(folder, figures) if study.holds_study(folder) else render(folder, figures, subject)
     except UnreadableRun as error:

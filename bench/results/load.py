@@ -179,12 +179,13 @@ class LoadedRun:
         return pairs
 
 
-def load(folder: Path, needs_environment: bool = True, subject: str | None = None) -> LoadedRun:
+def load(folder: Path | str, needs_environment: bool = True, subject: str | None = None) -> LoadedRun:
     """Reads the records and the environment of a run; raises UnreadableRun where one is missing or broken.
 
     `subject` is the provider that the verdicts are about; by default the one that the run was started with.
     Raises UnreadableRun too where it is given and has no record.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
         raise UnreadableRun(f"{folder}: {what}; give the folder of a run, which holds {RECORDS}")

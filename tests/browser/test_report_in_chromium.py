@@ -1,5 +1,6 @@
 """The report in headless Chromium, without a network."""
 
+import base64
 import re
 
 import pytest
@@ -320,18 +321,33 @@ def test_the_legend_stays_in_sight_and_hides_a_provider_in_every_chart_and_shows
     assert all(opened.run(seen))
 
 
-def test_a_print_has_every_figure_and_no_empty_half_page(opened, report):
-    """Printed at once after loading; the last word of a section stands where the next one begins."""
+def test_a_print_has_every_figure_at_once_and_takes_few_pages(opened, report):
     opened.driver.get(report.as_uri())
+    printed = base64.b64decode(opened.set("Page.printToPDF", printBackground=True, scale=0.8)["data"])
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 12
     opened.set("Emulation.setEmulatedMedia", media="print")
     try:
-        heights = opened.run(
-            "return [...document.querySelectorAll('svg.chart')].map((e) => e.getBoundingClientRect().height)"
-        )
+        sizes = "return [...document.querySelectorAll('svg.chart')].map((e) => e.getBoundingClientRect().height)"
+        heights = opened.run(sizes)
         assert len(heights) > 20 and min(heights) > 40
-        assert opened.run("return getComputedStyle(document.querySelector('.tall')).display") == "none"
+        hidden = (
+            "return ['.tall', 'details:not(.figures)'].map((s) => getComputedStyle(document.querySelector(s)).display)"
+        )
+        assert opened.run(hidden) == ["none", "none"]
     finally:
         opened.set("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_telephone_shows_all_of_the_navigation_and_a_shadow_where_a_table_goes_on(opened, report):
+    opened.size(*PHONE)
+    try:
+        opened.open(report, wait=ROW)
+        fits = "const e = document.querySelector('nav .links'); return e.scrollWidth <= e.clientWidth"
+        assert opened.run(fits)
+        shadow = "return getComputedStyle(document.querySelector('.scroll')).backgroundImage"
+        assert opened.run(shadow).count("gradient") == 4
+    finally:
+        opened.size(*DESKTOP)
 
 
 @pytest.fixture(scope="module")
@@ -378,9 +394,9 @@ def test_the_leaderboard_sorts_and_leads_to_its_run(browser, listed):
 
 def test_the_history_tells_its_runs_and_hides_a_provider(browser, listed):
     browser.open(listed, wait=".legend button")
-    browser.run("document.querySelector('#history svg').focus()")
-    browser.wait("return document.querySelector('#history svg').tabIndex === 0")
-    browser.run("document.querySelector('#history svg').focus()")
+    browser.run("document.querySelector('#history svg.chart').focus()")
+    browser.wait("return document.querySelector('#history svg.chart').tabIndex === 0")
+    browser.run("document.querySelector('#history svg.chart').focus()")
     said = ""
     for _ in range(9):
         browser.press("\ue014")

@@ -85,3 +85,11 @@ def test_without_a_run_the_list_of_all_runs_is_made_again(run_dir):
     folder = run_dir([record()])
     assert main(["--index", str(folder.parent)]) == 0
     assert folder.name in (folder.parent / "index.html").read_text(encoding="utf-8")
+
+
+def test_from_python_a_folder_may_be_a_text_and_what_cannot_be_read_is_one_line(run_dir):
+    folder = run_dir([record()])
+    assert render(str(folder)) == folder / "report.html"
+    with pytest.raises(UnreadableRun, match="no such folder; give the folder of a run") as refused:
+        render("nowhere")
+    assert "\n" not in str(refused.value)

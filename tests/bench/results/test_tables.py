@@ -1,6 +1,7 @@
 """Tables of a run, and the schema of its records."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pandas as pd
 import pytest
 from report_runs import record
 
+from bench import run
 from bench.results import tables
+from bench.results.records import to_frame
 
 SCHEMA = Path(__file__).parents[3] / "docs" / "record.schema.json"
 
@@ -69,3 +72,22 @@ def test_without_pyarrow_there_is_the_csv(tmp_path, monkeypatch):
     monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
     tables.write(tmp_path, [record()])
     assert [path.name for path in tmp_path.iterdir()] == [tables.CSV]
+
+
+def test_the_lines_of_seaborn_in_the_docs_draw_a_runs_frame():
+    text = (SCHEMA.parent / "measuring.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(import seaborn.*?)```", text, re.DOTALL)
+    made = [record(axes={"tokens": 8, "hidden": n}, provider=p) for n in (64, 512) for p in ("normlib", "torch")]
+    names = {"frame": to_frame(made)}
+    exec(lines, names)
+    (axes,) = names["grid"].axes.flat
+    assert len(axes.lines) >= 2 and axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("file", ["examples/github-actions.yml", "docs/measuring.md", "README.md"])
+def test_commands_that_are_shown_can_be_parsed(file):
+    text = (SCHEMA.parents[1] / file).read_text(encoding="utf-8")
+    found = re.findall(r"python -m bench\.run ([^\n#`]*)", text)
+    assert found
+    for typed in found:
+        run._parser().parse_args(typed.split())
