@@ -47,7 +47,7 @@ def judge(
 ) -> Comparison:
     """`compare`, of runs that have been read. Providers that are not looked at still tell what the machine did."""
     every = before.by_key | after.by_key
-    names = dict(zip(every, labels(list(every.values())), strict=True))
+    names = dict(zip(every, labels(list(every.values()), [one.cell for one in every.values()]), strict=True))
     found = {
         key: CellPair(key, names[key], a, b, growth=grown(a, b) if a.status == b.status == "ok" else None)
         for key, b in after.by_key.items()

@@ -109,9 +109,10 @@ class LoadedRun:
         frame["shape"] = ["x".join(map(str, record.shape)) for record in records]
         for axis in dict.fromkeys(axis for record in records for axis in record.axes):
             frame[axis] = [record.axes.get(axis) for record in records]
-        frame["cell"] = [record.cell for record in records]
-        frame["label"] = labels(records)
-        frame["case"] = [record.case_key for record in records]
+        cells = [record.cell for record in records]  # once: putting a name together takes as long as reading a record
+        frame["cell"] = cells
+        frame["label"] = labels(records, cells)
+        frame["case"] = [f"{cell.rpartition('/')[0]}/{one.eps:g}" for cell, one in zip(cells, records, strict=True)]
         frame["size"] = [math.prod(record.shape) * (2 if record.dtype in ("fp16", "bf16") else 4) for record in records]
         frame["timed"] = np.array([self.is_timed(record) for record in records], dtype=bool)
         for column in (*TIMES, *SPEED):
@@ -221,9 +222,8 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
     return dict.fromkeys(KEYS) | environment
 
 
-def labels(records: Sequence[Record]) -> list[str]:
-    """Returns the records' cases in words, with eps where a cell was measured at several."""
-    cells = [record.cell for record in records]
+def labels(records: Sequence[Record], cells: Sequence[str]) -> list[str]:
+    """Returns the records' cases in words, with eps where a cell was measured at several; `cells` are their names."""
     of_cell = Counter(cells)
     eps = [
         f" eps {short(record.eps)}" if of_cell[cell] > 1 else "" for record, cell in zip(records, cells, strict=True)

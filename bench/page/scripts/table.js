@@ -21,7 +21,7 @@ const cellsTable = (data) => {
   };
   const text = (value) => (Array.isArray(value) ? value[1] : value ?? "–");
   for (const row of data.rows) {
-    row.words = [...row.is.map(text), row.why, row.id].join(" ").toLowerCase();
+    row.words = [...row.is.map(text), row.why, row.id, data.commands?.[row.case]].join(" ").toLowerCase();
   }
   const visible = () => data.columns.map((_, column) => column).filter((column) => !data.columns[column].hidden);
 

@@ -99,7 +99,7 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         Column("clock", _field("clock"), hidden=True),
         Column("backend", _field("backend"), hidden=True),
         Column("plan", _field("plan"), hidden=True),
-        Column("axes", _field("words"), hidden=True, kept=True),
+        Column("eps", _field("eps"), short, hidden=True),
     )
 
 
@@ -117,19 +117,17 @@ def payload(run: LoadedRun) -> dict[str, Any]:
     worst = run.errors.sort_values("pressure", ascending=False).drop_duplicates(["cell", "case"])
     worst = {(cell, case): found for cell, case, *found in worst[["cell", "case", "words", "pressure"]].to_numpy()}
     rows = run.cells.iloc[chosen].to_dict("records")
-    for row, place in zip(rows, chosen, strict=True):
-        axes = ", ".join(f"{name} {value}" for name, value in run.records[place].axes.items())
+    for row in rows:
         row["figure"], row["pressure"] = worst.get((row["cell"], row["case"]), ("", np.nan))
-        row["words"] = f"{axes}, eps {short(row['eps'])}"
     columned = [(column, [_value(column, row) for row in rows]) for column in columns(not run.has_speed)]
     shown = [(column, values) for column, values in columned if column.kept or any(values)]
-    first = {row["case"]: row for row in reversed(rows)}
+    first = {row["case"]: run.records[place] for row, place in zip(rows[::-1], chosen[::-1], strict=True)}
     numbers = {case: place for place, case in enumerate(first)}
     dots = _dots(run, chosen)
     return {
         "noun": "cell",
         "baseline": run.environment["baseline"] or "",
-        "commands": [_command(run.by_key[f"{row['cell']}/{row['eps']:g}"]) for row in first.values()],
+        "commands": list(map(_command, first.values())),
         "places": chosen if len(chosen) < len(run.cells) else None,
         "columns": [
             {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}

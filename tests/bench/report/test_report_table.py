@@ -41,18 +41,20 @@ def test_a_cell_that_was_run_again_counts_once_with_its_last_record(run_dir):
     assert list(run.cells["status"]) == ["ok"]
 
 
-def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_subjects(run_dir, monkeypatch):
-    monkeypatch.setattr("bench.report.sections.cells.TABLE_ROWS", 3)
-    monkeypatch.setattr("bench.results.thresholds.TABLE_ROWS", 3)
+def test_a_table_without_room_for_all_says_so_and_leaves_out_what_is_unsupported_first(run_dir, monkeypatch):
+    monkeypatch.setattr("bench.report.sections.cells.TABLE_ROWS", 5)
+    monkeypatch.setattr("bench.results.thresholds.TABLE_ROWS", 5)
     monkeypatch.setattr("bench.results.thresholds.LISTED", 1)
+    ended = {"torch": "ok", "normlib": "ok", "cudnn": "crash", "liger": "unsupported"}
     records = [
-        record(dtype=dtype, provider=name, status="crash" if name == "cudnn" else "ok", reason="it fell")
+        record(dtype=dtype, provider=name, status=status, reason="it fell")
         for dtype in ("fp16", "bf16")
-        for name in ("torch", "normlib", "cudnn")
+        for name, status in ended.items()
     ]
     shown = page(run_dir(records))
-    assert [row["id"] for row in shown.data["rows"]] == [records[place].cell for place in (1, 2, 5)]
-    assert "room for 3 of 6 cells" in shown.section("cells") and "records.jsonl" in shown.section("cells")
+    assert [row["id"] for row in shown.data["rows"]] == [records[place].cell for place in (0, 1, 2, 5, 6)]
+    assert shown.data["places"] == [0, 1, 2, 5, 6]
+    assert "room for 5 of 8 cells" in shown.section("cells") and "records.jsonl" in shown.section("cells")
     assert "2 cells, of which 1 are here and all in records.jsonl" in shown.section("failed")
 
 
