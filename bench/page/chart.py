@@ -114,14 +114,12 @@ class Chart:
         px, py = self.at_x(x), self.at_y(y)
         inside = ""
         if low is not None:
-            ends = [(px, self.at_y(low)), (px[::-1], self.at_y(high)[::-1])]
-            shape = (
-                "".join(path(*end) for end in ends)
-                if len(px) == 1
-                else path(*map(np.concatenate, zip(*ends, strict=True)))
-            )
-            bar = f"M{px[0]:.1f} {self.at_y(low)[0]:.1f}V{self.at_y(high)[0]:.1f}"
-            inside = f'<path class="bar" d="{bar}"/>' if len(px) == 1 else f'<path class="band" d="{shape}z"/>'
+            bottom, top = self.at_y(low), self.at_y(high)
+            if len(px) == 1:
+                inside = f'<path class="bar" d="M{px[0]:.1f} {bottom[0]:.1f}V{top[0]:.1f}"/>'
+            else:
+                around = path(np.concatenate([px, px[::-1]]), np.concatenate([bottom, top[::-1]]))
+                inside = f'<path class="band" d="{around}z"/>'
         kind = "line bold" if bold else "line"
         inside += f'<path class="{kind}" style="marker:url(#{key.id})" d="{path(px, py)}"/>'
         self.series(key, inside)
@@ -211,7 +209,7 @@ def columns(points: Sequence[tuple[float, float, str, str, int | None]], provide
 
 
 def path(x: Any, y: Any) -> str:
-    """Returns the data of a path through points, in whole pixels and relative: a third of the page's size otherwise."""
+    """Returns the data of a path through points, in whole pixels and relative, which halves its size."""
     points = [(round(a), round(b)) for a, b in zip(x, y, strict=True)]
     steps = (f"l{b[0] - a[0]} {b[1] - a[1]}" for a, b in pairwise(points))
     return f"M{points[0][0]} {points[0][1]}" + "".join(steps)

@@ -49,8 +49,8 @@ class RunVerdict:
         return [self._accuracy_card(), *self._impossible_cards(), *speed, *accurate, self._failure_card()]
 
     def sentences(self) -> list[str]:
-        """Returns whether it is right, how fast it is, who else is not to be believed, and where it loses."""
-        return [self._right(), *self._fast(), *self._others(), self._not()]
+        """Returns whether it is right, how fast it is, and where not."""
+        return [self._right(), *self._fast(), self._not()]
 
     def _accuracy_card(self) -> Card:
         title = f"Accuracy of {self.subject} against float64"
@@ -139,8 +139,8 @@ class RunVerdict:
         ]
         return found or [f"Speed: no right {self.subject} cell has another provider's time beside it."]
 
-    def _others(self) -> list[str]:
-        """Returns a sentence that names the wrong and impossible cells of every provider but the subject."""
+    def others(self) -> list[str]:
+        """Returns a sentence, or none, that names the wrong and impossible cells of every provider but the subject."""
         found = [group for group in suspects(self.run) if group["provider"] != self.subject]
         told = [
             f"{g['provider']} has {g['count']:,} {g['status']} ({_listed(c['label'] for c in g['cells'])})"

@@ -119,14 +119,14 @@ def test_the_first_screen_of_a_subject_without_peers(run_dir):
     assert "×" not in text  # noqa: RUF001
 
 
-def test_the_wrong_and_impossible_cells_of_others_are_named_on_the_first_screen(run_dir):
+def test_the_wrong_and_impossible_cells_of_others_are_named_on_the_first_screen_and_in_the_summary(run_dir):
     records = mine()
     records[1].status, records[4].status = "wrong", "impossible"
     text, _ = first_screen(run_dir, records)
-    assert (
-        "Others that are not to be believed: normlib has 1 wrong (layer_norm 8x64 fp16 fwd); normlib has 1 imp" in text
-    )
-    assert "normlib: 1 wrong" in text and "normlib: 1 impossible" in text
+    assert "normlib: 1 wrong layer_norm 8x64 fp16 fwd" in text and "normlib: 1 impossible layer_norm 512x64" in text
+    others = " ".join(RunVerdict(load(run_dir(records, subject="mine"))).others())
+    assert others.startswith("Others that are not to be believed: normlib has 1 wrong (layer_norm 8x64 fp16 fwd); ")
+    assert others in (run_dir(records, subject="mine") / "summary.md").read_text(encoding="utf-8")
 
 
 def test_unsupported_cells_are_counted_apart_from_those_that_are_not_ok(run_dir):
