@@ -49,7 +49,7 @@ def style() -> Iterator[None]:
 
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
-FILE_DPI = 200  # of PNG files and of maps too large to be drawn square by square: sharp at the width of a slide
+FILE_DPI = 200  # of PNG files: sharp at the width of a slide
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The first screen: what is wrong, and how fast each operator is in each direction, beyond its mean."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -177,8 +178,8 @@ def _by_word(against: str, found: list[tuple[str, Tally]]) -> str:
     return f"Against {against}: {'; '.join(parts)}."
 
 
-def _listed(texts: Any) -> str:
-    texts = list(texts)
+def _listed(every: Iterable[str]) -> str:
+    texts = list(every)
     more = f" and {len(texts) - NAMED:,} more" if len(texts) > NAMED else ""
     return ", ".join(texts[:NAMED]) + more
 
