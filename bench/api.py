@@ -9,18 +9,40 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from bench import cli, folders
 from bench.cases.case import Case
+from bench.cases.operators import Inputs
+from bench.cli import BadArgument
 from bench.measure import devices
+from bench.measure.providers import Provider, Runnable
+from bench.measure.providers._autograd import bound, runnable
+from bench.results.thresholds import SUBJECT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bench.measure.providers import Provider
+
+class FunctionProvider(Provider):
+    """A provider made of functions of tensors that autograd can differentiate.
+
+    `functions` has them by operator, `rms_norm=f`, with the signature of torch.nn.functional or normlib.functional.
+    """
+
+    def __init__(self, name: str, version: str = "", **functions: Callable[..., object]) -> None:
+        self.name, self._version, self._library = name, version, SimpleNamespace(**functions)
+
+    def version(self) -> str:
+        """The version that was given."""
+        return self._version
+
+    def build(self, case: Case, inputs: Inputs) -> Runnable:
+        """Raises Unsupported where no function serves the case's operator."""
+        return runnable(case, inputs, bound(case, self._library))
 
 
 def cases(device: str | None = None, **given: object) -> list[Case]:
@@ -46,6 +68,7 @@ def measure(
     providers: Sequence[str | Provider] = ("torch", "normlib"),
     *,
     baseline: str = "torch",
+    subject: str = SUBJECT,
     device: str | None = None,
     seed: int = 0,
     time_budget: float | None = None,
@@ -55,9 +78,10 @@ def measure(
     """Measures the cases with each provider. Returns one row a cell, with the columns of records.csv.
 
     A provider is the name of one in bench/measure/providers/, or a Provider of your own. Times are in microseconds,
-    `time_budget` in seconds. The records are kept in the folder `out`, which must not hold a run; without it only the
-    frame is left. `isolated` measures in another process, which a provider defined in a notebook cannot reach. Ctrl-C
-    ends the run and returns what was measured. Raises BadArgument for an argument that cannot be used.
+    `time_budget` in seconds. The records and their report, whose verdict is about `subject`, are kept in the folder
+    `out`, which must not hold a run; without it only the frame is left. `isolated` measures in another process, which a
+    provider defined in a notebook cannot reach. Ctrl-C ends the run and returns what was measured. Raises BadArgument,
+    with one line, for an argument that cannot be used.
     """
     where, _ = devices.choose(device)
     from rich.console import Console
@@ -72,9 +96,17 @@ def measure(
     names = [provider if isinstance(provider, str) else provider.name for provider in providers]
     for name in names:
         cli.one_of("providers", name, known)
+    for argument, name, default in (("baseline", baseline, "torch"), ("subject", subject, SUBJECT)):
+        if name != default:
+            cli.one_of(argument, name, names)
+    chosen = cli.unique(cases)
+    if not chosen or not names:
+        raise BadArgument("providers" if chosen else "cases", "empty, so there is nothing to measure")
+    if time_budget is not None and not time_budget > 0:
+        raise BadArgument("time_budget", f"{time_budget!r} is not a number of seconds above zero")
     baseline = baseline if baseline in names else ""
     plan = runner.RunPlan(
-        cases=cli.unique(cases),
+        cases=chosen,
         providers={name: known[name] for name in sorted(names, key=lambda name: name != baseline)},
         operators=operators(),
         baseline=baseline,
@@ -92,7 +124,13 @@ def measure(
             "command": "bench.api.measure(...)",
             "seed": seed,
             "baseline": baseline,
+            "subject": subject,
             "copy_gbps": None,
             "notes": [],
         }
-        return to_frame(runner.run(plan, folder, described, [], display(Console(stderr=True))).records)
+        outcome = runner.run(plan, folder, described, [], display(Console(stderr=True)))
+        if out is not None:
+            from bench.report import render
+
+            render(folder)
+        return to_frame(outcome.records)

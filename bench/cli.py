@@ -77,10 +77,15 @@ def values(argument: str, text: str) -> tuple[str, ...]:
     return unique(found)
 
 
+# What others call a value that is allowed here.
+_MEANT = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+
+
 def one_of(argument: str, value: str, allowed: Collection[str]) -> str:
     """Returns the value itself, if it is allowed."""
     if value not in allowed:
-        close = get_close_matches(value, allowed, 1)
+        meant = [_MEANT[value]] if _MEANT.get(value) in allowed else []
+        close = meant or get_close_matches(value, allowed, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise BadArgument(argument, f"{shortened(value)} is not one of {', '.join(allowed)}{hint}")
     return value

@@ -18,6 +18,8 @@ _LEFT_BY_A_RUN = (ENVIRONMENT, "records.jsonl", "report.html")
 
 def stored(folder: str, option: str = "--resume") -> dict[str, Any]:
     """Returns the environment.json of a run or study; raises BadArgument, which names the option, if there is none."""
+    if Path(folder).is_file():
+        raise BadArgument(option, f"{folder!r} is a file; give the folder of a run")
     try:
         found = json.loads((Path(folder) / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -37,6 +39,8 @@ def new(out: str | None, name: str) -> Path:
         raise BadArgument("--out", "empty; give a folder")
     else:
         folder = Path(out)
+    if folder.is_file():
+        raise BadArgument("--out", f"{str(folder)!r} is a file; name a folder")
     if any((folder / file).exists() for file in _LEFT_BY_A_RUN):
         raise BadArgument("--out", f"{out!r} already holds a run; continue it with --resume, or name another folder")
     try:

@@ -17,15 +17,20 @@ from bench.measure.runner import RunPlan
 _UNITS = {"h": 3600, "min": 60, "s": 1}
 
 
-def show(console: Console, plan: RunPlan, providers: Mapping[str, Provider]) -> None:
-    """Prints tables on a terminal; elsewhere one line a row, the table's name first, for grep and cut."""
+def show(console: Console, plan: RunPlan, providers: Mapping[str, Provider], cells: bool = False) -> None:
+    """Prints tables on a terminal; elsewhere one line a row, the table's name first, for grep and cut.
+
+    They are operators, presets and providers, or only the cells.
+    """
     operators = ((o.name, o.short, "x".join(o.axes), ", ".join(o.modes)) for o in plan.operators.values())
     installed = ((name, provider.unavailable(plan.device) or "available") for name, provider in providers.items())
-    cells = ((case.label, name) for case in plan.cases for name in plan.providers)
-    _print_table(console, "operator", ("operator", "short", "axes", "modes"), operators)
-    _print_table(console, "preset", ("preset", "operators", "cells", "time", "about"), _presets(plan))
-    _print_table(console, "provider", ("provider", "here"), installed)
-    _print_table(console, "cell", ("case", "provider"), cells)
+    if cells:
+        every = ((case.label, name) for case in plan.cases for name in plan.providers)
+        _print_table(console, "cell", ("case", "provider"), every)
+    else:
+        _print_table(console, "operator", ("operator", "short", "axes", "modes"), operators)
+        _print_table(console, "preset", ("preset", "operators", "cells", "time", "about"), _presets(plan))
+        _print_table(console, "provider", ("provider", "here"), installed)
     expects = expected(plan.cases, plan.providers, plan.device)
     time = f"{about(expects.total)} by a rule of thumb{_parts(expects)}"
     console.print(f"{len(plan.cases)} cases, {plan.cells} cells, {time}", markup=False)

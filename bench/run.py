@@ -53,8 +53,8 @@ own, and merged into one report; --op sync_bn instead measures synchronized batc
 --inputs other than normal are judged and not timed, and bring in textbook formulas (one_pass, two_pass, welford):
 %(families)s
 
-exit status: 0 done; 1 a normlib cell is wrong or crashed, a time is impossible, or (--against) normlib got slower or
-wrong; 2 unusable arguments; 130 Ctrl-C
+exit status: 0 done; 1 a cell of the subject is wrong or crashed, a time is impossible, or (--against) the subject got
+slower or wrong; 2 unusable arguments; 130 Ctrl-C
 """
 
 
@@ -103,6 +103,10 @@ def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRe
         raise BadArgument("--force", "only together with --resume, whose refusal it overrides")
     if given["against"] is not None:
         folders.stored(given["against"], "--against")
+    if given["profile"] is not None:
+        cli.one_of("--profile", given["profile"], ("ncu", "nsys", "torch"))
+    if given["list"] is not None:
+        cli.one_of("--list", given["list"], ("presets", "cells"))
     if given["device"] is not None:
         cli.one_of("--device", given["device"], cli.DEVICES)
     seed, budget, timeout = (given[key] for key in ("seed", "time_budget", "cell_timeout"))
@@ -127,7 +131,7 @@ def _run(request: RunRequest) -> int:
         request = replace(request, sweep=replace(request.sweep, preset="smoke"))
 
     # From here on triton may be imported.
-    from bench.measure import environment, runner
+    from bench.measure import environment, profiling, runner
     from bench.measure.progress import display
     from bench.measure.providers import providers
     from bench.ranks import shards
@@ -137,8 +141,10 @@ def _run(request: RunRequest) -> int:
     if request.given["list"]:
         from bench import listing
 
-        listing.show(console, plan, providers())
+        listing.show(console, plan, providers(), request.given["list"] == "cells")
         return 0
+    if tool := request.given["profile"]:
+        profiling.check(tool, plan.cases, device)
     team = shards.join()
     described = environment.collect(device, providers()) | {"ranks": team.size if team else 1}
     if team and team.rank:
@@ -155,8 +161,12 @@ def _run(request: RunRequest) -> int:
         finally:
             for line in described.get("said", ()):
                 console.print(line, markup=False, soft_wrap=True)
+        subject = described.get("subject", SUBJECT)
+        if tool and outcome.complete and subject in plan.providers:
+            said = profiling.profile(tool, plan.cases[0], plan.providers[subject], device, plan.seed, folder)
+            console.print(said, markup=False, soft_wrap=True)
         _tell(console, outcome, folder, described)
-    return _status(outcome, request.given["against"], folder)
+    return _status(outcome, request.given["against"], folder, subject)
 
 
 def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Provider]) -> tuple[RunPlan, list[str]]:
@@ -168,6 +178,11 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
 
     given, asked = request.given, request.sweep
     names, baseline, left_out = _providers(request, providers, device)
+    if given["subject"] is not None and given["subject"] not in names:
+        cli.one_of("--subject", given["subject"], providers)
+        raise BadArgument(
+            "--subject", f"{given['subject']!r} is not among the providers of this run: {', '.join(names)}"
+        )
     cases, smaller = reduced(sweep.cases(asked, operators()), device, asked.axes)
     lacking = [name for name in asked.operators if asked.preset not in operators()[name].presets]
     plan = RunPlan(
@@ -196,7 +211,8 @@ def _providers(
     missing = {name: reason for name, p in providers.items() if (reason := p.unavailable(device))}
     text, baseline = request.given["providers"], request.given["baseline"]
     if text is not None:
-        names, left_out = cli.some_of("--providers", text, providers), []
+        names = cli.some_of("--providers", text, providers)
+        left_out = [f"{name} cannot run here: {missing[name]}" for name in names if name in missing]
     else:
         timed = [name for name, p in providers.items() if p.timed and (device.type != "cpu" or name in CPU_PROVIDERS)]
         hard = any(family != "normal" for family, _ in request.sweep.families)
@@ -207,6 +223,11 @@ def _providers(
         raise BadArgument("--providers", "none can run here: " + "; ".join(f"{n} ({missing[n]})" for n in names))
     if baseline is None:
         baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in names else ""
+        if not baseline:
+            there = ", ".join(names)
+            left_out.append(
+                f"no speedups: {DEFAULT_BASELINE} is not measured, and --baseline names no other of {there}"
+            )
     elif baseline not in names:
         cli.one_of("--baseline", baseline, providers)
         raise BadArgument("--baseline", f"{baseline!r} is not among the providers of this run: {', '.join(names)}")
@@ -233,6 +254,7 @@ def _begin(
             "command": environment.command(request.typed),
             "seed": plan.seed,
             "baseline": plan.baseline,
+            "subject": given["subject"] or SUBJECT,
             "copy_gbps": None,
             "arguments": {**typed, **chosen},
             "notes": notes,
@@ -245,8 +267,8 @@ def _begin(
         raise BadArgument("--resume", problem)
     forced = f" with --force under other conditions: {'; '.join(changed)}" if changed else ""
     before = [note for note in stored["notes"] if note not in stored.get("said", ())]
-    kept = ("run", "started", "command", "seed", "baseline", "copy_gbps", "arguments")
-    described |= {key: stored[key] for key in kept}
+    kept = ("run", "started", "command", "seed", "baseline", "subject", "copy_gbps", "arguments")
+    described |= {key: stored[key] for key in kept if key in stored}
     described["notes"] = [*cli.unique([*before, *notes]), f"continued {environment.now()}{forced}"]
     try:
         return folder, shards.kept_records(folder)
@@ -260,25 +282,25 @@ def _tell(console: Console, outcome: RunOutcome, folder: Path, described: Mappin
     from bench.results.headline import headlines
     from bench.summary import summary
 
-    baseline = described["baseline"]
-    summary(console, outcome, baseline, SUBJECT)
+    baseline, subject = described["baseline"], described.get("subject", SUBJECT)
+    summary(console, outcome, baseline, subject)
     for headline in headlines(outcome.records, described):
-        console.print(headline.sentence(baseline, SUBJECT), markup=False)
+        console.print(headline.sentence(baseline, subject), markup=False)
     if outcome.records:
         console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
 
 
-def _status(outcome: RunOutcome, against: str | None, folder: Path) -> int:
+def _status(outcome: RunOutcome, against: str | None, folder: Path, subject: str) -> int:
     """Returns the exit status; compares with the run `against`, and prints what bench.compare prints."""
     if outcome.stopped_by == "interrupt":
         return 130
-    failed = any(r.provider == SUBJECT and r.status in ("wrong", "crash") for r in outcome.records)
+    failed = any(r.provider == subject and r.status in ("wrong", "crash") for r in outcome.records)
     impossible = any(r.status == "impossible" for r in outcome.records)
     regressed = False
     if against is not None:
         from bench.compare.__main__ import main as compare
 
-        regressed = compare([against, str(folder), "--provider", SUBJECT]) == 1
+        regressed = compare([against, str(folder), "--provider", subject]) == 1
     return 1 if failed or impossible or regressed or outcome.stopped_by not in ("", "time budget") else 0
 
 
@@ -306,22 +328,29 @@ def _parser() -> cli.Parser:
         ("--inputs", "NAMES", f"families of x out of {', '.join(INPUTS)} (default normal)"),
         ("--offset", "X,...", "mean/std of --inputs offset (default 1e2,1e4,1e6)"),
         ("--providers", "NAMES", "default: all that are available; without a GPU normlib,torch"),
+        ("--subject", "NAME", f"the provider that the verdict and the exit status are about (default {SUBJECT})"),
         ("--baseline", "NAME", "the provider that speedups refer to (default torch)"),
         ("--device", "NAME", "cuda or cpu; default cuda where there is one"),
         ("--time-budget", "TIME", "measure for 90s, 10m, 1.5h; the rest is skipped"),
         ("--cell-timeout", "TIME", "a cell that is silent for so long is stopped (default 10m)"),
+        (
+            "--profile",
+            "TOOL",
+            "also profile the subject on the one case given: ncu, nsys or torch (PyTorch's profiler)",
+        ),
         ("--in-process", "", "measure in this very process, for debuggers"),
         ("--against", "DIR", "compare with that run afterwards, as bench.compare does"),
         ("--out", "DIR", "the run's folder (default reports/TIME-OPS-DEVICE)"),
         ("--resume", "DIR", "finish the interrupted run of this folder"),
         ("--force", "", "with --resume: although machine or versions differ"),
         ("--seed", "N", "of the random inputs (default 0)"),
-        ("--list", "", "print the cells, presets, providers and about how long they take; run nothing"),
     ):
         if metavar:
             parser.add_argument(option, metavar=metavar, help=about)
         else:
             parser.add_argument(option, action="store_true", help=about)
+    about = "print the operators, presets and providers, and about how long the run takes, or its cells; run nothing"
+    parser.add_argument("--list", nargs="?", const="presets", metavar="cells", help=about)
     return parser
 
 

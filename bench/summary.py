@@ -10,10 +10,21 @@ from rich.table import Table
 
 from bench.measure.progress import TROUBLE, cell_name
 from bench.measure.runner import RunOutcome
-from bench.results.records import STATUSES
+from bench.results.records import STATUSES, Record
 
 # Enough to see a pattern; the report has them all.
 _MOST_LOSSES = 10
+
+
+def _tally(records: list[Record]) -> str:
+    """Returns `1.62x; 7 won, 2 tied, 3 lost; worst 0.71x`: a mean says nothing of the cells that are lost."""
+    if not records:
+        return ""
+    speedups = [r.speedup or 0.0 for r in records]
+    won = sum((r.speedup_low or r.speedup or 0.0) > 1 for r in records)
+    lost = sum((r.speedup_high or r.speedup or 0.0) < 1 for r in records)
+    tied = len(records) - won - lost
+    return f"{geometric_mean(speedups):.2f}x; {won} won, {tied} tied, {lost} lost; worst {min(speedups):.2f}x"
 
 
 def summary(console: Console, outcome: RunOutcome, baseline: str, ours: str) -> None:
@@ -26,7 +37,7 @@ def summary(console: Console, outcome: RunOutcome, baseline: str, ours: str) -> 
     timed = any(r.speedup is not None for r in records)
     table = Table("operator", "provider", *seen, "worst figure", box=None, pad_edge=False)
     if timed:
-        table.add_column(f"speedup over {baseline} (geometric mean)", justify="right")
+        table.add_column(f"speedup over {baseline} (geometric mean; won, tied, lost; worst)", justify="right")
     for op, provider in dict.fromkeys((r.op, r.provider) for r in records):
         of_row = [r for r in records if (r.op, r.provider) == (op, provider)]
         count = Counter(r.status for r in of_row)
@@ -34,8 +45,7 @@ def summary(console: Console, outcome: RunOutcome, baseline: str, ours: str) -> 
         errors = [error for r in of_row for error in r.errors]
         row.append(max(errors, key=lambda error: error.pressure).words if errors else "")
         if timed:
-            speedups = [r.speedup for r in of_row if r.speedup is not None]
-            row.append(f"{geometric_mean(speedups):.2f}x of {len(speedups)}" if speedups else "")
+            row.append(_tally([r for r in of_row if r.speedup is not None]) if provider != baseline else "")
         table.add_row(*row)
     console.print(table)
     mine = [r for r in records if r.provider == ours]

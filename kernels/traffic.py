@@ -8,13 +8,18 @@ at one is a matter of time.
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from threading import RLock
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from normlib.kernels.numerics import INTERPRETED
 
 ACTIVATIONS = ("x", "y", "dy", "dx", "residual", "z", "dz", "signs")
 PARTIALS = ("partials", "sums", "coefficients", "message", "messages")  # what lives within a pass
@@ -105,7 +110,8 @@ class KernelLaunch:
 
     def run(self, warmup: bool = False) -> Any:
         """Launches the kernel, or with `warmup` only compiles it; returns Triton's compiled kernel."""
-        return self.kernel.run(*self.arguments, grid=self.grid, warmup=warmup, **self.constants)
+        with _run():
+            return self.kernel.run(*self.arguments, grid=self.grid, warmup=warmup, **self.constants)
 
     @property
     def plan(self) -> Any:
@@ -138,6 +144,31 @@ class KernelLaunch:
         )
 
 
+_turn = RLock()
+
+
+def _renew_turn() -> None:
+    global _turn
+    _turn = RLock()
+
+
+@contextmanager
+def _interpreting() -> Iterator[None]:
+    # Triton's interpreter keeps the program that it runs in globals: threads take turns. And NumPy would warn or raise
+    # where a GPU computes a NaN or an infinity without a word; nanmax warns whatever its errstate.
+    with _turn, np.errstate(all="ignore"), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        yield
+
+
+_run: Callable[[], AbstractContextManager[None]] = nullcontext
+if INTERPRETED.value:
+    import numpy as np
+
+    _run = _interpreting
+    # In a forked child nobody lets go of the lock that another thread held.
+    os.register_at_fork(after_in_child=_renew_turn)
+
+
 _observer: Callable[[KernelLaunch], object] | None = None
 
 
@@ -146,7 +177,8 @@ def launch(
 ) -> None:
     """Launches the kernel on the current device. `moves` is called only while launches are observed."""
     if _observer is None:
-        kernel.run(*arguments, grid=grid, warmup=False, **constants)
+        with _run():
+            kernel.run(*arguments, grid=grid, warmup=False, **constants)
     else:
         _observer(KernelLaunch(kernel, grid, arguments, constants, moves))
 

@@ -1,9 +1,9 @@
 """BatchNorm, GroupNorm, InstanceNorm, LayerNorm and RMSNorm as Triton kernels, behind PyTorch's own signatures."""
 
-from normlib import functional
+from normlib import eager_quantization, functional
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from normlib.convert import convert
+from normlib.convert import SWAPS, convert
 from normlib.dispatch import backend_for
 from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -17,6 +17,8 @@ from normlib.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
 from normlib.weight_norm import WeightNorm, initialize_weight_norm, parametrize_weight_norm
 
 __version__ = "0.1.0"
+
+eager_quantization.register({theirs: ours for swaps in SWAPS.values() for theirs, ours in swaps.items()})
 
 __all__ = [
     "BatchNorm1d",

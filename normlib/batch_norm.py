@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from normlib.dispatch import (
 )
 from normlib.kernels.batch_norm import launch as kernels
 from normlib.kernels.host import statistics_dtype
+from normlib.statistics_norm import replaced
 
 BUFFERS = ("running_mean", "running_var")
 _GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_var", "evaluating": True}
@@ -356,11 +357,42 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     pre_activation: str | None = None
 
     def __init__(
-        self, *args: Any, activation: str | None = None, pre_activation: str | None = None, **kwargs: Any
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        pre_activation: str | None = None,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        later = {} if bias else {"bias": False}  # PyTorch 2.13 has it
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **later)
         _check_around(torch.empty(0), activation, None, pre_activation)
         self.activation, self.pre_activation = activation, pre_activation
+
+    @property
+    def beyond(self) -> str | None:
+        """Returns "activation" for a layer that has one, else None."""
+        return "activation" if self.activation or self.pre_activation else None
+
+    @property
+    def eps(self) -> float:
+        """What is added to the variance; TypeError for a layer with an activation.
+
+        A tool that replaces batch norms by their class, or fuses them, reads it, and would drop the activation.
+        """
+        if self.beyond is not None:
+            raise replaced(self, self.beyond)
+        return cast(float, self.__dict__["eps"])
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.__dict__["eps"] = value
 
     def extra_repr(self) -> str:
         around = {"activation": self.activation, "pre_activation": self.pre_activation}
@@ -378,23 +410,35 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             self.bias,
             training,
             momentum,
-            self.eps,
+            self.__dict__["eps"],
             activation=self.activation,
             residual=residual,
             pre_activation=self.pre_activation,
         )
 
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor: ...
+
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
 
-    `activation`, `pre_activation` and the call's residual are as in `functional.batch_norm`.
+    num_features: C of the inputs (N, C) or (N, C, L); eps: added to the variance; momentum: by which the running
+    statistics move, None for a cumulative average; affine: with a weight, and with a bias unless `bias` is False;
+    track_running_stats: with running statistics, which evaluation uses.
+
+    activation: "relu" returns relu(norm(x)), and called with a residual like x relu(norm(x) + residual);
+    pre_activation: "relu" normalizes relu(x). Dtypes, errors and the formula: `normlib.functional.batch_norm`.
+
+        norm = normlib.BatchNorm2d(64, activation="relu")
+        y = norm(x, residual=shortcut)
     """
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` on the Triton kernels; more arguments as for `BatchNorm1d`."""
+    """`torch.nn.BatchNorm2d` on the Triton kernels, for (N, C, H, W); arguments as for `BatchNorm1d`."""
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` on the Triton kernels; more arguments as for `BatchNorm1d`."""
+    """`torch.nn.BatchNorm3d` on the Triton kernels, for (N, C, D, H, W); arguments as for `BatchNorm1d`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from normlib import composed, reference
-from normlib.batch_norm import fake_eval, fake_train, fits
+from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
     Quadruple,
@@ -20,10 +20,12 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
+    refuse_gradient,
 )
 from normlib.kernels.batch_norm import renorm as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward, batch_norm_eval_forward
 from normlib.kernels.host import statistics_dtype
+from normlib.statistics_norm import StatisticsNorm
 
 
 def _train(
@@ -142,6 +144,7 @@ def _check(input: Tensor, vectors: dict[str, Tensor | None], rmax: float | Tenso
         if vector is not None and vector.shape != input.shape[1:2]:
             raise ValueError(f"{name} should have shape ({input.shape[1]},), not {tuple(vector.shape)}")
     for name, value, least in (("rmax", rmax, 1.0), ("dmax", dmax, 0.0)):
+        refuse_gradient("batch_renorm", name, value)
         if not isinstance(value, Tensor) and not value >= least:
             raise ValueError(f"{name} must be at least {least:g}, not {value}")
         if isinstance(value, Tensor) and value.numel() != 1:
@@ -181,67 +184,46 @@ PAPER_RMAX = Ramp(1.0, 3.0, 5000, 40000)
 PAPER_DMAX = Ramp(0.0, 5.0, 5000, 25000)
 
 
-class _BatchRenorm(torch.nn.Module):
+class _BatchRenorm(StatisticsNorm):
     """Base class of the three layers, which differ in the inputs that they accept."""
 
-    weight: Tensor | None
-    bias: Tensor | None
     running_mean: Tensor
     running_std: Tensor
     num_batches_tracked: Tensor
+    _spread = "running_std"
+    beyond = "correction towards the running statistics"
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-3,
-        momentum: float = 0.01,
+        momentum: float | None = 0.01,
         affine: bool = True,
         rmax: Schedule = PAPER_RMAX,
         dmax: Schedule = PAPER_DMAX,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
+        super().__init__(num_features, eps, momentum, affine, True, device, dtype)
         self.rmax, self.dmax = rmax, dmax
-        where: Any = {"device": device, "dtype": dtype}
-        for name in ("weight", "bias"):
-            empty = torch.nn.Parameter(torch.empty(num_features, **where)) if affine else None
-            self.register_parameter(name, empty)
-        self.register_buffer("running_mean", torch.empty(num_features, **where))
-        self.register_buffer("running_std", torch.empty(num_features, **where))
-        self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.long, device=device))
-        self.reset_parameters()
-
-    def reset_running_stats(self) -> None:
-        """Sets the running mean to 0, the running deviation to 1 and the number of batches to 0."""
-        self.running_mean.zero_()
-        self.running_std.fill_(1)
-        self.num_batches_tracked.zero_()
-
-    def reset_parameters(self) -> None:
-        """Sets the weight to 1 and the bias to 0, and resets the running statistics."""
-        self.reset_running_stats()
-        if self.weight is not None and self.bias is not None:
-            torch.nn.init.ones_(self.weight)
-            torch.nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         names = ("eps", "momentum", "affine", "rmax", "dmax")
         return ", ".join([str(self.num_features), *(f"{name}={getattr(self, name)}" for name in names)])
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        raise NotImplementedError
-
     def forward(self, input: Tensor) -> Tensor:
         """input: (N, C, *); returns the same shape, dtype and layout."""
         self._check_input_dim(input)
+        _, training, momentum = step(self, "running_std")
         limits: list[float | Tensor] = [1.0, 0.0]
-        if self.training:
-            self.num_batches_tracked.add_(1)
+        if training:
             limits = [v(self.num_batches_tracked) if callable(v) else v for v in (self.rmax, self.dmax)]
         buffers, parameters = (self.running_mean, self.running_std), (self.weight, self.bias)
-        return batch_renorm(input, *buffers, *parameters, self.training, self.momentum, self.eps, *limits)
+        return batch_renorm(input, *buffers, *parameters, training, momentum, self.eps, *limits)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
 
 class BatchRenorm1d(_BatchRenorm):

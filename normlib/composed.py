@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normlib.dispatch import transforming
+from normlib.dispatch import refuse_gradient, transforming
 from normlib.philox import noise_of
 from normlib.sequence_batch_norm import Lengths, Steps, over_steps
 
@@ -37,6 +37,8 @@ def batch_renorm(
     dmax: float | Tensor = 5.0,
 ) -> Tensor:
     """Batch renormalization, as batch norm whose weight and bias follow from the batch's statistics."""
+    for name, buffer in (("running_mean", running_mean), ("running_std", running_std)):
+        refuse_gradient("batch_renorm", name, buffer)
     wide = _wide(input)
     running = [t.to(wide) for t in (running_mean, running_std)]
     w, b = (None if t is None else t.to(wide) for t in (weight, bias))
@@ -241,6 +243,8 @@ def _check_lp_norm(
     if training and input.numel() == input.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
     names = ("running_mean", "running_norm", "weight", "bias")
+    for name, buffer in zip(names[:2], buffers, strict=True):
+        refuse_gradient("lp_norm", name, buffer)
     for name, vector in zip(names, (*buffers, *parameters), strict=True):
         if vector is not None and vector.shape != (input.shape[1],):
             raise ValueError(f"{name} must have shape {(input.shape[1],)}, not {tuple(vector.shape)}")

@@ -13,12 +13,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
+from normlib import layer_norm_lookalike
 from normlib.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normlib.group_norm import GroupNorm
 from normlib.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normlib.layer_norm import LayerNorm
-from normlib.lookalike import ConvertedRMSNorm, Match, examine, why_no_candidate
+from normlib.lookalike import ConvertedRMSNorm, examine, why_no_candidate
 from normlib.rms_norm import RMSNorm
+from normlib.statistics_norm import Statistics
 from normlib.swap import Swap, check_module, package_of, swap
 
 _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
@@ -60,13 +62,21 @@ class LeftAlone:
     reason: str
 
 
+@dataclass(frozen=True)
+class Already:
+    """A module that was normlib's before."""
+
+    names: tuple[str, ...]
+    kind: type[nn.Module]
+
+
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The report of `convert`, to print. `already` names the modules that were normlib's before."""
+    """The report of `convert`, to print: what was converted, what was not, and what was normlib's before."""
 
     converted: tuple[Converted, ...]
     left_alone: tuple[LeftAlone, ...]
-    already: tuple[tuple[str, ...], ...]
+    already: tuple[Already, ...]
     dry_run: bool = False
 
     @property
@@ -79,9 +89,9 @@ class Summary:
         parts = {
             done: [(f"{c.before.__name__} -> normlib's {c.after.__name__}", c.names) for c in self.converted],
             "left alone": [(f"{s.kind.__name__}: {s.reason}", s.names) for s in self.left_alone],
-            "normlib's already": [("", names) for names in self.already],
+            "normlib's already": [(a.kind.__name__, a.names) for a in self.already],
         }
-        lines = []
+        lines = [] if self.converted else ["nothing to convert"]
         for title, entries in parts.items():
             alike: dict[str, list[str]] = {}
             for text, names in entries:
@@ -89,7 +99,7 @@ class Summary:
             lines.append(f"{title}: {len(entries)}")
             for text, places in alike.items():
                 more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-                lines.append(f"  {len(places)} x {text} ({', '.join(places[:3])}{more})".replace(" x  (", " x ("))
+                lines.append(f"  {len(places)} x {text} ({', '.join(places[:3])}{more})")
         return "\n".join(lines)
 
 
@@ -97,9 +107,10 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
     """Converts a model's norms to normlib's, in place; returns what was converted, what not, and why.
 
     It converts torch.nn.BatchNorm1d, 2d and 3d, LayerNorm, RMSNorm, GroupNorm, InstanceNorm1d, 2d and 3d, and modules
-    that compute exactly RMS norm with one weight (or 1 + weight, as Gemma's), such as those of Hugging Face
-    transformers: their class is tried on the CPU, in values, gradients, eps and result dtypes, and converted if all of
-    them agree with float64. Subclasses of PyTorch's norms, and modules whose `forward` was replaced, are not converted.
+    that compute exactly RMS norm with one weight (or 1 + weight, as Gemma's), layer norm, either over the channels of
+    images, or group norm with one group, such as those of Hugging Face transformers and timm: their class is tried on
+    the CPU, in values, gradients, eps and result dtypes, and converted if all of them agree with float64. Other
+    subclasses of PyTorch's norms, and modules whose `forward` was replaced, are not converted.
 
     Only a module's class changes: identity, parameters, buffers, dtype, device, mode, hooks, names, ties, optimizers,
     references and the state_dict stay as they are. The eps of a class that is not PyTorch's is read once, here.
@@ -120,14 +131,15 @@ def convert(model: nn.Module, ops: Iterable[str] = tuple(SWAPS), dry_run: bool =
     wanted = _checked(model, ops)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(module, []).append(name)
+        if not isinstance(module, Statistics):
+            places.setdefault(module, []).append(name)
 
-    known: dict[Any, Match | str] = {}
+    known: dict[Any, Any] = {}
     verdicts = [(module, tuple(names), _verdict(module, wanted, known)) for module, names in places.items()]
     summary = Summary(
         tuple(Converted(names, type(module), v.kind) for module, names, v in verdicts if isinstance(v, Swap)),
         tuple(LeftAlone(names, type(module), v) for module, names, v in verdicts if isinstance(v, str)),
-        tuple(names for module, names, _ in verdicts if _is_ours(type(module))),
+        tuple(Already(names, type(module)) for module, names, _ in verdicts if _is_ours(type(module))),
         dry_run,
     )
     for module, _, verdict in verdicts if not dry_run else ():
@@ -147,7 +159,7 @@ def _checked(model: nn.Module, ops: Iterable[str]) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match | str]) -> Swap | str | None:
+def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Any]) -> Swap | str | None:
     """Returns the swap that converts a module, the reason why it stays as it is, or None if it is not a norm."""
     kind = type(module)
     if _is_ours(kind):
@@ -155,13 +167,18 @@ def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match |
     called_norm = "norm" in kind.__name__.lower()
     for op, family in _FAMILIES.items():
         if isinstance(module, family):
-            return _torch_verdict(module, op) if op in wanted else None
+            return _torch_verdict(module, op, wanted, known) if op in wanted else None
     if all(package_of(base) == "torch" for base in kind.__mro__[: kind.__mro__.index(nn.Module)]):
         return f"it is not one of {_ALL}" if called_norm and _holds(module) else None
-    if "rms_norm" not in wanted:
+    if not wanted & {"rms_norm", "layer_norm", "group_norm"}:
         return None
     if called_norm and is_parametrized(module):
         return "it is parametrized, which gave it a class of its own"
+    other = layer_norm_lookalike.examine(module, wanted, known)
+    if isinstance(other, Swap):
+        return other
+    if "rms_norm" not in wanted:
+        return other if called_norm and _holds(module) else None
     reason = why_no_candidate(module)
     if reason is not None:
         return f"{reason}, so it cannot be tried as RMS norm" if called_norm and _holds(module) else None
@@ -173,7 +190,7 @@ def _verdict(module: nn.Module, wanted: frozenset[str], known: dict[Any, Match |
     return Swap(ConvertedRMSNorm, attributes)
 
 
-def _torch_verdict(module: nn.Module, op: str) -> Swap | str:
+def _torch_verdict(module: nn.Module, op: str, wanted: frozenset[str], known: dict[Any, Any]) -> Swap | str:
     """Returns the verdict on a module that derives from one of PyTorch's classes for this operator."""
     if isinstance(module, LazyModuleMixin):
         return "it is lazy and not initialised yet"
@@ -182,8 +199,9 @@ def _torch_verdict(module: nn.Module, op: str) -> Swap | str:
     if is_parametrized(module):
         return "it is parametrized, which gave it a class of its own"
     if type(module) not in SWAPS[op]:
+        found = layer_norm_lookalike.examine(module, wanted, known)
         base = next(base for base in type(module).__mro__[1:] if package_of(base) == "torch")
-        return f"it is a subclass of torch's {base.__name__}, and may compute something else"
+        return found if isinstance(found, Swap) else f"it is a subclass of torch's {base.__name__}, and {found}"
     if "forward" in vars(module):
         return "something replaced its forward"
     if op == "rms_norm" and getattr(module, "bias", None) is not None:

@@ -28,7 +28,47 @@ _PARAMETERS = {
     torch.float64: (torch.float64,),
 }
 FLOATING = tuple(_PARAMETERS)
-LIBRARY = torch.library.Library("normlib", "DEF")
+
+
+class _Registered:
+    """The operators that PyTorch knows, with what it calls for each of them and each dispatch key.
+
+    PyTorch takes an operator once in a process. normlib may be imported again, by a notebook's autoreload or after it
+    was deleted from sys.modules: the functions are replaced then, for layers that were made before as well.
+    """
+
+    def __init__(self) -> None:
+        self.library = torch.library.Library("normlib", "DEF")
+        self.schemas: dict[str, str] = {}
+        self.functions: dict[tuple[str, str], Function] = {}
+
+    def define(self, name: str, schema: str) -> None:
+        """Defines an operator; RuntimeError where it is defined with another schema."""
+        if name not in self.schemas:
+            self.library.define(name + schema)
+        elif self.schemas[name] != schema:
+            raise RuntimeError(f"normlib::{name} has other arguments than when it was first imported: restart Python")
+        self.schemas[name] = schema
+
+    def put(self, name: str, key: str, function: Function) -> None:
+        """Makes `function` what PyTorch calls for an operator and a dispatch key, or for "fake"."""
+        functions, known = self.functions, (name, key) in self.functions
+        functions[name, key] = function
+        if known:
+            return
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return functions[name, key](*args, **kwargs)
+
+        if key == "fake":
+            torch.library.register_fake(f"normlib::{name}", call, lib=self.library)
+        else:
+            self.library.impl(name, call, key)
+
+
+# The namespace of the operators lives as long as the process does.
+_REGISTERED: _Registered = vars(torch.ops.normlib).get("_registered") or _Registered()
+vars(torch.ops.normlib)["_registered"] = _REGISTERED
 
 
 def backend_for(tensor: Tensor) -> str:
@@ -43,6 +83,8 @@ def serves(x: Tensor, *parameters: Tensor | None) -> bool:
 
     If not, PyTorch computes the norm, or raises its own error.
     """
+    if type(x) is Tensor and x.is_cpu and not CPU_RUNS_KERNELS:  # first, so that such a call costs as much as PyTorch's
+        return False
     return suits(x, *parameters) and (x.is_cuda or (CPU_RUNS_KERNELS and x.is_cpu))
 
 
@@ -103,10 +145,10 @@ class CustomOperator:
     """
 
     def __init__(self, name: str, run: Function, fake: Function, mutates: Sequence[str] = ()) -> None:
-        LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=mutates))
-        for key in ("CPU", "CUDA"):
-            LIBRARY.impl(name, run, key)
-        torch.library.register_fake(f"normlib::{name}", fake, lib=LIBRARY)
+        _REGISTERED.define(name, torch.library.infer_schema(run, mutates_args=mutates))
+        for key, function in (("CPU", run), ("CUDA", run), ("fake", fake)):
+            _REGISTERED.put(name, key, function)
+        self.name = name
         self.overload: Any = getattr(torch.ops.normlib, name).default
         arguments = self.overload._schema.arguments
         self.names = [a.name for a in arguments]
@@ -138,16 +180,27 @@ class CustomOperator:
         return "Tensor" in str(self.overload._schema.arguments[self.names.index(name)].type)
 
 
-def differentiate(operator: CustomOperator, save: Function, backward: Function) -> None:
+def refuse_gradient(function: str, name: str, value: Any) -> None:
+    """Raises PyTorch's error where a gradient is asked for by an argument that the function has none by."""
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"The function '{function}' is not differentiable with respect to argument '{name}'. "
+            "This input cannot have requires_grad True."
+        )
+
+
+def differentiate(operator: CustomOperator, save: Function, backward: Function, constants: Sequence[str] = ()) -> None:
     """Gives an operator its derivative; `save(ctx, inputs, output)` keeps what `backward(ctx, *upstream)` needs.
 
-    An output without a gradient has None in `upstream`; `backward` is not called where all of them are None.
+    `constants` names the tensors that it has no derivative by: RuntimeError if one of them requires a gradient. An
+    output without a gradient has None in `upstream`; `backward` is not called where all of them are None.
 
     This replaces torch.library.register_autograd, which takes no operator that writes to its arguments, and which drops
     the tangents of forward-mode AD without a word. Here both forward-mode AD and torch.func's transforms of the bare
     operator raise NotImplementedError; in `normlib.functional` PyTorch's formulas serve them.
     """
     overload, written = operator.overload, operator.written
+    constants_at = [operator.names.index(n) for n in constants]
     refusal = f"{overload.name()} has no rule for {{}}; normlib.functional and the layers do"
 
     def run(*args: Any) -> Any:
@@ -180,13 +233,16 @@ def differentiate(operator: CustomOperator, save: Function, backward: Function) 
         if torch._C._are_functorch_transforms_active():
             raise NotImplementedError(refusal.format("torch.func transforms"))
         recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if recorded:
+            for i in constants_at:
+                refuse_gradient(operator.name, operator.names[i], args[i])
         output = apply(*args) if recorded or forward_ad._current_level >= 0 else run(*args)
         if written:
             changed = [args[i] for i in written if args[i] is not None]
             torch.autograd.graph.increment_version(changed)
         return output
 
-    LIBRARY.impl(overload._schema.name, autograd, "Autograd")
+    _REGISTERED.put(operator.name, "Autograd", autograd)
     operator.autograd = autograd
 
 
@@ -232,7 +288,7 @@ def derive_by(
             found[i] = gradient if wanted else None
         return found
 
-    differentiate(operator, save, derive)
+    differentiate(operator, save, derive, [n for n in operator.names if n not in of and operator.holds_tensor(n)])
 
 
 def derive_again(backward: CustomOperator, formula: Function, results: Sequence[str] = ("dx", "dw", "db")) -> None:
@@ -324,7 +380,7 @@ def autocast_as_pytorch(operator: CustomOperator) -> None:
 
     For RMS norm 2.13 has such a rule, and 2.11 has none.
     """
-    name = operator.overload._schema.name.partition("::")[2]
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCUDA"):
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operator.name}", "AutocastCUDA"):
         operator.has_autocast_rule = True
-        torch.library.register_autocast(operator.overload, "cuda", torch.float32, lib=LIBRARY)
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"normlib::{operator.name}", "AutocastCUDA"):
+            torch.library.register_autocast(operator.overload, "cuda", torch.float32, lib=_REGISTERED.library)

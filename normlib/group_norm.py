@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -96,8 +96,17 @@ def group_norm(
 
 
 class GroupNorm(torch.nn.GroupNorm):
-    """`torch.nn.GroupNorm` on the Triton kernels: same arguments, parameters and state_dict."""
+    """`torch.nn.GroupNorm` on the Triton kernels: same arguments, parameters and state_dict.
+
+    num_groups: of the num_channels channels, a multiple of it; eps: added to the variance; affine: with a weight and a
+    bias of one number a channel. Takes (N, C, *) and returns the same shape, dtype and layout; dtypes, errors and the
+    formula: `normlib.functional.group_norm`.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (N, C, *); returns the same shape, dtype and layout."""
         return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -87,14 +87,30 @@ class _InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
             input, self.running_mean, self.running_var, self.weight, self.bias, own, momentum, self.eps
         )
 
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
+
 
 class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
-    """`torch.nn.InstanceNorm1d` on the Triton kernels: same arguments, parameters, buffers and state_dict."""
+    """`torch.nn.InstanceNorm1d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
+
+    Takes (N, C, L) or (C, L) and returns the same shape, dtype and layout. num_features: C. Dtypes,
+    errors and the formula: `normlib.functional.instance_norm`.
+    """
 
 
 class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
-    """`torch.nn.InstanceNorm2d` on the Triton kernels: same arguments, parameters, buffers and state_dict."""
+    """`torch.nn.InstanceNorm2d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
+
+    Takes (N, C, H, W) or (C, H, W) and returns the same shape, dtype and layout. num_features: C. Dtypes,
+    errors and the formula: `normlib.functional.instance_norm`.
+    """
 
 
 class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
-    """`torch.nn.InstanceNorm3d` on the Triton kernels: same arguments, parameters, buffers and state_dict."""
+    """`torch.nn.InstanceNorm3d` on the Triton kernels: same arguments, parameters, buffers and state_dict.
+
+    Takes (N, C, D, H, W) or (C, D, H, W) and returns the same shape, dtype and layout. num_features: C. Dtypes,
+    errors and the formula: `normlib.functional.instance_norm`.
+    """

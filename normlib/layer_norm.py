@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor
@@ -71,11 +71,38 @@ def layer_norm(
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """`torch.nn.LayerNorm` on the Triton kernels: same arguments, parameters and state_dict."""
+    """`torch.nn.LayerNorm` on the Triton kernels: same arguments, parameters and state_dict.
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Any:
+    normalized_shape: the sizes of the last dimensions, which are normalized together; eps: added to the variance;
+    elementwise_affine: with a weight, and with a bias unless `bias` is False; device and dtype: of these parameters.
+
+    Called with x (*, *normalized_shape) it returns the same shape and dtype; called with a residual like x it returns
+    the norm of x + residual, and that sum. Shapes, dtypes, errors and the formula: `normlib.functional.layer_norm`.
+
+        norm = normlib.LayerNorm(4096, device="cuda", dtype=torch.bfloat16)
+        y = norm(x)
+        y, stream = norm(x, residual=stream)
+    """
+
+    @overload
+    def forward(self, input: Tensor, residual: None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """input: (*, *normalized_shape); returns the same shape and dtype.
 
         With a residual like input: the norm of input + residual, and that sum, as `functional.layer_norm` does.
         """
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps, residual=residual)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, input: Tensor, residual: None = None) -> Tensor: ...
+
+        @overload
+        def __call__(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+        def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]: ...

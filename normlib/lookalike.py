@@ -57,7 +57,7 @@ class ConvertedRMSNorm(RMSNorm):
 
     result_dtype = "input"
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """One tensor (*, *normalized_shape), under whatever name the original gave it; returns the same shape."""
         (x,) = (*args, *kwargs.values())
         weight, around = self.weight, self.zero_centred
@@ -123,6 +123,11 @@ def _own_attributes(module: torch.nn.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if k not in _MODULE_STATE}
 
 
+def is_plain(value: object) -> bool:
+    """Returns True for a number, a word, a dtype, a device, None, or a tuple of these."""
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value))
+
+
 def _eps_candidates(module: torch.nn.Module) -> dict[str, float]:
     own = _own_attributes(module)
     return {k: float(v) for k, v in own.items() if isinstance(v, float) and 0.0 < v < math.inf}
@@ -131,7 +136,7 @@ def _eps_candidates(module: torch.nn.Module) -> dict[str, float]:
 def _why_not_tried(module: torch.nn.Module) -> str | None:
     """Returns the reason why a trial would not show all that the module does, or None."""
     own = _own_attributes(module)
-    objects = [k for k, v in own.items() if not isinstance(v, _PLAIN)]
+    objects = [k for k, v in own.items() if not is_plain(v)]
     more = sorted(set(_further_methods(type(module))))
     weight = module.get_parameter("weight")
     if "forward" in own:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from normlib.dispatch import (
     derive_by,
 )
 from normlib.kernels.batch_norm import lp as kernels
+from normlib.statistics_norm import StatisticsNorm
 
 ORDERS = (1, 2, inf)
 
@@ -129,12 +130,10 @@ def lp_norm(
     return cast(Tensor, _lp_norm_eval(input, *vectors, p, eps))
 
 
-class _LpNorm(nn.Module):
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    running_mean: Tensor | None
+class _LpNorm(StatisticsNorm):
     running_norm: Tensor | None
-    num_batches_tracked: Tensor | None
+    _spread = "running_norm"
+    beyond = "l_p norm"
 
     def __init__(
         self,
@@ -147,32 +146,10 @@ class _LpNorm(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         if p not in ORDERS:
             raise ValueError(f"p must be 1, 2 or inf, not {p!r}")
-        self.num_features, self.p, self.eps, self.momentum = num_features, p, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        kind: dict[str, Any] = {"device": device, "dtype": dtype}
-        for name in ("weight", "bias"):
-            self.register_parameter(name, nn.Parameter(torch.empty(num_features, **kind)) if affine else None)
-        for name in ("running_mean", "running_norm"):
-            self.register_buffer(name, torch.empty(num_features, **kind) if track_running_stats else None)
-        count = torch.zeros((), dtype=torch.long, device=device)
-        self.register_buffer("num_batches_tracked", count if track_running_stats else None)
-        self.reset_parameters()
-
-    def reset_running_stats(self) -> None:
-        """Sets the running mean to 0, the running norm to 1 and the number of batches to 0."""
-        for buffer, value in ((self.running_mean, 0), (self.running_norm, 1), (self.num_batches_tracked, 0)):
-            if buffer is not None:
-                buffer.fill_(value)
-
-    def reset_parameters(self) -> None:
-        """Sets the weight to 1 and the bias to 0, and resets the running statistics."""
-        self.reset_running_stats()
-        for parameter, value in ((self.weight, 1), (self.bias, 0)):
-            if parameter is not None:
-                nn.init.constant_(parameter, value)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.p = p
 
     def extra_repr(self) -> str:
         names = ("p", "eps", "momentum", "affine", "track_running_stats")
@@ -184,8 +161,9 @@ class _LpNorm(nn.Module):
         buffers, training, momentum = step(self, "running_norm")
         return lp_norm(input, *buffers, self.weight, self.bias, training, momentum, self.eps, self.p)
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
 
 class LpNorm1d(_LpNorm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from normlib.dispatch import (
 from normlib.kernels.batch_norm import noisy as kernels
 from normlib.kernels.batch_norm.launch import batch_norm_backward
 from normlib.philox import noise_of
+from normlib.statistics_norm import StatisticsNorm
 
 # The noise's mean and deviation are drawn once for the layer or for each channel (the paper's unit).
 PER = ("layer", "unit")
@@ -146,21 +147,29 @@ def _check(seed: int | Tensor | None, per: str, ranges: dict[str, float]) -> Non
             raise ValueError(f"{name} must be at least {least:g}, not {value}")
 
 
-class _NoisyBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+class _NoisyBatchNorm(StatisticsNorm):
     per: str
     ranges: dict[str, Any]
+    beyond = "noise"
 
     def __init__(
         self,
-        *args: Any,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         per: str = "layer",
         mean_limit: float = 0.5,
         std_limit: float = 1.25,
         mean_spread: float = 0.1,
         std_spread: float = 0.1,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias)
         self.per = per
         self.ranges = _named(mean_limit, std_limit, mean_spread, std_spread)
         _check(None, per, self.ranges)
@@ -171,7 +180,7 @@ class _NoisyBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor, seed: int | Tensor | None = None) -> Tensor:
         """input: (N, C, *); returns the same shape, dtype and layout. A seed repeats a step's noise."""
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        self._check_input_dim(input)
         buffers, _, momentum = step(self)
         # Without running statistics evaluation uses the batch's, still without noise.
         if not self.training:
@@ -180,14 +189,24 @@ class _NoisyBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         arguments = (*buffers, self.weight, self.bias, True, momentum, self.eps)
         return noisy_batch_norm(input, *arguments, seed=seed, per=self.per, **self.ranges)
 
+    if TYPE_CHECKING:
 
-class NoisyBatchNorm1d(_NoisyBatchNorm, torch.nn.BatchNorm1d):
+        def __call__(self, input: Tensor, seed: int | Tensor | None = None) -> Tensor: ...
+
+
+class NoisyBatchNorm1d(_NoisyBatchNorm):
     """`torch.nn.BatchNorm1d` with noise in training, by `functional.noisy_batch_norm`'s `per` and ranges."""
 
+    _check_input_dim = torch.nn.BatchNorm1d._check_input_dim
 
-class NoisyBatchNorm2d(_NoisyBatchNorm, torch.nn.BatchNorm2d):
+
+class NoisyBatchNorm2d(_NoisyBatchNorm):
     """`torch.nn.BatchNorm2d` with noise in training, by `functional.noisy_batch_norm`'s `per` and ranges."""
 
+    _check_input_dim = torch.nn.BatchNorm2d._check_input_dim
 
-class NoisyBatchNorm3d(_NoisyBatchNorm, torch.nn.BatchNorm3d):
+
+class NoisyBatchNorm3d(_NoisyBatchNorm):
     """`torch.nn.BatchNorm3d` with noise in training, by `functional.noisy_batch_norm`'s `per` and ranges."""
+
+    _check_input_dim = torch.nn.BatchNorm3d._check_input_dim

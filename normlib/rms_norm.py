@@ -6,7 +6,7 @@ Also by the mean square of a part of each row (their section 4: pRMSNorm).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ def rms_norm(
         z = input + residual
         return rms_norm(z, normalized_shape, weight, eps, bias, zero_centred=zero_centred), z
     if not served:
+        if bias is None and not zero_centred:
+            return torch.nn.functional.rms_norm(input, normalized_shape, weight, eps)
         return _by_pytorch(input, normalized_shape, weight, eps, bias, zero_centred)
     if eps is None:
         eps = torch.finfo(statistics_dtype(input)).eps
@@ -106,11 +108,19 @@ def _by_pytorch(
 class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm` on the Triton kernels: same arguments, parameters and state_dict.
 
-    With `bias=True` it also has a `bias` parameter, initialized to zero, which torch's layer does not have. With
-    `zero_centred=True` the scale is 1 + weight, and the weight is initialized to zero.
+    normalized_shape: the sizes of the last dimensions, which are normalized together; eps: added to the mean square,
+    None for float32's epsilon; elementwise_affine: with a weight; device and dtype: of the parameters. With `bias=True`
+    it also has a bias, initialized to zero, which PyTorch's layer does not have. With `zero_centred=True` the scale is
+    1 + weight, and the weight is initialized to zero, as in Gemma.
+
+    Called with x (*, *normalized_shape) it returns the same shape and dtype; called with a residual like x it returns
+    the norm of x + residual, and that sum. Shapes, dtypes, errors and the formula: `normlib.functional.rms_norm`.
     """
 
-    zero_centred = False  # a class attribute too, for modules whose class was exchanged by normlib.convert
+    # A class attribute too: torch.nn.RMSNorm initializes the weight before it is set, and normlib.convert exchanges the
+    # class of modules that have no such attribute.
+    zero_centred = False
+    bias: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -124,31 +134,48 @@ class RMSNorm(torch.nn.RMSNorm):
         zero_centred: bool = False,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        if zero_centred:
-            self.zero_centred = True
-            self.reset_parameters()
-        if bias:
-            self.bias = torch.nn.Parameter(torch.zeros(self.normalized_shape, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
+        self.zero_centred = zero_centred
+        shape = self.normalized_shape
+        empty = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", empty)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets the weight to ones, or to zeros if it is `zero_centred`, and so the scale to one."""
+        """Sets the weight to ones, or to zeros if it is `zero_centred`, so that the scale is one, and the bias to 0."""
         super().reset_parameters()
         if self.zero_centred and self.elementwise_affine:
             torch.nn.init.zeros_(self.weight)
+        bias = self._parameters.get("bias")  # which is not there yet while torch.nn.RMSNorm initializes the weight
+        if bias is not None:
+            torch.nn.init.zeros_(bias)
 
     def extra_repr(self) -> str:
         options = ("" if self.bias is None else ", bias=True") + (", zero_centred=True" if self.zero_centred else "")
         return super().extra_repr() + options
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+    @overload
+    def forward(self, x: Tensor, residual: None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """x: (*, *normalized_shape); returns the same shape and dtype.
 
         With a residual like x: the norm of x + residual, and that sum, as `functional.rms_norm` does.
         """
-        parameters = (self.normalized_shape, self.weight, self.eps, self.bias)
-        return rms_norm(x, *parameters, residual=residual, zero_centred=self.zero_centred)
+        shape, around = self.normalized_shape, self.zero_centred
+        return rms_norm(x, shape, self.weight, self.eps, self.bias, residual=residual, zero_centred=around)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, x: Tensor, residual: None = None) -> Tensor: ...
+
+        @overload
+        def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+        def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def partial_rms_norm(
@@ -207,3 +234,7 @@ class PartialRMSNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x: (*, *normalized_shape); returns the same shape and dtype."""
         return partial_rms_norm(x, self.normalized_shape, self.weight, self.eps, self.bias, self.partial)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # type: ignore[override]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.rnn import PackedSequence
 
 from normlib.batch_norm import batch_norm, step
+from normlib.statistics_norm import StatisticsNorm
 
 Lengths = Tensor | Sequence[int]
 Steps = TypeVar("Steps", Tensor, PackedSequence)
@@ -111,11 +111,13 @@ def sequence_batch_norm(
     return over_steps(norm, input, lengths, batch_first)
 
 
-class SequenceBatchNorm(_NormBase):
+class SequenceBatchNorm(StatisticsNorm):
     """Batch norm over all steps of all sequences: arguments, parameters, buffers and state_dict of `nn.BatchNorm1d`.
 
     batch_first: input is (N, T, H), as for recurrent layers with batch_first, and not (T, N, H).
     """
+
+    beyond = "steps and lengths"
 
     def __init__(
         self,
@@ -143,3 +145,7 @@ class SequenceBatchNorm(_NormBase):
         return sequence_batch_norm(
             input, *buffers, *affine, training, momentum, self.eps, lengths=lengths, batch_first=self.batch_first
         )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Steps, lengths: Lengths | None = None) -> Steps: ...

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from normlib.layer_norm import LayerNorm
 from normlib.rms_norm import RMSNorm
 
 _RECORD = "_normlib_original"  # in a converted module's __dict__, so that copies and pickles of it can be reverted too
@@ -27,7 +28,7 @@ class _Original:
     kind: type[nn.Module]
     replaced: dict[str, Any]  # attributes that had another value
     added: tuple[str, ...]
-    added_bias: bool  # normlib.RMSNorm has a parameter slot that torch.nn.RMSNorm has not
+    added_bias: bool  # normlib's RMSNorm and LayerNorm have a parameter slot that the original may not have
 
 
 def swap(module: nn.Module, to: Swap) -> None:
@@ -35,7 +36,8 @@ def swap(module: nn.Module, to: Swap) -> None:
     state = vars(module)
     replaced = {k: state[k] for k in to.attributes if k in state}
     added = tuple(k for k in to.attributes if k not in state)
-    bias = issubclass(to.kind, RMSNorm) and not any("bias" in d for d in (state, module._parameters, module._buffers))
+    places = (state, module._parameters, module._buffers)
+    bias = issubclass(to.kind, (RMSNorm, LayerNorm)) and not any("bias" in place for place in places)
     if bias:
         module._parameters["bias"] = None
     state.update(to.attributes)

@@ -8,7 +8,7 @@ runs inside the operators, so that torch.compile does not break the graph.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,6 @@ from normlib.dispatch import (
     suits,
 )
 from normlib.kernels.batch_norm import sync as kernels
-from normlib.noisy_batch_norm import _NoisyBatchNorm
 from normlib.swap import Swap, check_module, swap
 
 
@@ -170,8 +169,10 @@ class SyncBatchNorm(_BatchNorm):
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **later: Any,  # PyTorch 2.13 has `bias`
+        *,
+        bias: bool = True,
     ) -> None:
+        later = {} if bias else {"bias": False}  # PyTorch 2.13 has it
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **later)
         self.process_group = process_group
 
@@ -191,6 +192,10 @@ class SyncBatchNorm(_BatchNorm):
                 return sync_batch_norm(input, *buffers, self.weight, self.bias, momentum, self.eps, group)
         return batch_norm(input, *buffers, self.weight, self.bias, training, momentum, self.eps)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
+
     @classmethod
     def convert_sync_batchnorm(
         cls, module: torch.nn.Module, process_group: dist.ProcessGroup | None = None
@@ -205,17 +210,17 @@ def convert_sync_batchnorm(module: torch.nn.Module, process_group: Any | None = 
     As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, except that modules keep their identity, with hooks, ties and
     optimizer, and that `revert` undoes it. Statistics are shared in `process_group` (default: all
     processes). Raises TypeError for a model that is no module, and ValueError, before anything is changed, for a batch
-    norm that is lazy and not initialised, or that computes an activation or noise too.
+    norm that is lazy and not initialised, or that computes something beside batch norm.
     """
     check_module(module)
     found = [m for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, SyncBatchNorm)]
     for norm in found:
+        name = type(getattr(norm, "layer", norm)).__name__
         if isinstance(norm, LazyModuleMixin):
-            raise ValueError(f"a {type(norm).__name__} has to see its first batch before it can be converted")
-        if isinstance(norm, _NoisyBatchNorm):
-            raise ValueError(f"a {type(norm).__name__} has no synchronized form, which would be without its noise")
-        if getattr(norm, "activation", None) or getattr(norm, "pre_activation", None):
-            raise ValueError(f"a {type(norm).__name__} with an activation has no synchronized form: take them apart")
+            raise ValueError(f"a {name} has to see its first batch before it can be converted")
+        more = getattr(norm, "beyond", None)
+        if more is not None:
+            raise ValueError(f"a {name} has no synchronized form, which would be without its {more}")
     for norm in found:
         swap(norm, Swap(SyncBatchNorm, {"process_group": process_group}))
     return module

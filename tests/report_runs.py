@@ -187,16 +187,29 @@ def unpacked(text):
     return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
+def by_row(data):
+    """Undoes what packed_table does to rows."""
+    columns = data["rows"]
+    values = zip(*columns["is"], strict=True) if columns["is"] else ()
+    rows = [
+        {**{key: columns[key][at] for key in columns if key != "is"}, "is": is_}
+        for at, is_ in enumerate(map(list, values))
+    ]
+    return {**data, "rows": rows}
+
+
 class Page(HTMLParser):
     """A rendered page taken apart: the text that is shown, references, ids, and the data of a report's table."""
 
     def __init__(self, html):
         super().__init__()
-        drawn, self.data = (
+        points, self.data = (
             unpacked(found[1]) if (found := re.search(rf'id="{name}-data">(.*?)</script>', html, re.DOTALL)) else None
-            for name in ("figures", "cells")
+            for name in ("points", "cells")
         )
-        self.html = re.sub(r'<div data-figure="(\d+)"></div>', lambda place: drawn[int(place[1])], html)
+        if self.data:
+            self.data = by_row(self.data)
+        self.html, self.points = html, points
         self.shown, self.references, self.ids, self.tags, self.labels = [], [], [], [], []
         self._hidden = ""
         self.feed(self.html)

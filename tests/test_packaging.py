@@ -47,7 +47,12 @@ def test_the_link_is_intact():
 def test_the_wheel_holds_normlib_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"normlib"}
-    assert {"normlib/kernels/plan.py", "normlib/kernels/batch_norm/launch.py", "normlib/layer_norm.py"} <= set(names)
+    assert {
+        "normlib/py.typed",
+        "normlib/kernels/plan.py",
+        "normlib/kernels/batch_norm/launch.py",
+        "normlib/layer_norm.py",
+    } <= set(names)
 
 
 @pytest.mark.parametrize("way", ["checkout", "wheel"])

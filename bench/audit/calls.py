@@ -176,9 +176,9 @@ BATCH_SHAPES = ((3, 5, 11), (2, 65, 7, 7), (33, 130), (2, 3, 700))
 SPLIT_SHAPES = {"nchw": (6, 5, 1212), "nhwc": (6, 68, 111)}
 SEQUENCES = (11, 3, 130)
 LOOP_WITHOUT = (("dx",), ("dw",))
-# A device on which the same rows go in slices: three of them, two groups of rows, two rounds.
+# A device on which long rows go in slices: backward three of them, two groups of rows, two rounds; and forward.
 SLICED = replace(DEVICE, multiprocessors=3, cooperative=True)
-SLICED_ROWS = {"bf16": (4, 8202), "fp64": (3, 4102)}
+SLICED_ROWS = (("bf16", (4, 8202)), ("fp64", (3, 4102)), ("bf16", (3, 16392)), ("fp64", (3, 8200)))
 # Groups: of rows that they do not fill; two a tile; several splits of a channel, with few groups; (N, C).
 GROUPED = {
     "group_norm": (((3, 10, 11), 2), ((2, 8, 7, 7), 4), ((1, 6, 4100), 2), ((5, 12), 4)),
@@ -232,7 +232,7 @@ def _rows(op: str) -> Iterator[SmallCall]:
         yield Call(op, ROW_SHAPES[0], "fp64", "rows", names), DEVICE
     for names in LOOP_WITHOUT:
         yield Call(op, LOOP["fp64"], "fp64", "rows", names), DEVICE
-    for dtype, shape in SLICED_ROWS.items():
+    for dtype, shape in SLICED_ROWS:
         yield Call(op, shape, dtype, "rows"), SLICED
 
 

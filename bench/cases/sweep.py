@@ -94,6 +94,10 @@ def parse(given: Mapping[str, str | None], operators: Mapping[str, Operator], pr
         return None if text is None else some_of(f"--{option}", text, allowed)
 
     typed_preset = given.get("preset")
+    elsewhere = [operator.short for operator in operators.values() if typed_preset in operator.presets]
+    if elsewhere and typed_preset not in presets_of(chosen):
+        problem = f"{typed_preset!r} is not one of {', '.join(presets_of(chosen))}; it is a preset of --op "
+        raise BadArgument("--preset", problem + ", ".join(elsewhere))
     return Sweep(
         operators=names,
         preset=preset if typed_preset is None else one_of("--preset", typed_preset, presets_of(chosen)),

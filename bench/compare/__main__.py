@@ -18,8 +18,8 @@ cells together: the chance of any false alarm in a comparison is 1%. What all pr
 the machine's doing. Only times of a GPU's clock are compared; without them only errors are.
 
 --fail-on: {", ".join(REGRESSIONS)}, or none; default {",".join(FAIL_ON)}. `wrong` is a cell that was ok and now is
-wrong, impossible, unsupported, out of memory, out of time or crashed. Every provider that is compared counts, for a
-baseline or a peer that changed changes every speedup; --provider normlib looks only at normlib.
+wrong, impossible, unsupported, out of memory, out of time or crashed. The cells of --subject count, and what changed of
+the others is told; where the runs have no cell of the subject, all count. --provider NAMES looks only at those.
 
 exit status: 0 nothing of --fail-on; 1 a regression; 2 unusable arguments, no run, or no cell in common
 """
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     from bench.results.load import UnreadableRun
 
     try:
-        comparison = compare(given.a, given.b, given.threshold, given.provider)
+        comparison = compare(given.a, given.b, given.threshold, given.provider, given.subject)
     except (Incomparable, UnreadableRun) as error:
         raise BadArgument("A or B", str(error)) from error
     page = _write(comparison, given.out)
@@ -80,6 +80,7 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--provider", type=_names, default=(), metavar="NAMES", help="providers to look at (default all)"
     )
+    parser.add_argument("--subject", metavar="NAME", help="whose changes decide the exit status (default that of B)")
     parser.add_argument("--fail-on", type=_regressions, default=FAIL_ON, metavar="WHAT", help="see below")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default {PAGE} in B's folder)")
     parser.add_argument("--json", action="store_true", help="print every cell as JSON in the table's place")

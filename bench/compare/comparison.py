@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench.page.formatting import change, duration
 from bench.results.numbers import present
+from bench.results.thresholds import SUBJECT
 
 if TYPE_CHECKING:  # they import numpy, and the command line takes its choices from here
     from bench.compare.drift import Between
@@ -95,6 +96,7 @@ class Comparison:
     differences: tuple[str, ...]
     notes: tuple[str, ...]
     between: Between | None  # None where speed is not compared
+    subject: str = SUBJECT  # whose changes decide the exit status
 
     @cached_property
     def counts(self) -> dict[str, Counter[str]]:
@@ -132,5 +134,6 @@ class Comparison:
         return sorted((pair for pair in self.pairs if word in pair.words), key=lambda pair: (-size(pair), pair.key))
 
     def regressed(self, fail_on: Sequence[str] = FAIL_ON) -> bool:
-        """Returns whether any cell got worse in one of these ways."""
-        return any(self.total(REGRESSIONS[name]) for name in fail_on)
+        """Returns whether a cell of the subject got worse in one of these ways; anyone's, where it has no cell."""
+        judged = [self.counts[self.subject]] if self.subject in self.counts else self.counts.values()
+        return any(count[REGRESSIONS[name]] for count in judged for name in fail_on)

@@ -19,13 +19,20 @@ class Incomparable(ValueError):
     """Two runs that have nothing in common; the text says why, in one line."""
 
 
-def compare(a: Path, b: Path, threshold: float = THRESHOLD, providers: Sequence[str] = ()) -> Comparison:
+def compare(
+    a: Path | str,
+    b: Path | str,
+    threshold: float = THRESHOLD,
+    providers: Sequence[str] = (),
+    subject: str | None = None,
+) -> Comparison:
     """Compares run B with run A, both folders, cell by cell; only these providers if any are given.
 
-    `threshold` is the share by which a time must have changed at least before that counts.
-    Raises UnreadableRun where a folder holds no run, Incomparable where the two have no cell in common.
+    `threshold` is the share by which a time must have changed at least before that counts. `subject` is the provider
+    whose changes decide; by default that of run B. Raises UnreadableRun where a folder holds no run, Incomparable where
+    the two have no cell in common.
     """
-    before, after = (load(folder, needs_environment=False) for folder in (a, b))
+    before, after = (load(folder, needs_environment=False, subject=subject) for folder in (a, b))
     for run in (before, after):
         if not run.records:
             raise UnreadableRun(f"{run.folder}: has no record")
@@ -40,7 +47,7 @@ def judge(
 ) -> Comparison:
     """`compare`, of runs that have been read. Providers that are not looked at still tell what the machine did."""
     every = before.by_key | after.by_key
-    names = dict(zip(every, labels(list(every.values())), strict=True))
+    names = dict(zip(every, labels(list(every.values()), [one.cell for one in every.values()]), strict=True))
     found = {
         key: CellPair(key, names[key], a, b, growth=grown(a, b) if a.status == b.status == "ok" else None)
         for key, b in after.by_key.items()
@@ -62,7 +69,9 @@ def judge(
     compared = sorted({pair.provider for pair in pairs})
     differences = tuple(conditions.differences(before.environment, after.environment, compared))
     notes = tuple(_notes(before, after, pairs, between))
-    return Comparison(before.folder, after.folder, threshold, pairs, only_a, only_b, differences, notes, between)
+    return Comparison(
+        before.folder, after.folder, threshold, pairs, only_a, only_b, differences, notes, between, after.subject
+    )
 
 
 def _judge_speed(
@@ -122,6 +131,8 @@ def _notes(
     before: LoadedRun, after: LoadedRun, pairs: Sequence[CellPair], between: drift.Between | None
 ) -> Iterator[str]:
     """Yields what a reader must know before believing the verdicts, a sentence each."""
+    if before.folder.resolve() == after.folder.resolve():
+        yield "A and B are one run: every cell is compared with itself, so nothing here says anything about a change."
     if between is None:
         without = [name for name, run in (("A", before), ("B", after)) if not run.has_gpu_clock]
         yield f"Only errors are compared: {' and '.join(without)} had no GPU's clock, and nothing else tells speed."

@@ -19,10 +19,8 @@ from bench.measure.progress import ProgressDisplay
 from bench.measure.providers import Provider
 from bench.measure.worker import BUDGET_SPENT, SILENCE_S, InProcess, Worker
 from bench.results import records as results
-from bench.results import samples, speedup
+from bench.results import samples, speedup, tables
 from bench.results.records import RECORDS, Record
-
-TABLE = "records.csv"
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def run(
         ending = {"finished": environment.now(), "complete": outcome.complete, "stopped_by": outcome.stopped_by}
         conditions = {"before": before, "after": environment.conditions(plan.device)}
         environment.write(folder, {**described, **ending, "conditions": conditions})
-        results.to_frame(outcome.records).to_csv(folder / TABLE, index=False)
+        tables.write(folder, outcome.records)
     return outcome
 
 

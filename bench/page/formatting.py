@@ -66,6 +66,11 @@ def change(share: Any) -> str:
     return f"{round(100 * share, 1) + 0.0:+,.1f}%" if present(share) else DASH  # + 0.0: no -0.0
 
 
+def count(value: Any) -> str:
+    """A whole number: 1,200; a median of counts is rounded."""
+    return f"{value:,.0f}" if present(value) else DASH
+
+
 def plural(count: int, noun: str) -> str:
     """1 cell, 1,200 cells."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

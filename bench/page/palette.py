@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import seaborn as sns
-from matplotlib.colors import to_hex
 
 from bench.results.thresholds import SUBJECT
 
@@ -14,16 +13,20 @@ class Key:
     """The colour and shape of a provider."""
 
     provider: str
-    colour: str
+    id: str  # of its marker in the page
+    colour: str  # on light paper
+    css: str  # the page's variable, which follows the paper
     marker: str  # matplotlib's name
-    path: str  # the same shape for the page's legend, in a box of 10 by 10
+    path: str  # the same shape for the page, in a box of 10 by 10
 
 
-# seaborn's palette for the colour-blind: blue for the subject, grey for torch; the faint ones on white come last.
-COLOURS = [sns.color_palette("colorblind").as_hex()[i] for i in (0, 7, 1, 2, 3, 4, 9, 5, 6, 8)]
+# Blue for the subject of most runs, grey for torch. Chosen by a search over OKLCH: each at least 3:1 against white, and
+# as far as can be from those before it, as everyone sees them and under deuteranopia and protanopia (Machado et al.
+# 2009). style.css has these, and a partner of each for dark paper, as --p0 to --p9.
+COLOURS = ("#0173b2", "#6e6e6e", "#610c85", "#04510e", "#2aa033", "#a473ee", "#a4083c", "#cd718f", "#1640ad", "#844989")
 # Orange where the subject is slower, blue where it is faster, white between.
-DIVERGING = sns.diverging_palette(40, 245, s=85, l=58, as_cmap=True)
-HEAT_ENDS = [to_hex(DIVERGING(at)) for at in (0.0, 0.5, 1.0)]
+DIVERGING = sns.diverging_palette(40, 245, s=85, l=58, n=41).as_hex()
+HEAT_ENDS = [DIVERGING[0], DIVERGING[20], DIVERGING[40]]
 SHAPES = (
     ("o", "M5 1a4 4 0 1 0 0 8a4 4 0 1 0 0-8z"),
     ("s", "M1.5 1.5h7v7h-7z"),
@@ -32,6 +35,9 @@ SHAPES = (
     ("v", "M5 9l4.2-7.6h-8.4z"),
     ("P", "M3.5 1h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"),
     ("X", "M1 3l2-2l2 2l2-2l2 2l-2 2l2 2l-2 2l-2-2l-2 2l-2-2l2-2z"),
+    ("p", "M5 .8l4.2 3.1l-1.6 4.9h-5.2l-1.6-4.9z"),
+    ("<", "M.8 5l7.8-4.2v8.4z"),
+    (">", "M9.2 5l-7.8-4.2v8.4z"),
 )
 # A place in COLOURS and SHAPES for every provider of bench. There are more providers than colours that can be told
 # apart: the formulas, which stand beside hard inputs, share those of peers that need a GPU.
@@ -48,5 +54,7 @@ def keys(providers: Sequence[str], places: Mapping[str, int] = PLACES) -> dict[s
         wanted = places.get(name)
         taken[name] = wanted if wanted in free and wanted is not None else free[0] if free else len(taken)
     return {
-        name: Key(name, COLOURS[taken[name] % len(COLOURS)], *SHAPES[taken[name] % len(SHAPES)]) for name in providers
+        name: Key(name, f"key{number}", COLOURS[place], f"var(--p{place})", *SHAPES[(place + turn) % len(SHAPES)])
+        for number, name in enumerate(providers)
+        for turn, place in [divmod(taken[name], len(COLOURS))]
     }

@@ -12,13 +12,16 @@ from typing import Any
 import seaborn as sns
 from markupsafe import Markup
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench.page.palette import COLOURS
+
 # The colours of style.css on light paper. In a page each becomes the page's own variable: dark and print follow.
 INK, MUTED, GRID, LIMIT, PAPER = "#1c1f23", "#5d646d", "#e4e5e3", "#c2410c", "#ffffff"
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", LIMIT: "--limit", PAPER: "--paper"}
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", LIMIT: "--limit", PAPER: "--paper"} | {
+    colour: f"--p{place}" for place, colour in enumerate(COLOURS)
+}
 
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), MUTED),
@@ -46,7 +49,7 @@ def style() -> Iterator[None]:
 
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
-FILE_DPI = 200  # of PNG files and of maps too large to be drawn square by square: sharp at the width of a slide
+FILE_DPI = 200  # of PNG files: sharp at the width of a slide
 
 
 @contextmanager
@@ -66,17 +69,6 @@ def new(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
-
-
-@contextmanager
-def drawing(width: float, height: float, margins: tuple[float, float, float, float]) -> Iterator[tuple[Figure, Axes]]:
-    """Sets the look of a figure in inches, and gives it with axes whose edges are left, right, bottom and top."""
-    with style():
-        figure = new(width, height)
-        axes = figure.subplots()
-        left, right, bottom, top = margins
-        figure.subplots_adjust(left, bottom, right, top)
-        yield figure, axes
 
 
 def inline(figure: Figure, name: str, alt: str) -> Markup:

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Panel:
     title: str
     image: Markup
     note: str = ""
+    points: Sequence[tuple[float, float, str, str, int | None]] = ()  # see bench.page.chart.Chart
 
 
 def templates(*folders: str, **options: Any) -> Environment:
@@ -46,7 +48,7 @@ def templates(*folders: str, **options: Any) -> Environment:
         lstrip_blocks=True,
         **{"autoescape": True, **options},
     )
-    for name in ("number", "duration", "size", "times", "percent", "plural", "spoken", "change"):
+    for name in ("number", "duration", "size", "times", "percent", "plural", "spoken", "change", "count"):
         environment.filters[name] = getattr(formatting, name)
     return environment
 
@@ -65,3 +67,11 @@ def packed(data: Any) -> str:
     """Returns JSON, gzipped, in base64: the rows of a table repeat each other, and take a tenth of the space."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
     return base64.b64encode(gzip.compress(text, mtime=0)).decode()
+
+
+def packed_table(data: Mapping[str, Any]) -> str:
+    """Returns the data of table.js, packed column by column, which takes a third less space than row by row."""
+    rows = data["rows"]
+    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    columns["is"] = list(zip(*columns.get("is", []), strict=True))
+    return packed({**data, "rows": columns})

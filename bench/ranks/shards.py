@@ -32,7 +32,7 @@ from bench.measure.runner import RunOutcome, RunPlan
 from bench.ranks import gathering
 from bench.ranks.team import Team, join
 from bench.results import records as results
-from bench.results import samples
+from bench.results import samples, tables
 from bench.results.records import RECORDS, SHARDS, Record
 
 __all__ = ["assist", "deal", "join", "kept_records", "lead"]
@@ -254,7 +254,7 @@ def _finish(plan: RunPlan, folder: Path, described: dict[str, Any], stopped_by: 
         "cells_planned": plan.cells,
     }
     environment.write(folder, described)
-    results.to_frame(records).to_csv(folder / runner.TABLE, index=False)
+    tables.write(folder, records)
     return RunOutcome(records, stopped_by)
 
 

@@ -35,10 +35,11 @@ from bench.cases.operators import Operator
 from bench.cases.operators.batch_norm import MOMENTUM
 from bench.cases.random_inputs import laid_out
 from bench.cli import BadArgument
-from bench.measure import accuracy, environment, runner
+from bench.measure import accuracy, environment
 from bench.measure.timing.clock import Gpu
 from bench.ranks.team import MEETING_S, START_WITH
 from bench.results import records as results
+from bench.results import tables
 from bench.results.records import CUDA_EVENT, HOST_CPU, INTERPRETER, Record
 
 OP = "sync_batch_norm"
@@ -323,7 +324,7 @@ def _write(
     folder: Path, records: list[Record], described: Mapping[str, Any], typed: list[str], given: Mapping[str, Any]
 ) -> None:
     results.rewrite(folder / results.RECORDS, records)
-    results.to_frame(records).to_csv(folder / runner.TABLE, index=False)
+    tables.write(folder, records)
     environment.write(
         folder,
         {

@@ -7,20 +7,23 @@ from bench.page import FIGURES, REPORT
 SUMMARY = "summary.md"
 
 
-def render(run_dir: Path, figures: bool = False) -> Path:
+def render(run_dir: Path | str, figures: bool = False, subject: str | None = None) -> Path:
     """Writes report.html and summary.md into a run's folder, and returns the report's path.
 
-    With `figures` every figure is also left in figures/, as SVG and as PNG. Reads records.jsonl, environment.json and
+    `subject` is the provider that the verdicts are about; by default the one that the run was started with.
+    With `figures` every chart is also left in figures/, as SVG. Reads records.jsonl, environment.json and
     samples.jsonl there, and nothing else; the same files give the same bytes.
     Raises UnreadableRun, with one line, where one of the first two is missing or broken; nothing is written then.
     """
     # Here, because pandas and the libraries that draw take a second to import, which `--help` need not wait for.
-    from bench.page import svg
+    from bench.page import chart, palette
     from bench.report import markdown, page
     from bench.results.load import load
 
-    run = load(run_dir)
-    with svg.files_in(run_dir / FIGURES if figures else None):
+    run = load(run_dir, subject=subject)
+    run_dir = run.folder
+    keys = list(palette.keys(run.providers).values())
+    with chart.files_in(run_dir / FIGURES if figures else None, keys):
         html = page.html(run)
     path = run_dir / REPORT
     path.write_text(html, encoding="utf-8")

@@ -1,19 +1,11 @@
 """Facts about a run that several sections of the report state."""
 
-from statistics import geometric_mean
 from typing import Any
 
 import pandas as pd
 
 from bench.results.headline import Headline, headlines
 from bench.results.load import LoadedRun
-from bench.results.thresholds import SUBJECT
-
-
-def geomean(values: pd.Series) -> float | None:
-    """Returns the geometric mean of the values that are there, or None where there are none."""
-    kept = values.dropna()
-    return geometric_mean(kept) if len(kept) else None
 
 
 def judged(cells: pd.DataFrame) -> pd.DataFrame:
@@ -23,7 +15,7 @@ def judged(cells: pd.DataFrame) -> pd.DataFrame:
 
 def worst_errors(run: LoadedRun) -> pd.DataFrame:
     """Returns the subject's worst tensor of each cell, the worst first."""
-    errors = run.errors[run.errors["provider"] == SUBJECT]
+    errors = run.errors[run.errors["provider"] == run.subject]
     errors = errors.sort_values(["pressure", "cell", "tensor"], ascending=[False, True, True])
     return errors.drop_duplicates(["cell", "case"])
 
@@ -43,4 +35,4 @@ def models(run: LoadedRun) -> list[Headline]:
 
 def model_sentences(run: LoadedRun) -> list[str]:
     """Returns a sentence for each of `models`."""
-    return [headline.sentence(run.baseline, SUBJECT) for headline in models(run)]
+    return [headline.sentence(run.baseline, run.subject) for headline in models(run)]

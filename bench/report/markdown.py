@@ -8,7 +8,7 @@ from markupsafe import Markup
 from bench.page.templating import templates
 from bench.report.facts import model_sentences
 from bench.report.sections.trust import warnings
-from bench.report.sections.verdict import RunVerdict, summary_rows
+from bench.report.sections.verdict import RunVerdict
 from bench.results import thresholds
 from bench.results.load import LoadedRun
 
@@ -28,9 +28,9 @@ def summary(run: LoadedRun) -> str:
         verdict=verdict,
         models=model_sentences(run),
         slower=verdict.slower[: thresholds.SUMMED_UP],
-        rows=summary_rows(run),
+        rows=verdict.directions,
         warnings=warnings(run),
-        subject=thresholds.SUBJECT,
+        subject=run.subject,
     )
 
 

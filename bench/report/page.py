@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from bench.page import machine
+from bench.page import chart, machine, palette
 from bench.page.formatting import plural, spoken
 from bench.page.templating import packed, scripts, style, templates
 from bench.report import sections
 from bench.report.sections.trust import completeness
-from bench.results import thresholds
+from bench.results import tables, thresholds
 from bench.results.load import LoadedRun, ordered
 
 
@@ -19,11 +19,11 @@ def html(run: LoadedRun) -> str:
         "run": run,
         "env": run.environment,
         "limits": thresholds,
-        "subject": thresholds.SUBJECT,
+        "subject": run.subject,
         "complete": complete,
         "completeness": completeness_sentence,
         "machine": machine.facts(run.environment),
-        "raw_file": "records.csv" if (run.folder / "records.csv").exists() else "records.jsonl",
+        "raw_file": tables.CSV if (run.folder / tables.CSV).exists() else "records.jsonl",
         "gallery": [],
         "definitions": [],
     }
@@ -40,11 +40,18 @@ def html(run: LoadedRun) -> str:
     return page.render(
         **shared,
         style=style(),
-        scripts=scripts("theme", "copy", "packed", "distribution", "table"),
+        scripts=scripts("theme", "copy", "packed", "distribution", "table", "charts"),
         measured=_measured(run),
         titles=titles,
         bodies=bodies,
-        figures=packed(shared["gallery"]),
+        legend=palette.keys(run.providers).values(),
+        markers=chart.markers(list(palette.keys(run.providers).values())),
+        points=packed(
+            {
+                "providers": run.providers,
+                "panels": [chart.columns(points, run.providers) for points in shared["gallery"]],
+            }
+        ),
     )
 
 

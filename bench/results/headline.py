@@ -88,6 +88,16 @@ def headlines(records: Sequence[Record], environment: Mapping[str, Any]) -> list
     ]
 
 
+def count_in_model(record: Record, environment: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns how many norms of the run's model are this record's, and at which batch; None where that is unknown."""
+    of_preset = models.of_preset(str((environment.get("arguments") or {}).get("preset")))
+    for norm in models.norms(of_preset[0], record.op) if of_preset else ():
+        batch = _batch(record, norm)
+        if norm.count and batch is not None:
+            return norm.count, batch
+    return None
+
+
 def _at_each_batch(model: str, norms: Sequence[Norm], what: str, records: Sequence[Record]) -> Iterator[Headline]:
     """Yields the headlines of records of one operator, mode, dtype and layout."""
     counts = [norm.count for norm in norms if norm.count]

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from bench.cases.case import DTYPES, MODES
 from bench.results import samples
-from bench.results.intervals import Array
+from bench.results.intervals import LEAST, Array
 from bench.results.numbers import short
 from bench.results.records import CUDA_EVENT, RECORDS, Record, TensorError, of_ranks, of_run
 from bench.results.thresholds import SUBJECT
@@ -27,7 +28,7 @@ SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high")
 KEYS = (
     *("started", "finished", "command", "interpreted", "device", "device_name", "gpu", "torch", "triton", "cuda"),
     *("cudnn", "git_commit", "git_dirty", "baseline", "providers", "copy_gbps", "complete", "stopped_by"),
-    *("cells_planned", "notes", "conditions", "run", "arguments"),
+    *("cells_planned", "notes", "conditions", "run", "arguments", "subject"),
 )
 
 
@@ -42,6 +43,7 @@ class LoadedRun:
     folder: Path
     environment: dict[str, Any]
     records: list[Record]
+    subject: str = SUBJECT  # the provider that the verdicts are about
 
     @property
     def interpreted(self) -> bool:
@@ -71,8 +73,8 @@ class LoadedRun:
     @cached_property
     def providers(self) -> list[str]:
         """Providers that have a record: the subject, the baseline, then the others by name."""
-        found, first = {record.provider for record in self.records}, [SUBJECT, self.baseline]
-        return [name for name in first if name in found] + sorted(found.difference(first))
+        found, first = {record.provider for record in self.records}, [self.subject, self.baseline]
+        return [name for name in dict.fromkeys(first) if name in found] + sorted(found.difference(first))
 
     @cached_property
     def by_key(self) -> dict[str, Record]:
@@ -89,8 +91,8 @@ class LoadedRun:
                     if taken.key in self.by_key:
                         cold = np.asarray(taken.series.get("cold_us", ()), dtype=float)
                         found[taken.key] = cold[np.isfinite(cold) & (cold > 0)]
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UnreadableRun(f"{path}: a line is no list of samples ({error})") from None
+            except (OSError, ValueError) as error:
+                raise UnreadableRun(str(error)) from None
         return found
 
     @cached_property
@@ -107,9 +109,10 @@ class LoadedRun:
         frame["shape"] = ["x".join(map(str, record.shape)) for record in records]
         for axis in dict.fromkeys(axis for record in records for axis in record.axes):
             frame[axis] = [record.axes.get(axis) for record in records]
-        frame["cell"] = [record.cell for record in records]
-        frame["label"] = labels(records)
-        frame["case"] = [record.case_key for record in records]
+        cells = [record.cell for record in records]  # once: putting a name together takes as long as reading a record
+        frame["cell"] = cells
+        frame["label"] = labels(records, cells)
+        frame["case"] = [f"{cell.rpartition('/')[0]}/{one.eps:g}" for cell, one in zip(cells, records, strict=True)]
         frame["size"] = [math.prod(record.shape) * (2 if record.dtype in ("fp16", "bf16") else 4) for record in records]
         frame["timed"] = np.array([self.is_timed(record) for record in records], dtype=bool)
         for column in (*TIMES, *SPEED):
@@ -123,7 +126,7 @@ class LoadedRun:
     @cached_property
     def ours(self) -> pd.DataFrame:
         """The subject's rows of `cells`."""
-        return self.cells[self.cells["provider"] == SUBJECT]
+        return self.cells[self.cells["provider"] == self.subject]
 
     @cached_property
     def timed(self) -> pd.DataFrame:
@@ -139,42 +142,54 @@ class LoadedRun:
         of_cell = np.repeat(np.arange(len(self.records)), [len(record.errors) for record in self.records])
         for name in ("op", "provider", "status", "mode", "inputs", "offset", "size", "cell", "case", "label"):
             frame[name] = self.cells[name].to_numpy()[of_cell]
+        frame["place"] = of_cell  # among the records
         numeric = ["rel_l2_error", "floor_ratio", "error_vs_torch", "scale_error", "pressure", "bound"]
         return frame.astype(dict.fromkeys(numeric, float))
 
     @cached_property
     def duels(self) -> pd.DataFrame:
         """One row a timed case of the subject with its fastest peer (see `_beside`)."""
-        peers = self.timed[self.timed["provider"] != SUBJECT].sort_values(["latency_us", "provider"])
+        peers = self.timed[self.timed["provider"] != self.subject].sort_values(["latency_us", "provider"])
         return self._beside(self.timed, peers.drop_duplicates("case"))
 
     @cached_property
     def against(self) -> pd.DataFrame:
         """One row a timed case of the subject with the baseline (see `_beside`)."""
-        baseline = (self.cells["provider"] == self.environment["baseline"]) & (self.cells["provider"] != SUBJECT)
+        baseline = (self.cells["provider"] == self.environment["baseline"]) & (self.cells["provider"] != self.subject)
         return self._beside(self.timed[self.timed["speedup"].notna()], self.cells[baseline])
 
     def _beside(self, timed: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
         """The subject's timed rows, each with the other's row of its case, whose columns end in `_peer`.
 
-        `ratio` is the other's median over the subject's, `log_variance` that of its logarithm; `beyond_noise` says that
-        the other's p10 to p90 interval lies below the subject's.
+        `ratio` is the other's median over the subject's, `log_variance` that of its logarithm. `outcome` is won or lost
+        where the 95% interval of the ratio, that of Record.speedup_low and _high, does not reach 1, else tied. Where a
+        median has no interval, the ranges from p10 to p90 decide.
         """
-        ours, others = timed[timed["provider"] == SUBJECT], others[["case", "provider", *TIMES]]
+        ours, others = timed[timed["provider"] == self.subject], others[["case", "provider", "samples", *TIMES]]
         pairs = ours.merge(others, on="case", suffixes=("", "_peer"))
         pairs["ratio"] = pairs["latency_us_peer"] / pairs["latency_us"]
-        pairs["beyond_noise"] = pairs["latency_us_p90_peer"] < pairs["latency_us_p10"]
+        pairs = pairs[pairs["ratio"].notna()].reset_index(drop=True)
         # Of each median, from its 95% interval, which is 3.92 standard errors wide.
         widths = [np.log(pairs[INTERVAL[1] + whose] / pairs[INTERVAL[0] + whose]) for whose in ("", "_peer")]
         pairs["log_variance"] = (widths[0] / 3.92) ** 2 + (widths[1] / 3.92) ** 2
+        counts = [pd.to_numeric(pairs["samples" + whose]).fillna(LEAST) for whose in ("", "_peer")]
+        reach = np.exp(-stdtrit(sum(map(np.sqrt, counts)), 0.025) * np.sqrt(pairs["log_variance"]))
+        low = (pairs["ratio"] / reach).fillna(pairs["latency_us_p10_peer"] / pairs["latency_us_p90"])
+        high = (pairs["ratio"] * reach).fillna(pairs["latency_us_p90_peer"] / pairs["latency_us_p10"])
+        pairs["outcome"] = np.select([low > 1, high < 1], ["won", "lost"], "tied")
         return pairs
 
 
-def load(folder: Path, needs_environment: bool = True) -> LoadedRun:
-    """Reads the records and the environment of a run; raises UnreadableRun where one is missing or broken."""
-    path = folder / RECORDS
+def load(folder: Path | str, needs_environment: bool = True, subject: str | None = None) -> LoadedRun:
+    """Reads the records and the environment of a run; raises UnreadableRun where one is missing or broken.
+
+    `subject` is the provider that the verdicts are about; by default the one that the run was started with.
+    Raises UnreadableRun too where it is given and has no record.
+    """
+    folder = Path(folder)
     if not folder.is_dir():
-        raise UnreadableRun(f"{folder}: no such folder; give the folder of a run, which holds {RECORDS}")
+        what = "a file" if folder.exists() else "no such folder"
+        raise UnreadableRun(f"{folder}: {what}; give the folder of a run, which holds {RECORDS}")
     try:
         environment = read_environment(folder)
     except UnreadableRun:
@@ -185,9 +200,12 @@ def load(folder: Path, needs_environment: bool = True) -> LoadedRun:
         records = {record.key: record for record in of_run(folder)}
     except FileNotFoundError:
         raise UnreadableRun(f"{folder}: holds no {RECORDS}, so it is no run") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UnreadableRun(f"{path}: a line is not a record ({error})") from None
-    return LoadedRun(folder, environment, list(records.values()))
+    except (OSError, ValueError) as error:
+        raise UnreadableRun(str(error)) from None
+    run = LoadedRun(folder, environment, list(records.values()), subject or environment.get("subject") or SUBJECT)
+    if subject and records and subject not in run.providers:
+        raise UnreadableRun(f"{folder}: has no record of {subject}, only of {', '.join(run.providers)}")
+    return run
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
@@ -204,9 +222,8 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
     return dict.fromkeys(KEYS) | environment
 
 
-def labels(records: Sequence[Record]) -> list[str]:
-    """Returns the records' cases in words, with eps where a cell was measured at several."""
-    cells = [record.cell for record in records]
+def labels(records: Sequence[Record], cells: Sequence[str]) -> list[str]:
+    """Returns the records' cases in words, with eps where a cell was measured at several; `cells` are their names."""
     of_cell = Counter(cells)
     eps = [
         f" eps {short(record.eps)}" if of_cell[cell] > 1 else "" for record, cell in zip(records, cells, strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.cases.case import Case, exactly, named
+from bench.results import json_lines
 from bench.results.numbers import error_figure, present, short
 
 RECORDS = "records.jsonl"
@@ -176,16 +177,12 @@ def rewrite(path: Path, records: Iterable[Record]) -> None:
 
 def read(path: Path) -> Iterator[Record]:
     """Yields the records of a file in order; drops a last line that was cut short, and unknown keys."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                return
-            raise
-        row["errors"] = [TensorError(**_numbers(_known(TensorError, error))) for error in row.get("errors", [])]
-        yield Record(**_numbers(_known(Record, row)))
+    return json_lines.read(path, _record)
+
+
+def _record(row: dict[str, Any]) -> Record:
+    row["errors"] = [TensorError(**_numbers(_known(TensorError, error))) for error in row.get("errors", [])]
+    return Record(**_numbers(_known(Record, row)))
 
 
 def of_run(folder: Path) -> Iterator[Record]:

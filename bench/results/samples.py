@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.results import json_lines
+
 FILE = "samples.jsonl"
 _BLOCK = 1 << 16
 
@@ -44,12 +46,4 @@ def mend(path: Path) -> None:
 
 def read(path: Path) -> Iterator[Samples]:
     """Yields the samples of a file in order, a cell perhaps more than once; drops a last line that was cut short."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                if line.endswith("\n"):
-                    raise
-                return
-            yield Samples(row.pop("key"), row)
+    return json_lines.read(path, lambda row: Samples(row.pop("key"), row))

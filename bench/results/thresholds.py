@@ -1,6 +1,6 @@
 """The numbers of the report that somebody chose, each with its reason."""
 
-SUBJECT = "normlib"  # the provider that the verdicts are about
+SUBJECT = "normlib"  # the provider that the verdicts are about, where --subject names no other
 
 # The figure that a tensor's dtype is judged by. fp32 cannot reach its rounding floor, so it is held against torch.
 JUDGED_BY = {"fp16": "floor_ratio", "bf16": "floor_ratio", "fp32": "error_vs_torch"}
@@ -39,7 +39,10 @@ ROWS_SHOWN = 20  # rows of a static table before the rest is folded away
 # Beyond these a page takes seconds to open and fills a telephone's memory: rows of the table of all cells, and entries
 # of any other list.
 TABLE_ROWS = 20_000
-LISTED = 2_000
+LISTED = 500
+# Where a width class ends: up to 1,024 columns a warp or two hold a row, beyond 8,192 no program holds it in registers;
+# up to 64 channels few programs share a batch norm's work, beyond 512 there are as many as a GPU has processors.
+WIDTHS = {"columns": (1024, 8192), "channels": (64, 512)}
 SUMMED_UP = 10  # losses in the summary for a pull request
 WORST_SHOWN = 8  # cells in an operator's table of worst errors
 

@@ -14,9 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from bench.page import axes as common
 from bench.page import svg
-from bench.page.axes import WIDTH, log_limits, slug
+from bench.page.chart import log_limits, slug
 from bench.page.formatting import number, plural
 from bench.page.palette import Key
 from bench.page.templating import Panel
@@ -25,7 +24,7 @@ from bench.results.thresholds import POINTS_DRAWN
 from bench.study.experiment import Experiment, Figure
 from bench.study.records import StudyRun
 
-HEIGHT = 2.9  # inches
+WIDTH, HEIGHT = 4.4, 2.9  # inches; the page scales them
 MARKS = 7  # markers of a curve, by which conditions are told apart without their colours
 TICKS = 9  # settings of a sweep that each have a tick of their own
 # A run that blows up is drawn up to this many times all others: it may reach 1e30 before it ends, and would press the
@@ -97,9 +96,20 @@ def _bands(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
 
 def _lines(axes: Axes, frame: pd.DataFrame, legend: Legend) -> list[str]:
     """Draws a line over the swept quantity, and a cross at the top where a setting's runs diverged."""
-    common.lines(axes, frame.rename(columns={"condition": "provider"}), legend, "x", "y")
     said = []
     for place, (key, part) in enumerate(_by_condition(frame, legend)):
+        drawn = part.groupby("x", as_index=False).agg({"y": "median", "low": "min", "high": "max"})
+        if len(drawn) > 1:
+            axes.fill_between(
+                drawn["x"], drawn["low"], drawn["high"], color=key.colour, alpha=0.2, linewidth=0, zorder=2,
+                gid=slug("band", key.provider),
+            )  # fmt: skip
+        else:
+            axes.vlines(drawn["x"], drawn["low"], drawn["high"], color=key.colour, alpha=0.45, linewidth=2.4, zorder=2)
+        axes.plot(
+            drawn["x"], drawn["y"], color=key.colour, marker=key.marker, markersize=5.5, markeredgecolor=svg.PAPER,
+            markeredgewidth=0.6, linewidth=1.3, zorder=3, gid=slug("line", key.provider),
+        )  # fmt: skip
         lost = sorted(set(part.loc[part["y"].isna(), "x"]))
         axes.plot(
             lost, np.full(len(lost), 0.97 - 0.06 * place), "x", color=key.colour, markersize=6, markeredgewidth=1.8,

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.page import FIGURES, REPORT, machine, palette, svg
 from bench.page.formatting import plural
-from bench.page.templating import packed, scripts, style, templates
+from bench.page.templating import packed_table, scripts, style, templates
 from bench.results import thresholds
 from bench.study.experiment import BN, PLAIN, Experiment
 from bench.study.figures import panels
@@ -78,10 +78,8 @@ def _context(study: Study) -> dict[str, Any]:
         "machine": machine.facts(study.environment),
         "env": study.environment,
         "environment": machine.flat(study.environment),
-        "packed_table": packed(_table(study)),
+        "packed_table": packed_table(_table(study)),
         "raw_file": FILE,
-        "gallery": [],
-        "pack": packed,
         "method": METHOD,
         "value": value,
         "tones": TONES,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.results import json_lines
 from bench.study.training import Points
 
 FILE = "study.jsonl"
@@ -48,15 +49,9 @@ def append(folder: Path, run: StudyRun) -> None:
 
 def read(folder: Path) -> Iterator[StudyRun]:
     """Yields the runs of a folder in order; of two with one key the later counts. Drops a last line cut short."""
-    with (folder / FILE).open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                if line.endswith("\n"):
-                    raise
-                return
-            yield StudyRun(**row | {key: _figures(row[key]) for key in ("values", "series")})
+    return json_lines.read(
+        folder / FILE, lambda row: StudyRun(**row | {key: _figures(row[key]) for key in ("values", "series")})
+    )
 
 
 def _strict(value: Any) -> Any:

@@ -92,8 +92,8 @@ def load(folder: Path) -> Study:
         runs = {run.key: run for run in read(folder)}
     except FileNotFoundError:
         raise UnreadableRun(f"{path}: no such file; python -m bench.study writes one line a run there") from None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UnreadableRun(f"{path}: a line is not a run ({error})") from None
+    except (OSError, ValueError) as error:
+        raise UnreadableRun(str(error)) from None
     return Study(folder, described, tuple(runs.values()))
 
 

@@ -13,11 +13,11 @@
                          row all the same) are divided by PARTIAL_N, and c1 is in dx of those columns only
 
 A row that fits stays in registers, as equal power-of-two chunks (plan.row_tile): forward moves x and y once (with a
-residual also that and z), backward dy, x and dx once (and dz). Backward a longer one does too, in slices whose programs
-wait for each other, where a device allows that; else it is swept twice, the second time backwards so that it meets the
-cache. The backward grid is persistent: each program adds dw and db of its rows in registers and leaves one partial row
-of each; a second stage adds the partials in a fixed order. Saved for backward: x (or z), rstd and, if CENTRED, the mean
-as a pair of floats.
+residual also that and z), backward dy, x and dx once (and dz). A longer one does too, in slices whose programs wait for
+each other, where a device allows that; else it is swept twice, the second time backwards so that it meets the cache.
+The backward grid is persistent: each program adds dw and db of its rows in registers and leaves one partial row of
+each; a second stage adds the partials in a fixed order. Saved for backward: x (or z), rstd and, if CENTRED, the mean as
+a pair of floats.
 """
 
 from fractions import Fraction
@@ -31,6 +31,7 @@ from normlib.kernels.plan import Device
 from normlib.kernels.reduction import sum_partials
 from normlib.kernels.row_norm import plan as row_plan
 from normlib.kernels.row_norm.narrow import _row_norm_backward_kernel, _row_norm_forward_kernel
+from normlib.kernels.row_norm.sliced import _row_norm_forward_sliced_kernel
 from normlib.kernels.row_norm.wide import (
     _row_norm_forward_loop_kernel,
     _row_norm_input_gradient_loop_kernel,
@@ -83,7 +84,28 @@ def forward(
     constants |= {"CENTRED": centred, "ZERO_CENTRED": zero_centred}
     stored = ("y", "mean", "rstd", "z")
     with on(x):
-        if plan.chunks:
+        if plan.slices > 1:
+            k, programs, planes = plan.slices, min(plan.programs, m), 3 if centred else 1
+            padded = plans.next_power_of_2(k)
+            moments = torch.empty((m, planes, padded), dtype=stats, device=x.device)
+            # The first slice's mean is loaded once more, for others to be taken about.
+            merged = k + Fraction(int(centred), planes)
+            launch(
+                *(_row_norm_forward_sliced_kernel, (k, programs)),
+                *(*arguments[:3], moments, counters(2 * programs, x.device), *arguments[3:]),
+                **constants,
+                CHUNKS=plan.chunks,
+                BLOCK_N=plan.block_n,
+                SLICES=padded,
+                AHEAD=plan.ahead,
+                moves=lambda: Moves(
+                    plan,
+                    {"x": 1, "residual": 1, "weight": programs, "bias": m, "moments": merged},
+                    (*stored, "moments"),
+                    parts={"moments": k * m * planes},
+                ),
+            )
+        elif plan.chunks:
             tiles = plans.cdiv(m, plan.block_m)
             lanes = tiles * plan.block_m  # rows, those past the last one included
             launch(
@@ -145,7 +167,7 @@ def backward(
     both = {"PARTIAL_N": partial_n or n, "ZERO_CENTRED": zero_centred}
     with on(x):
         if plan.rows.chunks:
-            k = plan.slices
+            k = plan.rows.slices
             waits = k > 1
             sums_of_rows = (
                 torch.empty((m, 2, plans.next_power_of_2(k)), dtype=rstd.dtype, device=x.device) if waits else None
@@ -161,7 +183,7 @@ def backward(
                 BLOCK_M=plan.rows.block_m,
                 BLOCK_N=plan.rows.block_n,
                 SLICES=plans.next_power_of_2(k),
-                AHEAD=plan.ahead,
+                AHEAD=plan.rows.ahead,
                 moves=lambda: Moves(
                     plan,
                     {"dy": 1, "x": 1, "mean": k, "rstd": k, "dz": int(need_dx), "sums": k}

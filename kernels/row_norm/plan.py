@@ -1,8 +1,8 @@
-"""Plans of rows of N columns: in registers as chunks, in a loop, or backward in slices."""
+"""Plans of rows of N columns: in registers as chunks, in slices, or in a loop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_power_of_2
@@ -52,7 +52,8 @@ def row_tile(n: int, itemsize: int, row_threads: int, threads: int, slices: int 
 class RowPlan:
     """Rows in registers, as `chunks`, block_m of them a tile; or, without chunks, in a loop over block_n columns.
 
-    Forward such a loop has a grid of `programs` at most, which take one row after another.
+    With several `slices` a row is that many programs', which wait for each other. In slices or in a loop the forward
+    grid has `programs` groups at most, which take one row after another.
     """
 
     block_m: int
@@ -60,9 +61,13 @@ class RowPlan:
     chunks: int = 0
     block_n: int = 0
     programs: int = 0
+    slices: int = 1
+    ahead: bool = False  # whether the next rows are loaded before these are done
 
     @property
     def kind(self) -> str:
+        if self.slices > 1:
+            return "slices, barrier"
         return "rows in registers" if self.chunks else "loop over a row"
 
 
@@ -105,72 +110,81 @@ def _forward_loop(n: int, itemsize: int, device: Device, tensors: int) -> RowPla
     )
 
 
+# The threads of a program that has a slice of a row, and the smallest program backward.
+THREADS = 128
+# Of a slice forward, by itemsize: its columns, and such programs of a multiprocessor. In 16 bits a thread has the next
+# row's columns beside this one's and those of weight.
+FORWARD_SLICE = {2: 8192, 4: 4096, 8: 1024}
+FORWARD_SLICE_PROGRAMS = {2: 2, 4: 3, 8: 4}
+
+
+def _sliced(n: int, itemsize: int, columns: int, programs: int, device: Device) -> RowPlan | None:
+    """Returns a plan in slices, all programs resident; None if the device has no barrier or too few programs."""
+    resident = programs * device.multiprocessors
+    tile = row_tile(n, itemsize, THREADS, THREADS, cdiv(n, columns))
+    slices = cdiv(n, tile["block_n"] * tile["chunks"])
+    if not device.cooperative or slices > resident:
+        return None
+    options = {**launch_options(THREADS, device, programs), "launch_cooperative_grid": True}
+    ahead = itemsize == 2 and alignment(n) * itemsize >= 16
+    return RowPlan(**tile, options=options, programs=resident // slices, slices=slices, ahead=ahead)
+
+
 @cache
-def row_forward(n: int, itemsize: int, device: Device, tensors: int = 2) -> RowPlan:
+def row_forward(n: int, itemsize: int, device: Device, tensors: int = 2, waits: bool = True) -> RowPlan:
     """Returns the forward plan of rows of which `tensors` activations move: x and y, with a residual also that and z.
 
     It depends on the columns, so that a row's bits do not depend on how many rows there are, and but for the number of
-    programs on nothing else: with a residual the bits are the same.
+    programs on nothing else: with a residual the bits are the same. `waits`: the kernels have slices.
     """
     if n > FORWARD_REGISTER_COLUMNS[itemsize]:
-        return _forward_loop(n, itemsize, device, tensors)
+        # What is not loaded 16 bytes at a time takes more registers.
+        columns = FORWARD_SLICE[itemsize] // (1 if alignment(n) * itemsize >= 16 else 4)
+        sliced = _sliced(n, itemsize, columns, FORWARD_SLICE_PROGRAMS[itemsize], device) if waits else None
+        return sliced or _forward_loop(n, itemsize, device, tensors)
     row_threads = threads_of_row(n, max(LEAST[itemsize], n // 128), FORWARD_MOST[itemsize])
     chosen = device.tuning.of(row_plans("forward", n, itemsize), columns=cdiv(n, row_threads), threads=128)
     row_threads = next_power_of_2(cdiv(n, chosen["columns"]))
     threads = max(chosen["threads"], row_threads)
-    return RowPlan(**row_tile(n, itemsize, row_threads, threads), options=launch_options(threads, device))
+    tile = row_tile(n, itemsize, row_threads, threads)
+    return RowPlan(**tile, options=launch_options(threads, device), ahead=False)
 
 
 @dataclass(frozen=True)
 class RowBackwardPlan:
     """A persistent grid of `programs`; each leaves one row of partial dw and db.
 
-    With `rows.chunks` one kernel does it all; with several `slices` a row is that many programs', which wait for each
-    other. Without chunks the input gradient loops over the row, and the weight's are summed by a kernel of their own
-    over (programs, column blocks of `block_columns`), `block_rows` rows at a time.
+    With `rows.chunks` one kernel does it all. Without chunks the input gradient loops over the row, and the weight's
+    are summed by a kernel of their own over (programs, column blocks of `block_columns`), `block_rows` rows at a time.
     """
 
     rows: RowPlan
     programs: int
     block_rows: int = 1
     block_columns: int = 0
-    slices: int = 1
-    ahead: bool = False  # whether the next rows are loaded before these are done
 
     @property
     def kind(self) -> str:
-        return "slices, barrier" if self.slices > 1 else self.rows.kind
+        return self.rows.kind
 
 
-# A backward program has this many threads or those of a row, and a multiprocessor two such programs: a thread may then
+# A backward program has THREADS threads or those of a row, and a multiprocessor two such programs: a thread may then
 # have 255 registers, for weight, dw, db, x_hat and dy of its columns.
-THREADS, PROGRAMS = 128, 2
+PROGRAMS = 2
 # Columns of a slice by itemsize, in such a program.
 SLICE = {2: 4096, 4: 4096, 8: 1024}
 # The columns of a thread, by itemsize, up to which there are registers for the next row: only in 16 bits.
 AHEAD_MOST = {2: 32, 4: 0, 8: 0}
 
 
-def _sliced(m: int, n: int, itemsize: int, device: Device) -> RowBackwardPlan | None:
-    """Returns the plan in slices, all programs resident; None if the device has no barrier or too few programs."""
-    resident = PROGRAMS * device.multiprocessors
-    tile = row_tile(n, itemsize, THREADS, THREADS, cdiv(n, SLICE[itemsize]))
-    slices = cdiv(n, tile["block_n"] * tile["chunks"])
-    if not device.cooperative or slices > resident:
-        return None
-    options = {**launch_options(THREADS, device, PROGRAMS), "launch_cooperative_grid": True}
-    # The sums of more than 8 slices take the registers that the next row would need (compiled for sm_100).
-    few = slices <= 8 and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * THREADS
-    ahead = few and alignment(n) * itemsize >= 16
-    return RowBackwardPlan(RowPlan(**tile, options=options), min(resident // slices, m), slices=slices, ahead=ahead)
-
-
 @cache
 def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = True) -> RowBackwardPlan:
     """Returns the backward plan of (m, n); `whole`: dx and parameter gradients are both wanted."""
     if n > BACKWARD_REGISTER_COLUMNS[itemsize]:
-        if whole and (sliced := _sliced(m, n, itemsize, device)):
-            return sliced
+        if whole and (sliced := _sliced(n, itemsize, SLICE[itemsize], PROGRAMS, device)):
+            # The sums of more than 8 slices take the registers that the next row would need (compiled for sm_100).
+            rows = replace(sliced, ahead=sliced.ahead and sliced.slices <= 8)
+            return RowBackwardPlan(rows, min(sliced.programs, m))
         rows = RowPlan(block_m=1, options=launch_options(256, device), block_n=2048)
         block_rows, block_columns = 8, 256
         wanted = cdiv(4 * device.multiprocessors, cdiv(n, block_columns))
@@ -194,7 +208,6 @@ def row_backward(m: int, n: int, itemsize: int, device: Device, whole: bool = Tr
     row_threads = next_power_of_2(cdiv(n, chosen["columns"]))
     threads = max(chosen["threads"], row_threads)
     tile = row_tile(n, itemsize, row_threads, threads)
-    rows = RowPlan(**tile, options=launch_options(threads, device, chosen["programs"]))
-    programs = max(min(chosen["programs"] * device.multiprocessors, cdiv(m, rows.block_m)), 1)
     ahead = wide and tile["chunks"] * tile["block_n"] <= AHEAD_MOST[itemsize] * row_threads
-    return RowBackwardPlan(rows, programs, ahead=ahead)
+    rows = RowPlan(**tile, options=launch_options(threads, device, chosen["programs"]), ahead=ahead)
+    return RowBackwardPlan(rows, max(min(chosen["programs"] * device.multiprocessors, cdiv(m, rows.block_m)), 1))

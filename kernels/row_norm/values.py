@@ -35,7 +35,7 @@ def load_row(row_ptr, row, block, M, N: tl.constexpr, CHUNKS: tl.constexpr, EVEN
     """Returns a row's chunks in its own dtype; `block` has the first one's columns, and EVEN says that all are full."""
     chunks = ()
     for i in tl.static_range(CHUNKS):
-        n = i * block.shape[1] + block
+        n = i * block.shape[-1] + block
         chunks = chunks + (load_narrow(row_ptr + n, (row < M) & ((n < N) | EVEN)),)
     return chunks
 

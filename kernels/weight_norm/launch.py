@@ -41,7 +41,7 @@ def forward(x: Tensor, weight: Tensor, device: Device | None = None) -> tuple[Te
     if x.numel() == 0:
         return y, norm.zero_()
     rows = as_rows(x, n)
-    plan = row_plan.row_forward(n, x.element_size(), device or device_of(x))
+    plan = row_plan.row_forward(n, x.element_size(), device or device_of(x), waits=False)
     stride = rows.stride(0)
     arguments = (y, norm, rows, weight, m, stride)
     constants = {"ALIGN": plans.alignment(stride), "N": n, **plan.options}

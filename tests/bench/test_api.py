@@ -1,8 +1,11 @@
 """bench.api: what is measured comes back as a frame."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
-from bench.api import cases, measure
+from bench.api import FunctionProvider, cases, measure
 from bench.cli import BadArgument
 from bench.measure.providers import Provider, providers
 from bench.results import records as results
@@ -51,9 +54,30 @@ def test_records_are_kept_where_a_folder_is_given_and_never_overwritten(tmp_path
         (lambda: cases(tokns=4), "did you mean tokens"),
         (lambda: measure(cases(**TINY), providers=["torhc"]), "did you mean torch"),
         (lambda: measure(cases(**TINY), device="tpu"), "cuda, cpu"),
+        (lambda: measure(cases(**TINY), baseline="liger"), "baseline: 'liger' is not one of torch, normlib"),
+        (lambda: measure(cases(**TINY), subject="mine"), "subject: 'mine' is not one of torch, normlib"),
+        (lambda: measure([]), "cases: empty"),
+        (lambda: measure(cases(**TINY), providers=[]), "providers: empty"),
+        (lambda: measure(cases(**TINY), time_budget=0), "time_budget: 0 is not a number of seconds above zero"),
+        (lambda: cases(op="ln", dtype="float32"), "did you mean fp32"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(call, says):
     with pytest.raises(BadArgument, match=says) as refused:
         call()
     assert "\n" not in str(refused.value)
+
+
+def test_the_example_leaves_a_report_about_its_own_kernel(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.api.cases", lambda **_: cases(op="rms", tokens=4, hidden=8, dtype="fp32,bf16"))
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "my_provider.py"))
+    assert capsys.readouterr().out.count("ok") == 3
+    report = Path("reports/mine/report.html").read_text(encoding="utf-8")
+    assert "Verdict on mine" in report and "Right: 6 mine cells compared with float64, none wrong" in report
+
+
+def test_a_provider_of_functions_serves_only_its_operators(tmp_path):
+    frame = measure(cases(**TINY), ["torch", FunctionProvider("mine", rms_norm=None)])
+    mine = frame[frame["provider"] == "mine"]
+    assert set(mine["status"]) == {"unsupported"} and set(mine["reason"]) == {"has no layer_norm"}

@@ -18,14 +18,14 @@ OPERATORS, PROVIDERS = operators(), providers()
 PRESETS = sweep.presets_of(OPERATORS.values())
 
 
-def shown(preset, device="cpu", terminal=False):
+def shown(preset, device="cpu", terminal=False, cells=False):
     device = torch.device(device)
     chosen = {name: PROVIDERS[name] for name in ("torch", "normlib")}
     asked = sweep.parse({"preset": preset}, OPERATORS, preset)
     cases, _ = reduced(sweep.cases(asked, OPERATORS), device)
     plan = RunPlan(cases, chosen, OPERATORS, "torch", PROVIDERS["torch"], device, 0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None)
-    listing.show(console, plan, {"torch": PROVIDERS["torch"]})
+    listing.show(console, plan, {"torch": PROVIDERS["torch"]}, cells)
     return console.file.getvalue()
 
 
@@ -43,14 +43,15 @@ def test_every_preset_has_its_operators_cells_and_time_in_one_line():
 def test_a_presets_line_counts_the_cells_that_a_run_of_it_has(preset):
     lines = shown(preset).splitlines()
     counted = [int(line.split("  ")[2]) for line in lines if line.startswith(f"preset: {preset}  ")]
-    cells = [line for line in lines if line.startswith("cell: ")]
+    cells = [line for line in shown(preset, cells=True).splitlines() if line.startswith("cell: ")]
     assert sum(counted) == len(cells)
     assert lines[-1].startswith(f"{len(cells) // 2} cases, {len(cells)} cells, about ")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_gpus_list_needs_none(terminal):
-    assert "llama3-70b-inference" in shown("resnet50", "cuda", terminal)
+    listed = shown("resnet50", "cuda", terminal)
+    assert "llama3-70b-inference" in listed and "batch_norm 32x" not in listed
 
 
 def test_a_gpus_time_says_what_it_is_made_of_and_a_cpus_does_not():

@@ -91,6 +91,15 @@ BAD = [
     (["--op"], "--op", "expected one argument"),
     (["--preset", "smok"], "--preset", "did you mean smoke?"),
     (["--op", "ln", "--preset", "resnet50"], "--preset", "is not one of smoke, quick, full"),
+    (["--dtype", "float32"], "--dtype", "did you mean fp32?"),
+    (["--dtype", "fp32,bfloat16"], "--dtype", "did you mean bf16?"),
+    (["--op", "ln", "--preset", "resnet50"], "--preset", "it is a preset of --op bn, bn_add_relu, bn_relu"),
+    (["--profile", "gdb"], "--profile", "is not one of ncu, nsys, torch"),
+    (["--profile", "torch"], "--profile", "takes one case, and these are "),
+    (["--profile", "ncu"], "--profile", "ncu needs a GPU"),
+    (["--list", "cases"], "--list", "is not one of presets, cells"),
+    (["--subject", "extra"], "--subject", "not among the providers of this run: torch, normlib"),
+    (["--subject", "nobody"], "--subject", "is not one of"),
     (["--dtype", "fp8"], "--dtype", "'fp8' is not one of fp32, fp16, bf16"),
     (["--mode", "backward"], "--mode", "is not one of fwd, bwd, fwd_bwd, eval"),
     (["--layout", "nchv"], "--layout", "did you mean nchw?"),
@@ -144,6 +153,8 @@ def test_out_that_is_a_file_is_refused(elsewhere, capsys, registered):
     (elsewhere / "file").write_text("mine")
     for out in ("file", "file/below"):
         assert "--out: " in refused(capsys, ["--out", out])
+    for option in ("--out", "--resume", "--against"):
+        assert f"{option}: 'file' is a file; " in refused(capsys, [option, "file"])
     assert (elsewhere / "file").read_text() == "mine"
 
 
@@ -165,7 +176,7 @@ def test_out_that_holds_a_run_is_refused_and_left_alone(elsewhere, capsys, regis
 def test_a_run_leaves_its_five_files_and_says_where_the_report_is(elsewhere, capsys, registered):
     assert run.main([*TINY, "--out", "a/b", "--seed", "3"]) == 0
     folder = Path("a/b")
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} - {"records.parquet"} == {
         "environment.json",
         "records.csv",
         "records.jsonl",
@@ -208,10 +219,11 @@ def test_the_baseline_runs_first_in_each_case(registered):
     assert [r.provider for r in results.read(Path("b/records.jsonl"))] == ["normlib", "torch"] * 3
 
 
-def test_a_provider_asked_for_by_name_that_is_unavailable_is_recorded_as_unsupported(registered):
+def test_a_provider_asked_for_by_name_that_is_unavailable_is_recorded_as_unsupported(registered, capsys):
     assert run.main([*TINY, "--providers", "torch,extra", "--out", "a"]) == 0
     found = {r.provider: (r.status, r.reason) for r in results.read(Path("a/records.jsonl"))}
     assert found == {"torch": ("ok", ""), "extra": ("unsupported", "needs a GPU")}
+    assert "extra cannot run here: needs a GPU" in capsys.readouterr().out
 
 
 DOUBLED = lambda out: {name: tensor * 2 for name, tensor in out.items()}
@@ -232,6 +244,29 @@ def test_the_exit_status_says_whether_a_normlib_cell_is_wrong(registered, fake, 
     registered(fake)
     assert run.main([*TINY, "--out", "a"]) == status
     assert Path("a/report.html").exists()
+
+
+def test_the_exit_status_is_about_the_subject(registered):
+    registered(Fake("normlib", DOUBLED), Fake("mine"))
+    names = ["--providers", "normlib,torch,mine"]
+    assert run.main([*TINY, *names, "--out", "a", "--subject", "mine"]) == 0
+    assert environment.read(Path("a"))["subject"] == "mine"
+    assert run.main([*TINY, *names, "--out", "b"]) == 1
+    registered(Fake("normlib"), Fake("mine", DOUBLED))
+    assert run.main([*TINY, *names, "--out", "c", "--subject", "mine"]) == 1
+    assert run.main(["--resume", "c"]) == 1
+
+
+def test_the_subject_is_profiled_into_the_runs_folder(registered, capsys):
+    assert run.main([*TINY, "--mode", "fwd", "--out", "a", "--profile", "torch", "--subject", "torch"]) == 0
+    assert "profile: a/profile-torch-torch.json" in capsys.readouterr().out
+    assert Path("a/profile-torch-torch.json").exists()
+
+
+def test_a_missing_baseline_is_told_when_the_run_starts(registered, capsys):
+    assert run.main([*TINY, "--providers", "normlib", "--out", "a"]) == 0
+    said = "no speedups: torch is not measured, and --baseline names no other of normlib"
+    assert said in capsys.readouterr().out and said in environment.read(Path("a"))["notes"]
 
 
 def test_a_wrong_peer_is_told_and_is_no_failure_of_ours(capsys, registered):
@@ -322,11 +357,12 @@ def test_resume_of_a_broken_description_is_refused(elsewhere, registered, capsys
 def test_list_prints_a_line_for_each_cell_and_thing_and_runs_nothing(elsewhere, capsys, registered):
     assert run.main([*TINY, "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "cell: layer_norm 4x8 fp32 rows fwd  torch" in lines
     assert "provider: extra  needs a GPU" in lines
-    assert sum(line.startswith("cell: ") for line in lines) == 6
     kinds = {line.partition(":")[0] for line in lines[:-1]}
-    assert kinds == {"operator", "preset", "provider", "cell"}
+    assert kinds == {"operator", "preset", "provider"}
+    assert run.main([*TINY, "--list", "cells"]) == 0
+    *cells, last = capsys.readouterr().out.splitlines()
+    assert len(cells) == 6 and "cell: layer_norm 4x8 fp32 rows fwd  torch" in cells and last == lines[-1]
     assert list(elsewhere.iterdir()) == []
 
 

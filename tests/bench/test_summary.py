@@ -49,8 +49,8 @@ def test_a_row_counts_how_a_providers_cells_ended():
 
 def test_speedups_are_their_geometric_mean_with_their_number():
     lines = shown(record("torch", speedup=1.0), record("normlib", speedup=4.0), record("normlib", speedup=1.0, width=9))
-    assert "speedup over torch (geometric mean)" in lines[0]
-    assert lines[2] == "layer_norm normlib 2 2.00x of 2"
+    assert "speedup over torch (geometric mean; won, tied, lost; worst)" in lines[0]
+    assert lines[2] == "layer_norm normlib 2 2.00x; 1 won, 1 tied, 0 lost; worst 1.00x"
 
 
 def test_without_a_speedup_there_is_no_word_of_speed():

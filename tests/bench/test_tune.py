@@ -191,7 +191,7 @@ def _plans(kind, name=None, value=0):
     if kind == "row_forward":
         return [row_plan.row_forward(n, 2, tuned) for n in (64, 1000)]
     if kind == "row_forward_loop":
-        return [row_plan.row_forward(n, 2, tuned) for n in (40000, 65536)]
+        return [row_plan.row_forward(n, 2, replace(tuned, cooperative=False)) for n in (40000, 65536)]
     if kind == "row_backward":
         return [row_plan.row_backward(4096, n, 2, tuned) for n in (64, 512, 1000)]
     found = []

@@ -67,7 +67,8 @@ def compared(folder):
 def listed(folder):
     """The list of runs, one of which cannot be read."""
     runs = folder / "runs"
-    render(write(runs / "good", resnet50()[:4]))
+    for name in ("before", "good"):  # two, so that there is a history
+        render(write(runs / name, resnet50()[:8]))
     study_page.render(study_runs.write(runs / "study", study_runs.runs()[:4]))
     (runs / "broken").mkdir()
     (runs / "broken" / "records.jsonl").write_text("not json\n{}\n")

@@ -1,13 +1,14 @@
 """The report in headless Chromium, without a network."""
 
+import base64
 import re
 
 import pytest
 from pages import DESKTOP, PHONE
-from report_runs import PROVIDERS, record, resnet50, sweep, unpacked, write
+from report_runs import PROVIDERS, by_row, record, resnet50, sweep, unpacked, write
 
-from bench.page.templating import packed
-from bench.report import render
+from bench.page.templating import packed_table
+from bench.report import index, render
 
 pytestmark = pytest.mark.chance
 
@@ -131,6 +132,8 @@ def test_a_link_to_a_cell_finds_its_row_and_shows_the_samples_of_its_case(browse
     drawn = texts(browser, "tr.more figure text.name")
     assert len(drawn) >= 2
     assert browser.run("return document.querySelectorAll('tr.more circle').length") == 20 * len(drawn)
+    command = browser.run("return document.querySelector('tr.more .command').textContent")
+    assert command.startswith("python -m bench.run --op layer_norm --tokens ") and "--providers torch" in command
     click(browser, "tr.more button")
     assert texts(browser, "tr.more") == [] and browser.run("return location.hash") == ""
 
@@ -217,11 +220,11 @@ def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser, report, folder
     html = report.read_text(encoding="utf-8")
     packed_rows = re.search(r'id="cells-data">(.*?)</script>', html)
     assert packed_rows
-    data = unpacked(packed_rows[1])
+    data = by_row(unpacked(packed_rows[1]))
     few = data["rows"]
     data["rows"] = [{**few[i % len(few)], "id": f"{few[i % len(few)]['id']}/{i}", "case": i} for i in range(20_000)]
     page = folder / "many.html"
-    page.write_text(html.replace(packed_rows[1], packed(data)), encoding="utf-8")
+    page.write_text(html.replace(packed_rows[1], packed_table(data)), encoding="utf-8")
     browser.open(page, wait=ROW)
     assert texts(browser, "#shown") == ["20,000 cells"]
     taken = browser.run(
@@ -238,3 +241,166 @@ def test_twenty_thousand_rows_filter_in_less_than_300_ms(browser, report, folder
     )
     assert 0 < len(texts(browser, ROW)) < 20_000
     assert min(taken) < 300
+
+
+CHART = "#gbps-layer-norm-fwd-fp16"
+
+
+def on_chart(browser, provider):
+    """The places on the screen of a provider's points in a chart."""
+    browser.run("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", CHART)
+    return browser.run(
+        """
+        const path = document.querySelector(arguments[0] + ` g[data-p="${arguments[1]}"] .line`);
+        const count = path.getAttribute("d").split("l").length;
+        const matrix = path.getScreenCTM();
+        let [x, y] = [0, 0];
+        return path.getAttribute("d").slice(1).split("l").slice(0, count).map((pair) => {
+          const [dx, dy] = pair.match(/-?[0-9]+/g).map(Number);
+          [x, y] = [x + dx, y + dy];
+          return [matrix.a * x + matrix.e, matrix.d * y + matrix.f];
+        });
+        """,
+        CHART,
+        provider,
+    )
+
+
+def point_at(browser, x, y, pressed=False):
+    for kind in ("mouseMoved", *(("mousePressed", "mouseReleased") if pressed else ())):
+        browser.set("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left" if pressed else "none", clickCount=1)
+
+
+def test_a_chart_tells_the_values_under_the_pointer_and_a_click_leads_to_the_cell(opened, report):
+    opened.open(report, wait=ROW)
+    x, y = on_chart(opened, "normlib")[-1]
+    point_at(opened, x, y)
+    (told,) = texts(opened, "#tip")
+    assert told.startswith("normlib: ") and "GB/s" in told and told.endswith("/normlib")
+    box = opened.run(
+        "const b = document.getElementById('tip').getBoundingClientRect(); return [b.left, b.right, b.top]"
+    )
+    assert 0 <= box[0] < box[1] <= DESKTOP[0] and box[2] >= 0
+    point_at(opened, x, y, pressed=True)
+    opened.wait("return document.querySelector('tr.found') !== null")
+    assert opened.run("return document.querySelector('tr.found').dataset.cell") == told.rpartition(" · ")[2]
+    assert opened.run("return document.getElementById('tip').hidden")
+
+
+def test_a_chart_tells_its_values_to_the_keyboard(opened, report):
+    opened.open(report, wait=ROW)
+    opened.run("document.querySelector(arguments[0]).focus()", CHART)
+    said = []
+    for _ in range(3):
+        opened.press("\ue014")
+        said += texts(opened, "#tip")
+    assert len(set(said)) == 3 and all("GB/s" in one for one in said)
+    opened.press("\ue007")
+    opened.wait("return document.querySelector('tr.found') !== null")
+    assert opened.run("return document.querySelector('tr.found').dataset.cell") == said[-1].rpartition(" · ")[2]
+
+
+def test_the_legend_stays_in_sight_and_hides_a_provider_in_every_chart_and_shows_it_again(opened, report):
+    opened.open(report, wait=ROW)
+    x, y = on_chart(opened, "torch")[-1]
+    assert opened.run("return document.querySelector('.legend').getBoundingClientRect().top") >= 0
+    seen = """
+        return [...document.querySelectorAll("g.series")].filter((e) => e.dataset.p === "torch")
+          .map((e) => getComputedStyle(e).display !== "none");
+        """
+    assert texts(opened, ".legend button") == [*PROVIDERS[:2], *sorted(PROVIDERS[2:])]
+    assert len(opened.run(seen)) > 5 and all(opened.run(seen))
+    click(opened, '.legend button[data-p="torch"]')
+    assert not any(opened.run(seen))
+    assert opened.run("return document.querySelector('.legend [data-p=torch]').ariaPressed") == "false"
+    point_at(opened, x, y)
+    assert not texts(opened, "#tip")[0].startswith("torch: ") or opened.run(
+        "return document.getElementById('tip').hidden"
+    )
+    click(opened, '.legend button[data-p="torch"]')
+    assert all(opened.run(seen))
+
+
+def test_a_print_has_every_figure_at_once_and_takes_few_pages(opened, report):
+    opened.driver.get(report.as_uri())
+    printed = base64.b64decode(opened.set("Page.printToPDF", printBackground=True, scale=0.8)["data"])
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 12
+    opened.set("Emulation.setEmulatedMedia", media="print")
+    try:
+        sizes = "return [...document.querySelectorAll('svg.chart')].map((e) => e.getBoundingClientRect().height)"
+        heights = opened.run(sizes)
+        assert len(heights) > 20 and min(heights) > 40
+        hidden = (
+            "return ['.tall', 'details:not(.figures)'].map((s) => getComputedStyle(document.querySelector(s)).display)"
+        )
+        assert opened.run(hidden) == ["none", "none"]
+    finally:
+        opened.set("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_telephone_shows_all_of_the_navigation_and_a_shadow_where_a_table_goes_on(opened, report):
+    opened.size(*PHONE)
+    try:
+        opened.open(report, wait=ROW)
+        fits = "const e = document.querySelector('nav .links'); return e.scrollWidth <= e.clientWidth"
+        assert opened.run(fits)
+        shadow = "return getComputedStyle(document.querySelector('.scroll')).backgroundImage"
+        assert opened.run(shadow).count("gradient") == 4
+    finally:
+        opened.size(*DESKTOP)
+
+
+@pytest.fixture(scope="module")
+def listed(folder):
+    """The list of three runs of which the second is faster."""
+    for month, factor in ((1, 1.0), (2, 0.8), (3, 0.8)):
+        records = [one for one in sweep(grids=GRID) if one.provider != "cudnn" and one.latency_us]
+        for one in records if month > 1 else ():
+            for name in ("latency_us", "latency_us_low", "latency_us_high"):
+                setattr(one, name, getattr(one, name) * (factor if one.provider == "normlib" else 1.0))
+        started = f"2026-0{month}-01T00:00:00+00:00"
+        render(write(folder / "runs" / f"run-{month}", records, started=started, arguments={"preset": "quick"}))
+    return index.write(folder / "runs")
+
+
+def test_the_list_of_runs_sorts_and_filters(browser, listed):
+    browser.open(listed, wait=".sortable th button")
+    first = "#runs tbody tr:not([hidden]) th"
+    assert texts(browser, first) == ["run-3", "run-2", "run-1"]
+    click(browser, "#runs thead th:nth-child(2) button")
+    assert texts(browser, first) == ["run-1", "run-2", "run-3"]
+    click(browser, "#runs thead th:nth-child(2) button")
+    assert texts(browser, first) == ["run-3", "run-2", "run-1"]
+    browser.run(
+        "const f = document.querySelector('#runs input'); f.value = 'run-2'; f.dispatchEvent(new Event('input'))"
+    )
+    assert texts(browser, first) == ["run-2"]
+
+
+def test_the_leaderboard_sorts_and_leads_to_its_run(browser, listed):
+    browser.open(listed, wait=".sortable th button")
+    providers = "#leaders tbody td:nth-child(4)"
+    assert texts(browser, providers)[0] == "normlib" and set(texts(browser, providers)) == {
+        "normlib",
+        "torch",
+        "torch_compile",
+    }
+    click(browser, "#leaders thead th:nth-child(4) button")
+    assert texts(browser, providers) == sorted(texts(browser, providers))
+    click(browser, "#leaders tbody a")
+    browser.wait("return document.title.startsWith('Normalization benchmark')")
+    assert browser.run("return location.href").endswith("/run-3/report.html")
+
+
+def test_the_history_tells_its_runs_and_hides_a_provider(browser, listed):
+    browser.open(listed, wait=".legend button")
+    browser.run("document.querySelector('#history svg.chart').focus()")
+    browser.wait("return document.querySelector('#history svg.chart').tabIndex === 0")
+    browser.run("document.querySelector('#history svg.chart').focus()")
+    said = ""
+    for _ in range(9):
+        browser.press("\ue014")
+        said += texts(browser, "#tip")[0] + " "
+    assert "run-1, 2026-01-01" in said and "1.25× of the run before" in said and "faster; run-2" in said  # noqa: RUF001
+    click(browser, ".legend button[data-p=torch]")
+    assert browser.run("return getComputedStyle(document.querySelector('#history g[data-p=torch]')).display") == "none"

@@ -38,7 +38,7 @@ class Program:
             self._define_arguments(line)
 
     def _operands(self, text):
-        return [next(s[name] for s in reversed(self.scopes) if name in s) for name in re.findall(r"%[\w#]+", text)]
+        return [next(s[name] for s in reversed(self.scopes) if name in s) for name in re.findall(r"%[\w#-]+", text)]
 
     def _enter(self, name, operation, operands, kind):
         key = self.scopes[-1][name] = f"{name} ({len(self.values)})"
@@ -62,7 +62,7 @@ class Program:
     def _define(self, line):
         """Enters a line's results; of a loop or branch returns, for each value that it yields, what that becomes."""
         self._loop_results = []
-        match = re.match(r"(%\w+)(?::(\d+))? = \"?([\w.]+)\"?(.*)", line)
+        match = re.match(r"(%[\w-]+)(?::(\d+))? = \"?([\w.]+)\"?(.*)", line)
         if match is None:
             return []
         name, count, operation, rest = match.groups()

@@ -246,7 +246,7 @@ def test_the_widths_are_one_for_each_variant_of_the_plan():
 @pytest.mark.parametrize("device", [H200, INTERPRETER], ids=["H200", "interpreter"])
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_no_plan_of_a_row_looks_at_how_many_there_are(itemsize, device):
-    assert list(signature(row_plan.row_forward).parameters) == ["n", "itemsize", "device", "tensors"]
+    assert list(signature(row_plan.row_forward).parameters) == ["n", "itemsize", "device", "tensors", "waits"]
     for width in (1, 3, 24, 100, 511, 512, 600, 1000, 1600, 4096, 7168, 8192, 12288, 16384, 20000, 131072):
         alone, beside = (row_plan.row_forward(width, itemsize, device, tensors) for tensors in (2, 4))
         assert replace(alone, programs=0) == replace(beside, programs=0)

@@ -155,7 +155,7 @@ WRONG = {
     "eps beside the root": (lambda m, x: m.weight * x / (x.square().mean(-1, keepdim=True).sqrt() + m.eps), OUTPUT),
     "eps as a lower bound": (lambda m, x: m.weight * x / x.square().mean(-1, True).clamp(m.eps).sqrt(), OUTPUT),
     "a divisor of n - 1": (lambda m, x: m.weight * x_hat(x, m.eps) * (1 - 1 / WIDTH) ** 0.5, OUTPUT),
-    "layer norm": (lambda m, x: F.layer_norm(x, m.weight.shape, m.weight, None, m.eps), OUTPUT),
+    "layer norm of half": (lambda m, x: half_width(m, x - x.mean(-1, keepdim=True)), OUTPUT),
     "no weight used": (lambda m, x: F.rms_norm(x, m.weight.shape, None, m.eps), OUTPUT),
     "half of the width": (half_width, OUTPUT),
     "another axis of images": (lambda m, x: m.weight * x_hat(x, m.eps, 1 if x.dim() == 4 else -1), OUTPUT),

@@ -129,7 +129,7 @@ def test_conversion_keeps_modules_and_can_be_reverted():
 def test_what_has_no_synchronized_form_is_refused_before_anything_changes():
     plain = nn.BatchNorm2d(3)
     for other, message in (
-        (normlib.BatchNorm2d(3, activation="relu"), "with an activation"),
+        (normlib.BatchNorm2d(3, activation="relu"), "without its activation"),
         (normlib.NoisyBatchNorm2d(3), "without its noise"),
         (nn.LazyBatchNorm2d(), "its first batch"),
     ):

@@ -21,7 +21,7 @@ const cellsTable = (data) => {
   };
   const text = (value) => (Array.isArray(value) ? value[1] : value ?? "–");
   for (const row of data.rows) {
-    row.words = [...row.is.map(text), row.why, row.id].join(" ").toLowerCase();
+    row.words = [...row.is.map(text), row.why, row.id, data.commands?.[row.case]].join(" ").toLowerCase();
   }
   const visible = () => data.columns.map((_, column) => column).filter((column) => !data.columns[column].hidden);
 
@@ -113,10 +113,18 @@ const cellsTable = (data) => {
     if (rows.length) {
       const drawn = rows.map((other) => {
         const median = other.is[TIME][0];
-        return { provider: other.is[PROVIDER], median, us: other.dots.map((part) => median * (1 + part / 1000)) };
+        let part = 0;
+        return { provider: other.is[PROVIDER], median, us: other.dots.map((step) => median * (1 + (part += step) / 1000)) };
       });
       const caption = element("figcaption", { textContent: "Samples of this case: a dot is a twentieth of a provider's, the line its median" });
       facts.before(element("figure", {}, caption, distribution(drawn, data.providers)));
+    }
+    if (data.commands) {
+      const names = [...new Set([data.baseline, row.is[PROVIDER]])].filter(Boolean).join(",");
+      const command = element("pre", { className: "command", textContent: data.commands[row.case] + " --providers " + names });
+      const copy = element("button", { type: "button", className: "copy", textContent: "Copy" });
+      copy.addEventListener("click", () => copyText(command.textContent, copy));
+      inside.append(element("p", { className: "label", textContent: "To measure this cell alone:" }), copy, command);
     }
     return element("tr", { className: "more" }, element("td", { colSpan: visible().length }, inside));
   }
@@ -211,6 +219,9 @@ const cellsTable = (data) => {
   addEventListener("hashchange", follow);
   columnsAnew();
   follow();
+  const rowAt = data.places && new Map(data.places.map((place, at) => [place, at]));
+  // What charts ask for.
+  globalThis.cellIdAt = (place) => data.rows[rowAt ? rowAt.get(place) : place]?.id;
 };
 
-unpacked("cells-data").then(cellsTable);
+unpackedTable("cells-data").then(cellsTable);

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bench.page import svg
-from bench.page.axes import WIDTH
+from bench.page.chart import Chart, linear, path
 from bench.page.formatting import number
+from bench.page.templating import Panel
 from bench.results.thresholds import POINTS_DRAWN
 
 
-def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | None, name: str) -> Markup:
+def over_the_run(
+    cells: pd.DataFrame, column: str, unit: str, limit: float | None, name: str, title: str, note: str
+) -> Panel:
     """Draws one quantity against the number of the cell; marks cells whose clocks were held down, and the limit."""
     values = cells[column].to_numpy(float)
     held = (cells["throttle"] != "").to_numpy()
@@ -21,25 +21,24 @@ def over_the_run(cells: pd.DataFrame, column: str, unit: str, limit: float | Non
     kept = sorted(
         {int(i) for part in np.array_split(places - 1, -(-len(values) // stretch)) for i in _ends(values, part)}
     )
-    with svg.drawing(WIDTH, 2.1, (0.17, 0.97, 0.22, 0.96)) as (figure, axes):
-        axes.plot(places[kept], values[kept], color=svg.MUTED, linewidth=1.2, gid="values")
-        marked = [i for i in kept if held[i]]
-        axes.plot(places[marked], values[marked], "v", color=svg.LIMIT, markersize=4.5, linestyle="none", gid="held")
-        if limit is not None:
-            axes.axhline(limit, color=svg.INK, linestyle=(0, (5, 3)), linewidth=1)
-        seen = [*values[kept][np.isfinite(values[kept])], *([limit] if limit is not None else [])]
-        low, high = min(seen), max(seen)
-        # Never magnified beyond a tenth of the value, or the flicker of a steady clock would look like a fall.
-        spare = max(0.08 * (high - low), 0.05 * high)
-        axes.set_ylim(max(0.0, low - spare), high + spare)
-        axes.set_xlim(0.5, len(values) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.set(xlabel="cell, in the order measured", ylabel=unit)
-        return svg.inline(
-            figure, name, f"{column.replace('_', ' ')} over the run, from {number(low)} to {number(high)}"
-        )
+    seen = [*values[kept][np.isfinite(values[kept])], *([limit] if limit is not None else [])]
+    low, high = min(seen), max(seen)
+    # Never magnified beyond a tenth of the value, or the flicker of a steady clock would look like a fall.
+    spare = max(0.08 * (high - low), 0.05 * high)
+    order = linear(0.5, len(values) + 0.5, lambda value: f"{value:,.0f}", "cell, in the order measured")
+    chart = Chart(name, order, linear(max(0.0, low - spare), high + spare, lambda v: f"{v:,g}", unit, 4), height=200)
+    known = [i for i in kept if np.isfinite(values[i])]
+    chart.parts.append(f'<path class="run" d="{path(chart.at_x(places[known]), chart.at_y(values[known]))}"/>')
+    for i in known:
+        at = cells.iloc[i]
+        text = f"{number(values[i], 4)} {unit}{', clocks held down: ' + at['throttle'] if held[i] else ''}"
+        chart.point(places[i], values[i], at["provider"], text, int(cells.index[i]))
+        if held[i]:
+            x, y = float(chart.at_x(places[i])), float(chart.at_y(values[i]))
+            chart.parts.append(f'<path class="held" d="M{x:.1f} {y + 4:.1f}l4-8h-8z"/>')
+    if limit is not None:
+        chart.roof((order.low, order.high), (limit, limit))
+    return chart.panel(title, f"{column.replace('_', ' ')} over the run, from {number(low)} to {number(high)}", note)
 
 
 def _ends(values: np.ndarray, part: np.ndarray) -> list[int]:

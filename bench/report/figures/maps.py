@@ -2,21 +2,17 @@
 
 import math
 import re
+from collections import defaultdict
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import seaborn as sns
-from markupsafe import Markup
 
-from bench.page import svg
-from bench.page.axes import WIDTH
-from bench.page.formatting import number
+from bench.page.chart import LETTER, WIDTH, Chart, Scale
+from bench.page.formatting import number, times
 from bench.page.palette import DIVERGING
-from bench.results.numbers import DASH
-from bench.results.thresholds import HEAT_LIMIT, SQUARES_WRITTEN, SUBJECT
-
-ON_A_SQUARE = "#1d2023"  # words on the map's own pale colours, which are the same on dark paper
+from bench.page.templating import Panel
+from bench.results.numbers import DASH, present
+from bench.results.thresholds import HEAT_LIMIT, SQUARES_WRITTEN
 
 
 def heat_axes(cells: pd.DataFrame, names: list[str]) -> tuple[str, str] | None:
@@ -40,42 +36,55 @@ def axis_text(value: Any) -> str:
     return f"{value:.0f}" if isinstance(value, float) and value == int(value) else str(value)
 
 
-def speedup_map(cells: pd.DataFrame, axes_names: tuple[str, str], name: str) -> Markup:
-    """Draws the subject's lowest speedup for each pair of values of two axes, or the status of a cell not ok."""
+def speedup_map(
+    cells: pd.DataFrame, ratio: str, over: str, axes_names: tuple[str, str], name: str, title: str
+) -> Panel:
+    """Draws the subject's lowest `ratio` for each pair of values of two axes, or the status of a cell not ok.
+
+    `cells` are the subject's; `over` says in words what the ratio is taken against.
+    """
     down, across = axes_names
     rows, columns = (sorted(cells[axis].unique(), key=axis_order) for axis in axes_names)
-    values = np.full((len(rows), len(columns)), np.nan)
-    words = np.full(values.shape, "", dtype=object)
     row_of, column_of = ({value: place for place, value in enumerate(axis)} for axis in (rows, columns))
-    for (row, column), lowest in cells.groupby([down, across])["speedup"].min().dropna().items():
-        at = row_of[row], column_of[column]
-        values[at], words[at] = math.log2(lowest), number(lowest)
-    for (row, column), status in cells[cells["status"] != "ok"].groupby([down, across])["status"].first().items():
-        at = row_of[row], column_of[column]
-        values[at], words[at] = math.nan, status
-    written = values.size <= SQUARES_WRITTEN
-    # As high as its rows need for numbers; without any, as high as the numbers of the largest map.
-    height = 1.0 + 0.34 * (len(rows) if written else min(len(rows), 24))
-    with svg.drawing(WIDTH, height, (0.17, 0.98, 0.52 / height, 1 - 0.08 / height)) as (figure, axes):
-        limit = math.log2(HEAT_LIMIT)
-        font = 9 if len(columns) <= 8 else 7
-        sns.heatmap(
-            values, ax=axes, vmin=-limit, vmax=limit, center=0, cmap=DIVERGING, cbar=False,
-            annot=words if written else None, fmt="", annot_kws={"fontsize": font, "color": ON_A_SQUARE},
-            linewidths=1.2 if written else 0, linecolor=svg.PAPER, rasterized=not written,
-            xticklabels=[axis_text(value) for value in columns], yticklabels=[axis_text(value) for value in rows],
-        )  # fmt: skip
-        for row, column in np.argwhere(np.isnan(values)) if written else ():
-            word = words[row, column] or DASH
-            axes.text(column + 0.5, row + 0.5, word, ha="center", va="center", fontsize=7.5, color=svg.MUTED)
-        for axis in () if written else (axes.xaxis, axes.yaxis):
-            # About ten labels an axis.
-            places, labels = axis.get_ticklocs(), axis.get_ticklabels()
-            step = math.ceil(len(labels) / 10)
-            axis.set_ticks(list(places[::step]), [label.get_text() for label in labels[::step]])
-        axes.set(xlabel=across, ylabel=down)
-        axes.tick_params(length=0, rotation=0)
-        axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        return svg.inline(figure, name, f"speedup of {SUBJECT} over {down} and {across}")
+    height = 46 + (26 if len(rows) <= 16 else 18) * len(rows)
+    margin = 26 + 7 * max(len(axis_text(value)) for value in rows)
+    chart = Chart(
+        name, _places(columns, across, (WIDTH - margin) / len(columns)), _places(rows[::-1], down), height=height,
+        margins=(margin + 8, 4, 4, 40),
+    )  # fmt: skip
+    wide, high = float(chart.at_x(1) - chart.at_x(0)), float(chart.at_y(0) - chart.at_y(1))
+    written = len(rows) * len(columns) <= SQUARES_WRITTEN and wide >= 3.2 * LETTER
+    square = f"h{wide:.1f}v{high:.1f}h{-wide:.1f}z"
+    squares: dict[str, str] = defaultdict(str)
+    cells = cells.assign(place=cells.index)
+    lowest = cells.sort_values(ratio).drop_duplicates([down, across])  # NaN is last
+    broken = cells[cells["status"] != "ok"].drop_duplicates([down, across])
+    broken = {(row[down], row[across]): row for row in broken.to_dict("records")}
+    for cell in lowest.to_dict("records"):
+        at = cell[down], cell[across]
+        cell = broken.get(at, cell)
+        x, y = column_of[at[1]], len(rows) - 1 - row_of[at[0]]
+        left, top = float(chart.at_x(x)) - wide / 2, float(chart.at_y(y)) - high / 2
+        value = cell[ratio]
+        if cell["status"] != "ok":
+            word = told = cell["status"]
+        elif pd.isna(value):
+            word, told = DASH, "not measured"
+        else:
+            shade = 0.5 + math.log2(value) / math.log2(HEAT_LIMIT) / 2
+            squares[DIVERGING[round(40 * min(max(shade, 0.0), 1.0))]] += f"M{left:.1f} {top:.1f}{square}"
+            word, told = number(value), f"{times(value)} {over}"
+        if written:
+            kind = "small fixed" if present(value) and cell["status"] == "ok" else "small muted"
+            chart.text(float(chart.at_x(x)), float(chart.at_y(y)) + 3.5, word, f"{kind} middle")
+        chart.point(x, y, "", told, cell["place"])
+    # Beneath what was written.
+    chart.parts[:0] = [f'<path class="paper" fill="{colour}" d="{drawn}"/>' for colour, drawn in squares.items()]
+    return chart.panel(title, f"speedup {over} by {down} and {across}", grid="")
+
+
+def _places(values: list[Any], title: str, room: float = math.inf) -> Scale:
+    """Returns a scale with a step for each value, and as many labels as do not touch; `room` is a step in pixels."""
+    texts = [axis_text(value) for value in values]
+    step = math.ceil((max(map(len, texts)) + 1.5) * LETTER / room) if room < math.inf else 1
+    return Scale(-0.5, len(values) - 0.5, list(enumerate(texts))[::step], title)

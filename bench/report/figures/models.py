@@ -1,47 +1,35 @@
 """The time of all norms of a model: a bar for each provider, stacked by shape."""
 
-from markupsafe import Markup
-from matplotlib.colors import to_hex, to_rgb
-
-from bench.page import svg
+from bench.page.chart import Chart, Scale, linear
 from bench.page.formatting import number
 from bench.page.palette import Key
+from bench.page.templating import Panel
 from bench.results.headline import Headline
 
-WIDTH = 7.6  # inches: a bar has many parts
-LETTER = 0.0115  # of the longest bar: about what a letter of a shape's name takes at this width
+WIDTH, ROW = 760, 34
+LETTER = 5.0  # pixels that a letter of a shape's name takes
 
 
-def stacked(headline: Headline, legend: dict[str, Key], name: str) -> Markup:
+def stacked(headline: Headline, legend: dict[str, Key], name: str, note: str) -> Panel:
     """Draws the milliseconds of each provider, the fastest on top; a part is all norms of one shape."""
     order = sorted(headline.milliseconds, key=lambda provider: (headline.milliseconds[provider], provider))
     longest = max(headline.milliseconds.values())
-    height = 0.75 + 0.42 * len(order)
-    with svg.drawing(WIDTH, height, (0.2, 0.98, 0.5 / height, 1 - 0.06 / height)) as (figure, axes):
-        for row, provider in enumerate(order):
-            colour, left = legend[provider].colour, 0.0
-            red, green, blue = (0.7 * light + 0.3 for light in to_rgb(colour))
-            parts = sorted(headline.parts[provider].items(), key=lambda part: (-part[1], part[0]))
-            for place, (shape, part) in enumerate(parts):
-                # Neighbours differ in lightness, and paper parts them.
-                shade = to_hex((red, green, blue)) if place % 2 else colour
-                axes.barh(row, part, left=left, height=0.62, color=shade, edgecolor=svg.PAPER, linewidth=0.7)
-                if part > LETTER * len(shape) * longest:
-                    on = "#1d2023" if _light(shade) else "#fefefe"
-                    axes.text(left + part / 2, row, shape, ha="center", va="center", fontsize=6.5, color=on)
-                left += part
-            axes.text(left, row, f" {number(left)}", va="center", fontsize=8.5, color=svg.INK)
-        axes.set_yticks(range(len(order)), order)
-        axes.set_ylim(len(order) - 0.5, -0.5)
-        axes.set_xlim(0, longest * 1.14)
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("ms")
-        sums = ", ".join(f"{provider} {number(headline.milliseconds[provider])} ms" for provider in order)
-        return svg.inline(figure, name, f"{headline.about}: {sums}")
-
-
-def _light(colour: str) -> bool:
-    """Returns whether dark text is easier to read, by WCAG's relative luminance: 0.18 is the middle."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18
+    rows = Scale(len(order) - 0.5, -0.5, list(enumerate(order)))
+    margin = 16 + 7 * max(map(len, order))
+    chart = Chart(
+        name, linear(0, longest * 1.14, number, "ms"), rows, WIDTH, 46 + ROW * len(order), (margin, 10, 4, 40)
+    )  # fmt: skip
+    for row, provider in enumerate(order):
+        left, drawn = 0.0, ""
+        parts = sorted(headline.parts[provider].items(), key=lambda part: (-part[1], part[0]))
+        for place, (shape, part) in enumerate(parts):
+            x, end, y = float(chart.at_x(left)), float(chart.at_x(left + part)), float(chart.at_y(row)) - 11
+            # Neighbours differ in lightness, and paper parts them.
+            faint = ' fill-opacity=".6"' if place % 2 else ""
+            drawn += f'<rect class="paper" x="{x:.1f}" y="{y:.1f}" width="{end - x:.1f}" height="22"{faint}/>'
+            chart.point(left + part / 2, row, provider, f"{shape}: {number(part)} ms")
+            left += part
+        chart.series(legend[provider], drawn)
+        chart.text(float(chart.at_x(left)) + 5, float(chart.at_y(row)) + 4, number(left))
+    sums = ", ".join(f"{provider} {number(headline.milliseconds[provider])} ms" for provider in order)
+    return chart.panel(headline.about, f"{headline.about}: {sums}", note, grid="x")

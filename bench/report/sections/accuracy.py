@@ -6,8 +6,7 @@ import pandas as pd
 
 from bench.cases.case import INPUTS
 from bench.page import palette
-from bench.page.axes import slug
-from bench.page.formatting import plural
+from bench.page.chart import slug
 from bench.page.palette import Key
 from bench.page.templating import Panel
 from bench.report import facts
@@ -32,8 +31,8 @@ def of_operator(run: LoadedRun, op: str, legend: Legend) -> dict[str, Any]:
     return {
         "op": op,
         "panels": _by_tensor(of_op, legend),
-        "sizes": _against(of_op[of_op["inputs"] == "normal"], "size", legend),
-        "offsets": _against(_with_offsets(of_op), "mean/std", legend),
+        "sizes": _against(of_op[of_op["inputs"] == "normal"], "size", legend, run.subject),
+        "offsets": _against(_with_offsets(of_op), "mean/std", legend, run.subject),
         "families": families(run, op),
         "worst": worst,
         "legend": [key for key in legend.values() if key.provider in present_here],
@@ -47,18 +46,14 @@ def _by_tensor(of_op: pd.DataFrame, legend: Legend) -> list[Panel]:
         for figure_name in dict.fromkeys((thresholds.JUDGED_BY.get(dtype, "rel_l2_error"), "scale_error")):
             bounds = errors.bounds_of(of_op, figure_name, dtype)
             name = slug("error", of_op["op"].iloc[0], dtype, figure_name)
-            drawn = errors.error_figure(of_op[of_op["dtype"] == dtype], figure_name, bounds, legend, name)
-            if drawn:
-                image, undrawn = drawn
-                ends = [short(bound) for bound in dict.fromkeys(bounds or ())]
-                notes = [f"Bound {' to '.join(ends)}." if ends else "No bound."]
-                if undrawn:
-                    notes.append(f"{plural(undrawn, 'value')} not finite, not drawn.")
-                panels.append(Panel(f"{dtype} tensors: {figure_name}", image, " ".join(notes)))
+            of_dtype = of_op[of_op["dtype"] == dtype]
+            title = f"{dtype} tensors: {figure_name}"
+            if panel := errors.error_figure(of_dtype, figure_name, bounds, legend, name, title):
+                panels.append(panel)
     return panels
 
 
-def _against(errors_of_op: pd.DataFrame, x: str, legend: Legend) -> list[Panel]:
+def _against(errors_of_op: pd.DataFrame, x: str, legend: Legend, subject: str) -> list[Panel]:
     """Draws errors against `x`, a panel a tensor and dtype that has more than one value of it."""
     panels = []
     for dtype in ordered(errors_of_op["dtype"]):
@@ -73,8 +68,7 @@ def _against(errors_of_op: pd.DataFrame, x: str, legend: Legend) -> list[Panel]:
             bounds = errors.bounds_of(part, figure_name, dtype)
             first = part.iloc[0]
             name = slug("against", x, first["op"], dtype, str(tensor))
-            image = errors.against(part, figure_name, x, bounds, legend, name)
-            panels.append(Panel(f"{tensor}, {dtype}", image))
+            panels.append(errors.against(part, figure_name, x, bounds, legend, name, subject))
     return panels
 
 
@@ -108,4 +102,4 @@ def _context(run: LoadedRun) -> dict[str, Any]:
     return {"operators": [of_operator(run, op, legend) for op in ordered(run.errors["op"])]}
 
 
-SECTION = Section(30, "Accuracy", _context)
+SECTION = Section(40, "Accuracy", _context)

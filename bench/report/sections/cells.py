@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pandas as pd
 
 from bench.page import palette
 from bench.page.formatting import number, percent, times
-from bench.page.templating import packed
+from bench.page.templating import packed_table
 from bench.report.sections import Section
 from bench.results.load import LoadedRun, UnreadableRun
 from bench.results.numbers import present, short
-from bench.results.thresholds import DOTS, SUBJECT, TABLE_ROWS
+from bench.results.records import Record
+from bench.results.thresholds import DOTS, TABLE_ROWS
 
 REASON_LENGTH = 160  # characters of a reason in a row; the section on failed cells has the whole
 NO_NUMBER = 1e300  # stands for infinity, which JSON lacks, and is larger than any number of a run
@@ -97,7 +99,7 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         Column("clock", _field("clock"), hidden=True),
         Column("backend", _field("backend"), hidden=True),
         Column("plan", _field("plan"), hidden=True),
-        Column("axes", _field("words"), hidden=True, kept=True),
+        Column("eps", _field("eps"), short, hidden=True),
     )
 
 
@@ -105,31 +107,33 @@ def payload(run: LoadedRun) -> dict[str, Any]:
     """Returns the columns, one row a cell, and how providers are drawn, for table.js.
 
     A value is a text, null, or a number as [number, text]. A row has its name, the number of its case, the reason of
-    its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that.
+    its status, and `dots`: quantiles of its samples, in thousandths of its time more or less than that,
+    each less the one before.
     """
-    # What the table has room for: what is not ok first, then the subject's, then the others.
-    rank = np.where(run.cells["status"] != "ok", 0, np.where(run.cells["provider"] == SUBJECT, 1, 2))
+    # What the table has room for: what went wrong, the subject's, the others', and what never ran.
+    status, ours = run.cells["status"], run.cells["provider"] == run.subject
+    rank = np.select([status.isin(["unsupported", "skipped"]), status != "ok", ours], [3, 0, 1], 2)
     chosen = sorted(np.argsort(rank, kind="stable")[:TABLE_ROWS].tolist())
     worst = run.errors.sort_values("pressure", ascending=False).drop_duplicates(["cell", "case"])
     worst = {(cell, case): found for cell, case, *found in worst[["cell", "case", "words", "pressure"]].to_numpy()}
     rows = run.cells.iloc[chosen].to_dict("records")
-    for row, place in zip(rows, chosen, strict=True):
-        axes = ", ".join(f"{name} {value}" for name, value in run.records[place].axes.items())
+    for row in rows:
         row["figure"], row["pressure"] = worst.get((row["cell"], row["case"]), ("", np.nan))
-        row["words"] = f"{axes}, eps {short(row['eps'])}"
     columned = [(column, [_value(column, row) for row in rows]) for column in columns(not run.has_speed)]
     shown = [(column, values) for column, values in columned if column.kept or any(values)]
-    numbers = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
+    first = {row["case"]: run.records[place] for row, place in zip(rows[::-1], chosen[::-1], strict=True)}
+    numbers = {case: place for place, case in enumerate(first)}
     dots = _dots(run, chosen)
     return {
         "noun": "cell",
+        "baseline": run.environment["baseline"] or "",
+        "commands": list(map(_command, first.values())),
+        "places": chosen if len(chosen) < len(run.cells) else None,
         "columns": [
             {"title": column.title, "numeric": column.written is not None, "hidden": column.hidden}
             for column, _ in shown
         ],
-        "providers": {
-            name: {"colour": key.colour, "path": key.path} for name, key in palette.keys(run.providers).items()
-        },
+        "providers": {name: {"colour": key.css, "path": key.path} for name, key in palette.keys(run.providers).items()},
         "rows": [
             {
                 "id": row["cell"],
@@ -150,6 +154,16 @@ def _value(column: Column, row: dict[str, Any]) -> Any:
     return [float(f"{value:.4g}"), column.written(value)]
 
 
+def _command(record: Record) -> str:
+    """Returns what measures a record's case again, without its providers."""
+    given = {"op": record.op, **record.axes, "dtype": record.dtype, "layout": record.layout, "mode": record.mode}
+    given |= {"inputs": record.inputs} if record.inputs != "normal" else {}
+    given |= {"offset": f"{record.offset:g}"} if record.offset else {}
+    return " ".join(
+        ("python -m bench.run", *(f"--{name} {quote(str(value))}" for name, value in given.items() if value))
+    )
+
+
 def _dots(run: LoadedRun, chosen: Sequence[int]) -> dict[int, list[int]]:
     """Returns quantiles of each cell's samples, by its place."""
     at, found = (np.arange(DOTS) + 0.5) / DOTS, {}
@@ -160,7 +174,8 @@ def _dots(run: LoadedRun, chosen: Sequence[int]) -> dict[int, list[int]]:
     for place in chosen:
         median, cold = run.records[place].latency_us, taken.get(run.records[place].key, ())
         if median and len(cold):
-            found[place] = [round(1e3 * (value / median - 1)) for value in np.quantile(cold, at)]
+            ranks = np.sort(cold)[(at * len(cold)).astype(int)]
+            found[place] = np.diff(np.round(1e3 * (ranks / median - 1)), prepend=0).astype(int).tolist()
     return found
 
 
@@ -169,4 +184,4 @@ def _shorten(reason: str) -> str:
     return first if len(first) <= REASON_LENGTH else f"{first[:REASON_LENGTH]}…"
 
 
-SECTION = Section(60, "All cells", lambda run: {"packed_table": packed(payload(run))})
+SECTION = Section(50, "All cells", lambda run: {"packed_table": packed_table(payload(run))})

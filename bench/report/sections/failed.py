@@ -3,4 +3,4 @@
 from bench.report.sections import Section
 from bench.report.sections.losses import failures
 
-SECTION = Section(50, "Not ok", lambda run: {"failures": failures(run.cells)})
+SECTION = Section(60, "Not ok", lambda run: {"failures": failures(run.cells)})

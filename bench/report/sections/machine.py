@@ -2,4 +2,8 @@
 
 from bench.report.sections import Section
 
-SECTION = Section(80, "Machine")
+SECTION = Section(
+    80,
+    "Machine",
+    lambda run: {"profiles": sorted(path.name for path in run.folder.glob("profile-*") if path.is_file())},
+)

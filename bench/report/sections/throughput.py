@@ -6,7 +6,7 @@ import pandas as pd
 
 from bench.cases.case import MODES
 from bench.page import palette
-from bench.page.axes import slug
+from bench.page.chart import slug
 from bench.page.palette import Key
 from bench.page.templating import Panel
 from bench.report import facts
@@ -14,7 +14,6 @@ from bench.report.figures import maps, models, speed
 from bench.report.sections import Section
 from bench.results.headline import Headline
 from bench.results.load import LoadedRun, ordered
-from bench.results.thresholds import SUBJECT
 
 Legend = dict[str, Key]
 
@@ -23,37 +22,36 @@ def of_operator(run: LoadedRun, op: str, legend: Legend) -> dict[str, Any]:
     """Returns the panels of one operator by mode; all its panels of bandwidth have the same vertical scale."""
     cells = run.cells[run.cells["op"] == op]
     plotted = cells[cells["timed"] & cells["gbps"].notna()]
-    copy = run.environment["copy_gbps"]
-    top = 1.12 * max([*plotted["gbps"], copy or 0], default=1.0)
+    top = 1.12 * max([*plotted["gbps"], run.environment["copy_gbps"] or 0], default=1.0)
     axes = list(next(record.axes for record in run.records if record.op == op))
+    peers = run.duels.drop_duplicates("case").set_index("case")["ratio"]
     modes = []
     for mode in ordered(cells["mode"]):
-        panels: dict[str, Any] = {"mode": mode, "lines": [], "times": [], "roofs": [], "maps": [], "note": ""}
-        of_mode = plotted[plotted["mode"] == mode]
+        panels: dict[str, Any] = {"mode": mode, "lines": [], "times": [], "roofs": [], "maps": {}, "note": ""}
         for (dtype, layout), here in _by_dtype_and_layout(cells[cells["mode"] == mode]):
             title = " ".join(part for part in (dtype, layout) if part)
-            names = [slug(kind, op, mode, dtype, layout) for kind in ("gbps", "time", "speedup")]
+            names = [slug(kind, op, mode, dtype, layout) for kind in ("gbps", "time")]
             part = here[here["timed"] & here["gbps"].notna()]
             if len(part):
-                image = speed.throughput(part, legend, copy, top, names[0])
-                panels["lines"].append(Panel(title, image))
-                panels["times"].append(Panel(title, speed.latency(part, legend, copy, names[1])))
-            ours = here[here["provider"] == SUBJECT]
-            pair = maps.heat_axes(ours, axes)
-            if pair and ours["speedup"].notna().any():
-                panels["maps"].append(Panel(title, maps.speedup_map(ours, pair, names[2])))
+                panels["lines"].append(speed.throughput(run, part, legend, top, names[0], title))
+                panels["times"].append(speed.latency(run, part, legend, names[1], title))
+            ours = here[here["provider"] == run.subject]
+            ours = ours.assign(peer=ours["case"].map(peers))
+            if pair := maps.heat_axes(ours, axes):
+                for ratio, over in (("speedup", run.baseline), ("peer", "the best peer")):
+                    if ours[ratio].notna().any():
+                        name = slug(ratio, op, mode, dtype, layout)
+                        image = maps.speedup_map(ours, ratio, f"over {over}", pair, name, title)
+                        panels["maps"].setdefault(over, []).append(image)
                 rest = [axis for axis in axes if axis not in pair and ours[axis].nunique() > 1]
                 panels["note"] = f"Each square is the lowest over {', '.join(rest)}." if rest else ""
-        if len(of_mode):
-            for dtype in ordered(of_mode["dtype"]):
-                part = of_mode[of_mode["dtype"] == dtype]
-                least = float(plotted["latency_us"].min())
-                image = speed.roofline(part, legend, copy, least, slug("roofline", op, mode, dtype))
-                panels["roofs"].append(Panel(dtype, image))
+        of_mode = plotted[plotted["mode"] == mode]
+        for dtype in ordered(of_mode["dtype"]):
+            part, least = of_mode[of_mode["dtype"] == dtype], float(plotted["latency_us"].min())
+            panels["roofs"].append(speed.roofline(run, part, legend, least, slug("roofline", op, mode, dtype), dtype))
         if panels["lines"] or panels["maps"]:
             modes.append(panels)
-    timed = set(plotted["provider"])
-    return {"op": op, "modes": modes, "legend": [key for key in legend.values() if key.provider in timed]}
+    return {"op": op, "modes": modes}
 
 
 def _by_dtype_and_layout(cells: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
@@ -68,8 +66,7 @@ def of_models(found: list[Headline], legend: Legend) -> list[Panel]:
     for headline in found:
         words = (headline.model, headline.what, headline.operator, headline.batch, headline.dtype, headline.layout)
         without = [f"{name} has no sum: it lacks {', '.join(shapes)}." for name, shapes in headline.lacking.items()]
-        image = models.stacked(headline, legend, slug("model", *words))
-        panels.append(Panel(headline.about, image, " ".join(without)))
+        panels.append(models.stacked(headline, legend, slug("model", *words), " ".join(without)))
     return panels
 
 
@@ -85,4 +82,4 @@ def _context(run: LoadedRun) -> dict[str, Any]:
     }
 
 
-SECTION = Section(20, "Throughput", _context)
+SECTION = Section(30, "Throughput", _context)

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from bench.page import palette
-from bench.page.axes import slug
+from bench.page.chart import slug
 from bench.page.formatting import number, percent, plural
 from bench.page.templating import Panel
 from bench.report import facts
@@ -13,7 +13,7 @@ from bench.report.figures import clocks
 from bench.report.sections import Section
 from bench.results.load import LoadedRun, ordered
 from bench.results.numbers import DASH, present
-from bench.results.thresholds import ABOVE_ROOF, NOISY_SPREAD, SUBJECT
+from bench.results.thresholds import ABOVE_ROOF, NOISY_SPREAD
 
 # Conditions that should not change during a run, as clocks, heat and load do.
 LASTING = ("driver", "git commit", "git dirty", "max sm clock mhz", "max mem clock mhz", "power limit w")
@@ -96,10 +96,12 @@ def _timing_warnings(run: LoadedRun, timed: pd.DataFrame) -> list[str]:
         )
     if (spent := timed["stopped"] == "budget").any():
         found.append(f"{count(spent)} ran out of time before the noise was low enough.")
+    if run.environment["baseline"] == "":
+        found.append("No provider is the baseline, so there are no speedups against one; --baseline names it.")
     if not run.environment["copy_gbps"]:
         found.append("The copy bandwidth was not measured, so no fraction of it can be given.")
-    if without := int(((timed["provider"] == SUBJECT) & timed["speedup"].isna()).sum()):
-        found.append(f"{plural(without, 'timed cell')} of {SUBJECT} have no time of {run.baseline} beside them.")
+    if without := int(((timed["provider"] == run.subject) & timed["speedup"].isna()).sum()):
+        found.append(f"{plural(without, 'timed cell')} of {run.subject} have no time of {run.baseline} beside them.")
     return found
 
 
@@ -162,7 +164,7 @@ def over_the_run(run: LoadedRun) -> list[Panel]:
             top = limits.get(limit)
             at = float(top) if present(top) else None
             note = f"The dashed line is the limit, {number(top, 4)} {unit}." if at else ""
-            panels.append(Panel(title, clocks.over_the_run(drawn, column, unit, at, slug("run", column)), note))
+            panels.append(clocks.over_the_run(drawn, column, unit, at, slug("run", column), title, note))
     return panels
 
 

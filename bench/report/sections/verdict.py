@@ -1,21 +1,24 @@
-"""The first screen: cards and three sentences on accuracy, speed and losses."""
+"""The first screen: what is wrong, and how fast each operator is in each direction, beyond its mean."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from bench.page.formatting import duration, number, percent, plural, times
+from bench.page.formatting import duration, number, percent, plural, spoken, times
 from bench.page.templating import Card
 from bench.report import facts
-from bench.report.facts import geomean
 from bench.report.sections import Section
 from bench.report.sections.losses import less_accurate, slower
 from bench.report.sections.trust import warnings
+from bench.report.tally import Tally, tally
 from bench.results.load import LoadedRun, ordered
 from bench.results.records import STATUSES
-from bench.results.thresholds import ACCURACY_MARGIN, LEAST_SHOWN, NOISY_SPREAD, SUBJECT
+from bench.results.thresholds import ACCURACY_MARGIN, NOISY_SPREAD
+
+NAMED = 3  # cells, or operators and directions, that a sentence names; the others it counts
+NEVER_RAN = ("unsupported", "skipped")  # statuses that say nothing against a provider
 
 
 class RunVerdict:
@@ -24,11 +27,17 @@ class RunVerdict:
     def __init__(self, run: LoadedRun) -> None:
         self.run, self.ours, self.judged = run, run.ours, facts.judged(run.ours)
         self.wrong = int((self.judged["status"] == "wrong").sum())
+        self.impossible = int((self.judged["status"] == "impossible").sum())
         self.right = len(self.judged) - self.wrong
         errors = facts.worst_errors(run)
         self.worst = f"{errors['words'].iloc[0]}, {errors['label'].iloc[0]}" if len(errors) else ""
-        self.speedups = self.ours["speedup"].dropna()
         self.slower, self.less_accurate = slower(run), less_accurate(run)
+        self.directions = directions(run)
+
+    @property
+    def subject(self) -> str:
+        """The provider that the verdict is about."""
+        return self.run.subject
 
     def cards(self) -> list[Card]:
         """Returns the cards; speed is judged only where a GPU's clock timed it."""
@@ -41,13 +50,13 @@ class RunVerdict:
         return [self._accuracy_card(), *self._impossible_cards(), *speed, *accurate, self._failure_card()]
 
     def sentences(self) -> list[str]:
-        """Returns whether it is right, whether it is faster, and where not, a sentence each."""
-        return [self._right(), self._fast(), self._not()]
+        """Returns whether it is right, how fast it is, and where not."""
+        return [self._right(), *self._fast(), self._not()]
 
     def _accuracy_card(self) -> Card:
-        title = "Accuracy against float64"
+        title = f"Accuracy of {self.subject} against float64"
         if not len(self.judged):
-            return Card(title, "not judged", f"No {SUBJECT} cell ran to its end.", "caution")
+            return Card(title, "not judged", f"No {self.subject} cell ran to its end.", "caution")
         if self.wrong:
             of = f"{self.wrong:,} of {len(self.judged):,} wrong"
             return Card(title, of, f"Worst: {self.worst}" if self.worst else "", "bad")
@@ -66,11 +75,9 @@ class RunVerdict:
     def _speed_cards(self) -> list[Card]:
         timed, copy = self.run.timed, self.run.environment["copy_gbps"]
         cards = [
-            self._mean_card(f"Speed against {self.run.baseline}", self.speedups, self.run.against),
-            self._mean_card("Speed against each cell's best peer", self.run.duels["ratio"], self.run.duels),
+            self._tally_card(f"Speed against {self.run.baseline}", tally(self.run.against)),
+            self._tally_card("Speed against each cell's best peer", tally(self.run.duels)),
         ]
-        if len(self.run.duels):
-            cards.append(self._worst_card(self.run.duels))
         fractions = self.ours.dropna(subset=["roofline_fraction"])
         if len(fractions):
             low = fractions.loc[fractions["roofline_fraction"].idxmin()]
@@ -82,26 +89,10 @@ class RunVerdict:
         cards.append(Card("Noise", percent(timed["spread"].median()), detail, "caution" if noisy else "good"))
         return cards
 
-    def _mean_card(self, title: str, ratios: pd.Series, pairs: pd.DataFrame) -> Card:
-        mean = geomean(ratios)
-        if mean is None:
-            return Card(title, "none", f"No right {SUBJECT} cell has a time beside it.", "caution")
-        detail = f"Geometric mean of {plural(len(ratios), 'cell')}"
-        if len(pairs) == len(ratios) and (error := mean_error(pairs)) >= 0:  # and not NaN
-            detail += f", {f'±{percent(error)}' if error >= LEAST_SHOWN else f'within ±{percent(LEAST_SHOWN)}'} (95%)"
-        return Card(
-            title,
-            times(mean),
-            f"{detail}; cells from {times(min(ratios))} to {times(max(ratios))}",
-            "good" if mean >= 1 else "bad",
-        )
-
-    def _worst_card(self, duels: pd.DataFrame) -> Card:
-        worst, clear = duels.loc[duels["ratio"].idxmin()], sum(loss["beyond_noise"] for loss in self.slower)
-        detail = f"{worst['label']}, against {worst['provider_peer']}. "
-        detail += f"A peer is faster in {len(self.slower):,} of {plural(len(duels), 'cell')}"
-        detail += f", in {clear:,} beyond the noise." if self.slower else "."
-        return Card("Worst cell", times(worst["ratio"]), detail, "caution" if self.slower else "good")
+    def _tally_card(self, title: str, found: Tally | None) -> Card:
+        if found is None:
+            return Card(title, "none", f"No right {self.subject} cell has a time beside it.", "caution")
+        return Card(title, times(found.mean), found.detail, found.tone)
 
     def _peer_accuracy_card(self) -> Card:
         title = "Cells where a peer is more accurate"
@@ -115,49 +106,52 @@ class RunVerdict:
 
     def _failure_card(self) -> Card:
         cells = self.run.cells
-        failed, ours = cells[cells["status"] != "ok"], int((self.ours["status"] != "ok").sum())
+        failed = cells[~cells["status"].isin(["ok", *NEVER_RAN])]
+        apart = _by_status(cells[cells["status"].isin(NEVER_RAN)])
         if not len(cells):
             return Card("Cells not ok", "no cells", "Nothing was run.", "caution")
-        if not len(failed):
-            return Card("Cells not ok", f"0 of {len(cells):,}", "Every provider served every cell.", "good")
-        detail = f"{_by_status(failed)}; {ours:,} of them {SUBJECT}"
-        return Card("Cells not ok", f"{len(failed):,} of {len(cells):,}", detail, "caution" if ours else "plain")
+        ours = int((failed["provider"] == self.subject).sum())
+        told = f"{_by_status(failed)}; {ours:,} of them {self.subject}" if len(failed) else "Every cell that ran is ok"
+        tone = "bad" if ours else "plain" if len(failed) or apart else "good"
+        return Card(
+            "Cells not ok", f"{len(failed):,} of {len(cells):,}", told + (f". Apart: {apart}" * bool(apart)), tone
+        )
 
     def _right(self) -> str:
         if not len(self.judged):
-            return f"No {SUBJECT} cell was compared with float64, so nothing can be said about its accuracy."
+            return f"No {self.subject} cell was compared with float64, so nothing can be said about its accuracy."
         if self.wrong:
             worst = f"; the worst is {self.worst}" if self.worst else ""
             return (
-                f"Not right: {self.wrong:,} of {plural(len(self.judged), f'{SUBJECT} cell')} compared with float64 "
-                f"{'is' if self.wrong == 1 else 'are'} wrong{worst}."
+                f"Not right: {self.wrong:,} of {plural(len(self.judged), f'{self.subject} cell')} compared with "
+                f"float64 {'is' if self.wrong == 1 else 'are'} wrong{worst}."
             )
         nearest = f"; nearest to its bound is {self.worst}" if self.worst else ""
-        return f"Right: {plural(len(self.judged), f'{SUBJECT} cell')} compared with float64, none wrong{nearest}."
+        return f"Right: {plural(len(self.judged), f'{self.subject} cell')} compared with float64, none wrong{nearest}."
 
-    def _fast(self) -> str:
+    def _fast(self) -> list[str]:
+        """Returns a sentence for the baseline and one for the best peers, direction by direction."""
         if not self.run.has_speed:
-            return "Speed: this run has no cell timed on a GPU, so it says nothing about speed."
-        mean, peer = geomean(self.speedups), geomean(self.run.duels["ratio"])
-        parts = []
-        if mean is not None:
-            faster = int((self.speedups > 1).sum())
-            parts.append(
-                f"{times(mean)} as fast as {self.run.baseline}, faster in {faster:,} of {len(self.speedups):,} cells"
-            )
-        if peer is not None:
-            faster = int((self.run.duels["ratio"] > 1).sum())
-            parts.append(
-                f"{times(peer)} as fast as the best peer of each cell, faster in {faster:,} of {len(self.run.duels):,}"
-            )
-        if not parts:
-            return f"Speed: no right {SUBJECT} cell has another provider's time beside it."
-        lead = "Faster" if (peer if peer is not None else mean or 0) >= 1 else "Not faster"
-        return f"{lead}: on the geometric mean {SUBJECT} is {'; and '.join(parts)}."
+            return ["Speed: this run has no cell timed on a GPU, so it says nothing about speed."]
+        found = [
+            _by_word(name, [(row["name"], row[key]) for row in self.directions if row[key]])
+            for name, key in ((self.run.baseline, "baseline"), ("the best peer of each cell", "peer"))
+            if any(row[key] for row in self.directions)
+        ]
+        return found or [f"Speed: no right {self.subject} cell has another provider's time beside it."]
+
+    def others(self) -> list[str]:
+        """Returns a sentence, or none, that names the wrong and impossible cells of every provider but the subject."""
+        found = [group for group in suspects(self.run) if group["provider"] != self.subject]
+        told = [
+            f"{g['provider']} has {g['count']:,} {g['status']} ({_listed(c['label'] for c in g['cells'])})"
+            for g in found
+        ]
+        return [f"Others that are not to be believed: {'; '.join(told)}."] if found else []
 
     def _not(self) -> str:
         if not len(self.ours):
-            return f"Where not: no {SUBJECT} cell was run."
+            return f"Where not: no {self.subject} cell was run."
         parts = []
         if len(self.run.duels):
             text = f"a peer is faster in {len(self.slower):,} of {plural(len(self.run.duels), 'cell')}"
@@ -168,17 +162,26 @@ class RunVerdict:
             parts.append(text)
         if self.right:
             parts.append(f"a peer is more accurate in {len(self.less_accurate):,} of {self.right:,}")
-        ours = self.ours[self.ours["status"] != "ok"]
-        parts.append(f"{SUBJECT} cells that are not ok: {_by_status(ours) or 'none'}")
+        parts.append(f"{self.subject} cells that are not ok: {_by_status(self.ours) or 'none'}")
         return f"Where not: {'; '.join(parts)}."
 
 
-def mean_error(pairs: pd.DataFrame) -> float:
-    """Returns the share by which the geometric mean of `ratio` may be off at 95%; NaN where a cell has no interval.
+def _by_word(against: str, found: list[tuple[str, Tally]]) -> str:
+    """Returns `Against torch: faster in layer norm fwd (1.6x; ...); mixed in layer norm bwd (...)`, the worst first."""
+    parts = []
+    for word in ("slower", "mixed", "level", "faster"):
+        alike = [(name, one) for name, one in found if one.word == word]
+        alike.sort(key=lambda part: part[1].worst["ratio"])
+        if alike:
+            named = _listed((f"{name} ({one.words})" for name, one in alike))
+            parts.append(f"{word} in {named}")
+    return f"Against {against}: {'; '.join(parts)}."
 
-    It says how well these cells were measured, and nothing about cells that were not.
-    """
-    return float(np.exp(1.96 * np.sqrt(pairs["log_variance"].sum(skipna=False)) / max(len(pairs), 1))) - 1
+
+def _listed(every: Iterable[str]) -> str:
+    texts = list(every)
+    more = f" and {len(texts) - NAMED:,} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more
 
 
 def _by_status(cells: pd.DataFrame) -> str:
@@ -188,28 +191,44 @@ def _by_status(cells: pd.DataFrame) -> str:
     return ", ".join(f"{counts[name]:,} {name}" for name in names if name != "ok" and counts[name])
 
 
-def summary_rows(run: LoadedRun) -> list[dict[str, Any]]:
+def suspects(run: LoadedRun) -> list[dict[str, Any]]:
+    """Returns the wrong and impossible cells of anyone, a group a provider and status, the subject's first."""
+    cells = run.cells[run.cells["status"].isin(["wrong", "impossible"])]
+    return [
+        {"provider": name, "status": status, "count": len(part), "cells": part.to_dict("records")}
+        for name in run.providers
+        for status in ("wrong", "impossible")
+        if len(part := cells[(cells["provider"] == name) & (cells["status"] == status)])
+    ]
+
+
+def directions(run: LoadedRun) -> list[dict[str, Any]]:
     """Returns a row an operator and mode of the subject: right, fast, by how much, where not."""
     rows, worst = [], facts.worst_errors(run)
     for op in ordered(run.cells["op"]):
         for mode in ordered(run.ours.loc[run.ours["op"] == op, "mode"]):
-            ours, duels, errors = (
-                frame[(frame["op"] == op) & (frame["mode"] == mode)] for frame in (run.ours, run.duels, worst)
+            ours, against, duels, errors = (
+                frame[(frame["op"] == op) & (frame["mode"] == mode)]
+                for frame in (run.ours, run.against, run.duels, worst)
             )
+            baseline, peer = tally(against), tally(duels)
+            status = Counter(ours["status"])
+            failed = len(ours) - sum(status[name] for name in ("ok", *NEVER_RAN))
+            speed = peer or baseline
             rows.append(
                 {
                     "op": op,
                     "mode": mode,
-                    "ok": int((ours["status"] == "ok").sum()),
+                    "name": f"{spoken(op)} {mode}",
+                    "word": "not ok" if failed else speed.word if speed else "right" if status["ok"] else "not run",
+                    "tone": "bad" if failed else speed.tone if speed else "good" if status["ok"] else "plain",
+                    "ok": status["ok"],
                     "cells": len(ours),
-                    "wrong": int((ours["status"] == "wrong").sum()),
+                    "failed": failed,
+                    "apart": sum(status[name] for name in NEVER_RAN),
                     "worst": errors["words"].iloc[0] if len(errors) else None,
-                    "speedup": geomean(ours["speedup"]),
-                    "low": ours["speedup"].min(),
-                    "high": ours["speedup"].max(),
-                    "peer": geomean(duels["ratio"]),
-                    "lost": int((duels["ratio"] < 1).sum()),
-                    "duels": len(duels),
+                    "baseline": baseline,
+                    "peer": peer,
                     "fraction": ours["roofline_fraction"].median(),
                 }
             )
@@ -223,7 +242,9 @@ def _context(run: LoadedRun) -> dict[str, Any]:
         "cards": verdict.cards(),
         "models": facts.model_sentences(run),
         "warnings": warnings(run),
-        "summary": summary_rows(run),
+        "directions": verdict.directions,
+        "suspects": suspects(run),
+        "named": NAMED,
     }
 
 

@@ -34,7 +34,7 @@ PLANS = {
     "weight_norm": ROWS,  # no row needs another's results, and so no barrier
     **dict.fromkeys(
         ("layer_norm", "layer_norm_add", "partial_rms_norm", "rms_norm", "rms_norm_add"),
-        ROWS | {("bwd", "slices, barrier")},
+        ROWS | each("fwd", "bwd", plans=("slices, barrier",)),
     ),
 }
 

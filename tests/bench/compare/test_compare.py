@@ -242,7 +242,7 @@ def test_a_run_without_an_environment_is_compared_and_that_is_said(runs):
 
 def test_some_providers_alone_can_be_looked_at(runs, capsys):
     a, b = map(str, runs(slowed("torch", 1.05)))
-    assert main([a, b]) == 1
+    assert main([a, b, "--provider", "torch"]) == 1
     assert main([a, b, "--provider", "normlib,cudnn"]) == 0
     assert "torch_compile" not in capsys.readouterr().out.rpartition("provider ")[2]
 
@@ -278,6 +278,7 @@ def one_line(capsys, *arguments):
 def test_what_cannot_be_compared_is_one_line_and_status_2(runs, capsys):
     a, b = map(str, runs())
     assert "no such folder" in one_line(capsys, a, "nowhere")
+    assert "records.jsonl: a file; give the folder" in one_line(capsys, a, f"{b}/records.jsonl")
     assert "holds no records.jsonl" in one_line(capsys, a, str(ROOT / "bench"))
     assert "only of cudnn, normlib, torch, torch_compile" in one_line(capsys, a, b, "--provider", "liger")
     assert "none of slower, wrong, less_accurate" in one_line(capsys, a, b, "--fail-on", "faster")
@@ -286,7 +287,7 @@ def test_what_cannot_be_compared_is_one_line_and_status_2(runs, capsys):
     (Path(a) / "records.jsonl").write_text("")
     assert "has no record" in one_line(capsys, a, b)
     (Path(a) / "records.jsonl").write_text("broken\n" * 2)
-    assert "not a record" in one_line(capsys, a, b)
+    assert "line 1 is not JSON" in one_line(capsys, a, b)
     with pytest.raises(UnreadableRun):
         compare(Path(a), Path(b))
 
@@ -339,8 +340,24 @@ def test_comparing_needs_neither_torch_nor_triton(runs):
     blocked = "import sys\nfor name in ('torch', 'triton', 'normlib'): sys.modules[name] = None\n"
     run = blocked + "from bench.compare.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", run, *map(str, runs(slowed("torch", 1.05)))],
+        [sys.executable, "-c", run, *map(str, runs(slowed("normlib", 1.05)))],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
     assert "SLOWER: layer_norm" in done.stdout
+
+
+def test_only_the_subjects_cells_decide_the_exit_status(runs, capsys):
+    a, b = map(str, runs(slowed("torch", 1.05)))
+    assert main([a, b]) == 0
+    assert "SLOWER: " in capsys.readouterr().out
+    assert main([a, b, "--subject", "torch"]) == 1
+    capsys.readouterr()
+    assert "has no record of liger, only of torch, cudnn" in one_line(capsys, a, b, "--subject", "liger")
+
+
+def test_a_run_compared_with_itself_is_said_to_be_one(runs, capsys):
+    a, _ = map(str, runs())
+    assert main([a, a]) == 0
+    assert "A and B are one run" in capsys.readouterr().out
+    assert "A and B are one run" in Page((Path(a) / "compare.html").read_text(encoding="utf-8")).text

@@ -1,7 +1,7 @@
 """Where we lose, and what is not ok."""
 
 import pytest
-from report_runs import page, record
+from report_runs import page, record, resnet50
 
 from bench.report.sections import losses
 from bench.results.load import load
@@ -33,10 +33,47 @@ def test_a_large_cell_that_loses_little_comes_before_a_small_one_that_loses_much
     assert [loss["cell"] for loss in found] == [large.cell, small.cell]
 
 
-def test_a_loss_inside_the_noise_is_said_to_be_so(run_dir):
-    near, far = record(provider="torch", latency_us=9.95), record(provider="torch", dtype="fp32", latency_us=5.0)
-    found = losses.slower(load(run_dir([record(), record(dtype="fp32"), near, far])))
-    assert [loss["beyond_noise"] for loss in found] == [True, False]
+def test_a_difference_inside_the_interval_is_a_tie_and_no_loss(run_dir):
+    near, far = record(provider="torch", latency_us=9.99), record(provider="torch", dtype="fp32", latency_us=9.9)
+    run = load(run_dir([record(), record(dtype="fp32"), near, far]))
+    assert dict(zip(run.duels["dtype"], run.duels["outcome"], strict=True)) == {"fp16": "tied", "fp32": "lost"}
+    assert [loss["dtype"] for loss in losses.slower(run)] == ["fp32"]
+
+
+def test_without_intervals_the_ranges_from_p10_to_p90_decide(run_dir):
+    bare = {"latency_us_low": None, "latency_us_high": None}
+    times = {"fp16": 9.9, "fp32": 9.5, "bf16": 10.5}  # p10 to p90 of ours is 9.85 to 10.2
+    records = [
+        record(dtype=dtype, provider=p, latency_us=us, **bare)
+        for dtype, t in times.items()
+        for p, us in (("normlib", 10.0), ("torch", t))
+    ]
+    run = load(run_dir(records))
+    assert dict(zip(run.duels["dtype"], run.duels["outcome"], strict=True)) == {
+        "fp16": "tied",
+        "fp32": "lost",
+        "bf16": "won",
+    }
+
+
+def test_losses_are_grouped_by_regime_and_cost_what_the_model_pays(run_dir):
+    records = resnet50()
+    slow = {"64x112x112": 3.0, "2048x7x7": 2.0}
+    for one in records:
+        name = f"{one.axes['channels']}x{one.axes['spatial']}"
+        if one.provider == "normlib" and name in slow:
+            one.latency_us = one.latency_us * slow[name]
+            one.latency_us_low, one.latency_us_high = 0.998 * one.latency_us, 1.002 * one.latency_us
+    run = load(run_dir(records, arguments={"preset": "resnet50"}))
+    lost = losses.slower(run)
+    wide, narrow = sorted(losses.regimes(run, lost), key=lambda one: one["width"])
+    assert (wide["width"], narrow["width"]) == ("channels beyond 512", "channels to 64")
+    assert (wide["lost"], narrow["lost"]) == (1, 1) and wide["peers"] == "torch_compile in 1"
+    # ResNet-50 has one norm of 64x112x112, and four of 2048x7x7.
+    (cost,) = [row["cost_us"] for row in lost if row["shape"] == "32x2048x7x7"]
+    assert wide["model_us"] == pytest.approx(4 * cost) and narrow["model_us"] == narrow["cost_us"]
+    text = page(run_dir(records, arguments={"preset": "resnet50"})).section("losses")
+    assert "costs a pass of resnet50" in text
 
 
 def test_a_more_accurate_peer_is_a_loss_only_beyond_the_margin(run_dir):

@@ -41,18 +41,20 @@ def test_a_cell_that_was_run_again_counts_once_with_its_last_record(run_dir):
     assert list(run.cells["status"]) == ["ok"]
 
 
-def test_a_table_without_room_for_all_says_so_and_keeps_what_is_not_ok_and_the_subjects(run_dir, monkeypatch):
-    monkeypatch.setattr("bench.report.sections.cells.TABLE_ROWS", 3)
-    monkeypatch.setattr("bench.results.thresholds.TABLE_ROWS", 3)
+def test_a_table_without_room_for_all_says_so_and_leaves_out_what_is_unsupported_first(run_dir, monkeypatch):
+    monkeypatch.setattr("bench.report.sections.cells.TABLE_ROWS", 5)
+    monkeypatch.setattr("bench.results.thresholds.TABLE_ROWS", 5)
     monkeypatch.setattr("bench.results.thresholds.LISTED", 1)
+    ended = {"torch": "ok", "normlib": "ok", "cudnn": "crash", "liger": "unsupported"}
     records = [
-        record(dtype=dtype, provider=name, status="crash" if name == "cudnn" else "ok", reason="it fell")
+        record(dtype=dtype, provider=name, status=status, reason="it fell")
         for dtype in ("fp16", "bf16")
-        for name in ("torch", "normlib", "cudnn")
+        for name, status in ended.items()
     ]
     shown = page(run_dir(records))
-    assert [row["id"] for row in shown.data["rows"]] == [records[place].cell for place in (1, 2, 5)]
-    assert "room for 3 of 6 cells" in shown.section("cells") and "records.jsonl" in shown.section("cells")
+    assert [row["id"] for row in shown.data["rows"]] == [records[place].cell for place in (0, 1, 2, 5, 6)]
+    assert shown.data["places"] == [0, 1, 2, 5, 6]
+    assert "room for 5 of 8 cells" in shown.section("cells") and "records.jsonl" in shown.section("cells")
     assert "2 cells, of which 1 are here and all in records.jsonl" in shown.section("failed")
 
 
@@ -61,10 +63,29 @@ def test_a_cells_samples_are_told_by_twenty_quantiles(run_dir):
     folder = run_dir([one])
     samples.append(folder / "samples.jsonl", samples.Samples(one.key, {"cold_us": [10.0] * 90 + [20.0] * 10}))
     (row,) = page(folder).data["rows"]
-    assert row["dots"] == [0] * 18 + [1000] * 2
+    assert row["dots"] == [0] * 18 + [1000, 0]  # each less the one before
 
 
 def test_samples_that_cannot_be_read_cost_their_figure_alone(run_dir):
     folder = run_dir([record()])
     (folder / "samples.jsonl").write_text("broken\n{}\n")
     assert "dots" not in page(folder).data["rows"][0]
+
+
+def test_a_cell_has_the_command_that_measures_it_alone(run_dir):
+    from bench.cases import sweep
+    from bench.cases.operators import operators
+
+    made = [
+        record(layout="rows"),
+        record("batch_norm", {"batch": 2, "channels": 3, "spatial": "7x7"}, layout="nhwc", dtype="bf16", mode="bwd"),
+        record(layout="rows", inputs="offset", offset=1e4),
+    ]
+    data = page(run_dir(made)).data
+    for one, row in zip(made, data["rows"], strict=True):
+        command = data["commands"][row["case"]].split()
+        assert command[:3] == ["python", "-m", "bench.run"]
+        typed = {name.removeprefix("--"): value for name, value in zip(command[3::2], command[4::2], strict=True)}
+        (case,) = sweep.cases(sweep.parse(typed, operators(), "quick"), operators())
+        assert case.label == one.case.label and case.shape == tuple(one.shape)
+    assert data["baseline"] == "torch"

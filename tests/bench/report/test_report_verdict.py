@@ -7,14 +7,15 @@ from report_runs import page, record, resnet50, tensor_error
 
 from bench.report import facts
 from bench.report.sections import losses
-from bench.report.sections.verdict import RunVerdict, mean_error
+from bench.report.sections.verdict import RunVerdict
+from bench.report.tally import mean_error
 from bench.results.load import load
 
 
 @pytest.mark.parametrize(
     ("claims", "card"),
     [
-        ({"status": "wrong", "share": 1.6}, ("Accuracy against float64", "1 of 1 wrong", "bad")),
+        ({"status": "wrong", "share": 1.6}, ("Accuracy of normlib against float64", "1 of 1 wrong", "bad")),
         ({"status": "impossible", "roofline_fraction": 2.2, "gbps": 9e3}, ("Impossible times", "1 cell", "bad")),
     ],
 )
@@ -37,17 +38,117 @@ def test_a_wrong_peer_is_no_peer_to_beat_or_to_lose_to(run_dir):
     assert list(run.duels["provider_peer"]) == ["torch"]
 
 
-def test_the_verdict_gives_the_geometric_mean_and_its_range(run_dir):
+def test_a_mean_never_stands_without_the_cells_won_tied_and_lost_and_the_worst(run_dir):
     records = []
-    for tokens, speedup in ((8, 4.0), (16, 0.25), (32, 8.0)):
+    for tokens, speedup in ((8, 4.0), (16, 0.25), (32, 8.0), (64, 1.001)):
         axes = {"tokens": tokens, "hidden": 256}
         records.append(record(axes=axes, latency_us=10.0, baseline_us=10.0 * speedup))
         records.append(record(axes=axes, provider="torch", latency_us=10.0 * speedup, baseline_us=10.0 * speedup))
-    cards = {card.title: card for card in RunVerdict(load(run_dir(records))).cards()}
-    assert cards["Speed against torch"].value == "2.00×"  # noqa: RUF001
-    assert "cells from 0.250× to 8.00×" in cards["Speed against torch"].detail  # noqa: RUF001
-    assert cards["Worst cell"].value == "0.250×"  # noqa: RUF001
-    assert "layer_norm 16x256 fp16 fwd, against torch. A peer is faster in 1 of 3 cells" in cards["Worst cell"].detail
+    folder = run_dir(records)
+    verdict = RunVerdict(load(folder))
+    cards = {card.title: card for card in verdict.cards()}
+    card = cards["Speed against torch"]
+    assert (card.value, card.tone) == ("1.68×", "bad")  # noqa: RUF001
+    assert card.detail.startswith("2 won, 1 tied, 1 lost; worst 0.250×, layer_norm 16x256 fp16 fwd, against torch.")  # noqa: RUF001
+    assert "Against torch: mixed in layer norm fwd (1.68×; 2 won, 1 tied, 1 lost; worst 0.250×)." in verdict.sentences()  # noqa: RUF001
+    (direction,) = verdict.directions
+    assert (direction["word"], direction["tone"]) == ("mixed", "bad")
+    assert "Faster" not in page(folder).section("verdict")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "word", "tone"),
+    [((1.5, 1.2), "faster", "good"), ((1.5, 1.001), "faster", "good"), ((0.999, 1.001), "level", "plain"),
+     ((1.5, 0.94), "mixed", "bad"), ((0.9, 1.001), "slower", "bad")],
+)  # fmt: skip
+def test_a_direction_is_faster_only_where_no_cell_is_lost(ratios, word, tone, run_dir):
+    records = [
+        record(axes={"tokens": 8 * n, "hidden": 64}, provider=name, latency_us=us)
+        for n, ratio in enumerate(ratios, 1)
+        for name, us in (("normlib", 10.0), ("torch", 10.0 * ratio))
+    ]
+    (direction,) = RunVerdict(load(run_dir(records))).directions
+    assert (direction["word"], direction["tone"]) == (word, tone)
+
+
+def test_a_baseline_without_a_time_leaves_the_mean_of_the_others(run_dir):
+    records = [record(), record(provider="torch", latency_us=16.0), record(dtype="fp32")]
+    records.append(record(dtype="fp32", provider="torch", status="oom"))
+    (direction,) = RunVerdict(load(run_dir(records))).directions
+    assert direction["baseline"].cells == 1 and direction["baseline"].mean == pytest.approx(1.6)
+
+
+def mine(**changes):
+    """A run of somebody's own kernel, `mine`, beside normlib and torch."""
+    return [
+        record(axes={"tokens": n, "hidden": 64}, provider=name, latency_us=us, **(changes if name == "mine" else {}))
+        for n in (8, 512)
+        for name, us in (("mine", 12.0), ("normlib", 10.0), ("torch", 16.0))
+    ]
+
+
+def first_screen(run_dir, records, **described):
+    shown = page(run_dir(records, subject="mine", **described))
+    return shown.section("verdict").partition("By operator and direction")[0], shown
+
+
+def test_the_first_screen_of_a_subject_that_loses(run_dir):
+    text, shown = first_screen(run_dir, mine())
+    assert text.startswith(" Verdict on mine Right: 2 mine cells compared with float64, none wrong")
+    against = "slower in layer norm fwd (0.833×; 0 won, 0 tied, 2 lost; worst 0.833×)."  # noqa: RUF001
+    assert f"Against the best peer of each cell: {against}" in text
+    assert "Against torch: faster in layer norm fwd (1.33×; 2 won, 0 tied, 0 lost; worst 1.33×)." in text  # noqa: RUF001
+    assert "a peer is faster in 2 of 2 cells" in text
+    assert "layer norm fwd columns to 1,024 2 of 2 0.833× normlib in 2 4.00 µs" in shown.section("losses")  # noqa: RUF001
+    assert any(label == "speedup over the best peer by tokens and hidden" for label in shown.labels)
+
+
+def test_the_first_screen_of_a_subject_that_is_wrong_names_its_cells_and_says_nothing_in_green(run_dir):
+    folder = run_dir(mine(status="wrong", share=1.6), subject="mine")
+    text, _ = first_screen(run_dir, mine(status="wrong", share=1.6))
+    assert "mine: 2 wrong layer_norm 8x64 fp16 fwd , layer_norm 512x64 fp16 fwd" in text
+    assert "Not right: 2 of 2 mine cells compared with float64 are wrong" in text
+    assert "Right:" not in text and "2 of 2 right" not in text
+    cards = RunVerdict(load(folder)).cards()
+    assert cards[0].tone == "bad" and not any(card.tone == "good" and "mine" in card.title for card in cards)
+
+
+def test_the_first_screen_of_a_subject_without_peers(run_dir):
+    text, _ = first_screen(run_dir, [one for one in mine() if one.provider == "mine"])
+    assert "Speed: no right mine cell has another provider" in text
+    assert "×" not in text  # noqa: RUF001
+
+
+def test_the_wrong_and_impossible_cells_of_others_are_named_on_the_first_screen_and_in_the_summary(run_dir):
+    records = mine()
+    records[1].status, records[4].status = "wrong", "impossible"
+    text, _ = first_screen(run_dir, records)
+    assert "normlib: 1 wrong layer_norm 8x64 fp16 fwd" in text and "normlib: 1 impossible layer_norm 512x64" in text
+    others = " ".join(RunVerdict(load(run_dir(records, subject="mine"))).others())
+    assert others.startswith("Others that are not to be believed: normlib has 1 wrong (layer_norm 8x64 fp16 fwd); ")
+    assert others in (run_dir(records, subject="mine") / "summary.md").read_text(encoding="utf-8")
+
+
+def test_unsupported_cells_are_counted_apart_from_those_that_are_not_ok(run_dir):
+    records = [
+        *mine(),
+        record(mode="bwd", provider="mine", status="unsupported"),
+        record(provider="mine", status="oom"),
+    ]
+    card = RunVerdict(load(run_dir(records, subject="mine"))).cards()[-1]
+    assert (card.value, card.detail) == ("1 of 8", "1 oom; 1 of them mine. Apart: 1 unsupported")
+
+
+def test_a_report_can_be_made_about_another_provider_than_the_runs(run_dir, capsys):
+    from bench.report.__main__ import main
+
+    folder = run_dir(mine())
+    assert main([str(folder), "--subject", "torch"]) == 0
+    assert "Verdict on torch" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "Right: 2 torch cells" in (folder / "summary.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main([str(folder), "--subject", "liger"]) == 2
+    assert "has no record of liger, only of torch, mine, normlib" in capsys.readouterr().err
 
 
 def test_the_interval_of_the_mean_is_that_of_its_cells_medians(run_dir):

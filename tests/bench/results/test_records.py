@@ -40,7 +40,7 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "records.jsonl"
     results.append(path, record("a"))
     path.write_text("{broken\n" + path.read_text())
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
         list(results.read(path))
 
 
