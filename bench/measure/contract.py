@@ -43,7 +43,7 @@ def broken(case: Case, backend: str, inputs: Inputs, results: Mapping[str, Tenso
             return f"runs PyTorch's {', '.join(log.pytorchs)} under the name of {backend}; backend() has to say torch"
     elif clones := [t for t in log.copied if t.numel() == inputs["x"].numel()]:
         return f"copies {len(clones)} tensors as large as x inside the timed call, which PyTorch's own operators do not"
-    forwards = [name for name in log.pytorchs if "backward" not in name and "rsqrt" not in name]
+    forwards = [name for name in log.pytorchs if "backward" not in name]
     if not contract.forward and forwards:
         return f"runs forward ({', '.join(forwards)}) in mode {case.mode}"
     if not contract.backward and (

@@ -24,8 +24,8 @@ _ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_str
 # Operators that move or look at memory and compute nothing, besides views.
 _PLAIN = {"detach", "alias", "lift_fresh", "_unsafe_view", "set_", "resize_", "record_stream", *_ALLOCATE}
 _COPIES = {"clone", "copy_"}
-# PyTorch's own norms, by the operators that do the work; rsqrt is what they are made of where there is none.
-PYTORCHS = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "weight_norm", "rsqrt")
+# PyTorch's own norms, by the operators that do the work.
+PYTORCHS = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "weight_norm")
 
 
 @dataclass
