@@ -191,7 +191,7 @@ class Chart:
         inside = f'<path class="grid" d="{lines}"/>{"".join(self.parts)}{"".join(words)}'
         drawn = Markup(f'<svg class="chart" id="{self.name}" {box}>{inside}</svg>')
         if folder := _FOLDER.get():
-            (folder / f"{self.name}.svg").write_text(alone(drawn), encoding="utf-8")
+            (folder / f"{self.name}.svg").write_text(standalone(drawn), encoding="utf-8")
         return drawn
 
 
@@ -242,7 +242,7 @@ def markers(keys: Sequence[Key]) -> Markup:
     ))  # fmt: skip
 
 
-def alone(drawn: str) -> str:
+def standalone(drawn: str) -> str:
     """Returns a chart that needs no page around it, on light paper and without variables, which few programs know."""
     sheet = style()
     rules = "".join(line for line in sheet.splitlines() if line.startswith(".chart"))

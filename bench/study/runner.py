@@ -64,13 +64,14 @@ def _ended(setting: StudySetting, waiting: Sequence[RunKey], processes: int) -> 
     if not processes:
         yield from (run_one(setting, key) for key in waiting)
         return
+    others = set(multiprocessing.active_children())  # the caller's own
     # Not forked: a process that has used threads or a GPU cannot be.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (setting,))
     try:
         for future in as_completed([pool.submit(_run_in_process, key) for key in waiting]):
             yield future.result()
     except BaseException:  # Ctrl-C in particular, which does not wait for runs that nobody will write down
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         raise
     finally:

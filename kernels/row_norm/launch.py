@@ -9,7 +9,7 @@
     with a residual      z = x + residual, rounded to x's dtype, is normalized in x's place and written
                          dx + dz is the gradient of both, dz being what arrives at z from elsewhere
     ZERO_CENTRED         1 + weight in weight's place
-    PARTIAL_N < N        rstd is of a row's first PARTIAL_N columns alone, not CENTRED: var and c1 (a sum over the whole
+    PARTIAL_N < N        rstd is of only a row's first PARTIAL_N columns, not CENTRED: var and c1 (a sum over the whole
                          row all the same) are divided by PARTIAL_N, and c1 is in dx of those columns only
 
 A row that fits stays in registers, as equal power-of-two chunks (plan.row_tile): forward moves x and y once (with a
@@ -62,7 +62,7 @@ def forward(
     """Returns (y like x but contiguous, mean (2, M) or (0,), rstd (M,)) of x (..., n).
 
     With a residual, of x's shape and dtype, it is x + residual that is normalized, and written into z (contiguous).
-    Where rstd is of the first partial_n columns alone there is neither a residual nor a mean.
+    Where rstd is of only the first partial_n columns there is neither a residual nor a mean.
     """
     rows = as_rows(x, n)
     m = rows.shape[0]

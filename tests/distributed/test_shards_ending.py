@@ -234,12 +234,12 @@ def test_another_rank_raises_its_own_mistakes(leading):
 @pytest.mark.chance
 def test_a_cell_whose_worker_was_ended_first_is_missing_and_no_crash(leading):
     leading.plan = replace(leading.plan, isolated=True, cell_timeout=float(LIMIT_S))
-    ended = []
+    ended, others = [], multiprocessing.active_children()  # other tests' processes, which stay
 
     def end_the_worker():
         if ended:
             terminated()
-        for worker in multiprocessing.active_children():
+        for worker in set(multiprocessing.active_children()) - set(others):
             ended.append(worker.pid)
             worker.terminate()
 

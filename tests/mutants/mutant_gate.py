@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import rank_shares
 import torch
+from interleaving import interleaved
 from mutant_catalogue import Mutant
 from mutant_planting import planted
 
@@ -49,6 +54,12 @@ CELLS = {
         _case("rms_norm", 9, 2100),
         _case("layer_norm", 9, 2100, offset=1e4),
         _case("layer_norm", 9, 2100, dtype="bf16"),
+    ),
+    # Three slices forward, the last one ragged, and two groups of rows that take two each; backward five slices.
+    "slices": (
+        _case("layer_norm", 4, 16400),
+        _case("rms_norm", 4, 16400, dtype="bf16"),
+        _case("layer_norm", 4, 16400, offset=1e4),
     ),
     # The same two kinds of rows with a residual.
     "fused": (
@@ -129,6 +140,18 @@ def cases_of(mutant: Mutant) -> tuple[Case, ...]:
     return tuple(case for group in mutant.cells or CELLS for case in CELLS[group])
 
 
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Within, programs may wait for each other, as those of a GPU do."""
+    plan = importlib.import_module("normlib.kernels.plan")
+    interpreter, plan.INTERPRETER = plan.INTERPRETER, replace(plan.INTERPRETER, multiprocessors=3, cooperative=True)
+    try:
+        with interleaved(0):
+            yield
+    finally:
+        plan.INTERPRETER = interpreter
+
+
 class AccuracyGate:
     """The cells, with inputs, references and PyTorch's errors that all mutants share."""
 
@@ -141,7 +164,8 @@ class AccuracyGate:
         if case.problem not in self._problems:
             self._problems[case.problem] = cell.Problem(case.problem, self._settings)
         provider = rank_shares.PROVIDER if "ranks" in dict(case.axes) else providers()["normlib"]
-        return self._problems[case.problem].judge(case, provider)
+        with _waiting() if case in CELLS["slices"] else nullcontext():
+            return self._problems[case.problem].judge(case, provider)
 
     def hunt(self, mutant: Mutant) -> list[Record]:
         """Runs a mutant through its cells until one is not "ok"; returns their records, of which that is the last."""

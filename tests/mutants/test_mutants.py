@@ -22,6 +22,7 @@ QUICK = (
     "eps-left-out",
     "rstd-in-bf16",
     "c2-left-out",
+    "slices-unweighted",
     "db-of-rounded-dy",
     "fast-inverse-root",
     "batch-running-variance-biased",

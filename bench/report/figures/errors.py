@@ -89,7 +89,7 @@ def against(
 
 
 def _offsets(values: pd.Series, title: str) -> Scale:
-    """Returns a logarithmic scale with a tick at each value, the first of which stands for all normal inputs."""
+    """Returns a logarithmic scale with a tick at each value; the first value stands for all normal inputs."""
     largest: Callable[[float], str] = lambda value: ("≤ " if value == LARGEST_NORMAL_OFFSET else "") + short(value)
     low, high = log_limits(values)
     return Scale(low, high, [(value, largest(value)) for value in sorted(values.unique())], title, log=True)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import triton
-from every_kernel import KERNELS
+from every_kernel import KERNELS, WAITING, WITHOUT_BARRIER
 from triton.backends.compiler import GPUTarget
 
 from bench.audit.__main__ import main
@@ -56,7 +56,9 @@ def test_every_kernel_compiles_without_spills_and_moves_128_bits_at_a_time(targe
     done = run("-c", COLLECT, target)
     records = rows(done.stdout)
     assert records, done.stderr
-    assert {launch["kernel"] for record in records for launch in record["launches"]} == KERNELS
+    assert {launch["kernel"] for record in records for launch in record["launches"]} == KERNELS - (
+        WAITING if target == "gfx942" else WITHOUT_BARRIER
+    )
     assert {problem for record in records for problem in record["problems"]} == set()
     widest = max(record["shape"][1] for record in records if record["op"] == "layer_norm")
     assert widest >= 65536

@@ -1,6 +1,8 @@
 """The command line of a study, in-process: what it writes, how it goes on, and what it refuses."""
 
 import json
+import multiprocessing
+import time
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -10,7 +12,7 @@ import torch
 
 from bench.measure import environment
 from bench.study import __main__ as command
-from bench.study import data, page, records
+from bench.study import data, page, records, runner
 from bench.study.experiments import selu
 from bench.study.training import SCALES, StudyOutcome
 from normlib import dispatch
@@ -82,6 +84,19 @@ def test_runs_side_by_side_give_the_records_of_runs_one_after_the_other(elsewher
     assert values[0].keys() == values[1].keys()
     for key, found in values[0].items():
         assert found == pytest.approx(values[1][key], rel=1e-3)  # another number of threads sums in another order
+
+
+def test_ctrl_c_ends_the_runs_and_no_other_process_of_the_caller(elsewhere, monkeypatch):
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+    monkeypatch.setattr(runner, "as_completed", Mock(side_effect=KeyboardInterrupt))
+    try:
+        assert command.main(["--only", "selu", "--seeds", "1", "--out", "beside"]) == 130
+        other.join(1)
+        assert other.is_alive()
+    finally:
+        other.terminate()
+        other.join()
 
 
 def test_ctrl_c_keeps_what_is_done_and_resume_runs_the_rest(elsewhere, counted):
