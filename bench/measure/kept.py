@@ -39,27 +39,31 @@ class KeptReferences:
     """The functions and constants that times and verdicts come from, as they are when this is made."""
 
     def __init__(self) -> None:
-        self._kept = [(owner, place, name, vars(owner).get(name)) for owner, place, name in _watched()]
-        self._code = [getattr(value, "__code__", None) for *_, value in self._kept]
-        self._contents = [dict(value) if isinstance(value, dict) else None for *_, value in self._kept]
+        kept = [(owner, f"{place}.{name}", name, vars(owner).get(name)) for owner, place, name in _watched()]
+        # It is asked at every change of turns, so that each loop is as short as can be.
+        self._bindings = [(vars(owner), name, value, owner, words) for owner, words, name, value in kept]
+        self._code = [(value, value.__code__, words) for _, words, _, value in kept if hasattr(value, "__code__")]
+        self._contents = [(value, dict(value), words) for _, words, _, value in kept if isinstance(value, dict)]
 
     def replaced(self) -> list[str]:
         """Returns the names that stand for something else by now, and lets them stand for what they did."""
         found = []
-        for (owner, place, name, value), code, contents in zip(self._kept, self._code, self._contents, strict=True):
-            if vars(owner).get(name) is not value:
+        for names, name, value, owner, words in self._bindings:
+            if names.get(name) is not value:
                 if value is None:  # inherited: what shadows it goes away
                     delattr(owner, name)
                 else:
                     setattr(owner, name, value)
-            elif code is not None and value.__code__ is not code:
-                value.__code__ = code
-            elif contents is not None and value != contents:
+                found.append(words)
+        for function, code, words in self._code:
+            if function.__code__ is not code:
+                function.__code__ = code
+                found.append(words)
+        for value, contents, words in self._contents:
+            if value != contents:
                 value.clear()
                 value.update(contents)
-            else:
-                continue
-            found.append(f"{place}.{name}")
+                found.append(words)
         return found
 
 

@@ -1,13 +1,14 @@
 """Runs a call once, not timed, and notes what it does: PyTorch's operators, Triton's kernels, copies, grad mode.
 
 The same call can be run as a ghost, whose kernels do nothing: Triton's are not launched, and the results of all other
-operators are overwritten. What returns the same numbers all the same has kept them. Kernels that a library launches
-past PyTorch's dispatcher and past Triton are neither seen nor stopped.
+operators are overwritten. What returns the same numbers all the same has kept them. Memory that a call finds and writes
+into gets its values back afterwards, so that a counter or a workspace of the cell's own survives its ghost. Kernels
+that a library launches past PyTorch's dispatcher and past Triton are neither seen nor stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,9 +59,12 @@ class _Observer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.log, self._ghost = log, ghost
         self.guarded: list[tuple[str, GuardedMemory]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []  # what a ghost has written into, and its values before
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operator._schema.name.partition("::")[2]
+        if self._ghost:
+            self._before += [(tensor, tensor.detach().clone()) for tensor in _written(operator, args, kwargs or {})]
         found = operator(*args, **(kwargs or {}))
         if operator.is_view or name in _PLAIN:
             if name in _ALLOCATE and not self._ghost and type(found) is Tensor:
@@ -76,10 +80,23 @@ class _Observer(TorchDispatchMode):
                     _overwrite(leaf)
         return found
 
+    def restore(self) -> None:
+        """Gives what a ghost has written into its values back, the last first."""
+        for tensor, values in reversed(self._before):
+            tensor.detach().copy_(values)
+
     def _guard(self, name: str, tensor: Tensor) -> Tensor:
         guarded, memory = between_guards(tensor)
         self.guarded.append((name, memory))
         return guarded
+
+
+def _written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yields the tensors that an operator writes into, as copy_ and out= do."""
+    for place, argument in enumerate(operator._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[place] if place < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
 
 
 @contextmanager
@@ -103,7 +120,9 @@ def observing(ghost: bool = False) -> Iterator[tuple[CallLog, Callable[[], list[
     with ExitStack() as stack:
         for owner, name in ((jit.JITFunction, "run"), (interpreter.GridExecutor, "__call__")):
             stack.enter_context(mock.patch.object(owner, name, launching(getattr(owner, name))))
-        observer = stack.enter_context(_Observer(log, ghost))
+        observer = _Observer(log, ghost)
+        stack.callback(observer.restore)
+        stack.enter_context(observer)
         yield log, lambda: [name for name, memory in observer.guarded if not memory.intact]
 
 

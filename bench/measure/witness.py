@@ -29,13 +29,20 @@ class Witness:
     """Watches the timed calls of one cell.
 
     `inputs` are the cell's, in place; those of `changed` may change between its calls. `draw` returns the case's inputs
-    of a seed. `repeats` says that equal results of different inputs are nothing unusual.
+    of a seed, and `refill` has the cell begin with such. `repeats` says that equal results of different inputs are
+    nothing unusual.
     """
 
     def __init__(
-        self, inputs: Inputs, changed: Collection[str], draw: Callable[[int], Inputs], seed: int, repeats: bool
+        self,
+        inputs: Inputs,
+        changed: Collection[str],
+        draw: Callable[[int], Inputs],
+        refill: Callable[[Inputs], None],
+        seed: int,
+        repeats: bool,
     ) -> None:
-        self._inputs, self._changed, self._draw, self._repeats = inputs, changed, draw, repeats
+        self._inputs, self._draw, self._refill, self._repeats = inputs, draw, refill, repeats
         x = inputs["x"]
         self._large = [n for n in changed if inputs[n].shape == x.shape and inputs[n].is_floating_point()]
         self._random, self._blocks, self._chosen, self._call = SystemRandom(), 0, -1, 0
@@ -45,7 +52,6 @@ class Witness:
         self._last: dict[str, Tensor] = {}
         self._same: dict[str, Tensor] = {}
         self._fresh: Inputs = {}
-        self._buffers: Outputs = {}  # running statistics, which a call moves on from where the last one left them
         self.seed = 0  # of the inputs that the kept results were computed from
         self.kept: Outputs | None = None
         self.calls = 0
@@ -62,23 +68,18 @@ class Witness:
         """Changes the inputs for the next timed call."""
         with torch.no_grad():
             if self._call == self._chosen:
-                for name in self._changed:
-                    self._inputs[name].detach().copy_(self._fresh[name])
-                for name, buffer in self._buffers.items():
-                    buffer.copy_(self._fresh[name].view(buffer.shape))
+                self._refill(self._fresh)
             else:
                 for name in self._large:
-                    self._inputs[name].detach().normal_(generator=self._generator)
+                    self._inputs[name].data.normal_(generator=self._generator)
 
     def after(self, results: object) -> None:
         """Looks at the results of a timed call, before anything else is launched."""
         if isinstance(results, Mapping):
             with torch.no_grad():
                 if self._call == self._chosen:
-                    known = (n for n in results if not n.startswith("running_") or n in self._buffers)
-                    self.kept = {n: results[n].detach().clone() for n in known if isinstance(results[n], Tensor)}
+                    self.kept = {n: t.detach().clone() for n, t in results.items() if isinstance(t, Tensor)}
                 self._compare(results)
-                self._buffers |= {n: t.detach() for n, t in results.items() if n.startswith("running_")}
         self._call += 1
         self.calls += 1
 

@@ -21,6 +21,9 @@ class Mine(Provider):
     def version(self):
         return "0"
 
+    def backend(self, case, inputs):
+        return "torch"
+
     def build(self, case, inputs):
         return providers()["torch"].build(case, inputs)
 

@@ -46,6 +46,9 @@ class Fake(Provider):
     def unavailable(self, device):
         return self.reason
 
+    def backend(self, case, inputs):
+        return "torch"
+
     def build(self, case, inputs):
         self.built += 1
         if self.error is not None and case.mode in self.modes:

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.measure import accuracy, cell, persisting, sampling, telemetry, timing
+from bench.measure import accuracy, persisting, sampling, telemetry, timing, truth
 from bench.measure.providers import Provider, Runnable, providers
 from bench.measure.timing import clock
 
@@ -305,7 +305,7 @@ def overwrites_the_reference(inputs, case):
 def overwrites_the_judges_inputs(built, case, inputs):
     """So that all others seem wrong."""
     for one in gc.get_objects():
-        if isinstance(one, cell.Problem) and one._inputs is not None:
+        if isinstance(one, truth.Truth) and one._inputs is not None:
             one._inputs["weight"].mul_(2)
     return built
 
@@ -490,17 +490,17 @@ CHEATS = (
     Said("cache", smaller_flush, "impossible", "flush"),
     Said("cache", patched("small_cache", (telemetry, "cache_bytes", lambda device: 64)), "impossible", "cache_bytes"),
     Said("cache", patched("no_flush", (clock.Gpu, "flush", lambda self: None)), "impossible", "Gpu.flush"),
-    Said("replay", keyed("by_shape", lambda t: t["x"].shape), "wrong", "beyond"),
-    Said("replay", keyed("by_address", lambda t: t["x"].data_ptr()), "wrong", "beyond"),
-    Said("replay", keyed("by_identity", lambda t: id(t["x"])), "wrong", "beyond"),
-    Said("replay", keyed("by_version", lambda t: t["x"]._version), "wrong", "does less for inputs"),
+    Said("replay", keyed("by_shape", lambda t: t["x"].shape), "wrong", "of an earlier call"),
+    Said("replay", keyed("by_address", lambda t: t["x"].data_ptr()), "wrong", "of an earlier call"),
+    Said("replay", keyed("by_identity", lambda t: id(t["x"])), "wrong", "of an earlier call"),
+    Said("replay", keyed("by_version", lambda t: t["x"]._version), "wrong", "of an earlier call"),
     Said("replay", keyed("by_first_element", first), "wrong", "does less for inputs"),
     Said("replay", keyed("by_sum", lambda t: float(t["x"].sum())), "wrong", "does less for inputs"),
     Said("replay", every(2), "wrong", ""),
     Said("replay", every(7), "wrong", ""),
     Said("replay", stale_graph, "wrong", "beyond"),
     Said("replay", replays_with_noise, "wrong", ""),
-    Said("replay", keyed("by_address_backward", lambda t: t["dy"].data_ptr()), "wrong", "beyond", mode="bwd"),
+    Said("replay", keyed("by_address_backward", lambda t: t["dy"].data_ptr()), "wrong", "of an earlier call", mode="bwd"),
     Said("drift", wrong_after_five, "wrong", "beyond"),
     Said("drift", wrong_after_fifty, "wrong", "beyond"),
     Said("drift", half_precision_later, "wrong", "beyond"),

@@ -48,7 +48,6 @@ def measured(provider, mode, tokens=64):
     ended = []
     problem = cell.Problem(case.problem, cell.RunSettings(CUDA, 0, "torch", providers()["torch"], operators()))
     problem.measure(case, [provider], ended.append)
-    problem.release()
     return ended[0].record
 
 

@@ -1,0 +1,42 @@
+"""The status and the reason that an exception stands for in a record."""
+
+from __future__ import annotations
+
+import re
+
+# Recognized by name, so that a CPU run need not import Triton's OutOfResources (shared memory, registers).
+_OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
+_OOM_TEXT = "can't allocate memory"  # how PyTorch's CPU allocator says it, in a plain RuntimeError
+# One line of a table; what a compiler prints behind that is found by running the cell by itself.
+_REASON_LENGTH = 300
+# The folders of an absolute path.
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s:'\"]+)+[/\\](?=[^/\\\s])")
+
+
+def ending(error: BaseException) -> tuple[str, str]:
+    """Returns the status, and the exception's type and first line as the reason."""
+    seen: BaseException | None = error
+    while seen is not None:
+        # Compilers wrap what went wrong, so that the cause is looked for as well.
+        if any(t.__name__ in _OOM_TYPES for t in type(seen).__mro__) or _OOM_TEXT in text_of(seen):
+            return "oom", _named(seen)
+        seen = seen.__cause__ or seen.__context__
+    return "crash", _named(error)
+
+
+def text_of(error: BaseException) -> str:
+    """Returns an exception's text; that it has none where its own __str__ fails."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"its text cannot be had: {type(broken).__name__}"
+
+
+def one_line(text: str) -> str:
+    """Returns the first line, of a path only the last part: a reason is published, and folders are personal."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return _PATH.sub("", lines[0])[:_REASON_LENGTH] if lines else ""
+
+
+def _named(error: BaseException) -> str:
+    return ": ".join(part for part in (type(error).__name__, one_line(text_of(error))) if part)
