@@ -58,8 +58,8 @@ class Said:
     reason: str
     mode: str = "fwd"
     backend: str = "torch"
-    tokens: int = 64
-    host_s: float = 1e-3  # the fake host's time for a launch: if it is short, the device is behind
+    tokens: int = 16
+    host_s: float = 4e-3  # the fake host's time for a launch: if it is short, the device is behind
 
 
 def timed(run):
@@ -169,9 +169,13 @@ def sets_cache_aside(built, case, inputs):
 
 
 def smaller_flush(built, case, inputs):
+    spoilt = []
+
     def run():
-        for gpu in [o for o in gc.get_objects() if isinstance(o, clock.Gpu)]:
-            gpu._buffer = gpu._buffer[:64]
+        if not spoilt:
+            for gpu in [o for o in gc.get_objects() if type(o) is clock.Gpu]:
+                gpu._buffer = gpu._buffer[:64]
+                spoilt.append(gpu)
         return built.run()
 
     return Runnable(run, built.outputs)
@@ -295,11 +299,14 @@ def in_freed_memory(inputs, case):
     return torch.empty_like(inputs["x"])
 
 
-def overwrites_the_reference(inputs, case):
-    for one in gc.get_objects():
-        if isinstance(one, dict) and isinstance(one.get("y"), torch.Tensor) and one["y"].dtype == torch.float64:
-            one["y"].fill_(torch.nan)
-    return torch.full_like(inputs["x"], torch.nan)
+@timed
+def overwrites_the_reference(run, call, inputs):
+    if call <= 2:
+        for one in gc.get_objects():
+            y = one.get("y") if type(one) is dict else None
+            if isinstance(y, torch.Tensor) and y.dtype == torch.float64:
+                y.fill_(torch.nan)
+    return {"y": torch.full_like(inputs["x"], torch.nan)}
 
 
 def overwrites_the_judges_inputs(built, case, inputs):
@@ -511,7 +518,7 @@ CHEATS = (
     Said("theft", own(in_frames), "wrong", "beyond"),
     Said("theft", own(in_gc), "wrong", "beyond"),
     Said("theft", own(in_freed_memory), "wrong", ""),
-    Said("theft", own(overwrites_the_reference), "impossible", "the judge's reference"),
+    Said("theft", overwrites_the_reference, "impossible", "the judge's reference"),
     Said("theft", overwrites_the_judges_inputs, "impossible", "the judge's weight"),
     Said("theft", patched("own_bounds", (accuracy, "ROUNDINGS", 1e9)), "impossible", "accuracy.ROUNDINGS"),
     Said("theft", patched("own_judge", (accuracy, "check", lambda *a, **k: [])), "impossible", "accuracy.check"),
