@@ -3,11 +3,13 @@
 They reach a worker's process by pickle, so that what happens is a function of this file, by whose name they go.
 """
 
+import gc
 import os
 import signal
 import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -76,6 +78,14 @@ def killed(built, inputs):
 
 def gives_nan(built, inputs):
     return Runnable(built.run, lambda: {name: t * torch.nan for name, t in built.outputs().items()})
+
+
+def forges_a_message(built, inputs):
+    """Tells the parent itself that the cell has ended."""
+    for one in gc.get_objects():
+        if type(one) is Connection and one.writable:
+            one.send((b"", "finished", None))
+    return built
 
 
 def spoils_its_process(built, inputs):

@@ -141,6 +141,17 @@ def late_thread(built, case, inputs):
 
 
 @timed
+def records_the_start_anew(run, call, inputs):
+    """Finds the clock's first event in the frames, and records it when the work is done."""
+    found, frame = run(), sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_timed":
+        frame = frame.f_back
+    if frame is not None and isinstance(start := frame.f_locals.get("start"), torch.cuda.Event):
+        start.record()
+    return found
+
+
+@timed
 def naps_in_warm_up(run, call, inputs):
     if call <= 3:
         time.sleep(0.02)
@@ -492,6 +503,7 @@ CHEATS = (
     Said(
         "timing", patched("own_timing", (timing, "measure_together", forged_timing)), "impossible", "measure_together"
     ),
+    Said("timing", records_the_start_anew, "impossible", "its kernels take", tokens=512, host_s=1e-6),
     Said("timing", naps_in_warm_up, "wrong", "in a timed call"),
     Said("cache", sets_cache_aside, "impossible", "bytes of the cache, which were set aside"),
     Said("cache", smaller_flush, "impossible", "flush"),
@@ -507,7 +519,7 @@ CHEATS = (
     Said("replay", every(7), "wrong", ""),
     Said("replay", stale_graph, "wrong", "beyond"),
     Said("replay", replays_with_noise, "wrong", ""),
-    Said("replay", keyed("by_address_backward", lambda t: t["dy"].data_ptr()), "wrong", "of an earlier call", mode="bwd"),
+    Said("replay", keyed("by_gradient", lambda t: t["dy"].data_ptr()), "wrong", "of an earlier call", mode="bwd"),
     Said("drift", wrong_after_five, "wrong", "beyond"),
     Said("drift", wrong_after_fifty, "wrong", "beyond"),
     Said("drift", half_precision_later, "wrong", "beyond"),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CPU = StoppingRule(budget_s=0.05, most_samples=10)
 # Far beyond any L2, and small beside the memory of any device that runs a sweep.
 COPY_BYTES = 1 << 30
+# So many streams at once may a call's kernels keep busy: one after the other they take as many times its time.
+STREAMS = 4
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,16 @@ def _on_gpu(measured: GpuFigures) -> Timing:
         "no graph_us: ": graph.remark,
     }
     beside = {"hot_us": measured.hot} | ({"graph_us": graph.replays} if graph.replays else {})
+    found, doubt = _timing(CUDA_EVENT, measured.cold, beside), measured.doubt
+    if (kernels.kernel_us or 0.0) > STREAMS * found.latency_us:
+        doubt = doubt or f"its kernels take {kernels.kernel_us:.1f} us, and the call {found.latency_us:.1f} us"
     return replace(
-        _timing(CUDA_EVENT, measured.cold, beside),
+        found,
         call_us=measured.call_us,
         kernel_us=kernels.kernel_us,
         launches=kernels.launches,
         remarks=tuple(figure + why for figure, why in remarks.items() if why),
-        doubt=measured.doubt,
+        doubt=doubt,
         poisoned=graph.poisoned,
     )
 

@@ -33,6 +33,7 @@ SPOILED = {
     planted.allocates: ("oom", "can't allocate memory"),
     planted.killed: ("oom", "killed"),
     planted.gives_nan: ("wrong", "y: NaN"),
+    planted.forges_a_message: ("crash", "its process sent a message that the instrument did not"),
 }
 
 
