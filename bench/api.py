@@ -31,14 +31,20 @@ class FunctionProvider(Provider):
     """A provider made of functions of tensors that autograd can differentiate.
 
     `functions` has them by operator, `rms_norm=f`, with the signature of torch.nn.functional or normlib.functional.
+    `backend` names the code that runs, by default `name`; "torch" where it is one of PyTorch's own norms.
     """
 
-    def __init__(self, name: str, version: str = "", **functions: Callable[..., object]) -> None:
-        self.name, self._version, self._library = name, version, SimpleNamespace(**functions)
+    def __init__(self, name: str, version: str = "", backend: str = "", **functions: Callable[..., object]) -> None:
+        self.name, self._version, self._backend = name, version, backend or name
+        self._library = SimpleNamespace(**functions)
 
     def version(self) -> str:
         """The version that was given."""
         return self._version
+
+    def backend(self, case: Case, inputs: Inputs) -> str:
+        """The code that was said to run."""
+        return self._backend
 
     def build(self, case: Case, inputs: Inputs) -> Runnable:
         """Raises Unsupported where no function serves the case's operator."""

@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.api import FunctionProvider, cases, measure
 from bench.cli import BadArgument
@@ -84,3 +85,11 @@ def test_a_provider_of_functions_serves_only_its_operators(tmp_path):
     frame = measure(cases(**TINY), ["torch", FunctionProvider("mine", rms_norm=None)])
     mine = frame[frame["provider"] == "mine"]
     assert set(mine["status"]) == {"unsupported"} and set(mine["reason"]) == {"has no layer_norm"}
+
+
+@pytest.mark.parametrize(("backend", "status"), [("torch", "ok"), ("", "wrong")])
+def test_a_function_of_pytorch_says_so(backend, status):
+    mine = FunctionProvider("mine", backend=backend, layer_norm=torch.nn.functional.layer_norm)
+    frame = measure(cases(**{**TINY, "tokens": 4}), [mine])
+    assert list(frame["status"]) == [status]
+    assert backend or "backend() has to say torch" in frame["reason"][0]
