@@ -14,7 +14,7 @@ import torch
 from bench.cases.case import Case
 from bench.cases.operators import Operator
 from bench.measure import accuracy, looks, timing
-from bench.measure.ending import ending, one_line, text_of
+from bench.measure.ending import ending, one_line, text_of, trace_of
 from bench.measure.kept import KeptReferences
 from bench.measure.looks import BuiltCell, Refused
 from bench.measure.providers import Provider, Unsupported
@@ -65,6 +65,7 @@ class FinishedCell:
     record: Record
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
     poisoned: bool = False  # what follows in this process may be spoiled by it
+    trace: str = ""  # of the exception that ended it
 
 
 class DeviceLost(Exception):
@@ -82,6 +83,7 @@ class Problem:
         self.case, self._settings, self._device = case, settings, settings.device
         self._kept = kept or KeptReferences()
         self._replaced: dict[str, str] = {}  # by provider, what it has replaced of the instrument
+        self._traces: dict[str, str] = {}  # by provider, of the exception that has ended its cell
         operator = settings.operators[case.op]
         self._truth = Truth(case, operator, settings.device, settings.seed, settings.yardstick)
 
@@ -124,11 +126,16 @@ class Problem:
         """Measures as `measure` does; returns the providers that found no memory, unless there was only one."""
         crowded: list[Provider] = []
 
-        def ended(provider: Provider, cell: FinishedCell) -> None:
-            if cell.record.status == "oom" and len(providers) > 1:
+        def ended(provider: Provider, record: Record, result: timing.Timing | None = None) -> None:
+            trace = self._traces.pop(provider.name, "")
+            self._accuse(record)
+            if record.status == "oom" and len(providers) > 1:
                 crowded.append(provider)
+            elif result is None:
+                finished(FinishedCell(record, trace=trace))
             else:
-                finished(cell)
+                spoiled = result.poisoned or provider.name in self._replaced
+                finished(FinishedCell(record, result.series, spoiled, trace))
 
         turn = ""
 
@@ -147,8 +154,7 @@ class Problem:
             if isinstance(found, BuiltCell):
                 built[provider.name] = found
             else:
-                self._accuse(found)
-                ended(provider, FinishedCell(found))
+                ended(provider, found)
                 if found.status in ("oom", "crash"):
                     # Only now, with the exception and the frames that it held gone, can memory be given back.
                     _free(self._device)
@@ -168,24 +174,34 @@ class Problem:
             one = built.pop(name)
             begins(name)
             if isinstance(result, Exception):
-                one.record.status, one.record.reason = ending(result)
+                self._fail(one.record, result)
                 failed = True
-                self._accuse(one.record)
-                ended(one.provider, FinishedCell(one.record))
+                ended(one.provider, one.record)
                 continue
             fill(one.record, result)
             if one.record.status == "ok":
                 one.record.reason = "; ".join(filter(None, (one.record.reason, *result.remarks)))
-                _accept(one.record, partial(looks.at_timed_calls, one, self._truth, witnesses[name], result.doubt))
+                self._accept(one.record, partial(looks.at_timed_calls, one, self._truth, witnesses[name], result.doubt))
                 failed |= one.record.status in ("oom", "crash")
             self._blame(name)
-            self._accuse(one.record)
-            spoiled = result.poisoned or name in self._replaced
-            ended(one.provider, FinishedCell(one.record, result.series, spoiled))
+            ended(one.provider, one.record, result)
         if failed:
             _free(self._device)
             check_device_alive(self._device)
         return crowded
+
+    def _accept(self, record: Record, look: Callable[[], None]) -> None:
+        """Has the judge look at a cell; what it refuses, or what is raised, becomes the cell's status."""
+        try:
+            look()
+        except Refused as refusal:
+            record.status, record.reason = refusal.status, str(refusal)
+        except Exception as error:
+            self._fail(record, error)
+
+    def _fail(self, record: Record, error: Exception) -> None:
+        record.status, record.reason = ending(error)
+        self._traces[record.provider] = trace_of(error)
 
     def _blame(self, name: str) -> None:
         """Notes what has been replaced of the instrument since the last time: it was in this provider's turn."""
@@ -216,14 +232,14 @@ class Problem:
         except Unsupported as error:
             record.status, record.reason = "unsupported", one_line(text_of(error))
         except Exception as error:
-            record.status, reason = ending(error)
-            record.reason = shared + reason
+            self._fail(record, error)
+            record.reason = shared + record.reason
         else:
             if case.inputs == "normal" and provider.timed:
                 return built
             if record.status == "ok":
                 again = partial(looks.on_new_inputs, built, self._truth, self._truth.seed + 1, "on new inputs")
-                _accept(record, again)
+                self._accept(record, again)
         return record
 
     def _checked(self, record: Record, case: Case, provider: Provider) -> BuiltCell:
@@ -252,7 +268,7 @@ class Problem:
             self._replaced[provider.name] = f"the judge's {', '.join(overwritten)}"
         if record.status == "ok":
             record.reason = without
-            _accept(record, partial(looks.at_one_call, built, truth))
+            self._accept(record, partial(looks.at_one_call, built, truth))
         built.refill(truth.inputs())
         if device.type == "cuda":
             # While it is the only one with results in memory: side by side, the peaks of all would mix.
@@ -261,16 +277,6 @@ class Problem:
             _synchronize(device)
             record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
         return built
-
-
-def _accept(record: Record, look: Callable[[], None]) -> None:
-    """Has the judge look at a cell; what it refuses, or what is raised, becomes the cell's status."""
-    try:
-        look()
-    except Refused as refusal:
-        record.status, record.reason = refusal.status, str(refusal)
-    except Exception as error:
-        record.status, record.reason = ending(error)
 
 
 def _stream(device: torch.device) -> AbstractContextManager[object]:

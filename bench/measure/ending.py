@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 # Recognized by name, so that a CPU run need not import Triton's OutOfResources (shared memory, registers).
 _OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
@@ -22,6 +23,11 @@ def ending(error: BaseException) -> tuple[str, str]:
             return "oom", _named(seen)
         seen = seen.__cause__ or seen.__context__
     return "crash", _named(error)
+
+
+def trace_of(error: BaseException) -> str:
+    """Returns the whole trace, causes included. It names folders, and is for the machine's owner."""
+    return "".join(traceback.format_exception(error))
 
 
 def text_of(error: BaseException) -> str:

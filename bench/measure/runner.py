@@ -20,7 +20,7 @@ from bench.measure.providers import Provider
 from bench.measure.worker import BUDGET_SPENT, SILENCE_S, InProcess, Worker
 from bench.results import records as results
 from bench.results import samples, speedup, tables
-from bench.results.records import RECORDS, Record
+from bench.results.records import RECORDS, TRACES, Record
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,9 @@ def _sweep(
                 record = finished.record
                 if finished.series:  # before its record: a record on disk has its samples
                     samples.append(folder / samples.FILE, samples.Samples(record.key, finished.series))
+                if finished.trace:
+                    with (folder / TRACES).open("a", encoding="utf-8") as file:
+                        file.write(f"{record.key}\n{finished.trace}\n")
                 results.append(folder / RECORDS, record)
                 records.append(record)
                 display.finished(record)

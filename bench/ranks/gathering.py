@@ -12,7 +12,7 @@ from bench.cases.case import Case
 from bench.measure import environment
 from bench.results import records as results
 from bench.results import samples
-from bench.results.records import CUDA_EVENT, RECORDS, SHARDS, Record
+from bench.results.records import CUDA_EVENT, RECORDS, SHARDS, TRACES, Record
 
 CHECK = "check"  # inside a rank's folder: the case that every rank measures
 # Chosen: equal GPUs side by side differ by a few percent in their clocks. What differs more is to be looked at before
@@ -42,6 +42,9 @@ def merge(folder: Path, order: Sequence[tuple[Case, str]] = ()) -> list[Record]:
     for path in results.of_ranks(folder, samples.FILE):
         for taken in samples.read(path):
             samples.append(folder / samples.FILE, taken)
+    for path in results.of_ranks(folder, TRACES):
+        with (folder / TRACES).open("a", encoding="utf-8") as file:
+            file.write(path.read_text(encoding="utf-8"))
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
     return records
 

@@ -33,7 +33,7 @@ from bench.ranks import gathering
 from bench.ranks.team import Team, join
 from bench.results import records as results
 from bench.results import samples, tables
-from bench.results.records import RECORDS, SHARDS, Record
+from bench.results.records import RECORDS, SHARDS, TRACES, Record
 
 __all__ = ["assist", "deal", "join", "kept_records", "lead"]
 
@@ -43,7 +43,7 @@ _LAST_WORDS_S = 3.0
 # How many of the missing cells are named; --resume --list has them all.
 _MOST_NAMED = 10
 # What a rank sends that does not see the run's folder.
-_FILES = (RECORDS, samples.FILE, environment.FILE, f"{gathering.CHECK}/{RECORDS}")
+_FILES = (RECORDS, TRACES, samples.FILE, environment.FILE, f"{gathering.CHECK}/{RECORDS}")
 
 
 def deal(

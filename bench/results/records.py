@@ -15,6 +15,8 @@ from bench.results import json_lines
 from bench.results.numbers import error_figure, present, short
 
 RECORDS = "records.jsonl"
+# The whole trace of every exception that ended a cell. It names folders, and belongs to no report.
+TRACES = "traces.txt"
 # In a run's folder: what each rank of a sweep over many devices has written, until rank 0 or --resume merges it.
 SHARDS = "shards"
 # The clocks of a record. Only the first supports a claim of speed.

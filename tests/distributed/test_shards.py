@@ -49,6 +49,8 @@ def test_merging_keeps_the_plans_order_and_whose_device_it_was(tmp_path):
         mine = record(case)
         results.append(place / results.RECORDS, mine)
         samples.append(place / samples.FILE, samples.Samples(mine.key, {"cold_us": [1.0]}))
+    for rank in (0, 1):
+        (gathering.rank_folder(tmp_path, rank) / results.TRACES).write_text(f"of rank {rank}\n")
     # One line that was cut short, as a kill leaves it, and a cell that was skipped before.
     with (gathering.rank_folder(tmp_path, 1) / results.RECORDS).open("a") as file:
         file.write('{"op": "rms')
@@ -58,6 +60,7 @@ def test_merging_keeps_the_plans_order_and_whose_device_it_was(tmp_path):
     assert [r.rank for r in merged] == [(len(made) - 1 - i) % 2 for i in range(len(made))]
     assert list(results.read(tmp_path / results.RECORDS)) == merged
     assert len(list(samples.read(tmp_path / samples.FILE))) == len(made)
+    assert (tmp_path / results.TRACES).read_text() == "of rank 0\nof rank 1\n"
     assert not (tmp_path / results.SHARDS).exists()
     assert gathering.merge(tmp_path) == merged, "and again"
 

@@ -94,6 +94,14 @@ def test_a_reason_names_nobodys_folders_and_survives_a_broken_text(tmp_path, err
     assert all(reason in one and "somebody" not in one for one in told), told
 
 
+def test_whole_traces_are_kept_beside_the_records(tmp_path):
+    outcome, _ = run(tmp_path, plan(Scripted(spoil=raising(RuntimeError("boom\nand a long text"))), TORCH))
+    kept = (tmp_path / results.TRACES).read_text(encoding="utf-8")
+    crashed = [record.key for record in outcome.records if record.status == "crash"]
+    assert [line for line in kept.splitlines() if line in crashed] == crashed
+    assert kept.count("Traceback") == kept.count("RuntimeError: boom\nand a long text\n") == len(crashed) > 0
+
+
 def test_a_lack_of_memory_is_seen_through_what_wraps_it(tmp_path):
     def spoil(built, case, inputs):
         try:
