@@ -23,7 +23,7 @@ from bench.results.thresholds import SUBJECT
 INTERVAL = ("latency_us_low", "latency_us_high")
 TIMES = ("latency_us", "latency_us_p10", "latency_us_p90", *INTERVAL)
 # Figures that only a time by a GPU's clock supports.
-SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high")
+SPEED = ("gbps", "roofline_fraction", "speedup", "speedup_low", "speedup_high", "gap_closed")
 # What pages read of the environment; an old or cut-short run may lack some.
 KEYS = (
     *("started", "finished", "command", "interpreted", "device", "device_name", "gpu", "torch", "triton", "cuda"),

@@ -117,6 +117,7 @@ class Record:
     speedup: float | None = None  # baseline's median over this one; only with cuda_event, and if ok
     speedup_low: float | None = None  # 95% interval of it, from those of both medians
     speedup_high: float | None = None
+    gap_closed: float | None = None  # of the baseline's time beyond that of a copy, the share that is gone; if ok
     baseline: str = ""
     seed: int = 0
     communication_us: float | None = None  # of only the collectives of a step of several ranks

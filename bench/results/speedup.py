@@ -47,6 +47,7 @@ def add_speedups(records: Iterable[Record], baseline: Record | None, roof: Roof)
             record.speedup = baseline.latency_us / record.latency_us
             if record is not baseline:
                 record.speedup_low, record.speedup_high = _speedup_interval(record, baseline)
+                record.gap_closed = _gap_closed(record, baseline.latency_us, roof)
 
 
 def _speedup_interval(record: Record, baseline: Record) -> tuple[float, float] | tuple[None, None]:
@@ -56,6 +57,14 @@ def _speedup_interval(record: Record, baseline: Record) -> tuple[float, float] |
     change = of_medians(record.median, baseline.median, (record.samples, baseline.samples))
     low, high = change.interval(1, misses=0.05)
     return exp(low), exp(high)
+
+
+def _gap_closed(record: Record, baseline_us: float, roof: Roof) -> float | None:
+    """Returns 0 at the baseline's time, 1 at that of a copy of as many bytes; nothing where the baseline is there."""
+    if not (roof.copy_gbps and record.bytes_moved and record.latency_us):
+        return None
+    copy_us = record.bytes_moved / roof.copy_gbps / 1e3
+    return (baseline_us - record.latency_us) / (baseline_us - copy_us) if baseline_us > copy_us else None
 
 
 def _add_bandwidth(record: Record, latency_us: float, bytes_moved: int, roof: Roof) -> None:

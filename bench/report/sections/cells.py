@@ -70,6 +70,7 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         time("time µs", _field("latency_us")),
         Column("GB/s", _field("gbps"), number),
         Column("of copy %", _field("roofline_fraction", 100.0), number),
+        Column("of gap %", _field("gap_closed", 100.0), number, hidden=True),
         Column("worst figure", _field("figure")),
         Column("of bound %", _of_bound, lambda value: number(value) if value < NO_NUMBER else "not finite"),
         Column("speedup from", _field("speedup_low"), times, hidden=True),
@@ -99,6 +100,8 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         Column("clock", _field("clock"), hidden=True),
         Column("backend", _field("backend"), hidden=True),
         Column("plan", _field("plan"), hidden=True),
+        Column("ran", _field("ran"), hidden=True),
+        Column("deviates", _field("deviations")),
         Column("eps", _field("eps"), short, hidden=True),
     )
 

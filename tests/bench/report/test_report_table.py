@@ -55,7 +55,7 @@ def test_a_table_without_room_for_all_says_so_and_leaves_out_what_is_unsupported
     assert [row["id"] for row in shown.data["rows"]] == [records[place].cell for place in (0, 1, 2, 5, 6)]
     assert shown.data["places"] == [0, 1, 2, 5, 6]
     assert "room for 5 of 8 cells" in shown.section("cells") and "records.jsonl" in shown.section("cells")
-    assert "2 cells, of which 1 are here and all in records.jsonl" in shown.section("failed")
+    assert "2 cells, the first 1 here and all in records.jsonl" in shown.section("failed")
 
 
 def test_a_cells_samples_are_told_by_twenty_quantiles(run_dir):
@@ -89,3 +89,32 @@ def test_a_cell_has_the_command_that_measures_it_alone(run_dir):
         (case,) = sweep.cases(sweep.parse(typed, operators(), "quick"), operators())
         assert case.label == one.case.label and case.shape == tuple(one.shape)
     assert data["baseline"] == "torch"
+
+
+# Each column with a number of its own, so that no other field can stand in its place.
+OWN = {
+    "op": ("operator", "rms_norm"), "dtype": ("dtype", "bf16"), "layout": ("layout", "rows"), "mode": ("mode", "bwd"),
+    "provider": ("provider", "liger"), "status": ("status", "ok"), "speedup": ("speedup", 1.25),
+    "latency_us": ("time µs", 11.0), "gbps": ("GB/s", 1012.0), "roofline_fraction": ("of copy %", 0.253),
+    "gap_closed": ("of gap %", 0.61), "speedup_low": ("speedup from", 1.2), "speedup_high": ("speedup to", 1.3),
+    "latency_us_p10": ("p10 µs", 10.5), "latency_us_p90": ("p90 µs", 12.5), "latency_us_low": ("median from µs", 10.9),
+    "latency_us_high": ("median to µs", 11.1), "hot_us": ("hot µs", 8.0), "call_us": ("with host µs", 19.0),
+    "graph_us": ("in a graph µs", 9.0), "kernel_us": ("kernels alone µs", 7.0), "launches": ("launches", 3),
+    "communication_us": ("communication µs", 21.0), "bytes_sent": ("bytes sent", 4096), "rank": ("rank", 5),
+    "noise": ("standard error", 0.004), "samples": ("samples", 123), "retaken": ("retaken", 6),
+    "throttle": ("throttled by", "power"), "sm_clock_mhz": ("SM MHz", 1512.0), "mem_clock_mhz": ("memory MHz", 2619.0),
+    "power_w": ("W", 431.0), "temperature_c": ("°C", 51.0), "compile_ms": ("compile ms", 240.0),
+    "clock": ("clock", "cuda_event"), "backend": ("backend", "its triton"), "plan": ("plan", "one kernel"),
+    "ran": ("ran", "_its_kernel"), "deviations": ("deviates", "grad mode is on"), "eps": ("eps", 2e-6),
+}  # fmt: skip
+PERCENT = ("of copy %", "of gap %")
+
+
+def test_each_column_shows_its_own_field(run_dir):
+    one = record(**{"mode": "bwd", **{field: value for field, (_, value) in OWN.items()}})
+    shown = page(run_dir([one]))
+    told = {title: shown.column(title)[one.cell] for title, _ in OWN.values()}
+    expected = {title: 100 * value if title in PERCENT else value for title, value in OWN.values()}
+    numbers = {title: value if isinstance(value, str) else pytest.approx(value) for title, value in expected.items()}
+    assert {title: value[0] if isinstance(value, list) else value for title, value in told.items()} == numbers
+    assert shown.titles - set(told) == {"shape", "inputs", "worst figure", "of bound %", "spread %"}

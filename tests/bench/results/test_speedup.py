@@ -52,6 +52,19 @@ def test_bandwidth_is_the_bytes_that_must_move_over_the_time_and_its_fraction_of
         assert record.status == "ok"
 
 
+def test_the_gap_is_closed_where_a_call_is_as_fast_as_a_copy(tmp_path, gpu_clock):
+    moved = {r.bytes_moved for r in run(tmp_path, plan(Scripted(spoil=taking(10.0))))[0].records}
+    copy_us = 10.0
+    described = {"copy_gbps": max(moved) / copy_us / 1e3}
+    named = {"base": 30.0, "half": 20.0, "slower": 40.0}
+    providers = [Scripted(name, taking(us)) for name, us in named.items()]
+    outcome = runner.run(plan(*providers, baseline="base"), tmp_path, described, [], Silent())
+    found = {
+        (r.provider, r.gap_closed and round(r.gap_closed, 9)) for r in outcome.records if r.bytes_moved == max(moved)
+    }
+    assert found == {("base", None), ("half", 0.5), ("slower", -0.5)}
+
+
 def test_a_time_that_the_memory_cannot_have_made_is_impossible_and_no_speedup(tmp_path, gpu_clock):
     described = {"copy_gbps": 1e-3, "gpu": {"l2_bytes": 1}}
     providers = Scripted("base", taking(1e9)), Scripted(spoil=taking(10.0))
