@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from bench.cases.case import DTYPES, MODES
+from bench.cases.case import DTYPES, MODES, exactly
 from bench.results import samples
 from bench.results.intervals import LEAST, Array
 from bench.results.numbers import short
@@ -112,7 +112,9 @@ class LoadedRun:
         cells = [record.cell for record in records]  # once: putting a name together takes as long as reading a record
         frame["cell"] = cells
         frame["label"] = labels(records, cells)
-        frame["case"] = [f"{cell.rpartition('/')[0]}/{one.eps:g}" for cell, one in zip(cells, records, strict=True)]
+        eps = [exactly(record.eps, "g") for record in records]
+        frame["key"] = [f"{cell}/{one}" for cell, one in zip(cells, eps, strict=True)]  # as Record.key and case_key
+        frame["case"] = [f"{cell.rpartition('/')[0]}/{one}" for cell, one in zip(cells, eps, strict=True)]
         frame["size"] = [math.prod(record.shape) * (2 if record.dtype in ("fp16", "bf16") else 4) for record in records]
         frame["timed"] = np.array([self.is_timed(record) for record in records], dtype=bool)
         for column in (*TIMES, *SPEED):
@@ -226,7 +228,8 @@ def labels(records: Sequence[Record], cells: Sequence[str]) -> list[str]:
     """Returns the records' cases in words, with eps where a cell was measured at several; `cells` are their names."""
     of_cell = Counter(cells)
     eps = [
-        f" eps {short(record.eps)}" if of_cell[cell] > 1 else "" for record, cell in zip(records, cells, strict=True)
+        f" eps {exactly(record.eps, '.4g')}" if of_cell[cell] > 1 else ""
+        for record, cell in zip(records, cells, strict=True)
     ]
     return [record.case.label + extra for record, extra in zip(records, eps, strict=True)]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.cases.case import exactly
 from bench.page import palette
 from bench.page.formatting import number, percent, times
 from bench.page.templating import packed_table
@@ -161,7 +162,7 @@ def _command(record: Record) -> str:
     """Returns what measures a record's case again, without its providers."""
     given = {"op": record.op, **record.axes, "dtype": record.dtype, "layout": record.layout, "mode": record.mode}
     given |= {"inputs": record.inputs} if record.inputs != "normal" else {}
-    given |= {"offset": f"{record.offset:g}"} if record.offset else {}
+    given |= {"offset": exactly(record.offset, "g")} if record.offset else {}
     return " ".join(
         ("python -m bench.run", *(f"--{name} {quote(str(value))}" for name, value in given.items() if value))
     )

@@ -60,7 +60,7 @@ def regimes(run: LoadedRun, lost: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _record(run: LoadedRun, row: dict[str, Any]) -> Record:
-    return run.by_key[f"{row['cell']}/{row['eps']:g}"]
+    return run.by_key[row["key"]]
 
 
 def _width(run: LoadedRun, row: dict[str, Any]) -> str:

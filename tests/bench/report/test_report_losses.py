@@ -114,3 +114,14 @@ def test_reasons_that_differ_in_numbers_become_one_line_with_a_count_and_dtypes_
     assert [(group["status"], len(group["cells"]), group["alike"]) for group in groups] == [
         ("oom", 2, True), ("oom", 1, False), ("oom", 1, False), ("unsupported", 200, False),
     ]  # fmt: skip
+
+
+def test_cells_whose_eps_differ_in_the_last_digit_are_cells_of_their_own(run_dir):
+    near = (1e-5, 1.0000000001e-5)
+    made = [
+        record(provider=name, latency_us=us, eps=eps) for eps in near for name, us in (("normlib", 9), ("torch", 5))
+    ]
+    run = load(run_dir(made))
+    assert len(run.records) == 4 and list(run.duels["eps"]) == list(near)
+    assert len(set(run.ours["label"])) == 2
+    assert [found["lost"] for found in losses.regimes(run, losses.slower(run))] == [2]
