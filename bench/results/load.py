@@ -16,7 +16,6 @@ from scipy.special import stdtrit
 from bench.cases.case import DTYPES, MODES, exactly
 from bench.results import samples
 from bench.results.intervals import LEAST, Array
-from bench.results.numbers import short
 from bench.results.records import CUDA_EVENT, RECORDS, Record, TensorError, of_ranks, of_run
 from bench.results.thresholds import SUBJECT
 
@@ -226,10 +225,9 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
 
 def labels(records: Sequence[Record], cells: Sequence[str]) -> list[str]:
     """Returns the records' cases in words, with eps where a cell was measured at several; `cells` are their names."""
-    of_cell = Counter(cells)
+    several = {cell for cell, count in Counter(cells).items() if count > 1}
     eps = [
-        f" eps {exactly(record.eps, '.4g')}" if of_cell[cell] > 1 else ""
-        for record, cell in zip(records, cells, strict=True)
+        f" eps {exactly(one.eps, '.4g')}" if cell in several else "" for one, cell in zip(records, cells, strict=True)
     ]
     return [record.case.label + extra for record, extra in zip(records, eps, strict=True)]
 
