@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).parent / "catalogue"
+TOOLS = Path(__file__).parent / "tools"  # the same of bench and normlib, with the tests that are to notice each
 _SECTION = re.compile(r"\[([\w.]+)(?: (\w+))?(?:: (.+))?\]")
 
 
@@ -28,12 +29,12 @@ class Mutant:
     """One edit: `old`, which occurs once inside the function `within` of a file of kernels/, becomes `new`."""
 
     name: str
-    file: str  # `row_norm.launch` is kernels/row_norm/launch.py
+    file: str  # see path_of
     within: str  # "": anywhere in the file
     about: str
     old: str
     new: str
-    cells: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()  # or, of the tools, files of tests
 
     def edited(self, source: str | None = None) -> str:
         """Returns the file, or `source` in its place, with this edit; ValueError unless `old` is there exactly once."""
@@ -52,8 +53,9 @@ class Mutant:
 
 
 def path_of(file: str) -> Path:
-    """Returns where a file of kernels/ is: `row_norm.launch` is kernels/row_norm/launch.py."""
-    return ROOT / "kernels" / f"{file.replace('.', '/')}.py"
+    """Returns where a file is: `row_norm.launch` is kernels/row_norm/launch.py, `bench.run` is bench/run.py."""
+    base = ROOT if file.startswith(("bench.", "normlib.")) else ROOT / "kernels"
+    return base / f"{file.replace('.', '/')}.py"
 
 
 def source_of(file: str) -> str:
