@@ -121,6 +121,13 @@ def test_too_few_samples_are_unclear_and_it_says_why(draw, samples, why, runs):
     assert {pair.why for pair in found.pairs} == {why}
 
 
+def test_times_that_scatter_too_much_for_a_verdict_are_unclear_and_it_says_what_is_possible(runs):
+    found = compare(*runs(steady(noise=0.5, least=12, most=14)))
+    assert found.said == [UNCLEAR]
+    for pair in found.pairs:
+        assert pair.low < 0 < pair.high and pair.why.endswith("is possible")
+
+
 def test_an_interpreted_run_is_compared_for_errors_alone(runs):
     found = compare(*runs(slowed("normlib", 2.0), interpreted=True))
     assert found.said == [] and found.between is None
