@@ -216,7 +216,7 @@ def test_within_half_a_unit_nothing_is_held_against_a_luckier_torch(units, figur
     # A float64 tensor stands for the output, so that its error can be a part of a unit, which is 2^-23 here.
     out = ref + units * 2.0**-23
     yardstick = (0.2 if units >= 0.2 else 0.5) * 2.0**-23 / 1.5
-    error = accuracy._compare("y", out, ref, "fp32", yardstick, 0, accuracy.STATISTIC_ROUNDING)
+    error = accuracy._compare("y", out, ref, "fp32", yardstick, 0, accuracy.STATISTIC_ROUNDING, 1.0)
     assert error.error_vs_torch == pytest.approx(figure)
 
 
@@ -295,3 +295,15 @@ def test_a_tensor_of_nan_has_no_small_error():
     error = one(torch.full((8, 8), torch.nan), ref)
     assert (error.ok, error.decided_by, error.rel_l2_error) == (False, "masks_match", inf)
     assert accuracy.yardstick([error]) == {}
+
+
+def test_slack_widens_what_chance_has_a_part_in_and_not_the_floor():
+    ref = torch.linspace(1, 2, 64, dtype=torch.float64).reshape(8, 8)
+    off = 1 + 1.5 * (accuracy.SCALE_BOUND["fp32"] + accuracy.STATISTIC_ROUNDING / 8**0.5)
+    found = {"y": (ref * off).float()}
+    for slack, status in ((1.0, "wrong"), (2.0, "ok")):
+        errors = accuracy.check(found, {"y": ref}, {"y": torch.float32}, slack=slack)
+        assert accuracy.verdict(errors)[0] == status
+    rough = {"y": (ref * (1 + 2**-8)).half()}
+    (error,) = accuracy.check(rough, {"y": ref}, {"y": torch.float16}, slack=1e9)
+    assert error.decided_by == "floor_ratio" and not error.ok
