@@ -19,12 +19,14 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
+    lazily,
     like_input,
     serves,
 )
-from normlib.kernels.batch_norm import launch as kernels
 from normlib.kernels.host import statistics_dtype
 from normlib.statistics_norm import replaced
+
+kernels = lazily("batch_norm.launch")
 
 BUFFERS = ("running_mean", "running_var")
 _GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_var", "evaluating": True}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -12,14 +14,26 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from normlib.kernels.host import dense
-from normlib.kernels.numerics import INTERPRETED
+from normlib.kernels.host import INTERPRETED, dense
 
 Function = Callable[..., Any]
 Triple = tuple[Tensor, Tensor, Tensor]
 Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
 
-CPU_RUNS_KERNELS = bool(INTERPRETED.value)
+
+class LazyModule(ModuleType):
+    """A module of `kernels/`, imported at its first use: Triton takes longer to import than all of normlib."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
+def lazily(module: str) -> Any:
+    """Returns `normlib.kernels.module`, to be imported when something of it is asked for."""
+    return LazyModule(f"normlib.kernels.{module}")
+
+
+CPU_RUNS_KERNELS = INTERPRETED
 # The dtypes of x, and for each those of its parameters: x's own, or float32 beside a 16-bit x.
 _PARAMETERS = {
     torch.float32: (torch.float32,),

@@ -18,11 +18,13 @@ from normlib.dispatch import (
     derive_again,
     derive_by,
     dtypes_by_mask,
+    lazily,
     like_input,
     serves,
 )
-from normlib.kernels.group_norm import launch as kernels
 from normlib.kernels.host import statistics_dtype
+
+kernels = lazily("group_norm.launch")
 
 
 def _forward(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Triple:

@@ -19,9 +19,11 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
+    lazily,
 )
-from normlib.kernels.batch_norm import lp as kernels
 from normlib.statistics_norm import StatisticsNorm
+
+kernels = lazily("batch_norm.lp")
 
 ORDERS = (1, 2, inf)
 

@@ -18,11 +18,13 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
+    lazily,
 )
-from normlib.kernels.batch_norm import noisy as kernels
-from normlib.kernels.batch_norm.launch import batch_norm_backward
 from normlib.philox import noise_of
 from normlib.statistics_norm import StatisticsNorm
+
+batch_norm_kernels = lazily("batch_norm.launch")
+kernels = lazily("batch_norm.noisy")
 
 # The noise's mean and deviation are drawn once for the layer or for each channel (the paper's unit).
 PER = ("layer", "unit")
@@ -63,7 +65,7 @@ def _backward(
     ranges: list[float],
     output_mask: list[bool],
 ) -> Triple:
-    found = batch_norm_backward(
+    found = batch_norm_kernels.batch_norm_backward(
         *(dy, x, mean.contiguous(), rstd.contiguous(), contiguous(weight), 0.0, False),
         need_dx=output_mask[0],
         need_sums=any(output_mask[1:]),

@@ -22,10 +22,12 @@ from normlib.dispatch import (
     derive_by,
     differentiate,
     dtypes_by_mask,
+    lazily,
     serves,
 )
 from normlib.kernels.host import statistics_dtype
-from normlib.kernels.row_norm import launch as kernels
+
+kernels = lazily("row_norm.launch")
 
 
 def fits(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> bool:

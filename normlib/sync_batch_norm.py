@@ -27,10 +27,12 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
+    lazily,
     suits,
 )
-from normlib.kernels.batch_norm import sync as kernels
 from normlib.swap import Swap, check_module, swap
+
+kernels = lazily("batch_norm.sync")
 
 
 def _steps(x: Tensor) -> ModuleType:

@@ -54,6 +54,23 @@ def test_an_operator_whose_arguments_changed_wants_another_process():
         CustomOperator("layer_norm", gains_an_argument, gains_an_argument)
 
 
+WITHOUT_TRITON = """
+import os, sys
+os.environ.pop("TRITON_INTERPRET", None)
+import torch, normlib
+assert normlib.convert(torch.nn.Sequential(torch.nn.LayerNorm(6))).converted
+x = torch.randn(4, 6, requires_grad=True)
+(normlib.LayerNorm(6)(x) + normlib.RMSNorm(6)(x)).sum().backward()
+assert normlib.backend_for(x) == "torch"
+sys.exit("triton" in sys.modules)
+"""
+
+
+def test_triton_is_imported_by_the_first_kernel_that_runs_and_not_by_normlib():
+    done = python(WITHOUT_TRITON)
+    assert done.returncode == 0, done.stderr
+
+
 WORDS = """
 import torch, normlib
 from triton import knobs
