@@ -1,5 +1,7 @@
 """Layers to test, and each beside PyTorch's with the same parameters."""
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -19,7 +21,17 @@ LAYERS = [
     ("RMSNorm", (6,), {}, (4, 5, 6)),
     ("RMSNorm", ((5, 6),), {"eps": 1e-3}, (4, 5, 6)),
     ("RMSNorm", (6,), {"elementwise_affine": False}, (7, 6)),
+    ("GroupNorm", (3, 6), {}, (2, 6, 5)),
+    ("GroupNorm", (2, 6), {"affine": False, "eps": 1e-3}, (4, 6)),
+    ("GroupNorm", (6, 6), {}, (2, 6, 3, 4)),
+    ("InstanceNorm1d", (5,), {}, (2, 5, 7)),
+    ("InstanceNorm1d", (5,), {"affine": True}, (5, 7)),  # an image without a batch
+    ("InstanceNorm2d", (5,), {"affine": True, "track_running_stats": True}, (2, 5, 3, 4)),
+    ("InstanceNorm2d", (5,), {"track_running_stats": True, "momentum": None}, (2, 5, 3, 4)),
+    ("InstanceNorm3d", (3,), {"track_running_stats": True, "momentum": 0.5}, (2, 3, 2, 3, 4)),
 ]
+if "bias" in inspect.signature(nn.GroupNorm).parameters:  # torch 2.11 has no such option
+    LAYERS.append(("GroupNorm", (6, 6), {"bias": False}, (2, 6, 3, 4)))
 
 
 def pair(name, args, options, dtype=torch.float32):

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from calls import Ran, leaves
 from errors import assert_right
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import normlib
 from normlib import batch_norm, reference
@@ -177,37 +176,6 @@ def test_only_what_needs_a_gradient_gets_one(needs, training, device):
 
 
 # -------------------------------------------------------------------------------------------- what PyTorch does with it
-
-
-class Block(torch.nn.Module):
-    """The end of a residual block."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = normlib.BatchNorm2d(5, activation="relu")
-        self.second = normlib.BatchNorm2d(5, activation="relu", pre_activation="relu")
-
-    def forward(self, x):
-        return self.second(self.first(x) * 0.5 - 0.1, x)
-
-
-def test_a_block_compiles_without_graph_breaks_and_once_for_every_batch(device):
-    torch._dynamo.reset()
-    eager = Block().to(device)
-    compiled, counter = copy.deepcopy(eager), CompileCounterWithBackend("aot_eager")
-    run = torch.compile(compiled, fullgraph=True, dynamic=None, backend=counter)
-    for batch in (3, 4, 6, 7):
-        x, *_ = draw((batch, 5, 3, 3), torch.float32, device)
-        torch._dynamo.mark_dynamic(x, 0)
-        found = []
-        for layer in (eager, run):
-            leaf = x.clone().requires_grad_()
-            torch._dynamo.mark_dynamic(leaf, 0)
-            y = layer(leaf)
-            parameters = (eager if layer is eager else compiled).parameters()
-            found.append((y, *torch.autograd.grad(y.square().sum(), (leaf, *parameters))))
-        torch.testing.assert_close(found[1], found[0])
-    assert counter.frame_count == 1
 
 
 def test_transforms_and_forward_mode_go_through_pytorchs_formulas(device):

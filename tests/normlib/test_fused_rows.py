@@ -267,36 +267,3 @@ def test_a_module_around_zero_begins_there_and_says_so(device):
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert "zero_centred" not in repr(normlib.RMSNorm(8)) and normlib.RMSNorm(8).weight.eq(1).all()
     assert normlib.RMSNorm(8, elementwise_affine=False, zero_centred=True).weight is None
-
-
-class Stream(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = normlib.LayerNorm(8), normlib.RMSNorm(8, zero_centred=True)
-
-    def forward(self, x, residual):
-        y, residual = self.first(x, residual)
-        y, residual = self.second(y.tanh(), residual)
-        return y * residual
-
-
-def test_a_residual_stream_compiles_without_graph_breaks(device):
-    torch._dynamo.reset()
-    eager = Stream().to(device)
-    x, residual, dy, *_ = draw((3, 8), torch.float32, device)
-    found = []
-    for run in (eager, torch.compile(eager, fullgraph=True)):
-        inputs = leaves(x, residual)
-        out = run(*inputs)
-        found.append((out, *torch.autograd.grad(out, (*inputs, *eager.parameters()), dy)))
-    torch.testing.assert_close(found[1], found[0])
-
-
-def test_export_takes_a_residual_stream(device):
-    stream = Stream().to(device)
-    x, residual, *_ = draw((3, 8), torch.float32, device)
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(stream, (x, residual), dynamic_shapes=({0: batch}, {0: batch}))
-    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
-    assert {OPS.layer_norm_add.default, OPS.rms_norm_add.default} <= targets
-    torch.testing.assert_close(program.module()(x[:2], residual[:2]), stream(x[:2], residual[:2]))

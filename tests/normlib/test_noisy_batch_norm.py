@@ -4,7 +4,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from torch._dynamo.testing import CompileCounter
 
 import normlib
 from normlib import composed, philox, reference
@@ -172,11 +171,3 @@ def test_what_cannot_be_right_is_refused(change, says):
     given = {"input": torch.ones(SHAPE), "running_mean": None, "running_var": None, "training": True}
     with pytest.raises(ValueError, match=says):
         N.noisy_batch_norm(**{**given, **change})
-
-
-def test_new_seeds_compile_nothing(device):
-    module, count = normlib.NoisyBatchNorm1d(5, device=device), CompileCounter()
-    compiled = torch.compile(module, fullgraph=True, backend=count)
-    x = torch.randn(6, 5, device=device)
-    first, second = compiled(x), compiled(x)
-    assert count.frame_count == 1 and not torch.equal(first, second)

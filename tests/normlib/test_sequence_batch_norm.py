@@ -123,14 +123,6 @@ def test_the_layer_is_batchnorm1d_on_the_steps(training, device):
     assert "batch_first=True" in repr(normlib.SequenceBatchNorm(5, batch_first=True))
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_it_compiles_whole(lengths, device):
-    x, *_ = draw(torch.float32, device)
-    norm = normlib.SequenceBatchNorm(5).to(device).eval()
-    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, lengths), norm(x, lengths))
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_lengths_in_a_tensor_compile_whole_and_once(training, device):
     torch._dynamo.reset()

@@ -1,9 +1,5 @@
 """Parameters, buffers, dtypes, devices, files and copies of the layers are those of PyTorch's."""
 
-import copy
-import io
-import pickle
-
 import pytest
 import torch
 from layers import LAYERS, pair
@@ -53,22 +49,6 @@ def test_a_state_dict_from_before_batches_were_counted_loads():
     assert layer.load_state_dict(state, strict=True) and layer.num_batches_tracked == 0
 
 
-@pytest.mark.parametrize("carry", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), "file"])
-@pytest.mark.parametrize(("name", "args", "options", "shape"), LAYERS)
-def test_a_copy_computes_the_same_bits(name, args, options, shape, carry, device):
-    ours = pair(name, args, options)[1].to(device).eval()
-    if carry == "file":
-        file = io.BytesIO()
-        torch.save(ours, file)
-        file.seek(0)
-        again = torch.load(file, weights_only=False)
-    else:
-        again = carry(ours)
-    x = torch.randn(shape, device=device)
-    assert type(again) is type(ours) and not again.training
-    assert torch.equal(again(x), ours(x)) and same_tensors(again.state_dict(), ours.state_dict())
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("name", "size"), CLASSES)
 def test_factory_arguments_and_moves_give_torchs_tensors(name, size, dtype, device):
@@ -77,17 +57,6 @@ def test_factory_arguments_and_moves_give_torchs_tensors(name, size, dtype, devi
     for theirs, ours in (made, moved):
         assert same_tensors(theirs.state_dict(), ours.state_dict())
         assert all(p.requires_grad for p in ours.parameters())
-
-
-@pytest.mark.parametrize(("name", "size"), CLASSES)
-def test_a_layer_on_the_meta_device_gives_shapes_and_comes_alive(name, size, device):
-    layer = getattr(normlib, name)(size, device="meta")
-    shape = {"BatchNorm1d": (2, 6), "BatchNorm2d": (2, 6, 3, 3), "BatchNorm3d": (2, 6, 2, 2, 2)}.get(name, (2, 6))
-    y = layer(torch.empty(shape, device="meta"))
-    assert y.is_meta and y.shape == shape
-    layer.to_empty(device=device).reset_parameters()
-    fresh = getattr(nn, name)(size, device=device)
-    assert same_tensors(layer.state_dict(), fresh.state_dict())
 
 
 @pytest.mark.parametrize(
