@@ -106,12 +106,6 @@ def test_evaluation_with_running_statistics_is_batch_norms(device):
     assert torch.equal(y, N.batch_norm(x, *running, weight, bias))
 
 
-def test_a_group_of_all_channels_is_layer_norm_and_a_channel_a_group_is_instance_norm(device):
-    x, _, weight, bias = draw((3, 6, 5), torch.float32, device)
-    torch.testing.assert_close(N.group_norm(x, 1), N.layer_norm(x, (6, 5)))
-    torch.testing.assert_close(N.group_norm(x, 6, weight, bias), N.instance_norm(x, None, None, weight, bias))
-
-
 @pytest.mark.parametrize("function", [N.group_norm, N.instance_norm], ids=["group_norm", "instance_norm"])
 def test_float32_errors_do_not_grow_with_the_mean(function, device):
     x, *_ = draw((2, 4, 200), torch.float32, device, offset=1e6)

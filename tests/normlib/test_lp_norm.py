@@ -5,7 +5,6 @@ from math import inf, sqrt
 
 import pytest
 import torch
-import torch.nn.functional as F
 from calls import assert_results, results
 from errors import assert_right
 
@@ -30,10 +29,13 @@ def channels_last(t):
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-@pytest.mark.parametrize(("dtype", "last"), [*product(VALUES, (False,)), (torch.float32, True), (torch.float16, True)])
+@pytest.mark.parametrize(
+    ("dtype", "last", "offset"),
+    [*product(VALUES, (False,), (2.0,)), (torch.float32, True, 1e4), (torch.float16, True, 2.0)],
+)
 @every_order
-def test_training_and_evaluation_are_right(p, dtype, last, device):
-    x, dy, w, b, mean, norm = draw((3, 5, 4, 7), dtype, device, offset=2.0)
+def test_training_and_evaluation_are_right_at_any_mean(p, dtype, last, offset, device):
+    x, dy, w, b, mean, norm = draw((3, 5, 4, 7), dtype, device, offset)
     x, dy = (channels_last(t) if last else t for t in (x, dy))
     running = mean.clone(), norm.clone()
     truth = reference.lp_norm(x, w, b, p, 1e-5, dy)
@@ -88,41 +90,12 @@ def test_ties_are_counted_over_all_splits(splits, device):
     assert peak.tolist() == [[2.0, 2.0], [30.0, 12.0]]
 
 
-def test_p_2_is_batch_norm_where_the_mean_is_zero(device):
-    x, dy, w, b, *_ = draw((4, 3, 5), torch.float64, device)
-    x = torch.cat([x, -x])
-    dy = torch.cat([dy, dy + 1])
-    ours = results(lambda x, w, b: N.lp_norm(x, None, None, w, b, True), dy, x, w, b)
-    theirs = results(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), dy, x, w, b)
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-@every_order
-def test_the_scale_before_it_does_not_matter(p, device):
-    x, *_ = draw((8, 3), torch.float64, device)
-    y, scaled = (N.lp_norm(t, None, None, training=True, eps=1e-12, p=p) for t in (x, 1e3 * x))
-    torch.testing.assert_close(scaled, y, rtol=1e-5, atol=1e-5)
-
-
-def test_norms_of_a_higher_order_are_larger(device):
-    x, *_ = draw((8, 3), torch.float64, device)
-    sizes = [N.lp_norm(x, None, None, training=True, p=p).abs() for p in ORDERS]
-    assert (sizes[0] > sizes[1]).all() and (sizes[1] > sizes[2]).all()
-
-
 @every_order
 def test_a_channel_of_zeros_is_divided_by_the_root_of_eps(p, device):
     x, dy = torch.zeros(4, 2, device=device), torch.randn(4, 2, device=device)
     found = results(lambda x: N.lp_norm(x, None, None, training=True, p=p), dy, x)
     assert not found["y"].any()
     torch.testing.assert_close(found["dx"], (dy - dy.mean(0)) / sqrt(1e-5))
-
-
-@every_order
-def test_errors_do_not_grow_with_the_mean(p, device):
-    x, dy, w, *_ = draw((16, 3, 40), device=device, offset=1e4)
-    truth = reference.lp_norm(x, w, None, p, 1e-5, dy)
-    assert_results(results(lambda x, w: N.lp_norm(x, None, None, w, None, True, p=p), dy, x, w), truth)
 
 
 @every_order
