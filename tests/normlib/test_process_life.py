@@ -1,4 +1,4 @@
-"""Importing again, reloading, forking, spawning, warnings as errors, and threads."""
+"""What runs can be asked; importing again, reloading, forking, spawning, warnings as errors, and threads."""
 
 import os
 import subprocess
@@ -82,6 +82,17 @@ print(normlib.backend_for(torch.zeros(2)), knobs.runtime.interpret)
 def test_the_interpreter_runs_by_every_word_that_triton_takes_for_yes(word):
     backend, interprets = python(WORDS, TRITON_INTERPRET=word).stdout.split()
     assert backend == ("interpreter" if interprets == "True" else "torch")
+
+
+def test_what_runs_can_be_asked():
+    # conftest.py has the CPU interpret where there is no GPU.
+    assert normlib.backend_for(torch.empty(1)) == ("torch" if torch.cuda.is_available() else "interpreter")
+    assert normlib.backend_for(torch.empty(1, device="meta")) == "torch"
+
+
+@pytest.mark.gpu
+def test_a_gpu_tensor_runs_triton():
+    assert normlib.backend_for(torch.empty(1, device="cuda")) == "triton"
 
 
 def answer(pipe):
