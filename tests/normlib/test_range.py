@@ -36,3 +36,8 @@ def test_values_far_from_one_are_as_exact_as_others(call, scale, dtype, device):
     for ours, exact in zip(found, truth, strict=True):
         kept = exact.to(dtype).double()  # float16 rounds a gradient of 1e-4 to a denormal
         assert (ours.double() - kept).norm() <= 2 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_rms_norm_has_torchs_default_eps(device):
+    x = torch.full((2, 4), 1e-4, device=device)
+    torch.testing.assert_close(N.rms_norm(x, (4,)), torch.nn.functional.rms_norm(x, (4,)))
