@@ -147,32 +147,3 @@ def test_a_layers_state_goes_to_another_and_its_options_are_told():
     assert repr(norm) == "LpNorm2d(3, p=inf, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"
     bare = normlib.LpNorm2d(3, affine=False, track_running_stats=False)
     assert not bare.state_dict() and bare.eval()(torch.randn(2, 3, 4, 4)).std() > 0.5
-
-
-X = torch.randn(2, 3)
-MISTAKES = {
-    "another p": (lambda: N.lp_norm(X, None, None, training=True, p=3), "p must be 1, 2 or inf, not 3"),
-    "another p of a layer": (lambda: normlib.LpNorm1d(3, p=0.5), "p must be 1, 2 or inf, not 0.5"),
-    "no buffers in evaluation": (lambda: N.lp_norm(X, None, None), "must be defined in evaluation mode"),
-    "one buffer": (lambda: N.lp_norm(X, X[0], None, training=True), "must either both be None or neither"),
-    "a long weight": (
-        lambda: N.lp_norm(X, None, None, torch.ones(4), training=True),
-        r"weight must have shape \(3,\), not \(4,\)",
-    ),
-    "eps of zero": (lambda: N.lp_norm(X, None, None, training=True, eps=0.0), "eps must be positive in training"),
-    "one value a channel": (lambda: N.lp_norm(X[:1], None, None, training=True), "more than 1 value per channel"),
-    "one dimension": (lambda: N.lp_norm(X[0], None, None, training=True), r"input must be \(N, C, \*\)"),
-    "images to a 1D layer": (lambda: normlib.LpNorm1d(3)(torch.randn(2, 3, 4, 4)), "expected 2D or 3D input"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_line_that_says_what_is_allowed(mistake):
-    call, words = MISTAKES[mistake]
-    with pytest.raises(ValueError, match=words):
-        call()
-
-
-def test_integers_are_refused():
-    with pytest.raises(NotImplementedError, match="lp_norm is not implemented for"):
-        N.lp_norm(X.long(), None, None, training=True)

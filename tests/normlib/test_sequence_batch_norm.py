@@ -149,30 +149,3 @@ def test_a_batch_without_a_step_leaves_the_buffers(device):
     y = norm(torch.randn(7, 4, 5, device=device), (0,) * 4)
     assert y.shape == (7, 4, 5) and not y.any()
     assert torch.equal(norm.running_mean, torch.zeros(5, device=device))
-
-
-REFUSED = {
-    "two dimensions": ((7, 5), None, r"expected 3D input \(time, batch, features\) \(got 2D input\)"),
-    "too few lengths": ((7, 4, 5), (7, 2), "one value for each of 4 sequences, not 2"),
-    "too long": ((7, 4, 5), (8, 2, 0, 5), "from 0 to 7, the steps of the input"),
-    "negative": ((7, 4, 5), (-1, 2, 0, 5), "from 0 to 7, the steps of the input"),
-    "no whole numbers": ((7, 4, 5), torch.ones(4), "whole numbers, one a sequence; got torch.float32"),
-}
-
-
-@pytest.mark.parametrize("why", REFUSED)
-@every_function
-def test_what_does_not_fit_is_told_before_a_buffer_changes(function, why, device):
-    shape, lengths, says = REFUSED[why]
-    running = torch.zeros(5, device=device), torch.ones(5, device=device)
-    with pytest.raises(ValueError, match=says):
-        function(torch.randn(shape, device=device), *running, training=True, lengths=lengths)
-    assert not running[0].any()
-
-
-def test_a_packed_sequence_has_its_own_lengths_and_one_step_has_no_variance():
-    packed = pack_padded_sequence(torch.randn(7, 2, 5), (7, 3))
-    with pytest.raises(ValueError, match="lengths of its own"):
-        N.sequence_batch_norm(packed, None, None, training=True, lengths=(7, 3))
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        N.sequence_batch_norm(torch.randn(7, 2, 5), None, None, training=True, lengths=(1, 0))

@@ -119,21 +119,6 @@ def test_a_row_of_zeros_has_no_direction_and_an_empty_v_no_elements(device):
     assert [tuple(t.shape) for t in empty.values()] == [(0, 4), (0, 4), (0, 1)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "dim", "says"),
-    [
-        ((4,), 0, r"g must have the shape \(4, 1\) for a v of \(4, 3\) and dim=0, not \(4,\)"),
-        ((4, 1), 1, r"g must have the shape \(1, 3\)"),
-        ((4, 1), None, r"g must have the shape \(\)"),
-        ((4, 1), 2, "dim must be None or from 0 to 1 for a v of 2 dimensions, not 2"),
-        ((4, 1), -2, "dim must be None or from 0 to 1 for a v of 2 dimensions, not -2"),
-    ],
-)
-def test_what_does_not_fit_is_told_in_one_line(shape, dim, says, device):
-    with pytest.raises(ValueError, match=says):
-        N.weight_norm(torch.randn(4, 3, device=device), torch.ones(shape, device=device), dim)
-
-
 # -------------------------------------------------------------------------------------------------- the parametrization
 
 LAYERS = {
