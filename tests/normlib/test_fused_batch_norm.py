@@ -1,8 +1,10 @@
 """Batch norm with ReLUs and a residual around it gives what its parts would give, and saves no activation for it."""
 
 import copy
+from functools import partial
 from itertools import product
 
+import calls
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,14 +26,8 @@ FORMS = {
 ADDING = ("residual", "everything")
 every_form = pytest.mark.parametrize("form", FORMS)
 every_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-
-
-def draw(shape, dtype, device):
-    """x, residual, dy of the shape; weight, bias, running mean and variance of its channels."""
-    wide = torch.promote_types(dtype, torch.float32)
-    c = shape[1]
-    vectors = (torch.randn(c), torch.randn(c), torch.randn(c), torch.rand(c) + 0.5)
-    return *(torch.randn(shape).to(device, dtype) for _ in range(3)), *(v.to(device, wide) for v in vectors)
+# x, residual, dy; weight, bias, running mean and variance.
+draw = partial(calls.draw, tensors=3, vectors=4)
 
 
 def fused(x, residual, w, b, mean, var, training, activation=None, pre_activation=None, adds=False):

@@ -1,7 +1,9 @@
 """The row norms with a residual, and RMS norm with a weight around zero: they give what their parts would give."""
 
+from functools import partial
 from itertools import product
 
+import calls
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,16 +22,13 @@ NORMS = {
     "rms_norm around zero": lambda x, w, b, **more: N.rms_norm(x, w.shape, w, 1e-5, b, zero_centred=True, **more),
 }
 every_norm = pytest.mark.parametrize("norm", NORMS)
+# x, residual, dy, dz; weight and bias of the last dimension.
+draw = partial(calls.draw, tensors=4, channel=-1, wide=False)
 
 
 def truth_of(norm, z, w, b, dy, dz):
     formula = reference.layer_norm if norm == "layer_norm" else reference.rms_norm
     return formula(z, w.shape, w, b, 1e-5, dy, dz, zero_centred="zero" in norm)
-
-
-def draw(shape, dtype, device):
-    """x, residual, dy, dz of the shape, weight and bias of its last dimension."""
-    return [torch.randn(s).to(device, dtype) for s in (*(shape,) * 4, shape[-1:], shape[-1:])]
 
 
 # ------------------------------------------------------------------------------------------------------- the residual

@@ -1,7 +1,9 @@
 """Group norm and instance norm against float64's formula, PyTorch's layers and their own identities."""
 
+from functools import partial
 from itertools import product
 
+import calls
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,12 +27,7 @@ LAYOUTS = {
 }
 # Shape and groups: several groups a tile; rows that a group does not fill; a group of all channels; a channel a group.
 SHAPES = {"pairs": ((2, 6, 3, 5), 3), "fives": ((2, 10, 7), 2), "all": ((2, 6, 4), 1), "own": ((2, 5, 9), 5)}
-
-
-def draw(shape, dtype, device, offset=3.0):
-    x, dy = torch.randn(shape, device=device) + offset, torch.randn(shape, device=device)
-    weight, bias = (torch.randn(shape[1], device=device) for _ in range(2))
-    return [t.to(dtype) for t in (x, dy, weight, bias)]
+draw = partial(calls.draw, offset=3.0, wide=False)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

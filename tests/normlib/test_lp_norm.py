@@ -1,8 +1,10 @@
 """l_p normalization: the truth over p, dtypes and layouts; its layers; and what the literature says of it."""
 
+from functools import partial
 from itertools import product
 from math import inf, sqrt
 
+import calls
 import pytest
 import torch
 from calls import assert_results, results
@@ -15,14 +17,7 @@ from normlib import functional as N
 ORDERS = (1, 2, inf)
 every_order = pytest.mark.parametrize("p", ORDERS)
 VALUES = (torch.float32, torch.bfloat16, torch.float64)
-
-
-def draw(shape, dtype=torch.float32, device="cpu", offset=0.0):
-    """x and dy of the shape; weight, bias, running mean and norm of its channels."""
-    c, wide = shape[1], torch.promote_types(dtype, torch.float32)
-    vectors = (torch.rand(c) + 0.5, torch.randn(c), torch.randn(c), torch.rand(c) + 0.5)
-    x, dy = torch.randn(shape) + offset, torch.randn(shape)
-    return *(t.to(device, dtype) for t in (x, dy)), *(v.to(device, wide) for v in vectors)
+draw = partial(calls.draw, vectors=4)
 
 
 def channels_last(t):
@@ -35,7 +30,7 @@ def channels_last(t):
 )
 @every_order
 def test_training_and_evaluation_are_right_at_any_mean(p, dtype, last, offset, device):
-    x, dy, w, b, mean, norm = draw((3, 5, 4, 7), dtype, device, offset)
+    x, dy, w, b, mean, norm = draw((3, 5, 4, 7), dtype, device, offset=offset)
     x, dy = (channels_last(t) if last else t for t in (x, dy))
     running = mean.clone(), norm.clone()
     truth = reference.lp_norm(x, w, b, p, 1e-5, dy)

@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import product
 
+import calls
 import pytest
 import torch
 from calls import assert_results, results
@@ -15,12 +16,7 @@ from normlib import functional as N
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # One chunk, three of which the first has the whole statistic; and, in float64, the loops.
 SHAPES = [((9, 99), dtype) for dtype in DTYPES] + [((3, 1603), torch.bfloat16), ((2, 8205), torch.float64)]
-
-
-def draw(shape, dtype, device):
-    x, dy = (torch.randn(shape, dtype=torch.float64) + offset for offset in (1.0, 0.0))
-    weight, bias = (torch.rand(shape[1], dtype=torch.float64) + 0.5 for _ in range(2))
-    return tuple(t.to(device, dtype) for t in (x, dy, weight, bias))
+draw = partial(calls.draw, offset=1.0, wide=False)
 
 
 @pytest.mark.parametrize("function", [N.partial_rms_norm, composed.partial_rms_norm], ids=["kernels", "composed"])
