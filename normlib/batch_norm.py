@@ -11,6 +11,7 @@ from torch import Tensor
 from normlib import reference
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -19,14 +20,13 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
-    lazily,
     like_input,
     serves,
 )
 from normlib.kernels.host import statistics_dtype
 from normlib.statistics_norm import replaced
 
-kernels = lazily("batch_norm.launch")
+kernels = LazyModule("normlib.kernels.batch_norm.launch")
 
 BUFFERS = ("running_mean", "running_var")
 _GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_var", "evaluating": True}

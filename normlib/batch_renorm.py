@@ -13,6 +13,7 @@ from normlib import composed, reference
 from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -20,14 +21,13 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
-    lazily,
     refuse_gradient,
 )
 from normlib.kernels.host import statistics_dtype
 from normlib.statistics_norm import StatisticsNorm
 
-batch_norm_kernels = lazily("batch_norm.launch")
-kernels = lazily("batch_norm.renorm")
+batch_norm_kernels = LazyModule("normlib.kernels.batch_norm.launch")
+kernels = LazyModule("normlib.kernels.batch_norm.renorm")
 
 
 def _train(

@@ -28,11 +28,6 @@ class LazyModule(ModuleType):
         return getattr(import_module(self.__name__), name)
 
 
-def lazily(module: str) -> Any:
-    """Returns `normlib.kernels.module`, to be imported when something of it is asked for."""
-    return LazyModule(f"normlib.kernels.{module}")
-
-
 CPU_RUNS_KERNELS = INTERPRETED
 # The dtypes of x, and for each those of its parameters: x's own, or float32 beside a 16-bit x.
 _PARAMETERS = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from normlib import reference
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Triple,
     autocast_as_pytorch,
     backward_operator,
@@ -18,13 +19,12 @@ from normlib.dispatch import (
     derive_again,
     derive_by,
     dtypes_by_mask,
-    lazily,
     like_input,
     serves,
 )
 from normlib.kernels.host import statistics_dtype
 
-kernels = lazily("group_norm.launch")
+kernels = LazyModule("normlib.kernels.group_norm.launch")
 
 
 def _forward(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Triple:

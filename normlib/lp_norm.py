@@ -12,6 +12,7 @@ from normlib import composed, reference
 from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -19,11 +20,10 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
-    lazily,
 )
 from normlib.statistics_norm import StatisticsNorm
 
-kernels = lazily("batch_norm.lp")
+kernels = LazyModule("normlib.kernels.batch_norm.lp")
 
 ORDERS = (1, 2, inf)
 

@@ -11,6 +11,7 @@ from normlib import composed, reference
 from normlib.batch_norm import BUFFERS, batch_norm, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -18,13 +19,12 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
-    lazily,
 )
 from normlib.philox import noise_of
 from normlib.statistics_norm import StatisticsNorm
 
-batch_norm_kernels = lazily("batch_norm.launch")
-kernels = lazily("batch_norm.noisy")
+batch_norm_kernels = LazyModule("normlib.kernels.batch_norm.launch")
+kernels = LazyModule("normlib.kernels.batch_norm.noisy")
 
 # The noise's mean and deviation are drawn once for the layer or for each channel (the paper's unit).
 PER = ("layer", "unit")

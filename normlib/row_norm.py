@@ -11,6 +11,7 @@ from torch import Tensor
 
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     autocast_as_pytorch,
@@ -22,12 +23,11 @@ from normlib.dispatch import (
     derive_by,
     differentiate,
     dtypes_by_mask,
-    lazily,
     serves,
 )
 from normlib.kernels.host import statistics_dtype
 
-kernels = lazily("row_norm.launch")
+kernels = LazyModule("normlib.kernels.row_norm.launch")
 
 
 def fits(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> bool:

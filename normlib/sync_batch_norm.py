@@ -20,6 +20,7 @@ from normlib import sync_batch_norm_formulas as formulas
 from normlib.batch_norm import BUFFERS, batch_norm, fake_train, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backend_for,
@@ -27,12 +28,11 @@ from normlib.dispatch import (
     contiguous,
     derive_again,
     derive_by,
-    lazily,
     suits,
 )
 from normlib.swap import Swap, check_module, swap
 
-kernels = lazily("batch_norm.sync")
+kernels = LazyModule("normlib.kernels.batch_norm.sync")
 
 
 def _steps(x: Tensor) -> ModuleType:

@@ -11,10 +11,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
 from normlib import composed, reference
-from normlib.dispatch import CustomOperator, backward_operator, by_mask, derive_again, derive_by, lazily, serves
+from normlib.dispatch import CustomOperator, LazyModule, backward_operator, by_mask, derive_again, derive_by, serves
 from normlib.kernels.host import statistics_dtype
 
-kernels = lazily("weight_norm.launch")
+kernels = LazyModule("normlib.kernels.weight_norm.launch")
 
 Pair = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=torch.nn.Module)
