@@ -24,8 +24,19 @@ Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
 class LazyModule(ModuleType):
     """A module of `kernels/`, imported at its first use: Triton takes longer to import than all of normlib."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self.__name__), name)
+    # Not __getattr__, which is called after Python has looked in vain: ten times as long, in every launch.
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(_imported(object.__getattribute__(self, "__dict__")), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_imported(object.__getattribute__(self, "__dict__")), name, value)
+
+
+def _imported(own: dict[str, Any]) -> ModuleType:
+    """Returns the module that a lazy one with these attributes stands for."""
+    if "module" not in own:
+        own["module"] = import_module(own["__name__"])
+    return cast(ModuleType, own["module"])
 
 
 CPU_RUNS_KERNELS = INTERPRETED
