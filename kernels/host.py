@@ -30,7 +30,7 @@ from normlib.kernels.plan import cdiv, next_power_of_2
 
 
 def _interpreting() -> bool:
-    """Returns whether Triton interprets; nobody has asked for it where Triton isn't imported nor the variable set."""
+    """Returns whether Triton interprets; where neither Triton nor the variable is there, nobody can have asked."""
     if "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
         return False
     from triton import knobs

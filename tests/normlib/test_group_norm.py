@@ -1,4 +1,4 @@
-"""Group norm and instance norm against float64's formula, PyTorch's layers and their own identities."""
+"""Group norm and instance norm against float64's formula and PyTorch; and their plans."""
 
 from functools import partial
 from itertools import product

@@ -1,4 +1,4 @@
-"""l_p normalization: the truth over p, dtypes and layouts; its layers; and what the literature says of it."""
+"""l_p normalization: the truth over p, dtypes and layouts; and its layers."""
 
 from functools import partial
 from itertools import product

@@ -28,7 +28,9 @@ def output_and_gradient(call, x, dy):
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("scale, dtype", [(1e17, torch.float32), (1e-30, torch.float32), (6e3, torch.float16)])
+@pytest.mark.parametrize(
+    "scale, dtype", [(1e17, torch.float32), (1e-30, torch.float32), (1e17, torch.bfloat16), (6e3, torch.float16)]
+)
 def test_values_far_from_one_are_as_exact_as_others(call, scale, dtype, device):
     x = (torch.randn(16, 64) * scale).to(dtype).to(device)
     dy = torch.randn(16, 64).to(dtype).to(device)

@@ -1,4 +1,4 @@
-"""Parameters, buffers, dtypes, devices, files and copies of the layers are those of PyTorch's."""
+"""Parameters, buffers, dtypes, devices, incomplete state and hooks of the layers are those of PyTorch's."""
 
 import pytest
 import torch
