@@ -1,5 +1,7 @@
 """Shared by launchers: device, layout, the dtype of statistics, scalars as pairs of floats, and counters.
 
+Importing it does not import Triton, which takes longer than all of normlib does.
+
 Kernels take (N, C, *) in two layouts: contiguous, and channels-last, with the channels innermost.
 
 Counters are those of launches whose programs depend on each other: zeros before a launch and after it (barrier.py).
@@ -10,7 +12,9 @@ any graph, but for these, which fill counters of their own: a capture before the
 captures have used the slab up; and a stream that is not PyTorch's own.
 """
 
+import os
 import struct
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,12 +24,21 @@ from threading import Lock
 import torch
 from torch import Tensor
 from torch.cuda import is_current_stream_capturing
-from triton.runtime import driver
 
 from normlib.kernels import plan
-from normlib.kernels.numerics import INTERPRETED
 from normlib.kernels.plan import cdiv, next_power_of_2
 
+
+def _interpreting() -> bool:
+    """Returns whether Triton interprets; where neither Triton nor the variable is there, nobody can have asked."""
+    if "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
+        return False
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+INTERPRETED = _interpreting()
 _HERE = nullcontext()
 # What plans have in place of each device's own values, while other ones are tried.
 _tried: plan.Tuning | None = None
@@ -110,7 +123,6 @@ SLICE = 1 << 10
 # bytes, and in a capture would do so there; nor do launches that run side by side contend for a line.
 ALIGN = 32
 
-_INTERPRETED = bool(INTERPRETED.value)
 _lock = Lock()
 # By device and stream: the slice that is passed on.
 _of_stream: dict[tuple[torch.device, int], Tensor] = {}
@@ -124,11 +136,12 @@ def counters(n: int, device: torch.device) -> Tensor:
 
     The device is the current one, as it is at a launch.
     """
-    if _INTERPRETED:
+    if INTERPRETED:
         return _zeros(n, device)
     if capturing(device):
         return _for_capture(n, device)
-    stream = driver.active.get_current_stream(device.index)
+    # The launcher has imported it; to import it here takes a microsecond, in every call.
+    stream = sys.modules["triton.runtime"].driver.active.get_current_stream(device.index)
     found = _of_stream.get((device, stream))
     return _for_stream(n, device, stream) if found is None or found.numel() < n else found
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from normlib import reference
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -22,9 +23,10 @@ from normlib.dispatch import (
     like_input,
     serves,
 )
-from normlib.kernels.batch_norm import launch as kernels
 from normlib.kernels.host import statistics_dtype
 from normlib.statistics_norm import replaced
+
+kernels = LazyModule("normlib.kernels.batch_norm.launch")
 
 BUFFERS = ("running_mean", "running_var")
 _GIVEN: dict[str, Any] = {"mean": "running_mean", "rstd": "running_var", "evaluating": True}
@@ -392,7 +394,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     @eps.setter
     def eps(self, value: float) -> None:
-        self.__dict__["eps"] = value
+        self.__dict__["eps"] = self.__dict__["_eps"] = value
 
     def extra_repr(self) -> str:
         around = {"activation": self.activation, "pre_activation": self.pre_activation}
@@ -403,6 +405,9 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         """input, and residual if the module has an activation: (N, C, *); returns the same shape, dtype and layout."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         buffers, training, momentum = step(self)
+        # PyTorch 2.11's torch.compile takes own["eps"] for a call of the property, and recurses. A module whose class
+        # was exchanged by other means than normlib.convert has no _eps.
+        own = self.__dict__
         return batch_norm(
             input,
             *buffers,
@@ -410,7 +415,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             self.bias,
             training,
             momentum,
-            self.__dict__["eps"],
+            own["_eps"] if "_eps" in own else own["eps"],
             activation=self.activation,
             residual=residual,
             pre_activation=self.pre_activation,

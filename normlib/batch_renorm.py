@@ -13,6 +13,7 @@ from normlib import composed, reference
 from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -22,10 +23,11 @@ from normlib.dispatch import (
     derive_by,
     refuse_gradient,
 )
-from normlib.kernels.batch_norm import renorm as kernels
-from normlib.kernels.batch_norm.launch import batch_norm_backward, batch_norm_eval_forward
 from normlib.kernels.host import statistics_dtype
 from normlib.statistics_norm import StatisticsNorm
+
+batch_norm_kernels = LazyModule("normlib.kernels.batch_norm.launch")
+kernels = LazyModule("normlib.kernels.batch_norm.renorm")
 
 
 def _train(
@@ -51,7 +53,7 @@ def _fake_renorm_train(x: Tensor, *_: Any) -> Quadruple:
 
 def _eval(x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_std: Tensor) -> Tensor:
     vectors = (contiguous(weight), contiguous(bias), running_mean.contiguous(), running_std.contiguous())
-    return batch_norm_eval_forward(x, *vectors, 0.0, std=True)
+    return batch_norm_kernels.batch_norm_eval_forward(x, *vectors, 0.0, std=True)
 
 
 def _backward(
@@ -67,7 +69,7 @@ def _backward(
 ) -> Triple:
     saved, needs = (mean.contiguous(), rstd.contiguous()), (output_mask[0], any(output_mask[1:]))
     if renorm is None:
-        found = batch_norm_backward(dy, x, *saved, contiguous(weight), 0.0, True, *needs, std=True)
+        found = batch_norm_kernels.batch_norm_backward(dy, x, *saved, contiguous(weight), 0.0, True, *needs, std=True)
     else:
         found = kernels.batch_renorm_backward(dy, x, *saved, renorm.contiguous(), *needs)
     return cast(Triple, by_mask(found, (x, weight, bias), output_mask))

@@ -206,7 +206,7 @@ def _torch_verdict(module: nn.Module, op: str, wanted: frozenset[str], known: di
         return "something replaced its forward"
     if op == "rms_norm" and getattr(module, "bias", None) is not None:
         return "it has an attribute bias, which is normlib.RMSNorm's bias"
-    return Swap(SWAPS[op][type(module)])
+    return Swap(SWAPS[op][type(module)], {"_eps": module.eps} if op == "batch_norm" else {})
 
 
 def _is_ours(kind: type) -> bool:

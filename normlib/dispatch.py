@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -12,14 +14,32 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from normlib.kernels.host import dense
-from normlib.kernels.numerics import INTERPRETED
+from normlib.kernels.host import INTERPRETED, dense
 
 Function = Callable[..., Any]
 Triple = tuple[Tensor, Tensor, Tensor]
 Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
 
-CPU_RUNS_KERNELS = bool(INTERPRETED.value)
+
+class LazyModule(ModuleType):
+    """A module of `kernels/`, imported at its first use: Triton takes longer to import than all of normlib."""
+
+    # Not __getattr__, which is called after Python has looked in vain: ten times as long, in every launch.
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(_imported(object.__getattribute__(self, "__dict__")), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_imported(object.__getattribute__(self, "__dict__")), name, value)
+
+
+def _imported(own: dict[str, Any]) -> ModuleType:
+    """Returns the module that a lazy one with these attributes stands for."""
+    if "module" not in own:
+        own["module"] = import_module(own["__name__"])
+    return cast(ModuleType, own["module"])
+
+
+CPU_RUNS_KERNELS = INTERPRETED
 # The dtypes of x, and for each those of its parameters: x's own, or float32 beside a 16-bit x.
 _PARAMETERS = {
     torch.float32: (torch.float32,),

@@ -10,6 +10,7 @@ from torch import Tensor
 from normlib import reference
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Triple,
     autocast_as_pytorch,
     backward_operator,
@@ -21,8 +22,9 @@ from normlib.dispatch import (
     like_input,
     serves,
 )
-from normlib.kernels.group_norm import launch as kernels
 from normlib.kernels.host import statistics_dtype
+
+kernels = LazyModule("normlib.kernels.group_norm.launch")
 
 
 def _forward(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Triple:

@@ -12,6 +12,7 @@ from normlib import composed, reference
 from normlib.batch_norm import fake_eval, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -20,8 +21,9 @@ from normlib.dispatch import (
     derive_again,
     derive_by,
 )
-from normlib.kernels.batch_norm import lp as kernels
 from normlib.statistics_norm import StatisticsNorm
+
+kernels = LazyModule("normlib.kernels.batch_norm.lp")
 
 ORDERS = (1, 2, inf)
 

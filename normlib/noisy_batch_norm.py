@@ -11,6 +11,7 @@ from normlib import composed, reference
 from normlib.batch_norm import BUFFERS, batch_norm, fake_train, fits, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backward_operator,
@@ -19,10 +20,11 @@ from normlib.dispatch import (
     derive_again,
     derive_by,
 )
-from normlib.kernels.batch_norm import noisy as kernels
-from normlib.kernels.batch_norm.launch import batch_norm_backward
 from normlib.philox import noise_of
 from normlib.statistics_norm import StatisticsNorm
+
+batch_norm_kernels = LazyModule("normlib.kernels.batch_norm.launch")
+kernels = LazyModule("normlib.kernels.batch_norm.noisy")
 
 # The noise's mean and deviation are drawn once for the layer or for each channel (the paper's unit).
 PER = ("layer", "unit")
@@ -63,7 +65,7 @@ def _backward(
     ranges: list[float],
     output_mask: list[bool],
 ) -> Triple:
-    found = batch_norm_backward(
+    found = batch_norm_kernels.batch_norm_backward(
         *(dy, x, mean.contiguous(), rstd.contiguous(), contiguous(weight), 0.0, False),
         need_dx=output_mask[0],
         need_sums=any(output_mask[1:]),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     autocast_as_pytorch,
@@ -25,7 +26,8 @@ from normlib.dispatch import (
     serves,
 )
 from normlib.kernels.host import statistics_dtype
-from normlib.kernels.row_norm import launch as kernels
+
+kernels = LazyModule("normlib.kernels.row_norm.launch")
 
 
 def fits(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> bool:

@@ -20,6 +20,7 @@ from normlib import sync_batch_norm_formulas as formulas
 from normlib.batch_norm import BUFFERS, batch_norm, fake_train, step
 from normlib.dispatch import (
     CustomOperator,
+    LazyModule,
     Quadruple,
     Triple,
     backend_for,
@@ -29,8 +30,9 @@ from normlib.dispatch import (
     derive_by,
     suits,
 )
-from normlib.kernels.batch_norm import sync as kernels
 from normlib.swap import Swap, check_module, swap
+
+kernels = LazyModule("normlib.kernels.batch_norm.sync")
 
 
 def _steps(x: Tensor) -> ModuleType:

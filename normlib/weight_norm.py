@@ -11,9 +11,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
 from normlib import composed, reference
-from normlib.dispatch import CustomOperator, backward_operator, by_mask, derive_again, derive_by, serves
+from normlib.dispatch import CustomOperator, LazyModule, backward_operator, by_mask, derive_again, derive_by, serves
 from normlib.kernels.host import statistics_dtype
-from normlib.kernels.weight_norm import launch as kernels
+
+kernels = LazyModule("normlib.kernels.weight_norm.launch")
 
 Pair = tuple[Tensor, Tensor]
 Module = TypeVar("Module", bound=torch.nn.Module)

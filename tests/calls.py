@@ -7,6 +7,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 NAMES = ("y", "dx", "dw", "db")
 
 
+def draw(shape, dtype=torch.float32, device="cpu", *, tensors=2, vectors=2, offset=0.0, channel=1, wide=True):
+    """Returns x, moved by offset, dy and more tensors of the shape; weight, bias, a mean and a positive spread.
+
+    The vectors are of the channels, in float32 beside 16 bits if `wide`.
+    """
+    x, *more = (torch.randn(shape) for _ in range(tensors))
+    of_channels = [*torch.randn(3, shape[channel]), torch.rand(shape[channel]) + 0.5]
+    own = torch.promote_types(dtype, torch.float32) if wide else dtype
+    return *(t.to(device, dtype) for t in (x + offset, *more)), *(v.to(device, own) for v in of_channels[:vectors])
+
+
 def leaves(*tensors):
     """Returns copies that require gradients."""
     return [t.detach().clone().requires_grad_() for t in tensors]

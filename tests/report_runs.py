@@ -6,6 +6,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
@@ -18,6 +20,18 @@ from bench.results import samples
 from bench.results.records import Record, TensorError
 
 ROOT = Path(__file__).parents[1]
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \" ' & {{ 7 * 7 }} $x^2$ ]]> -->"
+WITHOUT_TORCH = """
+import runpy, sys
+class Absent:
+    # Not None in sys.modules, where SciPy takes any entry of that name for PyTorch.
+    def find_spec(name, *_):
+        if name.partition(".")[0] in ("torch", "triton", "normlib", "numba", "requests"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
 PROVIDERS = ("normlib", "torch", "torch_compile", "cudnn")
 SLOWNESS = {"normlib": 1.0, "torch": 1.6, "torch_compile": 1.15, "cudnn": 1.3}
 TENSORS = {"fwd": ("y",), "bwd": ("dx", "dw", "db"), "fwd_bwd": ("y", "dx", "dw", "db"), "eval": ("y",)}
@@ -244,6 +258,23 @@ class Page(HTMLParser):
         assert part
         return re.sub(r"\s+", " ", re.sub(r"<script.*?</script>|<[^>]+>", " ", part[1], flags=re.DOTALL))
 
+    def assert_whole(self, sources=()):
+        """Asserts that the page loads nothing, and that its links lead to places in it, or to `sources`."""
+        inside = {reference for reference in self.references if reference.startswith(("#", "data:,"))}
+        assert set(self.references) - inside <= set(sources)
+        assert {link[1:] for link in inside if link[0] == "#" and "=" not in link} <= set(self.ids)
+        assert len(self.ids) == len(set(self.ids))
+        assert not {"iframe", "img", "object", "embed"} & set(self.tags)
+        # But for a namespace, which nobody asks for.
+        known = re.sub("|".join(map(re.escape, ("http://www.w3.org/2000/svg", *sources))), "", self.html)
+        assert not re.search(r"https?:|@import|url\((?!#)", known)
+
+    def assert_no_word_of_a_programmers(self, more=""):
+        """Asserts that no missing value is shown as Python or JavaScript writes it, here and in `more`."""
+        prose = re.sub("NaN (and|or) Inf", "", self.text)
+        for word in ("nan", "NaN", "None", "undefined", "inf", "Infinity", "null"):
+            assert not re.search(rf"\b{word}\b", prose + more), word
+
     @property
     def titles(self):
         """The columns of the table."""
@@ -257,3 +288,9 @@ class Page(HTMLParser):
 
 def page(folder):
     return Page(render(folder).read_text(encoding="utf-8"))
+
+
+def without_torch(*arguments):
+    """Runs `python -m` with a module and its arguments on a machine that has neither torch nor triton."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

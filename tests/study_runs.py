@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -14,17 +12,6 @@ import report_runs
 
 from bench.study.records import StudyRun, append
 
-WITHOUT_TORCH = """
-import runpy, sys
-class Absent:
-    # Not None in sys.modules, where SciPy takes any entry of that name for PyTorch.
-    def find_spec(name, *_):
-        if name.partition(".")[0] in ("torch", "triton", "normlib"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent)
-del sys.argv[0]
-runpy.run_module(sys.argv[0], run_name="__main__")
-"""
 STEPS = list(range(0, 100, 5))
 RATES = [0.001, 0.01, 0.1, 1.0, 10.0]
 
@@ -86,8 +73,3 @@ def write(folder: Path, made: Sequence[StudyRun], **described: Any) -> Path:
     for one in made:
         append(folder, one)
     return folder
-
-
-def without_torch(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m` with a module and arguments on a machine that has neither torch nor triton."""
-    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *argv], capture_output=True, text=True, timeout=300)

@@ -64,12 +64,12 @@ def gpus(monkeypatch):
     found = Gpus()
     for table in ("_of_stream", "_slabs", "_left"):
         monkeypatch.setattr(module, table, {})
-    monkeypatch.setattr(module, "_INTERPRETED", False)
+    monkeypatch.setattr(module, "INTERPRETED", False)
     monkeypatch.setattr(module, "_zeros", found.zeros)
     monkeypatch.setattr(module, "capturing", lambda device: found.capturing)
     monkeypatch.setattr(torch.cuda, "current_stream", found.current_stream)
     active = SimpleNamespace(get_current_stream=lambda index: found.stream)
-    monkeypatch.setattr(module, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active=active))
     return found
 
 
@@ -235,7 +235,7 @@ def test_threads_share_a_stream_and_nothing_else(gpus):
 
 
 def test_the_interpreter_fills_them_for_each_launch(gpus, monkeypatch):
-    monkeypatch.setattr(module, "_INTERPRETED", True)
+    monkeypatch.setattr(module, "INTERPRETED", True)
     assert disjoint(counters(8, torch.device("cpu")), counters(8, torch.device("cpu")))
     assert [n for *_, n in gpus.fills] == [8, 8]
 

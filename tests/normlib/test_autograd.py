@@ -1,4 +1,4 @@
-"""First and second derivatives, and what PyTorch's operator checks have to say."""
+"""First and second derivatives, what bare operators refuse, and what PyTorch's operator checks have to say."""
 
 from itertools import product
 from math import inf
@@ -6,6 +6,8 @@ from math import inf
 import pytest
 import torch
 import torch.distributed as dist
+from torch.autograd import forward_ad
+from torch.func import grad, jvp
 from torch.library import opcheck
 
 import normlib.functional as N
@@ -174,6 +176,18 @@ def samples(device):
 def test_opcheck_passes(name, device):
     for arguments in samples(device)[name]:
         opcheck(getattr(OPS, name).default, arguments)
+
+
+@pytest.mark.parametrize("name", list(samples("cpu")))
+def test_a_bare_operator_refuses_transforms_and_tangents(name):
+    first, *rest = samples("cpu")[name][0]
+    operator, first = getattr(OPS, name), first.detach()
+    for transform in (lambda f: jvp(f, (first,), (first,)), lambda f: grad(lambda x: f(x).sum())(first)):
+        with pytest.raises(NotImplementedError, match=f"normlib::{name} has no rule for torch.func transforms"):
+            transform(lambda x: operator(x, *rest)[0])
+    refused = pytest.raises(NotImplementedError, match=f"normlib::{name} has no rule for forward-mode AD")
+    with forward_ad.dual_level(), refused:
+        operator(forward_ad.make_dual(first, first), *rest)
 
 
 def test_every_operator_is_checked():

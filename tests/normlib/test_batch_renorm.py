@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 import normlib
@@ -125,28 +124,6 @@ def test_an_empty_batch_leaves_the_buffers_and_gives_zero_gradients(device):
     assert not found["dw"].any() and not found["db"].any() and found["dx"].shape == x.shape
 
 
-@pytest.mark.parametrize(
-    "change, says",
-    [
-        ({"rmax": 0.5}, "rmax must be at least 1, not 0.5"),
-        ({"dmax": -1.0}, "dmax must be at least 0, not -1.0"),
-        ({"dmax": torch.zeros(2)}, "dmax must be a number or a tensor of one element"),
-        ({"running_std": None}, "batch_renorm needs running_std"),
-        ({"weight": torch.ones(4)}, r"weight should have shape \(5,\), not \(4,\)"),
-        ({"input": torch.ones(5)}, "expected at least 2D input"),
-        ({"input": torch.ones(1, 5)}, "Expected more than 1 value per channel when training"),
-        ({"eps": 0.0}, "eps must be positive"),
-    ],
-)
-def test_what_cannot_be_right_is_refused_before_a_buffer_changes(change, says):
-    x, _, mean, std, weight, bias = problem()
-    given = {"input": x, "running_mean": mean, "running_std": std, "weight": weight, "bias": bias, "training": True}
-    before = mean.clone(), std.clone()
-    with pytest.raises(ValueError, match=says):
-        N.batch_renorm(**{**given, **change})
-    assert torch.equal(mean, before[0]) and torch.equal(std, before[1])
-
-
 def test_the_papers_schedules_are_the_modules_defaults():
     steps = torch.tensor([0, 5000, 15000, 22500, 25000, 40000, 10**6])
     torch.testing.assert_close(PAPER_RMAX(steps), torch.tensor([1.0, 1.0, 1 + 4 / 7, 2.0, 1 + 8 / 7, 3.0, 3.0][:7]))
@@ -178,11 +155,3 @@ def test_each_module_takes_inputs_of_its_rank_alone(dims, module):
     assert layer(torch.randn(2, 3, *[2] * (dims + 1))).shape == (2, 3, *[2] * (dims + 1))
     with pytest.raises(ValueError, match="expected"):
         layer(torch.randn(2, 3, 2, 2, 2, 2))
-
-
-def test_a_schedule_compiles_once(device):
-    module, count = normlib.BatchRenorm2d(5, device=device), CompileCounter()
-    compiled = torch.compile(module, fullgraph=True, backend=count)
-    for _ in range(3):
-        compiled(torch.randn(4, 5, 3, 3, device=device)).sum().backward()
-    assert count.frame_count == 1 and module.num_batches_tracked == 3

@@ -10,23 +10,28 @@ import normlib
 
 
 class Net(nn.Module):
-    def __init__(self, library):
+    """Layers by themselves, and with ReLUs and residuals."""
+
+    def __init__(self):
         super().__init__()
         self.first = nn.Conv2d(3, 4, 3)
-        self.bn = library.BatchNorm2d(4)
-        self.ln = library.LayerNorm(6)
-        self.rms = library.RMSNorm((6, 6), eps=1e-6)
+        self.bn = normlib.BatchNorm2d(4)
+        self.relu = normlib.BatchNorm2d(4, activation="relu", pre_activation="relu")
+        self.ln = normlib.LayerNorm(6)
+        self.rms = normlib.RMSNorm((6, 6), eps=1e-6, zero_centred=True)
 
     def forward(self, x):
-        return self.rms(self.ln(self.bn(self.first(x)).relu()))
+        x = self.bn(self.first(x))
+        y, stream = self.ln(self.relu(x * 0.5 - 0.1, x), x)
+        return self.rms(self.ln(self.rms(y, stream)[0]))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_compiles_without_graph_breaks(backend, training, device):
     torch._dynamo.reset()
-    eager = Net(normlib).to(device).train(training)
-    compiled = Net(normlib).to(device).train(training)
+    eager = Net().to(device).train(training)
+    compiled = Net().to(device).train(training)
     compiled.load_state_dict(eager.state_dict())
     x = torch.randn(2, 3, 8, 8, device=device)
     run = torch.compile(compiled, fullgraph=True, backend=backend)
@@ -42,11 +47,12 @@ def test_a_model_compiles_without_graph_breaks(backend, training, device):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_export_takes_the_layers_at_any_batch_size(training, device):
-    net = Net(normlib).to(device).train(training)
+    net = Net().to(device).train(training)
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(net, (torch.randn(2, 3, 8, 8, device=device),), dynamic_shapes=({0: batch},))
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
-    assert {torch.ops.normlib.layer_norm.default, torch.ops.normlib.rms_norm.default} <= targets
+    ops = torch.ops.normlib
+    assert {op.default for op in (ops.layer_norm, ops.layer_norm_add, ops.rms_norm, ops.rms_norm_add)} <= targets
     x = torch.randn(5, 3, 8, 8, device=device)
     exported = program.module()
     torch.testing.assert_close(exported(x), net(x))
@@ -125,7 +131,7 @@ def test_export_takes_the_newer_layers_at_any_batch_size(device):
 @pytest.mark.chance
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_cuda_graphs_replay_right(training):
-    eager, compiled = Net(normlib).cuda().train(training), Net(normlib).cuda().train(training)
+    eager, compiled = Net().cuda().train(training), Net().cuda().train(training)
     compiled.load_state_dict(eager.state_dict())
     run = torch.compile(compiled, mode="reduce-overhead", fullgraph=True)
     for _ in range(4):

@@ -1,7 +1,9 @@
 """The row norms with a residual, and RMS norm with a weight around zero: they give what their parts would give."""
 
+from functools import partial
 from itertools import product
 
+import calls
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,16 +22,13 @@ NORMS = {
     "rms_norm around zero": lambda x, w, b, **more: N.rms_norm(x, w.shape, w, 1e-5, b, zero_centred=True, **more),
 }
 every_norm = pytest.mark.parametrize("norm", NORMS)
+# x, residual, dy, dz; weight and bias of the last dimension.
+draw = partial(calls.draw, tensors=4, channel=-1, wide=False)
 
 
 def truth_of(norm, z, w, b, dy, dz):
     formula = reference.layer_norm if norm == "layer_norm" else reference.rms_norm
     return formula(z, w.shape, w, b, 1e-5, dy, dz, zero_centred="zero" in norm)
-
-
-def draw(shape, dtype, device):
-    """x, residual, dy, dz of the shape, weight and bias of its last dimension."""
-    return [torch.randn(s).to(device, dtype) for s in (*(shape,) * 4, shape[-1:], shape[-1:])]
 
 
 # ------------------------------------------------------------------------------------------------------- the residual
@@ -145,23 +144,6 @@ def test_a_residual_beside_no_parameters_or_float32_ones_or_no_rows(device):
     assert y.shape == z.shape == (0, 8)
 
 
-@pytest.mark.parametrize(
-    ("residual", "found"),
-    [
-        (torch.zeros(4), r"\(4,\) torch.float32"),
-        (torch.zeros(1, 4), r"\(1, 4\) torch.float32"),
-        (torch.zeros(3, 4, dtype=torch.bfloat16), r"\(3, 4\) torch.bfloat16"),
-        (torch.zeros(3, 4, device="meta"), r"\(3, 4\) torch.float32 on meta"),
-    ],
-)
-@pytest.mark.parametrize("norm", [N.layer_norm, N.rms_norm])
-def test_a_residual_unlike_the_input_is_refused_and_told_what_is_allowed(norm, residual, found):
-    with pytest.raises(
-        ValueError, match=r"residual must have input's shape, dtype and device, \(3, 4\).*got.*" + found
-    ):
-        norm(torch.zeros(3, 4), (4,), residual=residual)
-
-
 @pytest.mark.parametrize("norm", [N.layer_norm, N.rms_norm])
 def test_what_pytorch_refuses_it_refuses_with_a_residual(norm):
     x = torch.zeros(2, 3)
@@ -267,36 +249,3 @@ def test_a_module_around_zero_begins_there_and_says_so(device):
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert "zero_centred" not in repr(normlib.RMSNorm(8)) and normlib.RMSNorm(8).weight.eq(1).all()
     assert normlib.RMSNorm(8, elementwise_affine=False, zero_centred=True).weight is None
-
-
-class Stream(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = normlib.LayerNorm(8), normlib.RMSNorm(8, zero_centred=True)
-
-    def forward(self, x, residual):
-        y, residual = self.first(x, residual)
-        y, residual = self.second(y.tanh(), residual)
-        return y * residual
-
-
-def test_a_residual_stream_compiles_without_graph_breaks(device):
-    torch._dynamo.reset()
-    eager = Stream().to(device)
-    x, residual, dy, *_ = draw((3, 8), torch.float32, device)
-    found = []
-    for run in (eager, torch.compile(eager, fullgraph=True)):
-        inputs = leaves(x, residual)
-        out = run(*inputs)
-        found.append((out, *torch.autograd.grad(out, (*inputs, *eager.parameters()), dy)))
-    torch.testing.assert_close(found[1], found[0])
-
-
-def test_export_takes_a_residual_stream(device):
-    stream = Stream().to(device)
-    x, residual, *_ = draw((3, 8), torch.float32, device)
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(stream, (x, residual), dynamic_shapes=({0: batch}, {0: batch}))
-    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
-    assert {OPS.layer_norm_add.default, OPS.rms_norm_add.default} <= targets
-    torch.testing.assert_close(program.module()(x[:2], residual[:2]), stream(x[:2], residual[:2]))

@@ -1,14 +1,14 @@
-"""Group norm and instance norm against float64's formula, PyTorch's layers and their own identities."""
+"""Group norm and instance norm against float64's formula and PyTorch; and their plans."""
 
-import inspect
+from functools import partial
 from itertools import product
 
+import calls
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import Ran, assert_results, results
+from calls import assert_results, results
 from errors import assert_right
-from layers import pair
 from samples import DTYPES, complaint
 from torch import nn
 
@@ -27,12 +27,7 @@ LAYOUTS = {
 }
 # Shape and groups: several groups a tile; rows that a group does not fill; a group of all channels; a channel a group.
 SHAPES = {"pairs": ((2, 6, 3, 5), 3), "fives": ((2, 10, 7), 2), "all": ((2, 6, 4), 1), "own": ((2, 5, 9), 5)}
-
-
-def draw(shape, dtype, device, offset=3.0):
-    x, dy = torch.randn(shape, device=device) + offset, torch.randn(shape, device=device)
-    weight, bias = (torch.randn(shape[1], device=device) for _ in range(2))
-    return [t.to(dtype) for t in (x, dy, weight, bias)]
+draw = partial(calls.draw, offset=3.0, wide=False)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -108,12 +103,6 @@ def test_evaluation_with_running_statistics_is_batch_norms(device):
     assert torch.equal(y, N.batch_norm(x, *running, weight, bias))
 
 
-def test_a_group_of_all_channels_is_layer_norm_and_a_channel_a_group_is_instance_norm(device):
-    x, _, weight, bias = draw((3, 6, 5), torch.float32, device)
-    torch.testing.assert_close(N.group_norm(x, 1), N.layer_norm(x, (6, 5)))
-    torch.testing.assert_close(N.group_norm(x, 6, weight, bias), N.instance_norm(x, None, None, weight, bias))
-
-
 @pytest.mark.parametrize("function", [N.group_norm, N.instance_norm], ids=["group_norm", "instance_norm"])
 def test_float32_errors_do_not_grow_with_the_mean(function, device):
     x, *_ = draw((2, 4, 200), torch.float32, device, offset=1e6)
@@ -147,38 +136,6 @@ def test_without_elements_there_are_gradients_of_zero(shape, device):
 
 
 # ------------------------------------------------------------------------------------------------------- as PyTorch's
-
-LAYERS = [
-    ("GroupNorm", (3, 6), {}, (2, 6, 5)),
-    ("GroupNorm", (2, 6), {"affine": False, "eps": 1e-3}, (4, 6)),
-    ("GroupNorm", (6, 6), {}, (2, 6, 3, 4)),
-    ("InstanceNorm1d", (5,), {}, (2, 5, 7)),
-    ("InstanceNorm1d", (5,), {"affine": True}, (5, 7)),  # an image without a batch
-    ("InstanceNorm2d", (5,), {"affine": True, "track_running_stats": True}, (2, 5, 3, 4)),
-    ("InstanceNorm2d", (5,), {"track_running_stats": True, "momentum": None}, (2, 5, 3, 4)),
-    ("InstanceNorm3d", (3,), {"track_running_stats": True, "momentum": 0.5}, (2, 3, 2, 3, 4)),
-]
-if "bias" in inspect.signature(torch.nn.GroupNorm).parameters:  # torch 2.11 has no such option
-    LAYERS.append(("GroupNorm", (6, 6), {"bias": False}, (2, 6, 3, 4)))
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("name", "args", "options", "shape"), LAYERS)
-def test_the_layers_give_what_torchs_give(name, args, options, shape, training, device):
-    theirs, ours = (layer.to(device).train(training) for layer in pair(name, args, options))
-    assert repr(ours) == repr(theirs) and isinstance(ours, type(theirs))
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    x = torch.randn(shape, device=device)
-    found = []
-    for layer in (theirs, ours):
-        leaf = x.clone().requires_grad_()
-        with Ran() as ran:
-            y = layer(leaf)
-        gradients = torch.autograd.grad(y.pow(3).sum(), (leaf, *layer.parameters()))
-        found.append((y.detach(), *gradients, *layer.buffers()))
-    assert ran.ours
-    for a, b in zip(*reversed(found), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layers_mistakes_raise_what_torchs_do():

@@ -108,7 +108,7 @@ def test_every_sample_of_the_module_database_is_right(name, dtype, training, dev
 
 
 @each_module
-def test_the_module_databases_layers_exchange_their_state(name, device):
+def test_the_module_databases_layers_exchange_their_state_and_describe_themselves_alike(name, device):
     info = DATABASE[name]
     for entry in info.module_inputs_func(info, device=device, dtype=torch.float32, requires_grad=False, training=True):
         given = entry.constructor_input
@@ -119,6 +119,8 @@ def test_the_module_databases_layers_exchange_their_state(name, device):
             assert list(target.state_dict()) == list(source.state_dict())
             for key, value in source.state_dict().items():
                 assert torch.equal(target.state_dict()[key], value), key
+        assert ours.state_dict()._metadata == theirs.state_dict()._metadata  # batch norm's says version 2
+        assert repr(ours) == repr(theirs) and isinstance(ours, type(theirs))
 
 
 # With eps 0 the interpreter's numpy complains of lanes that are masked, whose variance is loaded as 0.

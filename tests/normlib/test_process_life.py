@@ -1,4 +1,4 @@
-"""Importing again, reloading, forking, spawning, warnings as errors, and threads."""
+"""What runs can be asked; importing again, reloading, forking, spawning, warnings as errors, and threads."""
 
 import os
 import subprocess
@@ -54,6 +54,23 @@ def test_an_operator_whose_arguments_changed_wants_another_process():
         CustomOperator("layer_norm", gains_an_argument, gains_an_argument)
 
 
+WITHOUT_TRITON = """
+import os, sys
+os.environ.pop("TRITON_INTERPRET", None)
+import torch, normlib
+assert normlib.convert(torch.nn.Sequential(torch.nn.LayerNorm(6))).converted
+x = torch.randn(4, 6, requires_grad=True)
+(normlib.LayerNorm(6)(x) + normlib.RMSNorm(6)(x)).sum().backward()
+assert normlib.backend_for(x) == "torch"
+sys.exit("triton" in sys.modules)
+"""
+
+
+def test_triton_is_imported_by_the_first_kernel_that_runs_and_not_by_normlib():
+    done = python(WITHOUT_TRITON)
+    assert done.returncode == 0, done.stderr
+
+
 WORDS = """
 import torch, normlib
 from triton import knobs
@@ -65,6 +82,17 @@ print(normlib.backend_for(torch.zeros(2)), knobs.runtime.interpret)
 def test_the_interpreter_runs_by_every_word_that_triton_takes_for_yes(word):
     backend, interprets = python(WORDS, TRITON_INTERPRET=word).stdout.split()
     assert backend == ("interpreter" if interprets == "True" else "torch")
+
+
+def test_what_runs_can_be_asked():
+    # conftest.py has the CPU interpret where there is no GPU.
+    assert normlib.backend_for(torch.empty(1)) == ("torch" if torch.cuda.is_available() else "interpreter")
+    assert normlib.backend_for(torch.empty(1, device="meta")) == "torch"
+
+
+@pytest.mark.gpu
+def test_a_gpu_tensor_runs_triton():
+    assert normlib.backend_for(torch.empty(1, device="cuda")) == "triton"
 
 
 def answer(pipe):

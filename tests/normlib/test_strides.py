@@ -1,4 +1,4 @@
-"""The newer operators in every layout of test_layouts.py: what contiguous copies of the same tensors give."""
+"""Operators in every layout of test_layouts.py: what contiguous copies of the same tensors give."""
 
 from math import inf
 
@@ -12,6 +12,8 @@ from normlib import functional as N
 CHANNELS = SHAPE[1]
 # Of x (N, C, H, W), weight, bias and what runs, of C each.
 OPERATORS = {
+    "batch_norm": lambda x, w, b, mean, spread: N.batch_norm(x, mean, spread, w, b, True),
+    "batch_norm, evaluation": lambda x, w, b, mean, spread: N.batch_norm(x, mean, spread, w, b),
     "group_norm": lambda x, w, b, mean, spread: N.group_norm(x, 3, w, b),
     "group_norm, a group": lambda x, w, b, mean, spread: N.group_norm(x, 1, w, b),
     "instance_norm": lambda x, w, b, mean, spread: N.instance_norm(x, mean, spread, w, b),

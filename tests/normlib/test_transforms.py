@@ -1,14 +1,12 @@
 """PyTorch's transforms of a function: forward-mode AD, vmap, torch.func, checkpointing, wrapper tensors, ONNX.
 
-Where the kernels have no rule PyTorch's own formula serves, and the bare operators refuse: nothing is silently wrong.
+Where the kernels have no rule PyTorch's own formula serves; the bare operators refuse, as test_autograd.py has it.
 """
 
 from functools import partial
-from math import inf
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -78,79 +76,6 @@ def test_forward_mode_and_batched_derivatives_are_right(name):
     everything = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
     assert gradcheck(function, inputs, **everything, fast_mode=True)
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
-
-
-def rows(x):
-    return torch.zeros(2, len(x), dtype=x.dtype), torch.ones(len(x), dtype=x.dtype)
-
-
-def group():
-    return dist.group.WORLD.group_name
-
-
-# The bare operators, as functions of x.
-SIGNS = torch.zeros(4096, dtype=torch.uint8)
-OPERATORS = {
-    "layer_norm": lambda x: OPS.layer_norm(x, [6], W, B, 1e-5)[0],
-    "layer_norm_add": lambda x: OPS.layer_norm_add(x, V, [6], W, B, 1e-5)[0],
-    "layer_norm_backward": lambda x: OPS.layer_norm_backward(V, x, *rows(X), [6], W, B, 1e-5, [True] * 3)[0],
-    "rms_norm": lambda x: OPS.rms_norm(x, [6], W, None, 1e-5)[0],
-    "rms_norm_add": lambda x: OPS.rms_norm_add(x, V, [6], W, None, 1e-5)[0],
-    "rms_norm_backward": lambda x: OPS.rms_norm_backward(V, x, X[:0, 0], rows(X)[1], [6], W, B, 1e-5, [True] * 3)[0],
-    "group_norm": lambda x: OPS.group_norm(x, 2, W, B, 1e-5)[0],
-    "group_norm_backward": lambda x: OPS.group_norm_backward(V, x, 1, *rows(X), W, B, 1e-5, [True] * 3)[0],
-    "instance_norm": lambda x: OPS.instance_norm(x, W, B, None, None, 0.1, 1e-5)[0],
-    "batch_norm_train": lambda x: OPS.batch_norm_train(x, W, B, None, None, 0.1, 1e-5)[0],
-    "batch_norm_eval": lambda x: OPS.batch_norm_eval(x, W, B, *BUFFERS, 1e-5),
-    "batch_norm_backward": lambda x: OPS.batch_norm_backward(V, x, *BUFFERS, W, B, 1e-5, True, [True] * 3)[0],
-    "batch_norm_add_relu_train": lambda x: OPS.batch_norm_add_relu_train(
-        x, V, W, B, None, None, 0.1, 1e-5, True, False
-    )[0],
-    "batch_norm_add_relu_eval": lambda x: OPS.batch_norm_add_relu_eval(x, V, W, B, *BUFFERS, 1e-5, True, False)[0],
-    "batch_norm_add_relu_backward": lambda x: OPS.batch_norm_add_relu_backward(
-        V, x, SIGNS, *BUFFERS, W, B, 1e-5, True, [True] * 4, False
-    )[0],
-    "batch_renorm_train": lambda x: OPS.batch_renorm_train(
-        x, W, B, *(t.clone() for t in BUFFERS), 0.1, 1e-5, 3.0, 5.0, None
-    )[0],
-    "batch_renorm_eval": lambda x: OPS.batch_renorm_eval(x, W, B, *BUFFERS),
-    "batch_renorm_backward": lambda x: OPS.batch_renorm_backward(V, x, *BUFFERS, None, W, B, 0.0, [True] * 3)[0],
-    "noisy_batch_norm_train": lambda x: OPS.noisy_batch_norm_train(
-        x, W, B, None, None, 0.1, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1]
-    )[0],
-    "noisy_batch_norm_backward": lambda x: OPS.noisy_batch_norm_backward(
-        V, x, *BUFFERS, X, W, B, 1e-5, torch.tensor(1), True, [0.5, 1.25, 0.1, 0.1], [True] * 3
-    )[0],
-    "lp_norm_train": lambda x: OPS.lp_norm_train(x, W, B, None, None, inf, 0.1, 1e-5)[0],
-    "lp_norm_eval": lambda x: OPS.lp_norm_eval(x, W, B, *BUFFERS, 1.0, 1e-5),
-    "lp_norm_backward": lambda x: OPS.lp_norm_backward(V, x, *BUFFERS, None, W, B, 1.0, 1e-5, True, [True] * 3)[0],
-    "weight_norm": lambda x: OPS.weight_norm(x, W[:4])[0],
-    "weight_norm_backward": lambda x: OPS.weight_norm_backward(
-        V, x, torch.ones(2, 4, dtype=V.dtype), W[:4], [True] * 2
-    )[0],
-    "sync_batch_norm_train": lambda x: OPS.sync_batch_norm_train(x, W, B, None, None, 0.1, 1e-5, group())[0],
-    "sync_batch_norm_backward": lambda x: OPS.sync_batch_norm_backward(
-        V, x, *BUFFERS, torch.ones(1), W, B, [True] * 3, group()
-    )[0],
-}
-
-
-def test_every_operator_is_among_them():
-    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("normlib::")}
-    assert registered == set(OPERATORS)
-
-
-@pytest.mark.parametrize("transform", [lambda f: jvp(f, (X,), (V,)), lambda f: grad(lambda x: f(x).sum())(X)])
-@pytest.mark.parametrize("name", OPERATORS)
-def test_a_bare_operator_refuses_a_transform(name, transform):
-    with pytest.raises(NotImplementedError, match=f"normlib::{name} has no rule for torch.func transforms"):
-        transform(OPERATORS[name])
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_a_bare_operator_refuses_a_tangent(name):
-    with pytest.raises(NotImplementedError, match=f"normlib::{name} has no rule for forward-mode AD"):
-        dual(lambda x, *_: OPERATORS[name](x), X, V)
 
 
 def test_a_tangent_that_comes_in_backward_is_refused():

@@ -1,26 +1,11 @@
 """`python -m bench.report`: what it writes and says, and that it needs neither torch nor triton."""
 
-import subprocess
-import sys
-
 import pytest
-from report_runs import ROOT, record
+from report_runs import record, without_torch
 
 from bench.report import render
 from bench.report.__main__ import main
 from bench.results.load import UnreadableRun
-
-BLOCKED = """
-import sys
-class Absent:
-    # Not None in sys.modules, where SciPy takes any entry of that name for PyTorch.
-    def find_spec(name, *_):
-        if name.partition(".")[0] in ("torch", "triton", "normlib", "numba", "requests"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent)
-from bench.report.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def refused(capsys, *arguments):
@@ -33,8 +18,7 @@ def refused(capsys, *arguments):
 @pytest.mark.chance
 def test_a_report_is_made_without_torch_and_triton(run_dir):
     folder = run_dir([record(), record(provider="torch", latency_us=16.0)])
-    run = [sys.executable, "-c", BLOCKED, folder]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = without_torch("bench.report", folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == str(folder / "report.html")
     assert "1.60×" in (folder / "report.html").read_text(encoding="utf-8")  # noqa: RUF001

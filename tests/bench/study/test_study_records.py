@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import inf, isnan, nan
 
 import pytest
-from study_runs import without_torch
+from report_runs import without_torch
 
 from bench.cases.operators import operators
 from bench.study import records
