@@ -176,6 +176,15 @@ def test_errors_that_grew_beyond_luck_are_told_and_fail_nothing_by_themselves(te
     assert all((pair.growth.tensor, pair.growth.figure) == (tensor, figure) for pair in found.pairs if pair.growth)
 
 
+def test_errors_of_a_cell_that_has_failed_are_no_growth(runs):
+    def worse_and_wrong(record):
+        grow("y", "rel_l2_error", 50.0)(record)
+        record.status = "wrong"
+
+    found = compare(*runs(change=worse_and_wrong))
+    assert found.said == [NEWLY_WRONG] and all(pair.growth is None for pair in found.pairs)
+
+
 def test_another_seed_excuses_what_two_draws_differ_by(runs):
     def another(record):
         record.seed = 1
