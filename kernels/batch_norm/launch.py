@@ -43,6 +43,11 @@ from torch import Tensor
 
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.batch_norm.resident import (
+    _batch_norm_backward_resident_kernel,
+    _batch_norm_forward_resident_kernel,
+    launch_resident,
+)
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
     _batch_norm_reduce_kernel,
@@ -101,7 +106,17 @@ def batch_norm_forward(
     mean, rstd = empty_statistics(x)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
+    resident = batch_norm_plan.batch_norm_resident(plan, x.element_size(), device)
     with on(x):
+        if resident and residual is None and not (relu or pre_relu):
+            launch_resident(
+                *(_batch_norm_forward_resident_kernel, plan, resident),
+                *(y, mean, rstd, running_mean, running_var, x, weight, bias),
+                loads=("running_mean", "running_var", "x", "weight", "bias"),
+                stores=("y", "mean", "rstd", "running_mean", "running_var"),
+                scalars=(eps, momentum),
+            )
+            return y, mean, rstd
         partial_moments(x, plan, pre_relu, (mean, rstd, running_mean, running_var), (eps, momentum))
         around = (_kept(signs, plan), residual, eps)
         normalize(y, x, mean, rstd, weight, bias, plan, *around, relu=relu, pre_relu=pre_relu)
@@ -171,6 +186,16 @@ def batch_norm_backward(
         dw, db = (torch.empty(plan.channels, dtype=stats, device=x.device) for _ in range(2))
     if x.numel() == 0:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
+    resident = batch_norm_plan.batch_norm_resident(plan, x.element_size(), device)
+    if resident and dx is not None and not evaluating and noise is None and not (relu or pre_relu or signs is not None):
+        with on(x):
+            launch_resident(
+                *(_batch_norm_backward_resident_kernel, plan, resident),
+                *(dx, dw, db, dy, x, mean, rstd, weight),
+                loads=("dy", "x", "mean", "rstd", "weight"),
+                stores=("dx", "dw", "db"),
+            )
+        return dx, dw, db
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
     tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
     arrived = None
