@@ -40,6 +40,8 @@ _BATCH_NORM = {
     "programs": (2, 3, 4, 6, 8),
     "stages": (1, 2, 3, 4, 6),
     "output_tiles": (1, 2, 4, 8),
+    "one_tile_programs": (0, 4, 6, 8),
+    "resident_lanes": (0, 2048, 8192),  # 0: channels are always split
     "l2_percent": (0, 20, 40, 60),  # 0: whatever is moved last leaves the cache first
     "alone_tiles": (0, 1, 4, 16),
 }

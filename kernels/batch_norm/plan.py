@@ -98,6 +98,7 @@ def batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dic
         one_tile_programs=6,  # of a multiprocessor at most, where each has one tile and no loop
         stages=STAGES[itemsize],  # of the pipeline of loads
         output_tiles=4,  # of a program, in a sweep that leaves none
+        resident_lanes=max(RESIDENT),  # of a program that holds its channel, at most
         # Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
         l2_percent=40,
         # Of group norm: whole groups of so few tiles are a program's, however few programs that leaves.
@@ -184,9 +185,12 @@ def batch_norm_resident(plan: BatchNormPlan, itemsize: int, device: Device) -> R
     block_s = next_power_of_2(plan.positions)
     if plan.channels_last or itemsize > 4 or 4 * plan.positions < 3 * block_s:
         return None
+    most = batch_norm_values(False, itemsize, device)["resident_lanes"]
     for lanes, (threads, programs) in RESIDENT.items():
         images = lanes // block_s
-        if plan.batch <= images and images * plan.channels * plan.positions <= 2**31:  # offsets have 32 bits
+        if (
+            lanes <= most and plan.batch <= images and images * plan.channels * plan.positions <= 2**31
+        ):  # offsets have 32 bits
             return ResidentPlan(images, block_s, launch_options(threads, device, programs))
     return None
 
