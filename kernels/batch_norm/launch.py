@@ -21,19 +21,19 @@ Fused with what stands around it in a net, a residual r and ReLUs:
 No activation is kept for that: without a residual backward computes the sign again from x, with one forward keeps a bit
 an element.
 
-A channel is split over programs. Training takes two launches each way. In the first, each program sweeps its split and
-stores its partial moments (or sums), and the last program of a channel group to finish merges them in a fixed order.
-The second sweeps again and applies the result. Units of one activation moved: forward 3, backward 5. The second sweep
-goes backwards, to meet in cache what was read last: of a tensor that fits it reads nothing from device memory, and 2
-and 3 units are left.
-Where a tensor outgrows its share of the cache (plan.evict), what the second sweep moves leaves first, so as to push out
-nothing that is still to be read.
+Of short contiguous channels each is a program's, which holds it in registers (resident.py): one launch each way, and
+2 and 3 units. All others are split over programs, and training takes two launches each way. In the first, each program
+sweeps its split and stores its partial moments (or sums), and the last program of a channel group to finish merges them
+in a fixed order. The second sweeps again and applies the result. Units of one activation moved: forward 3, backward 5.
+The second sweep goes backwards, to meet in cache what was read last: of a tensor that fits it reads nothing from device
+memory, and 2 and 3 units are left. Where a tensor outgrows its share of the cache (plan.evict), what the second sweep
+moves leaves first, so as to push out nothing that is still to be read.
 
 Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
 1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs.
 
-This file has the launchers. The kernels are in streaming.py; what they are made of is in statistics.py, output.py and
-gradients.py, over tiles.py.
+This file has the launchers. The kernels are in resident.py and streaming.py; what the latter are made of is in
+statistics.py, output.py and gradients.py, over tiles.py.
 """
 
 from typing import Any
