@@ -29,7 +29,7 @@ _PIPES = {
     IMAD: "IMAD IDP",
     XU: "MUFU F2F I2F F2I FRND POPC FLO BREV I2FP64",
     FP64: "DADD DMUL DFMA DSETP DMNMX",
-    MEMORY: "LDG STG LDS STS LDL STL SHFL ATOM ATOMG ATOMS RED REDUX LDSM STSM LDGSTS LD ST",
+    MEMORY: "LDG STG LDS STS LDL STL SHFL ATOM ATOMG ATOMS RED REDG REDUX LDSM STSM LDGSTS LD ST",
     CONTROL: "BAR LDC ULDC S2R S2UR MEMBAR CCTL ERRBAR B2R R2UR VOTEU BRA EXIT CALL RET BSSY BSYNC NOP WARPSYNC YIELD "
     "DEPBAR BREAK BMOV JMP BRX NANOSLEEP LDGDEPBAR",
 }
@@ -48,7 +48,23 @@ _LATENCY = {
 _WIDTHS = ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1), (".S8", 1))
 _WITHOUT_RESULT = frozenset(
     (
-        *("STG", "STS", "STL", "ST", "RED", "MEMBAR", "CCTL", "BAR", "BRA", "EXIT", "BSSY", "BSYNC", "CALL", "RET"),
+        *(
+            "STG",
+            "STS",
+            "STL",
+            "ST",
+            "RED",
+            "REDG",
+            "MEMBAR",
+            "CCTL",
+            "BAR",
+            "BRA",
+            "EXIT",
+            "BSSY",
+            "BSYNC",
+            "CALL",
+            "RET",
+        ),
         *("ISETP", "FSETP", "DSETP", "PLOP3", "UISETP", "R2P", "NOP"),
     )
 )
@@ -90,7 +106,7 @@ class Instruction:
         """Of a whole warp, where it accesses memory."""
         if self.name in ("LDG", "STG", "LDGSTS", "LDS", "STS", "LDL", "STL"):
             return 32 * next((size for mark, size in _WIDTHS if mark in self.op), 4)
-        return 32 if self.name in ("ATOM", "ATOMG", "RED") else 0
+        return 32 if self.name in ("ATOM", "ATOMG", "RED", "REDG") else 0
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,7 @@ class Code:
                 for step in (0, 4, 8, 12) if ".128" in i.op else (0, 4) if ".64" in i.op else (0,):
                     source |= {pointer[q] for q in (at + step, at + step - 4) if q in pointer}
             results = _results(i)
-            if i.name in ("LDG", "STG", "LDGSTS", "ATOMG", "RED", "ATOM"):
+            if i.name in ("LDG", "STG", "LDGSTS", "ATOMG", "RED", "REDG", "ATOM"):
                 address = re.search(r"desc\[UR\d+\]\[(.*?)\]", i.operands)
                 if not address and i.name == "LDGSTS":
                     address = re.search(r", \[(.*?)\]", i.operands)

@@ -166,7 +166,7 @@ class Machine:
                 size = min(size, 128)
             if i.name == "LDGSTS":
                 access = ASYNC_DRAM if access == DRAM_LOAD else ASYNC_L2
-        elif i.name in ("ATOM", "ATOMG", "RED", "LDL"):
+        elif i.name in ("ATOM", "ATOMG", "RED", "REDG", "LDL"):
             access = L2_LOAD
         elif i.name == "STL":
             access = L2_STORE
