@@ -76,7 +76,7 @@ class ResidentPlan:
 
 # Lanes of a program that holds its channel, with its threads and how many such are to run on a multiprocessor. Few
 # sizes, for they follow the batch, and none of more lanes: backward would spill.
-RESIDENT = {2048: (128, 8), 8192: (256, 2)}
+RESIDENT = {2048: (128, 6), 8192: (256, 2), 16384: (512, 1)}
 
 
 # Elements of a batch norm tile by itemsize: 16 values a thread at 128 threads, fewer where each takes two registers.
