@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test flakes lint audit coverage mutants cheats ptx sanitize tune first-gpu rehearse-gpu given-out peer-wheels clean
+.PHONY: bench test flakes lint audit expectations coverage mutants cheats ptx sanitize tune first-gpu rehearse-gpu given-out \
+	peer-wheels clean
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
@@ -26,6 +27,11 @@ lint: $(READY)
 # What every plan moves, and what the compiler makes of every kernel, for GPUs that need not be here.
 audit: $(READY)
 	$(VENV)/bin/python -m bench.audit
+
+# What passes are expected to reach, by simulation of their machine code: the kept table of it, made anew.
+expectations: $(READY)
+	PYTHONPATH=. $(VENV)/bin/python tests/bench/audit/test_expectations.py --write
+	git diff --stat tests/bench/audit/expectations.csv
 
 # Whether tests execute every function that measures, those that only a GPU runs included.
 COVERAGE := $(VENV)/bin/python -m coverage

@@ -50,6 +50,6 @@ def is_last(counter, programs):
     tl.debug_barrier()
     last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
     if last:
-        tl.atomic_xchg(counter, 0, sem="relaxed", scope="gpu")
+        tl.atomic_and(counter, 0, sem="relaxed", scope="gpu")  # without a result, for which a thread would wait
     tl.debug_barrier()
     return last

@@ -81,9 +81,9 @@ def tile_moments(x, mask, count, AXIS: tl.constexpr, NARROW: tl.constexpr = Fals
     if NARROW:
         mean = upper_half(mean)
     d = tl.where(mask, x - mean, 0.0)
-    low = tl.sum(d, AXIS, keep_dims=True) / count
-    d = tl.where(mask, d - low, 0.0)
-    return mean, low, tl.sum(rounded_square(d), AXIS, keep_dims=True)
+    total, square = sum_pair(d, rounded_square(d), AXIS)
+    low = total / count
+    return mean, low, square - total * low
 
 
 @triton.jit
@@ -173,10 +173,40 @@ def accurate_sum(x, AXIS: tl.constexpr, KEEP: tl.constexpr = True):
     length / 2^22 of the largest term (Rump, Ogita and Oishi, "Accurate floating-point summation, part I" (2008),
     ExtractVector). Four operations a term: for sums over lanes and over programs, not over elements.
     """
-    top = tl.max(tl.abs(x), AXIS, keep_dims=True) * (4.0 * x.shape[AXIS])
-    upper = tl.where(is_finite(top), (x + top) - top, x)
-    lower = tl.where(is_finite(top), x - upper, 0.0)
+    upper, lower = _split_at(x, tl.max(tl.abs(x), AXIS, keep_dims=True) * (4.0 * x.shape[AXIS]))
     return tl.sum(upper, AXIS, keep_dims=KEEP) + tl.sum(lower, AXIS, keep_dims=KEEP)
+
+
+@triton.jit
+def _larger_of_pairs(a, b, c, d):
+    return tl.maximum(a, c), tl.maximum(b, d)
+
+
+@triton.jit
+def _add_fours(a, b, c, d, e, f, g, h):
+    return a + e, b + f, c + g, d + h
+
+
+@triton.jit
+def accurate_sum_pair(a, b, AXIS: tl.constexpr):
+    """Returns the accurate sums of both along AXIS, which is kept: with two exchanges between threads, not six."""
+    if INTERPRETED:
+        return accurate_sum(a, AXIS), accurate_sum(b, AXIS)
+    else:
+        top_a, top_b = tl.reduce((tl.abs(a), tl.abs(b)), AXIS, _larger_of_pairs, keep_dims=True)
+        upper_a, lower_a = _split_at(a, top_a * (4.0 * a.shape[AXIS]))
+        upper_b, lower_b = _split_at(b, top_b * (4.0 * a.shape[AXIS]))
+        upper_a, lower_a, upper_b, lower_b = tl.reduce(
+            (upper_a, lower_a, upper_b, lower_b), AXIS, _add_fours, keep_dims=True
+        )
+        return upper_a + lower_a, upper_b + lower_b
+
+
+@triton.jit
+def _split_at(x, top):
+    """Returns (upper, lower) parts of x, whose sum it is; all of it in the upper where top is not finite."""
+    upper = tl.where(is_finite(top), (x + top) - top, x)
+    return upper, tl.where(is_finite(top), x - upper, 0.0)
 
 
 @triton.jit(do_not_specialize=("P",))

@@ -35,12 +35,14 @@ class Asked:
     targets: tuple[str, ...]
     presets: tuple[str, ...] | None
     out: Path | None
+    simulate: bool
 
     @property
     def command(self) -> str:
         """The command that repeats the audit, without its output folder."""
         chosen = ("--preset", ",".join(self.presets)) if self.presets else ()
-        return " ".join((PROGRAM, "--op", ",".join(self.ops), "--arch", ",".join(self.targets), *chosen))
+        simulated = ("--simulate",) if self.simulate else ()
+        return " ".join((PROGRAM, "--op", ",".join(self.ops), "--arch", ",".join(self.targets), *chosen, *simulated))
 
 
 @cli.command("bench.audit")
@@ -50,10 +52,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--op", default="all", help="operators: bn, ln, rms, ... or all (default)")
     parser.add_argument("--arch", default=",".join(LIMITS), help=f"of {', '.join(LIMITS)} (default: all)")
     parser.add_argument("--preset", help="presets as of bench.run, or extra, or all (default: every model, and extra)")
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="also what training is expected to reach on an H200 by its machine code (seconds a pass; needs sm_90, cc)",
+    )
     parser.add_argument("--json", action="store_true", help="the records on stdout, one JSON object a line, no table")
     parser.add_argument("--out", metavar="DIR", help="writes records.jsonl, audit.html and environment.json there")
     given = parser.parse_args(argv)
-    asked = _checked(given.op, given.arch, given.preset, given.out)
+    asked = _checked(given.op, given.arch, given.preset, given.out, given.simulate)
 
     import torch
 
@@ -62,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     from bench.audit.expected import constants_of
     from bench.audit.fused import pairs
     from bench.audit.records import collect
+    from bench.audit.speed import expectation, simulator
     from bench.measure import environment
 
     if environment.interpreting():  # and so does every kernel that has been imported: again, in a process that does not
@@ -71,9 +79,16 @@ def main(argv: Sequence[str]) -> int:
     described = environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"), {})
     with _counting(asked.ops) as counts:
         calls = list(audited_calls.calls(asked.ops, asked.presets))
-        rows = [record.as_dict() for target in asked.targets for record in collect(target, calls, constants[target])]
+        simulated = {expectation.TARGET: ("fwd", "bwd")} if asked.simulate and simulator.compiler() else {}
+        rows = [
+            record.as_dict()
+            for target in asked.targets
+            for record in collect(target, calls, constants[target], simulated.get(target, ()))
+        ]
         rows += [pair.as_dict() for target in asked.targets for pair in pairs(target, calls)]
         rows += counts()
+    if asked.simulate:
+        rows.append({"record": "note", "text": expectation.note(), "problems": []})
     rows += [known.as_dict() for known in constants.values() if known]
     rows += counters.collect(calls, rows)
     if asked.out:
@@ -93,9 +108,11 @@ def _line(row: Row) -> str:
     return json.dumps(row, separators=(",", ":"))
 
 
-def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
+def _checked(op: str, arch: str, preset: str | None, out: str | None, simulate: bool) -> Asked:
     ops = sweep.chosen_operators("--op", op, audited())
     targets = cli.some_of("--arch", arch, LIMITS)
+    if simulate and "sm_90" not in targets:
+        raise BadArgument("--simulate", "simulates sm_90 only; give --arch sm_90, or none")
     names = None if preset is None else cli.some_of("--preset", preset, (*presets(ops), "all"))
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -103,7 +120,7 @@ def _checked(op: str, arch: str, preset: str | None, out: str | None) -> Asked:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadArgument("--out", f"{out!r} cannot be written: {error.strerror}; give a folder") from error
-    return Asked(ops, targets, presets(ops) if names and "all" in names else names, folder)
+    return Asked(ops, targets, presets(ops) if names and "all" in names else names, folder, simulate)
 
 
 @contextmanager

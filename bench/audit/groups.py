@@ -11,7 +11,20 @@ from bench.page.formatting import DASH
 
 Row = Mapping[str, Any]
 # Columns that are no numbers.
-WORDS = ("GPU", "operator", "pass", "plan", "kernel", "call", "choices", "unfused", "why", "constants of", "measured")
+WORDS = (
+    "GPU",
+    "operator",
+    "pass",
+    "plan",
+    "kernel",
+    "call",
+    "choices",
+    "unfused",
+    "why",
+    "constants of",
+    "measured",
+    "bound",
+)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ EXPECTED = (
     "What a pass is expected to take on the device whose constants are known, and nothing that was measured: bytes of "
     "device memory behind a cache at the bandwidth of the largest copy, and so many microseconds a launch and a wait.",
 )
+SIMULATED = (
+    tables.SIMULATED,
+    "The time of a copy of the bytes that must move, over the time that a pass is expected to take on an NVIDIA H200: "
+    "simulated from its machine code (bench/audit/speed), not measured. The bound is what holds it back there.",
+)
 # What the passes of an operator leave out.
 ABOUT = {
     "sync_batch_norm": "The launches of one rank: a shape is that of its share of the batch, and ranks is how many "
@@ -116,6 +121,10 @@ def html(rows: Sequence[Row], command: str) -> str:
             notes=groups.notes(rows),
             about=ABOUT,
             above=above,
-            columns=(*COLUMNS, *([EXPECTED] if constants else [])),
+            columns=(
+                *COLUMNS,
+                *([EXPECTED] if constants else []),
+                *([SIMULATED] if any("simulated" in row for row in passes) else []),
+            ),
         )
     )

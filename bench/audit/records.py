@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
@@ -14,12 +14,13 @@ from bench.audit.choices import audited
 from bench.audit.expected import Constants, ExpectedPassTime, expected, waits
 from bench.audit.limits import LIMITS, resident_programs
 from bench.audit.machine_code import MachineCode, inspect
+from bench.audit.speed.expectation import Expectation, expect
 from bench.audit.targets import TARGETS, compiling
 from bench.cases.case import DTYPES
 from bench.measure.launches import RecordedPass
 from normlib.kernels.batch_norm.plan import BatchNormPlan
 from normlib.kernels.group_norm.plan import GroupNormPlan
-from normlib.kernels.traffic import ACTIVATIONS, Traffic
+from normlib.kernels.traffic import ACTIVATIONS, KernelLaunch, Traffic
 
 SWEPT = (BatchNormPlan, GroupNormPlan)  # plans whose launches declare their sweeps
 WIDE = 128  # bits: the widest load and store that every target has
@@ -93,6 +94,7 @@ class PassRecord:
     kernels: list[Compiled]
     faults: list[str]  # what is wrong with its launches, whatever the kernels are
     expected: ExpectedPassTime | None = None  # in time, where the constants of a device of the target are known
+    simulated: Expectation | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -101,7 +103,8 @@ class PassRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns a line of records.jsonl: a launch has what it moves and what it was compiled to."""
-        found = _without(asdict(self), "traffic", "kernels", *(() if self.expected else ("expected",)))
+        absent = (name for name in ("expected", "simulated") if getattr(self, name) is None)
+        found = _without(asdict(self), "traffic", "kernels", *absent)
         launches = [
             {**asdict(moved), **_without(asdict(kernel), "target", "launch"), "breaks": list(kernel.breaks)}
             for moved, kernel in zip(self.traffic, self.kernels, strict=False)
@@ -124,13 +127,16 @@ class _Kernel:
     activations: set[str] = field(default_factory=set)  # of "loads", "stores"
 
 
-def collect(target: str, calls: Iterable[Call], constants: Constants | None = None) -> list[PassRecord]:
+def collect(
+    target: str, calls: Iterable[Call], constants: Constants | None = None, simulate: Collection[str] = ()
+) -> list[PassRecord]:
     """Compiles every pass of every call for one target, and inspects each distinct kernel once.
 
-    With the constants of a device of the target each pass has the time that is expected of it there.
+    With the constants of a device of the target each pass has the time that is expected of it there; passes in the
+    modes of `simulate` have what their machine code is expected to reach.
     """
     kernels: dict[int, _Kernel] = {}
-    passes: list[tuple[Call, RecordedPass, list[Any]]] = []
+    passes: list[tuple[Call, RecordedPass, list[tuple[KernelLaunch, Any]]]] = []
     with compiling(target) as found:
         for call in calls:
             for mode, run in call.passes():
@@ -138,9 +144,9 @@ def collect(target: str, calls: Iterable[Call], constants: Constants | None = No
                 run()
                 if not found:
                     continue
-                traffic, made = tuple(launch.traffic for launch, _ in found), [kernel for _, kernel in found]
-                passes.append((call, RecordedPass(mode, found[0][0].plan, traffic), made))
-                for moved, kernel in zip(traffic, made, strict=True):
+                traffic = tuple(launch.traffic for launch, _ in found)
+                passes.append((call, RecordedPass(mode, found[0][0].plan, traffic), list(found)))
+                for moved, (_, kernel) in zip(traffic, found, strict=True):
                     one = kernels.setdefault(id(kernel), _Kernel(moved.kernel, kernel, call))
                     one.wide &= call.run_bytes % (WIDE // 8) == 0
                     one.activations |= _accessed(moved)
@@ -149,9 +155,14 @@ def collect(target: str, calls: Iterable[Call], constants: Constants | None = No
         key: _compiled(target, number, kernel, code)
         for number, ((key, kernel), code) in enumerate(zip(kernels.items(), codes, strict=True))
     }
-    return [
-        _record(target, call, one, [compiled[id(kernel)] for kernel in made], constants) for call, one, made in passes
-    ]
+    records = []
+    for call, recorded, made in passes:
+        record = _record(target, call, recorded, [compiled[id(kernel)] for _, kernel in made], constants)
+        if recorded.mode in simulate:
+            launches = [(launch, kernel, compiled[id(kernel)].registers) for launch, kernel in made]
+            record.simulated = expect(launches, recorded.launches, record.once_units * call.activation_bytes)
+        records.append(record)
+    return records
 
 
 def distinct(records: Iterable[PassRecord]) -> list[Compiled]:

@@ -9,12 +9,13 @@ from bench.audit.groups import Line, Row, by, counts, kernels, label, passes, pr
 from bench.page.formatting import DASH, percent, size
 
 EXPECTED = "expected us"
+SIMULATED = "expected of a copy"
 
 
 def plans(rows: Iterable[Row]) -> list[Line]:
     """A line a target, operator, pass and kind of plan."""
     rows = passes(rows)
-    timed = any("expected" in row for row in rows)
+    timed, simulated = (any(name in row for row in rows) for name in ("expected", "simulated"))
     return [
         Line(
             {
@@ -25,6 +26,7 @@ def plans(rows: Iterable[Row]) -> list[Line]:
                 "calls": f"{len(found):,}",
                 **_moved(found),
                 **_expected(found, timed),
+                **_simulated(found, simulated),
                 **_compiled([launch for row in found for launch in row["launches"]]),
             },
             _wrong(found),
@@ -37,13 +39,14 @@ def plans(rows: Iterable[Row]) -> list[Line]:
 def calls(rows: Iterable[Row]) -> list[Line]:
     """A line a record: one pass of one call."""
     rows = list(rows)
-    timed = any("expected" in row for row in rows)
+    timed, simulated = (any(name in row for row in rows) for name in ("expected", "simulated"))
     return [
         Line(
             {
                 "call": problem(row),
                 **_moved([row]),
                 **_expected([row], timed),
+                **_simulated([row], simulated),
                 "moved": size(row["moved_bytes"]),
                 "floor": size(row["floor_bytes"]),
                 **_compiled(row["launches"]),
@@ -183,6 +186,15 @@ def _made(made: Mapping[str, Any]) -> str:
 def _expected(rows: list[Row], timed: bool) -> dict[str, str]:
     """Returns the column of expected times, which are not measured; no column unless `timed`."""
     return {EXPECTED: span((row.get("expected") or {}).get("us") for row in rows)} if timed else {}
+
+
+def _simulated(rows: list[Row], simulated: bool) -> dict[str, str]:
+    """Returns the columns of what machine code is expected to reach, by simulation; none unless `simulated`."""
+    if not simulated:
+        return {}
+    found = [row["simulated"] for row in rows if "simulated" in row]
+    bounds = ", ".join(dict.fromkeys(each["bound"] for each in found))
+    return {SIMULATED: span([each["copy"] for each in found]), "bound": bounds or DASH}
 
 
 def _counted(row: Row, *kinds: str) -> float:

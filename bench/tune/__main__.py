@@ -40,6 +40,7 @@ _BATCH_NORM = {
     "programs": (2, 3, 4, 6, 8),
     "stages": (1, 2, 3, 4, 6),
     "output_tiles": (1, 2, 4, 8),
+    "one_tile_programs": (0, 4, 6, 8),
     "l2_percent": (0, 20, 40, 60),  # 0: whatever is moved last leaves the cache first
     "alone_tiles": (0, 1, 4, 16),
 }
@@ -47,7 +48,7 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "row_forward": {"threads": (64, 128, 256, 512, 1024), "columns": (16, 32, 64, 96)},
     "row_forward_loop": {"threads": (128, 256, 512), "l2_percent": (0, 40, 80, 160)},  # where no program may wait
     "row_backward": {"programs": (1, 2, 3, 4, 8), "threads": (64, 128, 256, 512), "columns": (16, 24, 32, 40)},
-    "batch_norm_nchw": _BATCH_NORM,
+    "batch_norm_nchw": {**_BATCH_NORM, "resident_lanes": (0, 2048, 8192, 16384)},  # 0: channels are always split
     "batch_norm_nhwc": _BATCH_NORM,
 }
 # Medians of do_bench on a quiet GPU differ by less from one time to the next.

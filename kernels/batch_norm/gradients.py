@@ -15,7 +15,7 @@ from normlib.kernels.batch_norm.noise import noise_of_tile
 from normlib.kernels.batch_norm.output import normalized
 from normlib.kernels.batch_norm.tiles import mask_of_tile, next_tile, offsets_in_tile, previous_tile, start_of_tile
 from normlib.kernels.numerics import STAYS, divide, load, store
-from normlib.kernels.reduction import accurate_sum
+from normlib.kernels.reduction import accurate_sum, accurate_sum_pair
 
 
 @triton.jit
@@ -115,8 +115,8 @@ def sums_of_tiles(
             dw += dz * (x - mean)
         store_gradients(dx_ptr, dz_ptr, dz * scale, dz, x, at, mask, PRE_RELU)
         start, s0 = next_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)
-    db = accurate_sum(db, 1)
-    return (accurate_sum(dw, 1) - low * db) * rstd, db
+    dw, db = accurate_sum_pair(dw, db, 1)
+    return (dw - low * db) * rstd, db
 
 
 @triton.jit
@@ -143,11 +143,21 @@ def store_sums(
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Stores dw and db of a channel group, from the partials of all splits."""
+    """Stores dw and db of a channel group, from the partials of all splits, in a fixed order."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
+    p = tl.arange(0, BLOCK_P)[None, :]
     plane = tl.cast(splits, tl.int64) * C
-    store(dw_ptr + c, add_splits(partials_ptr, c0, C, splits, BLOCK_C, BLOCK_P, ACC), c < C)
-    store(db_ptr + c, add_splits(partials_ptr + plane, c0, C, splits, BLOCK_C, BLOCK_P, ACC), c < C)
+    dw = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    db = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    for start in range(0, splits, BLOCK_P):
+        split = start + p
+        mask = (split < splits) & (c < C)
+        source = partials_ptr + split.to(tl.int64) * C + c
+        dw += load(source, mask, ACC)
+        db += load(source + plane, mask, ACC)
+    dw, db = accurate_sum_pair(dw, db, 1)
+    store(dw_ptr + c, dw, c < C)
+    store(db_ptr + c, db, c < C)
 
 
 @triton.jit

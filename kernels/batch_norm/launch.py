@@ -21,19 +21,19 @@ Fused with what stands around it in a net, a residual r and ReLUs:
 No activation is kept for that: without a residual backward computes the sign again from x, with one forward keeps a bit
 an element.
 
-A channel is split over programs. Training takes two launches each way. In the first, each program sweeps its split and
-stores its partial moments (or sums), and the last program of a channel group to finish merges them in a fixed order.
-The second sweeps again and applies the result. Units of one activation moved: forward 3, backward 5. The second sweep
-goes backwards, to meet in cache what was read last: of a tensor that fits it reads nothing from device memory, and 2
-and 3 units are left.
-Where a tensor outgrows its share of the cache (plan.evict), what the second sweep moves leaves first, so as to push out
-nothing that is still to be read.
+Of short contiguous channels each is a program's, which holds it in registers (resident.py): one launch each way, and
+2 and 3 units. All others are split over programs, and training takes two launches each way. In the first, each program
+sweeps its split and stores its partial moments (or sums), and the last program of a channel group to finish merges them
+in a fixed order. The second sweeps again and applies the result. Units of one activation moved: forward 3, backward 5.
+The second sweep goes backwards, to meet in cache what was read last: of a tensor that fits it reads nothing from device
+memory, and 2 and 3 units are left. Where a tensor outgrows its share of the cache (plan.evict), what the second sweep
+moves leaves first, so as to push out nothing that is still to be read.
 
 Evaluation is one sweep: forward 2, backward 3. ReLUs move nothing; a residual is one unit more each way, and its signs
 1/16 in 16 bits. Saved for backward: x, the mean as a pair of floats, rstd, those signs.
 
-This file has the launchers. The kernels are in streaming.py; what they are made of is in statistics.py, output.py and
-gradients.py, over tiles.py.
+This file has the launchers. The kernels are in resident.py and streaming.py; what the latter are made of is in
+statistics.py, output.py and gradients.py, over tiles.py.
 """
 
 from typing import Any
@@ -43,6 +43,11 @@ from torch import Tensor
 
 from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.batch_norm.resident import (
+    _batch_norm_backward_resident_kernel,
+    _batch_norm_forward_resident_kernel,
+    launch_resident,
+)
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
     _batch_norm_reduce_kernel,
@@ -101,7 +106,17 @@ def batch_norm_forward(
     mean, rstd = empty_statistics(x)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
+    resident = batch_norm_plan.batch_norm_resident(plan, x.element_size(), device)
     with on(x):
+        if resident and residual is None and not (relu or pre_relu):
+            launch_resident(
+                *(_batch_norm_forward_resident_kernel, plan, resident),
+                *(y, mean, rstd, running_mean, running_var, x, weight, bias),
+                loads=("running_mean", "running_var", "x", "weight", "bias"),
+                stores=("y", "mean", "rstd", "running_mean", "running_var"),
+                scalars=(eps, momentum),
+            )
+            return y, mean, rstd
         partial_moments(x, plan, pre_relu, (mean, rstd, running_mean, running_var), (eps, momentum))
         around = (_kept(signs, plan), residual, eps)
         normalize(y, x, mean, rstd, weight, bias, plan, *around, relu=relu, pre_relu=pre_relu)
@@ -171,6 +186,16 @@ def batch_norm_backward(
         dw, db = (torch.empty(plan.channels, dtype=stats, device=x.device) for _ in range(2))
     if x.numel() == 0:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
+    resident = batch_norm_plan.batch_norm_resident(plan, x.element_size(), device)
+    if resident and dx is not None and not evaluating and noise is None and not (relu or pre_relu or signs is not None):
+        with on(x):
+            launch_resident(
+                *(_batch_norm_backward_resident_kernel, plan, resident),
+                *(dx, dw, db, dy, x, mean, rstd, weight),
+                loads=("dy", "x", "mean", "rstd", "weight"),
+                stores=("dx", "dw", "db"),
+            )
+        return dx, dw, db
     relus: dict[str, Any] = {"RELU": relu, "PRE_RELU": pre_relu}
     tensors = (dy, _kept(signs, plan), x, mean, rstd, weight, bias if relu and signs is None else None)
     arrived = None

@@ -38,7 +38,6 @@ from normlib.kernels.batch_norm.statistics import merge_splits
 from normlib.kernels.batch_norm.streaming import _batch_norm_reduce_kernel
 from normlib.kernels.batch_norm.sweeps import (
     INPUT_GRADIENT,
-    STATISTICS,
     SUMS,
     SUMS_WITHOUT_X,
     empty_statistics,
@@ -62,9 +61,11 @@ from normlib.kernels.host import counters, like, on, statistics_dtype
 from normlib.kernels.numerics import accumulator, divide, even_share, from_pair, load, store
 from normlib.kernels.plan import Device
 from normlib.kernels.reduction import is_finite, merge_moments, renormalize, rstd_of_norm, tile_moments
+from normlib.kernels.traffic import TileSweep
 
 # What is left of a split, or of all: mean, low, sum of |x|^p; for p = inf mean, low, maximum, ties.
 PLANES = {"1": 3, "2": 3, "inf": 4}
+NORMS = TileSweep(("x",))
 
 # ------------------------------------------------------------------------------------------------------- the norms
 
@@ -311,7 +312,7 @@ def lp_norm_forward(
         return y, mean.zero_(), rstd.zero_(), peak.zero_()
     partials = mean.new_empty((PLANES[order(p)], plan.splits, plan.channels))
     with on(x):
-        launch_sweep(_lp_norm_stats_kernel, plan, partials, x, sweep=STATISTICS, P=order(p))
+        launch_sweep(_lp_norm_stats_kernel, plan, partials, x, sweep=NORMS, P=order(p))
         kept = (mean, rstd, peak if order(p) == "inf" else None, running_mean, running_norm)
         launch_merge(_lp_norm_merge_kernel, plan, device, *kept, partials, scalars=(eps, momentum), P=order(p))
         normalize(y, x, mean, rstd, weight, bias, plan, eps=eps)

@@ -14,7 +14,8 @@ from normlib.kernels.plan import Device, alignment, cdiv, launch_options, next_p
 class BatchNormPlan:
     """Tiles of block_c channels by block_s positions; a channel group's tiles are dealt to `splits` programs.
 
-    Those leave partial results, one of each split. A sweep that leaves none has `output_splits` programs a group.
+    Those leave partial results, one of each split. The sweep for moments has `moment_splits`, each one tile where
+    there are few tiles; a sweep that leaves no partial results has `output_splits` programs a group.
 
     x is taken as (batch, C, S) when contiguous, and as (1, S, C) with all positions in one run when channels-last.
     """
@@ -26,12 +27,15 @@ class BatchNormPlan:
     block_c: int
     block_s: int
     splits: int
+    moment_splits: int
     output_splits: int
     align: int  # a power of two, 16 at most, that divides the length of the contiguous run
     evict: str  # Triton's eviction policy for what training's last sweep moves
-    stages: int  # of a sweep's pipeline of loads
+    stages: int  # of the pipeline of loads in a sweep of one activation; 0 where a split for moments is one tile
+    sum_stages: int  # the same in a sweep of two
     block_p: int  # splits merged at a time
-    partial_options: dict[str, int]  # of training's sweeps that leave partial results: their programs all run at once
+    moment_options: dict[str, int]  # of training's sweeps that leave partial results: their programs all run at once
+    partial_options: dict[str, int]
     options: dict[str, int]
 
     @cached_property
@@ -57,8 +61,27 @@ class BatchNormPlan:
         return "streaming"
 
 
+@dataclass(frozen=True, eq=False)  # hashed by identity: each exists once
+class ResidentPlan:
+    """A program for each channel, which has `images` runs of it in registers, block_s lanes each."""
+
+    images: int
+    block_s: int
+    options: dict[str, int]
+
+    @property
+    def kind(self) -> str:
+        return "resident"
+
+
+# Lanes of a program that holds its channel, with its threads and how many such are to run on a multiprocessor. Few
+# sizes, for they follow the batch, and none of more lanes: backward would spill.
+RESIDENT = {2048: (128, 6), 8192: (256, 2), 16384: (512, 1)}
+
+
 # Elements of a batch norm tile by itemsize: 16 values a thread at 128 threads, fewer where each takes two registers.
 TILE = {2: 2048, 4: 2048, 8: 1024}
+STAGES = {2: 4, 4: 3, 8: 3}
 
 
 def batch_norm_plans(channels_last: bool, itemsize: int) -> str:
@@ -72,8 +95,10 @@ def batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dic
         batch_norm_plans(channels_last, itemsize),
         tile=TILE[itemsize],
         programs=4,  # of a multiprocessor, in a sweep that leaves partial results
-        stages=4,  # of its pipeline of loads
+        one_tile_programs=6,  # of a multiprocessor at most, where each has one tile and no loop
+        stages=STAGES[itemsize],  # of the pipeline of loads
         output_tiles=4,  # of a program, in a sweep that leaves none
+        resident_lanes=max(RESIDENT),  # of a program that holds its channel, at most
         # Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
         l2_percent=40,
         # Of group norm: whole groups of so few tiles are a program's, however few programs that leaves.
@@ -95,8 +120,12 @@ def spatial_block(s: int) -> int:
 
 
 def channel_block(c: int) -> int:
-    """Returns the number of channels, of 128, 64 and 32, that pads c least, the widest of such; or c padded."""
-    return min(min((128, 64, 32), key=lambda block: cdiv(c, block) * block), next_power_of_2(c))
+    """Returns the number of channels, 64 of many and 32 of few or where that pads c less; or c padded.
+
+    A channel group's splits are merged by one program, which takes longest where few groups are cut into many splits.
+    """
+    wide = c > 256 and cdiv(c, 64) * 64 == cdiv(c, 32) * 32
+    return min(64 if wide else 32, next_power_of_2(c))
 
 
 @cache
@@ -122,7 +151,9 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
     # A run that starts anywhere is loaded an element at a time, with an address each: half as many a thread, or spill.
     threads = 128 if align * itemsize >= 8 else 256
     # A split takes one tile at least, and no program a second turn. CUDA's grid ends at 65535 along y.
-    splits = max(min(chosen["programs"] * device.multiprocessors // groups, tiles, 65535), 1)
+    programs, most = chosen["programs"], chosen["one_tile_programs"]
+    splits = max(min(programs * device.multiprocessors // groups, tiles, 65535), 1)
+    one_tile = tiles * groups <= most * device.multiprocessors and tiles <= 65535
     output_splits = min(max(splits, cdiv(tiles, chosen["output_tiles"])), 65535)
     return BatchNormPlan(
         channels_last=channels_last,
@@ -132,16 +163,36 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         block_c=block_c,
         block_s=block_s,
         splits=splits,
+        moment_splits=tiles if one_tile else splits,
         output_splits=output_splits,
         align=align,
         # Results would push out what is still to be read again: they leave the cache first, as does what has been read
         # for the last time. A tensor that fits stays, for what comes after the norm.
         evict="evict_first" if outgrows else "",
-        stages=chosen["stages"],
-        block_p=min(max(1024 // block_c, 1), 256),
-        partial_options=launch_options(threads, device, chosen["programs"] * 128 // threads),
+        stages=0 if one_tile else chosen["stages"],
+        # A program of few tiles has all of their loads under way at once without a pipeline.
+        sum_stages=1 if tiles <= 3 * splits else max(chosen["stages"] - 1, 1),
+        block_p=min(max(512 // block_c, 1), 256),
+        moment_options=launch_options(threads, device, max((most if one_tile else programs) * 128 // threads, 1)),
+        partial_options=launch_options(threads, device, max(programs * 128 // threads, 1)),
         options=launch_options(threads, device),
     )
+
+
+@cache
+def batch_norm_resident(plan: BatchNormPlan, itemsize: int, device: Device) -> ResidentPlan | None:
+    """Returns the plan of training in one launch each way, None where channels are not for a program to hold."""
+    block_s = next_power_of_2(plan.positions)
+    if plan.channels_last or itemsize > 4 or 4 * plan.positions < 3 * block_s:
+        return None
+    most = batch_norm_values(False, itemsize, device)["resident_lanes"]
+    for lanes, (threads, programs) in RESIDENT.items():
+        images = lanes // block_s
+        if (
+            lanes <= most and plan.batch <= images and images * plan.channels * plan.positions <= 2**31
+        ):  # offsets have 32 bits
+            return ResidentPlan(images, block_s, launch_options(threads, device, programs))
+    return None
 
 
 @cache
@@ -156,7 +207,7 @@ def batch_norm_drawing(plan: BatchNormPlan, device: Device) -> BatchNormPlan:
     threads = plan.options["num_warps"] * device.warp_size
     wanted = min(plan.block_c * plan.block_s // 16, 2 * threads)
     options = launch_options(max(wanted, threads), device)
-    return replace(plan, options=options, partial_options=options)
+    return replace(plan, options=options, moment_options=options, partial_options=options)
 
 
 def batch_norm_sign_bytes(shape: tuple[int, ...], channels_last: bool, itemsize: int, device: Device) -> int:

@@ -81,6 +81,30 @@ def moments_of_tiles(
 
 
 @triton.jit
+def moments_of_tile(
+    x_ptr,
+    tile,
+    c0,
+    C,
+    S,
+    PRE_RELU: tl.constexpr,
+    LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Returns (number of elements, mean, low, M2) of one tile, a column each."""
+    NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
+    start, s0 = start_of_tile(tile, c0, C, S, LAST, ALIGN, BLOCK_S)
+    mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
+    x = load_input(x_ptr + start + offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S), mask, PRE_RELU, ACC)
+    count = tl.minimum(BLOCK_S, S - s0).to(ACC)
+    mean, low, m2 = tile_moments(x, mask, count, 1, NARROW)
+    return count, mean, low, m2
+
+
+@triton.jit
 def any_in_doubt(m2):
     return tl.max((m2 != m2).to(tl.int32)) > 0
 
@@ -101,18 +125,14 @@ def moments_tile_by_tile(
     ACC: tl.constexpr,
 ):
     """Returns the same, by three sums a tile and Chan's formula between tiles: right for any data, and slow."""
-    NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
-    offsets = offsets_in_tile(C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
     count = tl.zeros([1, 1], ACC)
     mean = tl.zeros([BLOCK_C, 1], ACC)
     low = tl.zeros([BLOCK_C, 1], ACC)
     m2 = tl.zeros([BLOCK_C, 1], ACC)
     for tile in range(first, last):
-        start, s0 = start_of_tile(tile, c0, C, S, LAST, ALIGN, BLOCK_S)
-        mask = mask_of_tile(s0, c0, C, S, LAST, ALIGN, BLOCK_C, BLOCK_S)
-        x = load_input(x_ptr + start + offsets, mask, PRE_RELU, ACC)
-        tile_count = tl.minimum(BLOCK_S, S - s0).to(ACC)
-        tile_mean, tile_low, tile_m2 = tile_moments(x, mask, tile_count, 1, NARROW)
+        tile_count, tile_mean, tile_low, tile_m2 = moments_of_tile(
+            x_ptr, tile, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+        )
         count, mean, low, m2 = merge_moments(count, mean, low, m2, tile_count, tile_mean, tile_low, tile_m2)
     # Beside an infinite mean low is NaN; what adds the two must find that infinity.
     return mean, tl.where(is_finite(low), low, 0.0), m2
@@ -137,14 +157,20 @@ def store_moments(
     STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Stores (mean, low, M2) of tiles [first, last), one split's."""
-    mean, low, m2 = moments_of_tiles(x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC)
-    store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
-    if any_in_doubt(m2):
-        tl.debug_barrier()
-        store_moments_tile_by_tile(
-            partials_ptr, split, splits, x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+    """Stores (mean, low, M2) of tiles [first, last), one split's; with STAGES = 0 that is one tile."""
+    if STAGES == 0:
+        _, mean, low, m2 = moments_of_tile(x_ptr, first, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC)
+        store_planes(partials_ptr, split, splits, c0, C, mean, tl.where(is_finite(low), low, 0.0), m2, BLOCK_C)
+    else:
+        mean, low, m2 = moments_of_tiles(
+            x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, STAGES, ACC
         )
+        store_planes(partials_ptr, split, splits, c0, C, mean, low, m2, BLOCK_C)
+        if any_in_doubt(m2):
+            tl.debug_barrier()
+            store_moments_tile_by_tile(
+                partials_ptr, split, splits, x_ptr, first, last, c0, C, S, PRE_RELU, LAST, ALIGN, BLOCK_C, BLOCK_S, ACC
+            )
 
 
 @triton.jit(noinline=True)  # rarely called: its registers and instructions are not to weigh on the fast path

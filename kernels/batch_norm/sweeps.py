@@ -51,7 +51,8 @@ def launch_sweep(
     Each of the scalars reaches the kernel as a pair of floats, here and below. Of a kernel that may merge its partials
     the outputs of that come before them.
     """
-    splits = plan.output_splits if sweep.backwards else plan.splits
+    partials = dict(zip(kernel.arg_names, tensors, strict=False)).get("partials_ptr")
+    splits = plan.output_splits if sweep.backwards else plan.splits if partials is None else partials.shape[1]
 
     def moves() -> Moves:
         forward, programs = "y" in sweep.stores, plan.groups * splits
@@ -75,12 +76,17 @@ def launch_sweep(
         ALIGN=plan.align,
         BLOCK_C=plan.block_c,
         BLOCK_S=plan.block_s,
-        # A program of few tiles has all of their loads under way at once without a pipeline.
-        STAGES=1 if sweep.backwards else plan.stages,
-        **(plan.options if sweep.backwards or constants.get("EVAL") else plan.partial_options),
+        STAGES=1 if sweep.backwards else plan.stages if sweep is STATISTICS else plan.sum_stages,
+        **_options(plan, sweep, bool(constants.get("EVAL"))),
         **constants,
         moves=moves,
     )
+
+
+def _options(plan: BatchNormPlan, sweep: TileSweep, evaluating: bool) -> dict[str, int]:
+    if sweep.backwards or evaluating:
+        return plan.options
+    return plan.moment_options if sweep is STATISTICS else plan.partial_options
 
 
 def partial_moments(
@@ -94,7 +100,7 @@ def partial_moments(
 
     `merged`, mean, rstd and the running buffers, is stored on the way, with eps and momentum as scalars.
     """
-    partials = x.new_empty((3, plan.splits, plan.channels), dtype=statistics_dtype(x))
+    partials = x.new_empty((3, plan.moment_splits, plan.channels), dtype=statistics_dtype(x))
     arrived = None if merged[0] is None else counters(plan.groups, x.device)
     constants = {"BLOCK_P": plan.block_p, "PRE_RELU": pre_relu}
     tensors = (*merged, partials, arrived, x)
@@ -138,20 +144,23 @@ def launch_merge(
 
     The kernel's outputs come before its partials, its other inputs after them.
     """
-    merge = plans.merge(plan.splits, plan.channels, device)
+    outputs, inputs = _outputs_and_inputs(kernel, len(tensors))
+    partials = tensors[len(outputs)]
+    assert partials is not None
+    splits = partials.shape[1]
+    merge = plans.merge(splits, plan.channels, device)
     programs = plans.cdiv(plan.channels, merge.block_n)
 
     def moves() -> Moves:
-        outputs, inputs = _outputs_and_inputs(kernel, len(tensors))
         loads: dict[str, int | Fraction] = dict.fromkeys((*inputs, *_UPDATED), 1)
         loads |= {"seed": programs, "limits": programs}
-        loads["partials"] = _merged_loads(tensors[len(outputs)])
+        loads["partials"] = _merged_loads(partials)
         return Moves(merge, loads, outputs)
 
     launch(
         *(kernel, (programs,)),
         *tensors,
-        *(plan.channels, plan.positions, plan.tiles, plan.splits),
+        *(plan.channels, plan.positions, plan.tiles, splits),
         *_pairs(scalars),
         plan.block_s,
         BLOCK_P=merge.block_p,

@@ -198,7 +198,9 @@ def _plans(kind, name=None, value=0):
     for shape in [(32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7), (4, 64, 16, 16)]:
         p = batch_norm_plan.batch_norm(shape, kind == "batch_norm_nhwc", 2, tuned)
         whole = group_norm_plan.group_norm(shape, 4, kind == "batch_norm_nhwc", 2, tuned).rows
-        found.append((p.block_c, p.block_s, p.splits, p.stages, p.output_splits, p.evict, whole))
+        resident = batch_norm_plan.batch_norm_resident(p, 2, tuned) is not None
+        splits = p.splits, p.moment_splits, p.output_splits
+        found.append((p.block_c, p.block_s, *splits, p.stages, p.evict, whole, resident))
     return found
 
 

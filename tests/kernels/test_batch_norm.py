@@ -52,15 +52,27 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+# Programs with several tiles each, with one each, and with whole channels.
+SWEEPS = {
+    "several tiles": {"tile": 1024, "one_tile_programs": 0, "resident_lanes": 0},
+    "one tile": {"tile": 1024, "one_tile_programs": 99, "resident_lanes": 0},
+    "resident": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "channels_last"), [(s, last) for s in SWEEPS for last in (False, True) if not (last and s == "resident")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("data", HOSTILE)
-def test_statistics_of_hostile_data_match_float64(data, dtype, channels_last, device):
+def test_statistics_of_hostile_data_match_float64(data, dtype, sweep, channels_last, device):
     drawn = HOSTILE[data](torch.randn(5, 4001, dtype=torch.float64)).to(dtype)
     x = (drawn.t()[None].contiguous().movedim(-1, 1) if channels_last else drawn[None].clone()).to(device)
-    plan = Device(1, tuning=Tuning({batch_norm_plan.batch_norm_plans(channels_last, dtype.itemsize): {"tile": 1024}}))
+    plans = batch_norm_plan.batch_norm_plans(channels_last, dtype.itemsize)
+    plan = Device(1, tuning=Tuning({plans: SWEEPS[sweep]}))
     tiles = batch_norm_plan.batch_norm(tuple(x.shape), channels_last, dtype.itemsize, plan)
-    assert tiles.tiles > tiles.splits
+    assert (tiles.tiles > tiles.moment_splits) == (sweep != "one tile")
+    assert (batch_norm_plan.batch_norm_resident(tiles, dtype.itemsize, plan) is not None) == (sweep == "resident")
     y, mean, rstd = kernels.batch_norm_forward(x, None, None, None, None, 0.3, 1e-5, plan)
     truth = reference.batch_norm(x, None, None, 1e-5)
     assert_right(rstd, truth["rstd"], "rstd")

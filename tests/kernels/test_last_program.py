@@ -1,6 +1,7 @@
 """The last program of a channel group merges all of its splits: the same bits whatever order programs run in."""
 
 import ctypes
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from normlib.kernels.batch_norm import plan as batch_norm_plan
 from normlib.kernels.batch_norm import streaming, sweeps
 from normlib.kernels.host import device_of
 from normlib.kernels.numerics import INTERPRETED
-from normlib.kernels.plan import Device
+from normlib.kernels.plan import Device, Tuning
 
 interpreted = pytest.mark.skipif(not INTERPRETED.value, reason="orders the programs of Triton's interpreter")
 
+# A device on which no program has a whole channel.
+SPLIT = Device(1, tuning=Tuning({batch_norm_plan.batch_norm_plans(False, n): {"resident_lanes": 0} for n in (2, 4)}))
 # Shape, layout, dtype and multiprocessors: a split a group, as many as there are tiles, uneven shares of tiles.
 CASES = {
     "one split": ((3, 37, 7, 7), False, torch.float32, 1),
@@ -57,7 +60,7 @@ def truth_of(x, dy, weight, bias):
 
 def drawn(case, where="cpu"):
     shape, channels_last, dtype, multiprocessors = CASES[case]
-    return (*draw(shape, channels_last, dtype, where), Device(multiprocessors))
+    return (*draw(shape, channels_last, dtype, where), replace(SPLIT, multiprocessors=multiprocessors))
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def poisoned():
 
 def test_the_cases_cover_what_a_plan_can_be():
     found = [
-        batch_norm_plan.batch_norm(shape, last, dtype.itemsize, Device(multiprocessors))
+        batch_norm_plan.batch_norm(shape, last, dtype.itemsize, replace(SPLIT, multiprocessors=multiprocessors))
         for shape, last, dtype, multiprocessors in CASES.values()
     ]
     assert any(p.splits == 1 for p in found)

@@ -94,6 +94,12 @@ CELLS = {
         _case("batch_norm", 7, 37, "7x7", layout="nchw", dtype="fp16"),
         _case("batch_norm", 7, 37, "7x7", layout="nchw", dtype="bf16", mode="eval"),
     ),
+    # A program holds a channel, and has lanes past its runs and past its last image.
+    "resident": (
+        _case("batch_norm", 3, 37, "7x7", layout="nchw"),
+        _case("batch_norm", 3, 37, "7x7", layout="nchw", dtype="bf16"),
+        _case("batch_norm", 3, 37, "7x7", layout="nchw", offset=1e6),
+    ),
     # Several splits of several tiles, ragged; and values that few elements have, of which some tie for the maximum.
     "norms": (
         _case("lp_norm", 7, 37, "7x7", "1", layout="nchw"),

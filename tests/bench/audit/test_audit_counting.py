@@ -22,11 +22,13 @@ def each(*modes, plans):
 
 EVALUATION = each("eval", "eval_bwd", plans=("one sweep",))
 STREAMING = each("fwd", "bwd", plans=("streaming",))
+RESIDENT = each("fwd", "bwd", plans=("resident",))
 ALONE = each("fwd", "bwd", plans=("one launch",))
 ROWS = each("fwd", "bwd", plans=("rows in registers", "loop over a row"))
 # The plans that every operator has, and so those that must be counted.
 PLANS = {
-    **dict.fromkeys(("batch_norm", "batch_norm_relu", "batch_norm_add_relu"), STREAMING | EVALUATION),
+    "batch_norm": RESIDENT | STREAMING | EVALUATION,
+    **dict.fromkeys(("batch_norm_relu", "batch_norm_add_relu"), STREAMING | EVALUATION),
     **dict.fromkeys(("batch_renorm", "lp_norm", "noisy_batch_norm", "sequence_batch_norm"), STREAMING | EVALUATION),
     "sync_batch_norm": STREAMING,  # no launch waits for another process; evaluation is batch norm's
     "group_norm": STREAMING | ALONE,

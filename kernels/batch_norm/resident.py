@@ -1,0 +1,132 @@
+"""Batch norm in one launch each way, contiguous: a program has one channel, which it keeps in registers.
+
+So a tensor of short channels is loaded once, and no program asks another. A channel is IMAGES runs of S positions,
+BLOCK_S lanes each. The other symbols are those of launch.py.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from normlib.kernels.batch_norm.output import normalized, scale_of, shift_of
+from normlib.kernels.batch_norm.plan import BatchNormPlan, ResidentPlan
+from normlib.kernels.batch_norm.statistics import finish_statistics, statistics
+from normlib.kernels.batch_norm.tiles import length
+from normlib.kernels.host import float_pair
+from normlib.kernels.numerics import accumulator, divide, load_narrow, store, widen
+from normlib.kernels.reduction import is_finite, renormalize, sum_pair, tile_moments
+from normlib.kernels.traffic import Moves, launch
+
+N_AND_S = ("N", "S")
+
+
+@triton.jit
+def _channel(channel, N, C, S, ALIGN: tl.constexpr, IMAGES: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Returns (int64 offset of a channel's first element, int32 offsets of its elements from that one, mask)."""
+    lane = tl.arange(0, IMAGES * BLOCK_S)[None, :]
+    image, s = lane // BLOCK_S, lane % BLOCK_S
+    start = tl.cast(channel, tl.int64) * length(S, ALIGN)
+    # Of ALIGN neighbours either all are there or none is: they share one comparison.
+    return start, image * (C * length(S, ALIGN)) + s, (length(s, ALIGN) < S) & (image < N)
+
+
+@triton.jit(do_not_specialize=N_AND_S)
+def _batch_norm_forward_resident_kernel(
+    y_ptr,  # (N, C, S)
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,  # (C,)
+    running_mean_ptr,  # (C,), updated in place, or None
+    running_var_ptr,  # (C,), updated in place, or None
+    x_ptr,  # (N, C, S)
+    weight_ptr,  # (C,) or None
+    bias_ptr,  # (C,) or None
+    N,
+    C,
+    S,
+    eps,
+    eps_low,
+    momentum,
+    momentum_low,
+    ALIGN: tl.constexpr,
+    IMAGES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
+    channel = tl.program_id(0)
+    start, offsets, mask = _channel(channel, N, C, S, ALIGN, IMAGES, BLOCK_S)
+    x = load_narrow(x_ptr + start + offsets, mask)
+    n = (tl.cast(N, tl.int64) * S).to(ACC)
+    mean, low, m2 = tile_moments(widen(x, ACC), mask, n, 1, NARROW)
+    high, rest = renormalize(mean, low)
+    mean = tl.where(is_finite(rest), high, mean)
+    low = tl.where(is_finite(rest), rest, 0.0)
+    rstd = finish_statistics(
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2, n, True, channel, C,
+        eps, eps_low, momentum, momentum_low, 1, ACC
+    )  # fmt: skip
+    scale = scale_of(rstd, weight_ptr, channel, C, 1, ACC)
+    shift = shift_of(bias_ptr, low, scale, channel, C, 1, ACC)
+    store(y_ptr + start + offsets, normalized(widen(x, ACC), mean, scale, shift), mask)
+
+
+@triton.jit(do_not_specialize=N_AND_S)
+def _batch_norm_backward_resident_kernel(
+    dx_ptr,  # (N, C, S)
+    dw_ptr,  # (C,): sum(dy x_hat), in the statistics' dtype
+    db_ptr,  # (C,): sum(dy)
+    dy_ptr,  # (N, C, S)
+    x_ptr,  # (N, C, S)
+    mean_ptr,  # (2, C): mean, low
+    rstd_ptr,  # (C,)
+    weight_ptr,  # (C,) or None
+    N,
+    C,
+    S,
+    ALIGN: tl.constexpr,
+    IMAGES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    ACC: tl.constexpr = accumulator(x_ptr.dtype)
+    channel = tl.program_id(0)
+    start, offsets, mask = _channel(channel, N, C, S, ALIGN, IMAGES, BLOCK_S)
+    x, dy = load_narrow(x_ptr + start + offsets, mask), load_narrow(dy_ptr + start + offsets, mask)
+    mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, channel, C, False, 1, ACC)
+    scale = scale_of(rstd, weight_ptr, channel, C, 1, ACC)
+    wide = widen(dy, ACC)
+    dw, db = sum_pair(wide * (widen(x, ACC) - mean), wide, 1)
+    dw = (dw - low * db) * rstd
+    at = channel + tl.zeros([1, 1], tl.int32)
+    store(dw_ptr + at, dw, at < C)
+    store(db_ptr + at, db, at < C)
+    # dx = scale (dy - db / n) + (x - mean) slope + rest
+    n = (tl.cast(N, tl.int64) * S).to(ACC)
+    c2 = divide(db, tl.zeros_like(db) + n)
+    slope = -scale * divide(dw * rstd, tl.zeros_like(dw) + n)
+    dx = scale * (widen(dy, ACC) - c2) + ((widen(x, ACC) - mean) * slope - low * slope)
+    store(dx_ptr + start + offsets, dx, mask)
+
+
+def launch_resident(
+    kernel: Any,
+    plan: BatchNormPlan,
+    resident: ResidentPlan,
+    *tensors: Tensor | None,
+    loads: tuple[str, ...],
+    stores: tuple[str, ...],
+    scalars: tuple[float, ...] = (),
+) -> None:
+    """Launches a program for each channel. Each of the scalars reaches the kernel as a pair of floats."""
+    launch(
+        *(kernel, (plan.channels,)),
+        *tensors,
+        *(plan.batch, plan.channels, plan.positions),
+        *(part for scalar in scalars for part in float_pair(scalar)),
+        ALIGN=plan.align,
+        IMAGES=resident.images,
+        BLOCK_S=resident.block_s,
+        **resident.options,
+        moves=lambda: Moves(resident, dict.fromkeys(loads, 1), stores),
+    )
