@@ -114,8 +114,7 @@ CALLS = [
 RAGGED = [
     SmallCall(Call("layer_norm", (33, 100), "fp32", "rows")),
     SmallCall(Call("layer_norm", (3, 8205), "fp64", "rows")),
-    SmallCall(Call("batch_norm", (3, 5, 11), "fp32", "nchw"), _wide(2)),
-    SmallCall(Call("batch_norm", (3, 5, 700), "fp32", "nchw"), _wide(2)),
+    *(SmallCall(Call("batch_norm", (3, 5, size), "fp32", "nchw"), _wide(2)) for size in (11, 49, 700)),
     SmallCall(Call("batch_renorm", (3, 5, 11), "fp32", "nchw"), _wide(2)),
     SmallCall(Call("noisy_batch_norm", (3, 5, 11), "fp32", "nchw"), _wide(2)),
     SmallCall(Call("instance_norm", (3, 5, 11), "fp32", "nchw")),
