@@ -81,9 +81,9 @@ def tile_moments(x, mask, count, AXIS: tl.constexpr, NARROW: tl.constexpr = Fals
     if NARROW:
         mean = upper_half(mean)
     d = tl.where(mask, x - mean, 0.0)
-    total, square = sum_pair(d, rounded_square(d), AXIS)
-    low = total / count
-    return mean, low, square - total * low
+    low = tl.sum(d, AXIS, keep_dims=True) / count
+    d = tl.where(mask, d - low, 0.0)
+    return mean, low, tl.sum(rounded_square(d), AXIS, keep_dims=True)
 
 
 @triton.jit

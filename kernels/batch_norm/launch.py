@@ -42,11 +42,10 @@ import torch
 from torch import Tensor
 
 from normlib.kernels.batch_norm import plan as batch_norm_plan
-from normlib.kernels.batch_norm.plan import BatchNormPlan
+from normlib.kernels.batch_norm.plan import BatchNormPlan, ResidentPlan
 from normlib.kernels.batch_norm.resident import (
     _batch_norm_backward_resident_kernel,
     _batch_norm_forward_resident_kernel,
-    launch_resident,
 )
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
@@ -62,8 +61,9 @@ from normlib.kernels.batch_norm.sweeps import (
     partial_moments,
     planned,
 )
-from normlib.kernels.host import counters, device_of, is_channels_last, like, on, statistics_dtype
+from normlib.kernels.host import counters, device_of, float_pair, is_channels_last, like, on, statistics_dtype
 from normlib.kernels.plan import Device
+from normlib.kernels.traffic import Moves, launch
 
 
 def empty_signs(x: Tensor, device: Device | None = None) -> Tensor:
@@ -109,7 +109,7 @@ def batch_norm_forward(
     resident = batch_norm_plan.batch_norm_resident(plan, x.element_size(), device)
     with on(x):
         if resident and residual is None and not (relu or pre_relu):
-            launch_resident(
+            _launch_resident(
                 *(_batch_norm_forward_resident_kernel, plan, resident),
                 *(y, mean, rstd, running_mean, running_var, x, weight, bias),
                 loads=("running_mean", "running_var", "x", "weight", "bias"),
@@ -189,7 +189,7 @@ def batch_norm_backward(
     resident = batch_norm_plan.batch_norm_resident(plan, x.element_size(), device)
     if resident and dx is not None and not evaluating and noise is None and not (relu or pre_relu or signs is not None):
         with on(x):
-            launch_resident(
+            _launch_resident(
                 *(_batch_norm_backward_resident_kernel, plan, resident),
                 *(dx, dw, db, dy, x, mean, rstd, weight),
                 loads=("dy", "x", "mean", "rstd", "weight"),
@@ -218,3 +218,26 @@ def batch_norm_backward(
             given = (dx, dz, *tensors, dw, db, None)
             launch_sweep(_batch_norm_input_gradient_kernel, tiled, *given, sweep=INPUT_GRADIENT, **constants)
     return dx, dw, db
+
+
+def _launch_resident(
+    kernel: Any,
+    plan: BatchNormPlan,
+    resident: ResidentPlan,
+    *tensors: Tensor | None,
+    loads: tuple[str, ...],
+    stores: tuple[str, ...],
+    scalars: tuple[float, ...] = (),
+) -> None:
+    """Launches a program for each channel. Each of the scalars reaches the kernel as a pair of floats."""
+    launch(
+        *(kernel, (plan.channels,)),
+        *tensors,
+        *(plan.batch, plan.channels, plan.positions),
+        *(part for scalar in scalars for part in float_pair(scalar)),
+        ALIGN=plan.align,
+        IMAGES=resident.images,
+        BLOCK_S=resident.block_s,
+        **resident.options,
+        moves=lambda: Moves(resident, dict.fromkeys(loads, 1), stores),
+    )

@@ -4,20 +4,14 @@ So a tensor of short channels is loaded once, and no program asks another. A cha
 BLOCK_S lanes each. The other symbols are those of launch.py.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from normlib.kernels.batch_norm.output import normalized, scale_of, shift_of
-from normlib.kernels.batch_norm.plan import BatchNormPlan, ResidentPlan
 from normlib.kernels.batch_norm.statistics import finish_statistics, statistics
 from normlib.kernels.batch_norm.tiles import length
-from normlib.kernels.host import float_pair
 from normlib.kernels.numerics import accumulator, divide, load_narrow, store, widen
 from normlib.kernels.reduction import is_finite, renormalize, sum_pair, tile_moments
-from normlib.kernels.traffic import Moves, launch
 
 N_AND_S = ("N", "S")
 
@@ -107,26 +101,3 @@ def _batch_norm_backward_resident_kernel(
     slope = -scale * divide(dw * rstd, tl.zeros_like(dw) + n)
     dx = scale * (widen(dy, ACC) - c2) + ((widen(x, ACC) - mean) * slope - low * slope)
     store(dx_ptr + start + offsets, dx, mask)
-
-
-def launch_resident(
-    kernel: Any,
-    plan: BatchNormPlan,
-    resident: ResidentPlan,
-    *tensors: Tensor | None,
-    loads: tuple[str, ...],
-    stores: tuple[str, ...],
-    scalars: tuple[float, ...] = (),
-) -> None:
-    """Launches a program for each channel. Each of the scalars reaches the kernel as a pair of floats."""
-    launch(
-        *(kernel, (plan.channels,)),
-        *tensors,
-        *(plan.batch, plan.channels, plan.positions),
-        *(part for scalar in scalars for part in float_pair(scalar)),
-        ALIGN=plan.align,
-        IMAGES=resident.images,
-        BLOCK_S=resident.block_s,
-        **resident.options,
-        moves=lambda: Moves(resident, dict.fromkeys(loads, 1), stores),
-    )

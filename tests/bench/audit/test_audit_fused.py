@@ -26,7 +26,7 @@ def test_what_pytorch_moves_around_a_norm_is_what_it_reads_and_writes(op):
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_every_fused_pass_moves_fewer_bytes_than_its_pair(target):
+def test_every_fused_step_moves_fewer_bytes_than_its_pair(target):
     found = list(fused.pairs(target, calls(AROUND)))
     evaluating = {(op, mode) for op in AROUND if op.startswith("batch") for mode in ("eval", "eval_bwd")}
     assert {(pair.op, pair.mode) for pair in found} == {
@@ -44,9 +44,13 @@ def test_the_pair_of_an_added_residual_is_one_norm_and_one_sum():
 
 
 def test_a_fused_form_that_saves_nothing_is_a_problem():
-    (forward, _) = fused.pairs("sm_90", [Call("rms_norm_add", (8, 64), "bf16", "rows")])
+    (forward, backward) = fused.pairs("sm_90", [Call("rms_norm_add", (8, 64), "bf16", "rows")])
     worse = replace(forward, fused_bytes=forward.unfused_bytes)
     assert worse.problems and worse.as_dict()["problems"] == worse.problems
+    saved = forward.unfused_bytes - forward.fused_bytes
+    assert backward.saved_beside == saved > 0 and forward.saved_beside == 0
+    assert not replace(backward, fused_bytes=backward.unfused_bytes + saved - 1).problems
+    assert replace(backward, fused_bytes=backward.unfused_bytes + saved).problems
 
 
 def test_a_call_that_lacks_a_tensor_has_no_pair():
