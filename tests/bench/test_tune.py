@@ -140,7 +140,7 @@ def small(**given):
 
 
 def test_values_that_hang_or_kill_their_process_or_are_wrong_are_no_candidates_and_the_search_goes_on(tmp_path, capsys):
-    (case,), failed, measurer = small(op="ln"), [], worker(4.0)
+    (case,), failed, measurer = small(op="ln"), [], worker(12.0)
     file, plans = tmp_path / "gpu.json", tune.plans_of(case)
     try:
         clock = tune.clock_of(measurer, planted.tunable, failed=failed.append)
