@@ -6,6 +6,7 @@ from scripted import Scripted, Silent, plan, raising, run, statuses
 from bench.measure import cell, runner
 from bench.measure.providers import Runnable
 from bench.measure.timing import Timing
+from bench.results.speedup import floor_us
 
 
 @pytest.fixture
@@ -50,6 +51,12 @@ def test_bandwidth_is_the_bytes_that_must_move_over_the_time_and_its_fraction_of
         assert record.gbps == pytest.approx(record.bytes_moved * 1e-9 / 10e-6)
         assert record.roofline_fraction == pytest.approx(record.gbps / 2)
         assert record.status == "ok"
+
+
+def test_the_floor_leaves_out_what_may_still_be_in_the_cache():
+    # 250 MB less 50 MB, at 1.25 times 4 TB/s.
+    assert floor_us(250_000_000, 50_000_000, 4000.0) == pytest.approx(40.0)
+    assert floor_us(49_000_000, 50_000_000, 4000.0) == floor_us(250_000_000, 0, 4000.0) == 0.0
 
 
 def test_the_gap_is_closed_where_a_call_is_as_fast_as_a_copy(tmp_path, gpu_clock):
