@@ -1,4 +1,4 @@
-"""What runs can be asked; importing again, reloading, forking, spawning, warnings as errors, and threads."""
+"""The backend of a process; importing again, reloading, forking, spawning, warnings as errors, and threads."""
 
 import os
 import subprocess

@@ -209,8 +209,8 @@ def test_results_of_evaluation_are_those_of_float64_and_of_each_element_alone(ca
     allowed = magnitudes("batch_norm", **given_, eps=eps, mean=mean, var=var)
     for k, out in (("y", y), ("dx", dx)):
         assert_within(out.double() - exact[k], bound(out, allowed[k]), k)
-    alone, _ = evaluate(x[:1], weight, bias, mean, var, dy[:1], eps)
-    assert torch.equal(alone, y[:1])
+    first, _ = evaluate(x[:1], weight, bias, mean, var, dy[:1], eps)
+    assert torch.equal(first, y[:1])
 
 
 # ------------------------------------------------------------------------------------------------------- the bits

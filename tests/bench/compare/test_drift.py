@@ -1,4 +1,4 @@
-"""What the machine did between two runs, from changes that are written down here."""
+"""Drift and scatter between two runs are found in changes that are written by hand."""
 
 import pytest
 
