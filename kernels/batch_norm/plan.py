@@ -188,9 +188,7 @@ def batch_norm_resident(plan: BatchNormPlan, itemsize: int, device: Device) -> R
     most = batch_norm_values(False, itemsize, device)["resident_lanes"]
     for lanes, (threads, programs) in RESIDENT.items():
         images = lanes // block_s
-        if (
-            lanes <= most and plan.batch <= images and images * plan.channels * plan.positions <= 2**31
-        ):  # offsets have 32 bits
+        if lanes <= most and plan.batch <= images:
             return ResidentPlan(images, block_s, launch_options(threads, device, programs))
     return None
 

@@ -357,7 +357,12 @@ class Machine:
             self._release(lane, place, order)
             old = out[lane] = view[place // 4]
             value = given[0][lane]
-            new = {"add": old + value, "exch": value, "cas": given[-1][lane] if old == value else old}[what]
+            new = {
+                "add": old + value,
+                "and": old & value,
+                "exch": value,
+                "cas": given[-1][lane] if old == value else old,
+            }[what]
             view[place // 4] = new
             self.launch.progress += int(new != old)
         return out

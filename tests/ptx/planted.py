@@ -61,7 +61,7 @@ def _merging_kernel(x_ptr, w_ptr, y_ptr, partials_ptr, counters_ptr, n, P: tl.co
         for p in range(P):
             products = tl.load(partials_ptr + p * BLOCK + tl.arange(0, BLOCK))
             tl.store(y_ptr + p, tl.sum(products, 0))
-        tl.atomic_xchg(counters_ptr, 0, sem="relaxed", scope="gpu")
+        tl.atomic_and(counters_ptr, 0, sem="relaxed", scope="gpu")
 
 
 @triton.jit
@@ -182,7 +182,7 @@ _PLANTS = (
     Plant("nothing is released", "merging", "read after write in global", _replaced("acq_rel", "acquire")),
     Plant("no fence before", "merging", "read after write in global", _fenced(before=False)),
     Plant("no fence after", "merging", "read after write in global", _fenced(after=False)),
-    Plant("the counter is not reset", "merging", "not left at zero", _replaced(r"@%p\d+ atom[^;]*exch[^;]*;", "")),
+    Plant("the counter is not reset", "merging", "not left at zero", _replaced(r"@%p\d+ atom[^;]*\.and\.[^;]*;", "")),
     Plant("no barrier before the release", "waiting", "read after write in global", _without_barrier(before="release")),
     Plant("nothing is released", "waiting", "read after write in global", _replaced("release.add", "relaxed.add")),
     Plant("nothing is acquired", "waiting", "read after write in global", _replaced("gpu.acquire", "gpu.relaxed")),

@@ -369,7 +369,7 @@ class Translator:
     def op_atom(self, i):
         address, *operands = i.args if i.op == "red" else i.args[1:]
         what = i.mods[-2]
-        assert what in ("add", "exch", "cas") and "global" in i.mods and i.size == 4 and i.type[0] in "bus"
+        assert what in ("add", "and", "exch", "cas") and "global" in i.mods and i.size == 4 and i.type[0] in "bus"
         given = "".join(f"M.full({self._get(o, 'b32')}), " for o in operands)
         where = f"{self._address(address)}, {self._active(i)}"
         got = self._held(f"M.atomic({where}, {what!r}, {self._order(i, 'relaxed')!r}, ({given}), {i.line!r})")
