@@ -74,9 +74,13 @@ class ResidentPlan:
         return "resident"
 
 
-# Lanes of a program that holds its channel, with its threads and how many such are to run on a multiprocessor. Few
-# sizes, for they follow the batch, and none of more lanes: backward would spill.
-RESIDENT = {2048: (128, 6), 8192: (256, 2), 16384: (512, 1)}
+# Lanes of a program that holds its channel, with its threads and how many such are to run on a multiprocessor: few
+# sizes, for they follow the batch. Whether runs are loaded by 8 bytes or more (True) or an element at a time, with an
+# address each (False). With more lanes or fewer threads registers would spill.
+RESIDENT = {
+    True: {2048: (128, 6), 8192: (256, 2), 16384: (512, 1)},
+    False: {2048: (128, 4), 8192: (512, 1)},
+}
 
 
 # Elements of a batch norm tile by itemsize: 16 values a thread at 128 threads, fewer where each takes two registers.
@@ -98,7 +102,7 @@ def batch_norm_values(channels_last: bool, itemsize: int, device: Device) -> dic
         one_tile_programs=6,  # of a multiprocessor at most, where each has one tile and no loop
         stages=STAGES[itemsize],  # of the pipeline of loads
         output_tiles=4,  # of a program, in a sweep that leaves none
-        resident_lanes=max(RESIDENT),  # of a program that holds its channel, at most
+        resident_lanes=max(RESIDENT[True]),  # of a program that holds its channel, at most
         # Of the cache, the share that a pass may count on to find again what it read: the rest is for what it writes.
         l2_percent=40,
         # Of group norm: whole groups of so few tiles are a program's, however few programs that leaves.
@@ -186,7 +190,7 @@ def batch_norm_resident(plan: BatchNormPlan, itemsize: int, device: Device) -> R
     if plan.channels_last or itemsize > 4 or 4 * plan.positions < 3 * block_s:
         return None
     most = batch_norm_values(False, itemsize, device)["resident_lanes"]
-    for lanes, (threads, programs) in RESIDENT.items():
+    for lanes, (threads, programs) in RESIDENT[plan.align * itemsize >= 8].items():
         images = lanes // block_s
         if lanes <= most and plan.batch <= images:
             return ResidentPlan(images, block_s, launch_options(threads, device, programs))

@@ -19,11 +19,17 @@ N_AND_S = ("N", "S")
 @triton.jit
 def _channel(channel, N, C, S, ALIGN: tl.constexpr, IMAGES: tl.constexpr, BLOCK_S: tl.constexpr):
     """Returns (offsets of a channel's elements, mask)."""
-    lane = tl.arange(0, IMAGES * BLOCK_S)[None, :]
-    image, s = lane // BLOCK_S, lane % BLOCK_S
+    image = tl.arange(0, IMAGES)[:, None]
+    s = tl.arange(0, BLOCK_S)[None, :]
     start = tl.cast(channel, tl.int64) * length(S, ALIGN)
     # Of ALIGN neighbours either all are there or none is: they share one comparison.
     return start + image.to(tl.int64) * C * length(S, ALIGN) + s, (length(s, ALIGN) < S) & (image < N)
+
+
+@triton.jit
+def _row(x):
+    """Returns all of a channel's lanes in one row: loads and stores are wide along its runs, sums are over all."""
+    return tl.reshape(x, [1, x.shape[0] * x.shape[1]])
 
 
 @triton.jit(do_not_specialize=N_AND_S)
@@ -51,9 +57,9 @@ def _batch_norm_forward_resident_kernel(
     NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
     channel = tl.program_id(0)
     offsets, mask = _channel(channel, N, C, S, ALIGN, IMAGES, BLOCK_S)
-    x = load_narrow(x_ptr + offsets, mask)
+    x = _row(load_narrow(x_ptr + offsets, mask))
     n = (tl.cast(N, tl.int64) * S).to(ACC)
-    mean, low, m2 = tile_moments(widen(x, ACC), mask, n, 1, NARROW)
+    mean, low, m2 = tile_moments(widen(x, ACC), _row(mask), n, 1, NARROW)
     high, rest = renormalize(mean, low)
     mean = tl.where(is_finite(rest), high, mean)
     low = tl.where(is_finite(rest), rest, 0.0)
@@ -63,7 +69,7 @@ def _batch_norm_forward_resident_kernel(
     )  # fmt: skip
     scale = scale_of(rstd, weight_ptr, channel, C, 1, ACC)
     shift = shift_of(bias_ptr, low, scale, channel, C, 1, ACC)
-    store(y_ptr + offsets, normalized(widen(x, ACC), mean, scale, shift), mask)
+    store(y_ptr + offsets, tl.reshape(normalized(widen(x, ACC), mean, scale, shift), mask.shape), mask)
 
 
 @triton.jit(do_not_specialize=N_AND_S)
@@ -86,7 +92,7 @@ def _batch_norm_backward_resident_kernel(
     ACC: tl.constexpr = accumulator(x_ptr.dtype)
     channel = tl.program_id(0)
     offsets, mask = _channel(channel, N, C, S, ALIGN, IMAGES, BLOCK_S)
-    x, dy = load_narrow(x_ptr + offsets, mask), load_narrow(dy_ptr + offsets, mask)
+    x, dy = _row(load_narrow(x_ptr + offsets, mask)), _row(load_narrow(dy_ptr + offsets, mask))
     mean, low, rstd = statistics(mean_ptr, rstd_ptr, 0.0, 0.0, channel, C, False, 1, ACC)
     scale = scale_of(rstd, weight_ptr, channel, C, 1, ACC)
     wide = widen(dy, ACC)
@@ -100,4 +106,4 @@ def _batch_norm_backward_resident_kernel(
     c2 = divide(db, tl.zeros_like(db) + n)
     slope = -scale * divide(dw * rstd, tl.zeros_like(dw) + n)
     dx = scale * (widen(dy, ACC) - c2) + ((widen(x, ACC) - mean) * slope - low * slope)
-    store(dx_ptr + offsets, dx, mask)
+    store(dx_ptr + offsets, tl.reshape(dx, mask.shape), mask)
