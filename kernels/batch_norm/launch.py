@@ -209,7 +209,7 @@ def batch_norm_backward(
         dx_here, dz_here = (dx, dz) if evaluating or dx is None else (None, None)
         found = (dw, db, partials, arrived, dx_here, dz_here)
         if any(t is not None for t in found):
-            constants = {"EVAL": evaluating, "STD": std, "BLOCK_P": plan.block_p, **drawn, **relus}
+            constants = {"EVAL": evaluating, "STD": std, "BLOCK_P": plan.sum_block_p, **drawn, **relus}
             loads_x = partials is not None or (relu and signs is None) or (pre_relu and dx_here is not None)
             way = SUMS if loads_x else SUMS_WITHOUT_X
             launch_sweep(_batch_norm_reduce_kernel, tiled, *found, *tensors, sweep=way, scalars=(eps,), **constants)

@@ -371,7 +371,7 @@ def lp_norm_backward(
             arrived = None if partials is None else counters(plan.groups, x.device)
             tensors = (dw, db, partials, arrived, dx_here, None, dy, None, x, mean, rstd, weight, None)
             constants = {"EVAL": evaluating, "P": order(p) if evaluating else None, "RELU": False, "PRE_RELU": False}
-            constants["BLOCK_P"] = plan.block_p
+            constants["BLOCK_P"] = plan.sum_block_p
             way = SUMS if partials is not None else SUMS_WITHOUT_X
             launch_sweep(_batch_norm_reduce_kernel, plan, *tensors, sweep=way, scalars=(eps,), **constants)
         if need_dx and not evaluating:

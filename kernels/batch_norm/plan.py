@@ -33,7 +33,8 @@ class BatchNormPlan:
     evict: str  # Triton's eviction policy for what training's last sweep moves
     stages: int  # of the pipeline of loads in a sweep of one activation; 0 where a split for moments is one tile
     sum_stages: int  # the same in a sweep of two
-    block_p: int  # splits merged at a time
+    moment_block_p: int  # splits whose moments are merged at a time, in float64
+    sum_block_p: int  # splits whose sums are
     moment_options: dict[str, int]  # of training's sweeps that leave partial results: their programs all run at once
     partial_options: dict[str, int]
     options: dict[str, int]
@@ -176,7 +177,8 @@ def batch_norm(shape: tuple[int, ...], channels_last: bool, itemsize: int, devic
         stages=0 if one_tile else chosen["stages"],
         # A program of few tiles has all of their loads under way at once without a pipeline.
         sum_stages=1 if tiles <= 3 * splits else max(chosen["stages"] - 1, 1),
-        block_p=min(max(512 // block_c, 1), 256),
+        moment_block_p=min(max((512 if one_tile else 1024) // block_c, 1), 256),
+        sum_block_p=min(max(2048 // block_c, 1), 256),
         moment_options=launch_options(threads, device, max((most if one_tile else programs) * 128 // threads, 1)),
         partial_options=launch_options(threads, device, max(programs * 128 // threads, 1)),
         options=launch_options(threads, device),

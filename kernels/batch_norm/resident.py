@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from normlib.kernels.batch_norm.output import normalized, scale_of, shift_of
-from normlib.kernels.batch_norm.statistics import finish_statistics, statistics
+from normlib.kernels.batch_norm.statistics import finish_statistics, load_running, statistics
 from normlib.kernels.batch_norm.tiles import length
 from normlib.kernels.numerics import accumulator, divide, load_narrow, store, widen
 from normlib.kernels.reduction import is_finite, renormalize, sum_pair, tile_moments
@@ -63,9 +63,10 @@ def _batch_norm_forward_resident_kernel(
     high, rest = renormalize(mean, low)
     mean = tl.where(is_finite(rest), high, mean)
     low = tl.where(is_finite(rest), rest, 0.0)
+    old_mean, old_var = load_running(running_mean_ptr, running_var_ptr, channel, C, 1)
     rstd = finish_statistics(
-        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2, n, True, channel, C,
-        eps, eps_low, momentum, momentum_low, 1, ACC
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, old_mean, old_var, mean, low, m2, n,
+        channel, C, eps, eps_low, momentum, momentum_low, 1, ACC
     )  # fmt: skip
     scale = scale_of(rstd, weight_ptr, channel, C, 1, ACC)
     shift = shift_of(bias_ptr, low, scale, channel, C, 1, ACC)

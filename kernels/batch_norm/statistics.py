@@ -23,6 +23,7 @@ from normlib.kernels.reduction import (
     renormalize,
     rstd_of,
     rstd_of_norm,
+    sum_pair,
     tile_moments,
     upper_half,
 )
@@ -226,10 +227,10 @@ def merge_splits(
     p = tl.arange(0, BLOCK_P)[None, :]
     plane = tl.cast(splits, tl.int64) * C
     pivot = load(partials_ptr + c, c < C, tl.float64)
+    pivot = tl.where(is_finite(pivot), pivot, 0.0)  # an infinite mean is then added like the others
     # Lane p of a channel takes splits p, p + BLOCK_P, ...; then the lanes are added.
     sums = tl.zeros([BLOCK_C, BLOCK_P], tl.float64)
     squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float64)
-    means = tl.zeros([BLOCK_C, BLOCK_P], tl.float64)
     for begin in range(0, splits, BLOCK_P):
         split = begin + p
         mask = (split < splits) & (c < C)
@@ -237,20 +238,28 @@ def merge_splits(
         count = (elements_before(last, S, BLOCK_S) - elements_before(first, S, BLOCK_S)).to(tl.float64)
         source = partials_ptr + split.to(tl.int64) * C + c
         mean = load(source, mask, tl.float64)
-        means += mean
         d = tl.where(mask, (mean - pivot) + load(source + plane, mask, tl.float64), 0.0)
         sums += count * d
         squares += count * d * d
         if HAS_M2:
             squares += load(source + 2 * plane, mask, tl.float64)
-    n = elements_before(tiles, S, BLOCK_S).to(tl.float64)
-    total = tl.sum(sums, 1, keep_dims=True)
-    shift = total / n
-    m2 = tl.sum(squares, 1, keep_dims=True) - total * shift
+    total, square = sum_pair(sums, squares, 1)
+    # Each channel's quotient would be waited for; in float64 a product is as good.
+    shift = total * (1.0 / elements_before(tiles, S, BLOCK_S).to(tl.float64))
     high, rest = renormalize(pivot, shift)
-    mean = tl.where(is_finite(shift), high, tl.sum(means, 1, keep_dims=True)).to(ACC)  # the infinity, or NaN
+    mean = high.to(ACC)
     low = ((high - mean.to(tl.float64)) + rest).to(ACC)
-    return mean, tl.where(is_finite(low), low, 0.0), m2.to(ACC)
+    return mean, tl.where(is_finite(low), low, 0.0), (square - total * shift).to(ACC)
+
+
+@triton.jit
+def load_running(running_mean_ptr, running_var_ptr, c0, C, BLOCK_C: tl.constexpr):
+    """Returns a channel group's running statistics in float64; zeros where there are none."""
+    if running_mean_ptr is not None:
+        old_mean = channel_values(running_mean_ptr, c0, C, BLOCK_C, tl.float64)
+        return old_mean, channel_values(running_var_ptr, c0, C, BLOCK_C, tl.float64)
+    else:
+        return tl.zeros([BLOCK_C, 1], tl.float64), tl.zeros([BLOCK_C, 1], tl.float64)
 
 
 @triton.jit
@@ -259,11 +268,12 @@ def finish_statistics(
     rstd_ptr,  # (C,)
     running_mean_ptr,  # (C,), updated in place, or None
     running_var_ptr,  # (C,), updated in place, or None
+    old_mean,  # as load_running has returned them, well before they are needed
+    old_var,
     mean,
     low,
     m2,
     n,
-    mine,  # whether this program is the one that stores
     c0,
     C,
     eps,
@@ -273,9 +283,9 @@ def finish_statistics(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Returns rstd of a channel group from the moments of all its n elements; one program stores what is kept."""
+    """Returns rstd of a channel group from the moments of all its n elements; stores what is kept."""
     c = c0 + tl.arange(0, BLOCK_C)[:, None]
-    mask = (c < C) & mine
+    mask = c < C
     rstd = rstd_of(divide(m2, n), eps, eps_low, ACC)
     store(mean_ptr + c, mean, mask)
     store(mean_ptr + C + c, low, mask)
@@ -283,10 +293,8 @@ def finish_statistics(
     if running_mean_ptr is not None:
         # In float64: these few values are kept for the whole of a training, and go through three roundings otherwise.
         m = from_pair(momentum, momentum_low, tl.float64)
-        old_mean = load(running_mean_ptr + c, mask, tl.float64)
-        old_var = load(running_var_ptr + c, mask, tl.float64)
         new_mean = mean.to(tl.float64) + low.to(tl.float64)
-        unbiased = m2.to(tl.float64) / (n.to(tl.float64) - 1.0)
+        unbiased = m2.to(tl.float64) * (1.0 / (n.to(tl.float64) - 1.0))
         store(running_mean_ptr + c, (old_mean * (1.0 - m) + new_mean * m).to(ACC), mask)
         store(running_var_ptr + c, (old_var * (1.0 - m) + unbiased * m).to(ACC), mask)
     return rstd
@@ -314,10 +322,11 @@ def merge_statistics(
     ACC: tl.constexpr,
 ):
     """Returns (mean, low, M2, n) of a channel group from the partials of all splits; what is kept of them is stored."""
+    old_mean, old_var = load_running(running_mean_ptr, running_var_ptr, c0, C, BLOCK_C)
     mean, low, m2 = merge_splits(partials_ptr, c0, C, S, tiles, splits, BLOCK_C, BLOCK_S, BLOCK_P, ACC)
     n = elements_before(tiles, S, BLOCK_S)
     finish_statistics(
-        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2, n.to(ACC), True, c0, C,
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, old_mean, old_var, mean, low, m2, n.to(ACC), c0, C,
         eps, eps_low, momentum, momentum_low, BLOCK_C, ACC
     )  # fmt: skip
     return mean, low, m2, n

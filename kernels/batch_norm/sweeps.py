@@ -102,7 +102,7 @@ def partial_moments(
     """
     partials = x.new_empty((3, plan.moment_splits, plan.channels), dtype=statistics_dtype(x))
     arrived = None if merged[0] is None else counters(plan.groups, x.device)
-    constants = {"BLOCK_P": plan.block_p, "PRE_RELU": pre_relu}
+    constants = {"BLOCK_P": plan.moment_block_p, "PRE_RELU": pre_relu}
     tensors = (*merged, partials, arrived, x)
     launch_sweep(_batch_norm_stats_kernel, plan, *tensors, sweep=STATISTICS, scalars=scalars, **constants)
     return partials

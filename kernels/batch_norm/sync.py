@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normlib.kernels import plan as plans
-from normlib.kernels.batch_norm.statistics import finish_statistics, merge_splits
+from normlib.kernels.batch_norm.statistics import finish_statistics, load_running, merge_splits
 from normlib.kernels.batch_norm.streaming import (
     _batch_norm_input_gradient_kernel,
     _batch_norm_reduce_kernel,
@@ -95,9 +95,10 @@ def _sync_batch_norm_merge_kernel(
     some = n > 0.0
     divisor = tl.where(some, n, 2.0)
     mean, low, m2 = merge_all_moments(counts, means, lows, m2s, counts > 0.0, divisor, first_mean, 1)
+    old_mean, old_var = load_running(running_mean_ptr, running_var_ptr, c0, C, BLOCK_N)
     finish_statistics(
-        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, mean, low, m2, divisor.to(ACC), True, c0, C, eps,
-        eps_low, tl.where(some, momentum, 0.0), tl.where(some, momentum_low, 0.0), BLOCK_N, ACC
+        mean_ptr, rstd_ptr, running_mean_ptr, running_var_ptr, old_mean, old_var, mean, low, m2, divisor.to(ACC),
+        c0, C, eps, eps_low, tl.where(some, momentum, 0.0), tl.where(some, momentum_low, 0.0), BLOCK_N, ACC
     )  # fmt: skip
     if c0 == 0:
         tl.store(count_ptr + tl.zeros([1, 1], tl.int32), n.to(ACC))
@@ -175,7 +176,7 @@ def sums(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, device: Device | Non
     if x.numel() == 0:
         return found.zero_()
     partials = found.new_empty((2, plan.splits, plan.channels))
-    constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "BLOCK_P": plan.block_p}
+    constants = {"EVAL": False, "RELU": False, "PRE_RELU": False, "BLOCK_P": plan.sum_block_p}
     with on(x):
         found_by = (*found, partials, counters(plan.groups, x.device))
         tensors = (*found_by, None, None, like(x, dy), None, x, mean, rstd, None, None)
