@@ -194,6 +194,14 @@ def test_another_seed_excuses_what_two_draws_differ_by(runs):
     assert LESS_ACCURATE not in compare(*runs(change=another)).said
 
 
+def test_of_errors_that_grew_the_largest_is_told(runs):
+    def two(record):
+        grow("mean", "rel_l2_error", 4.0)(record)
+        grow("y", "floor_ratio", 1.03)(record)
+
+    assert {pair.growth.tensor for pair in compare(*runs(change=two)).pairs if pair.growth} == {"mean"}
+
+
 def test_float32_errors_below_the_unit_roundoff_are_luck(runs):
     def tiny(error_size, record):
         for error in record.errors:
