@@ -203,7 +203,7 @@ def test_the_worst_tensor_of_the_worst_cell_comes_first(run_dir):
         ({"complete": False, "stopped_by": ""}, "has not finished"),
         ({"complete": True}, "says that it is complete, but the records hold 1 of 9"),
         ({"complete": True, "cells_planned": 1}, "The run is complete: 1 of 1 planned cell."),
-        ({"git_dirty": True}, "uncommitted changes"),
+        ({"git_dirty": True}, "held uncommitted changes, so the commit alone"),
         ({"copy_gbps": None}, "The copy bandwidth was not measured"),
     ],
 )  # fmt: skip
