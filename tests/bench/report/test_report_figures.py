@@ -233,5 +233,8 @@ def test_a_model_is_one_bar_a_provider_and_who_lacks_a_shape_is_named(run_dir):
     next(one for one in records if one.provider == "cudnn").status = "oom"
     shown = page(run_dir(records, arguments={"preset": "resnet50"}))
     (label,) = [label for label in shown.labels if label.startswith("all 53 batch norms")]
-    assert "normlib" in label and "torch_compile" in label and "cudnn" not in label
+    sums = dict(re.findall(r"(\w+) ([0-9.]+) ms", label.partition(": ")[2]))
+    assert list(sums) == ["normlib", "torch_compile", "torch"]  # the fastest first; cudnn has none
+    (drawn,) = re.findall(r'<svg class="chart" id="model-resnet50.*?</svg>', shown.html)
+    assert re.findall(r'<text x="[^"]*" y="[^"]*">([^<]*)', drawn) == list(sums.values())
     assert "cudnn has no sum: it lacks 64x112x112 (oom)." in shown.section("throughput")
