@@ -7,9 +7,10 @@ from bench.measure.observed import GUARD_BYTES, between_guards, observing
 
 
 def test_what_a_call_does_is_told_once_with_its_number():
+    x = torch.ones(4)
     with observing() as (log, beyond):
-        torch.ones(4).view(2, 2).exp().exp().neg()
-    assert log.words == "aten.ones, aten.exp x2, aten.neg" and beyond() == []
+        x.view(2, 2).exp().exp().neg()
+    assert log.words == "aten.exp x2, aten.neg" and beyond() == []
 
 
 @pytest.mark.parametrize("place", [-1, 4])
