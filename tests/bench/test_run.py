@@ -14,7 +14,7 @@ import bench.measure.providers
 import bench.report
 from bench import run
 from bench.cases.case import MODES
-from bench.measure import devices, environment
+from bench.measure import accuracy, devices, environment
 from bench.measure.providers import Provider, Runnable
 from bench.results import records as results
 
@@ -276,6 +276,11 @@ def test_a_wrong_peer_is_told_and_is_no_failure_of_ours(capsys, registered):
     registered(Fake("normlib"), Fake("peer", DOUBLED))
     assert run.main([*TINY, "--providers", "normlib,torch,peer", "--out", "a"]) == 0
     assert "wrong: layer_norm 4x8 fp32 rows fwd peer: y: " in capsys.readouterr().out
+
+
+def test_a_peers_impossible_time_is_a_failure(registered):
+    registered(Fake("normlib"), Fake("peer", lambda out: (setattr(accuracy, "ROUNDINGS", 400), out)[1]))
+    assert run.main([*TINY, "--providers", "normlib,torch,peer", "--out", "a"]) == 1
 
 
 def test_an_interrupt_still_makes_the_report_and_exits_130_and_resume_finishes_the_run(registered, capsys):

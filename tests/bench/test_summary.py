@@ -65,6 +65,7 @@ def test_our_losses_are_named_slowest_first_and_a_peers_are_not():
         record("peer", speedup=0.1),
         record("normlib", "wrong", width=11),
     )
+    assert lines[1] == "layer_norm normlib 3 1 0.97x; 1 won, 0 tied, 2 lost; worst 0.50x"
     assert lines[3:] == [
         "wrong: layer_norm 4x11 fp32 rows fwd normlib",
         "slower than torch: layer_norm 4x9 fp32 rows fwd normlib 0.50x",

@@ -15,7 +15,7 @@ from mutant_catalogue import ROOT, TOOLS, parsed, path_of, source_of
 
 MUTANTS = [mutant for file in sorted(TOOLS.glob("*.txt")) for mutant in parsed(file.read_text(encoding="utf-8"))]
 # One of each file of the catalogue, whose tests take no more than seconds.
-QUICK = ("floor-of-all-bytes", "won-counted-as-tied", "variance-of-n")
+QUICK = ("floor-of-all-bytes", "won-counted-as-tied", "variance-of-n", "message-swapped", "power-in-milliwatts")
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "reports", "*.egg-info", "build")
 LIMIT_S = 600
 

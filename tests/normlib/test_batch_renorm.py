@@ -145,6 +145,8 @@ def test_a_module_follows_its_schedule_and_keeps_its_count_in_its_state(device):
     module.eval()
     y = N.batch_renorm(x, module.running_mean, module.running_std, module.weight, module.bias)
     assert torch.equal(module(x), y) and module.num_batches_tracked == 1
+    module.reset_running_stats()
+    assert module.running_std.eq(1).all() and not module.running_mean.any() and module.num_batches_tracked == 0
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,15 @@ def test_modules_take_a_residual(make, device):
     assert all(map(torch.equal, layer(x, residual=residual), (y, z)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eps_of_none_is_that_of_the_statistics_dtype(dtype, device):
+    x = torch.full((2, 3), 1e-3, device=device, dtype=dtype)
+    zeros = torch.zeros_like(x)
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    y, _ = N.rms_norm(x, (3,), residual=zeros)
+    assert torch.equal(y, N.rms_norm(x, (3,), eps=eps)) and torch.equal(y, N.rms_norm(x, (3,)))
+
+
 def test_a_module_around_zero_begins_there_and_says_so(device):
     layer = normlib.RMSNorm(8, eps=1e-6, bias=True, zero_centred=True, device=device)
     assert not layer.weight.any() and "bias=True, zero_centred=True" in repr(layer)

@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from calls import Ran
 
 import normlib
 from normlib import functional as N
+from normlib.dispatch import FLOATING, suits
 
 CALLS = {
     "layer_norm": lambda lib, x: lib.layer_norm(x, (3,)),
@@ -41,6 +43,13 @@ def test_running_buffers_count_as_written_once(norm, recorded, grad_mode, device
         y = norm(torch.randn(4, 3, 2, device=device, requires_grad=recorded), *running)
     assert [t._version for t in running] == [1, 1]
     assert y.requires_grad == (recorded and grad_mode)
+
+
+def test_parameters_are_served_in_xs_dtype_and_in_float32_beside_16_bits():
+    served = [(x, p) for x, p in product(FLOATING, repeat=2) if suits(torch.ones(2, dtype=x), torch.ones(2, dtype=p))]
+    assert set(served) == {(dtype, torch.float32 if dtype.itemsize == 2 else dtype) for dtype in FLOATING} | {
+        (dtype, dtype) for dtype in FLOATING
+    }
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -48,6 +48,16 @@ def test_factory_arguments_and_moves_give_torchs_tensors(name, size, dtype, devi
         assert all(p.requires_grad for p in ours.parameters())
 
 
+def test_statistics_that_are_tracked_no_more_stay_as_they_were(device):
+    x = torch.randn(6, 5, device=device)
+    theirs, ours = (layer.to(device) for layer in pair("BatchNorm1d", (5,), {}))
+    for layer in (theirs, ours):
+        layer(x)
+        layer.track_running_stats = False
+    torch.testing.assert_close(ours(x + 9), theirs(x + 9))
+    assert ours.num_batches_tracked == 1 and not (ours.running_mean > 0.5).any()
+
+
 def test_an_rms_norm_with_a_bias_says_so():
     assert "bias=True" in repr(normlib.RMSNorm(6, bias=True)) and "bias" not in repr(normlib.RMSNorm(6))
 

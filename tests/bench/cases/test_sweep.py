@@ -107,6 +107,9 @@ def test_eps_is_the_operators_own_where_the_preset_has_none():
     given = {"tokens": "4", "hidden": "8"}
     assert {case.eps for case in cases(op="rms", **given)} == {OPERATORS["rms_norm"].eps}
     assert {case.eps for case in cases(op="ln", **given)} == {OPERATORS["layer_norm"].eps}
+    # The model's 1e-3 belongs to its shapes, and goes with them.
+    found = cases(op="bn", preset="inception_v3", batch="2", channels="3", spatial="7x7")
+    assert {case.eps for case in found} == {OPERATORS["batch_norm"].eps}
 
 
 def test_inputs_are_normal_unless_asked_and_each_offset_is_a_case_of_its_own():

@@ -12,6 +12,7 @@ from report_runs import HOSTILE, ROOT, Page, without_torch
 from bench.compare.__main__ import main
 from bench.compare.comparison import FASTER, FIXED, LESS_ACCURATE, NEWLY_WRONG, SAME, SLOWER, UNCLEAR
 from bench.compare.judging import compare
+from bench.compare.page import html
 from bench.results.load import UnreadableRun
 
 # Of most tests: 4 providers x 6 cases, 40 to 60 samples that scatter by 1%, with outliers among them.
@@ -194,6 +195,14 @@ def test_another_seed_excuses_what_two_draws_differ_by(runs):
     assert LESS_ACCURATE not in compare(*runs(change=another)).said
 
 
+def test_of_errors_that_grew_the_largest_is_told(runs):
+    def two(record):
+        grow("mean", "rel_l2_error", 4.0)(record)
+        grow("y", "floor_ratio", 1.03)(record)
+
+    assert {pair.growth.tensor for pair in compare(*runs(change=two)).pairs if pair.growth} == {"mean"}
+
+
 def test_float32_errors_below_the_unit_roundoff_are_luck(runs):
     def tiny(error_size, record):
         for error in record.errors:
@@ -216,6 +225,7 @@ def test_cells_of_one_run_alone_are_counted_and_named(runs):
     found = compare(a, b)
     assert [provider for provider, _ in found.only_a] == list(PROVIDERS[1:]) and found.only_b == ()
     assert not found.regressed()
+    assert f"{len(PROVIDERS) - 1} only in A, 0 only in B" in html(found)
 
 
 def test_of_a_cell_that_was_measured_again_the_last_counts(runs):

@@ -72,6 +72,10 @@ def test_samples_above_the_most_are_batched_and_say_the_same():
     change = of_samples(a, b)
     assert change and change.estimate == pytest.approx(0.05, abs=4 * change.error)
     assert change.error < 0.001 and change.freedom < 2 * MOST
+    # What neighbours share is no chance that more samples would even out.
+    waves = np.exp(0.1 * np.sin(np.arange(20 * MOST) / 100))
+    change = of_samples(waves, waves)
+    assert change and change.error > 0.003
 
 
 def test_two_medians_with_their_intervals_give_the_ratio_and_its_error():

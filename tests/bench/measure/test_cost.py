@@ -57,6 +57,8 @@ def test_a_kernel_counts_once_however_many_cases_share_it():
 def test_forward_and_backward_alone_share_a_graph_and_a_training_step_has_its_own():
     modes = [replace(SMALL, mode=mode) for mode in ("fwd", "bwd", "fwd_bwd", "eval")]
     assert [expected(modes[:n], ("torch_compile",), GPU, (0, 0)).graphs for n in (1, 2, 3, 4)] == [1, 1, 2, 3]
+    both, one = (expected([case], ("torch_compile",), GPU, (0, 0)).compiling for case in modes[::3])
+    assert both > one  # evaluation has no backward
     hard = replace(SMALL, inputs="offset", offset=1e4)  # nothing is compiled for values
     assert expected([SMALL, hard], ("torch_compile",), GPU, (0, 0)).graphs == 1
 

@@ -4,8 +4,10 @@ import math
 import re
 from itertools import product
 
+import pandas as pd
 from report_runs import page, record, tensor_error
 
+from bench.report.figures.errors import bounds_of
 from bench.report.sections.accuracy import families
 from bench.results.load import load
 from bench.results.records import TensorError
@@ -41,6 +43,9 @@ def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(
     text = shown.section("accuracy")
     assert "mean/std 1e4 in every statistic" in text and "0 of 1" in text
     assert any(label.startswith("rel_l2_error against mean/std of x") for label in shown.labels)
+    (drawn,) = re.findall(r'id="against-mean-std-layer-norm-fp32-y".*?</svg>', shown.html)
+    ticks = re.findall(r'class="tick" text-anchor="middle"[^>]*>([^<]*)', drawn)
+    assert ticks == ["≤ 3", "100", "1e4"]
     found = families(load(folder), "layer_norm")
     assert [(f["name"], f["right"]["torch"]) for f in found] == [
         ("normal", (1, 1)), ("offset", (1, 1)), ("offset", (0, 1)), ("huge", (1, 1)),
@@ -62,6 +67,13 @@ def test_the_bounds_are_those_that_accuracy_judges_by():
     for dtype, least in accuracy.SCALE_BOUND.items():
         assert BOUNDS["scale_error", dtype][0] == least
     assert BOUNDS["scale_error", "fp32"][1] == accuracy.SCALE_BOUND["fp32"] + accuracy.STATISTIC_ROUNDING
+
+
+def test_a_figure_has_the_bounds_that_its_own_records_carry_and_else_the_published_ones():
+    rows = [("scale_error", "fp32", 2e-7), ("scale_error", "fp32", 3e-7), ("scale_error", "fp16", 1e-5)]
+    carried = pd.DataFrame(rows, columns=["decided_by", "dtype", "bound"])
+    assert bounds_of(carried, "scale_error", "fp32") == (2e-7, 3e-7)
+    assert bounds_of(carried, "scale_error", "bf16") == BOUNDS["scale_error", "bf16"]
 
 
 def test_each_tensors_error_is_drawn_against_size_with_its_bound(run_dir):

@@ -8,7 +8,7 @@ import pytest
 from report_runs import PROVIDERS, ROOT, page, record, resnet50, sweep, write
 
 from bench.page import palette, svg
-from bench.page.formatting import duration, number
+from bench.page.formatting import duration, number, size
 from bench.report.figures.points import points as points_of
 
 
@@ -58,22 +58,49 @@ def test_a_chart_tells_each_providers_own_figures_where_they_are_drawn_and_leads
         for n in (8, 512)
     }
     shown = page(run_dir(list(made.values())))
-    for chart, written in (
-        ("gbps-layer-norm-fwd-fp16", lambda one: f"{number(one.gbps)} GB/s, "),
-        ("time-layer-norm-fwd-fp16", lambda one: f"{duration(one.latency_us)}, {duration(one.latency_us_p10)} to "),
-        ("roofline-layer-norm-fwd-fp16", lambda one: f"{number(one.gbps)} GB/s, "),
+    at = lambda one, us: f"{number(one.gbps * one.latency_us / us)} GB/s"
+    for chart, axes, written in (
+        (
+            "gbps-layer-norm-fwd-fp16",
+            ["size of x", "GB/s"],
+            lambda one: f"{at(one, one.latency_us)}, {at(one, one.latency_us_p90)} to {at(one, one.latency_us_p10)}",
+        ),
+        (
+            "time-layer-norm-fwd-fp16",
+            ["size of x", "time of a call"],
+            lambda one: "{}, {} to {}".format(*map(duration, (one.latency_us, one.latency_us_p10, one.latency_us_p90))),
+        ),
+        (
+            "roofline-layer-norm-fwd-fp16",
+            ["bytes that must move", "GB/s"],
+            lambda one: f"{number(one.gbps)} GB/s, {size(one.bytes_moved)}",
+        ),
     ):
         found = points(shown, chart)
+        (drawn,) = re.findall(rf'id="{chart}".*?</svg>', shown.html)
+        assert re.findall(r'<text class="axis"[^>]*>([^<]*)', drawn) == axes
         assert {(provider, cell) for provider, _, cell, *_ in found} == {
             (name, one.cell) for (name, _), one in made.items()
         }
         by_cell = {cell: (text, x, y) for _, text, cell, x, y in found}
         for one in made.values():
-            assert by_cell[one.cell][0].startswith(written(one))
+            assert by_cell[one.cell][0] == written(one)
         small, large = (by_cell[made["normlib", n].cell] for n in (8, 512))
         assert small[1] < large[1]
         heights = [by_cell[made[name, 512].cell][2] for name in ("normlib", "cudnn", "torch")]
         assert heights == sorted(heights, reverse=chart.startswith("time"))
+
+
+def test_the_dashed_line_of_times_is_what_a_copy_takes(run_dir):
+    """Of a provider that takes as long as a copy at 4000 GB/s."""
+    us = {n: n * 4096 * 4 / 4e6 for n in (8192, 65536)}
+    sized = [({"tokens": n, "hidden": 4096}, copy) for n, copy in us.items()]
+    takes = {"normlib": 2.0, "torch": 1.0}
+    shown = page(run_dir([record(axes=a, provider=p, latency_us=k * t) for a, t in sized for p, k in takes.items()]))
+    (roof,) = re.findall(r'id="time-layer-norm-fwd-fp16".*?class="roof" d="M([^"]+)"', shown.html)
+    x, y, right, down = map(int, re.split("[ l]", roof))
+    told = points(shown, "time-layer-norm-fwd-fp16")
+    assert [at for name, _, _, *at in told if name == "torch"] == [[x, y], [x + right, y + down]]
 
 
 def test_a_map_of_very_many_squares_writes_no_numbers(run_dir, monkeypatch):
@@ -206,5 +233,8 @@ def test_a_model_is_one_bar_a_provider_and_who_lacks_a_shape_is_named(run_dir):
     next(one for one in records if one.provider == "cudnn").status = "oom"
     shown = page(run_dir(records, arguments={"preset": "resnet50"}))
     (label,) = [label for label in shown.labels if label.startswith("all 53 batch norms")]
-    assert "normlib" in label and "torch_compile" in label and "cudnn" not in label
+    sums = dict(re.findall(r"(\w+) ([0-9.]+) ms", label.partition(": ")[2]))
+    assert list(sums) == ["normlib", "torch_compile", "torch"]  # the fastest first; cudnn has none
+    (drawn,) = re.findall(r'<svg class="chart" id="model-resnet50.*?</svg>', shown.html)
+    assert re.findall(r'<text x="[^"]*" y="[^"]*">([^<]*)', drawn) == list(sums.values())
     assert "cudnn has no sum: it lacks 64x112x112 (oom)." in shown.section("throughput")

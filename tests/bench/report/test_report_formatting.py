@@ -21,6 +21,11 @@ from bench.results import numbers
         (formatting.percent(0.021), "2.1%"),
         (numbers.short(1e-5), "1e-5"),
         (numbers.error_figure("scale_error", 3.14e-8), "3.1e-8"),
+        (formatting.change(0.051), "+5.1%"),
+        (formatting.plural(1, "cell"), "1 cell"),
+        (formatting.plural(1200, "cell"), "1,200 cells"),
+        (numbers.error_figure("floor_ratio", 1.0184), "1.018"),
+        (numbers.error_figure("error_vs_torch", 1234.5), "1,234"),
         (numbers.error_figure("floor_ratio", math.inf), "not finite"),
         (formatting.number(math.nan), "–"),  # noqa: RUF001
         (formatting.times(None), "–"),  # noqa: RUF001

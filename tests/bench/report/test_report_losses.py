@@ -37,6 +37,7 @@ def test_a_difference_inside_the_interval_is_a_tie_and_no_loss(run_dir):
     near, far = record(provider="torch", latency_us=9.99), record(provider="torch", dtype="fp32", latency_us=9.9)
     run = load(run_dir([record(), record(dtype="fp32"), near, far]))
     assert dict(zip(run.duels["dtype"], run.duels["outcome"], strict=True)) == {"fp16": "tied", "fp32": "lost"}
+    assert dict(zip(run.ours["dtype"], run.ours["size"], strict=True)) == {"fp16": 2**23, "fp32": 2**24}
     assert [loss["dtype"] for loss in losses.slower(run)] == ["fp32"]
 
 
@@ -124,4 +125,6 @@ def test_cells_whose_eps_differ_in_the_last_digit_are_cells_of_their_own(run_dir
     run = load(run_dir(made))
     assert len(run.records) == 4 and list(run.duels["eps"]) == list(near)
     assert len(set(run.ours["label"])) == 2
-    assert [found["lost"] for found in losses.regimes(run, losses.slower(run))] == [2]
+    assert [(found["lost"], found["width"]) for found in losses.regimes(run, losses.slower(run))] == [
+        (2, "columns to 8,192")
+    ]

@@ -7,6 +7,7 @@ import sys
 import pytest
 from report_runs import GRIDS, HOSTILE, PROVIDERS, ROOT, page, record, sweep, tensor_error, write
 
+from bench.page import machine
 from bench.report import render, sections
 from bench.results.load import load
 
@@ -105,6 +106,14 @@ def test_hostile_text_is_shown_and_never_run(run_dir):
     assert "img" not in shown.tags
     assert "{{ 7 * 7 }}" in shown.text
     assert any(row["why"] == HOSTILE[:160] for row in shown.data["rows"])
+
+
+def test_the_head_says_what_the_environment_does(run_dir):
+    assert dict(machine.facts(load(run_dir([record()])).environment)) == {
+        "Device": "Example GPU", "GPU driver": "1.2.3", "PyTorch": "2.13.0", "Triton": "3.7.1", "CUDA": "13.0",
+        "cuDNN": "91000", "Commit": "0123456789ab clean", "Copy bandwidth": "4,000 GB/s",
+        "Started": "2026-01-02 03:04 UTC", "Finished": "2026-01-02 03:14 UTC",
+    }  # fmt: skip
 
 
 def test_an_environment_that_lacks_most_keys_still_renders(run_dir):

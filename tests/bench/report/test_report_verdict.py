@@ -71,6 +71,17 @@ def test_a_direction_is_faster_only_where_no_cell_is_lost(ratios, word, tone, ru
     assert (direction["word"], direction["tone"]) == (word, tone)
 
 
+def test_a_direction_has_its_median_share_of_the_copy_and_a_failed_cell_makes_it_not_ok(run_dir):
+    shares = {8: 0.2, 16: 0.5, 32: 0.9}
+    records = [record(axes={"tokens": n, "hidden": 64}, roofline_fraction=share) for n, share in shares.items()]
+    verdict = RunVerdict(load(run_dir([*records, record(status="wrong", share=1.6)])))
+    (direction,) = verdict.directions
+    assert (direction["fraction"], direction["word"], direction["failed"]) == (0.5, "not ok", 1)
+    assert "a peer is more accurate in 0 of 3" in verdict.sentences()[-1]
+    (card,) = [card for card in verdict.cards() if card.title == "Share of the copy bandwidth"]
+    assert (card.value, card.detail[-36:]) == ("50%", "lowest 20%, layer_norm 8x64 fp16 fwd")
+
+
 def test_a_baseline_without_a_time_leaves_the_mean_of_the_others(run_dir):
     records = [record(), record(provider="torch", latency_us=16.0), record(dtype="fp32")]
     records.append(record(dtype="fp32", provider="torch", status="oom"))
@@ -137,6 +148,7 @@ def test_unsupported_cells_are_counted_apart_from_those_that_are_not_ok(run_dir)
     ]
     card = RunVerdict(load(run_dir(records, subject="mine"))).cards()[-1]
     assert (card.value, card.detail) == ("1 of 8", "1 oom; 1 of them mine. Apart: 1 unsupported")
+    assert card.tone == "bad"
 
 
 def test_a_report_can_be_made_about_another_provider_than_the_runs(run_dir, capsys):
@@ -191,7 +203,7 @@ def test_the_worst_tensor_of_the_worst_cell_comes_first(run_dir):
         ({"complete": False, "stopped_by": ""}, "has not finished"),
         ({"complete": True}, "says that it is complete, but the records hold 1 of 9"),
         ({"complete": True, "cells_planned": 1}, "The run is complete: 1 of 1 planned cell."),
-        ({"git_dirty": True}, "uncommitted changes"),
+        ({"git_dirty": True}, "held uncommitted changes, so the commit alone"),
         ({"copy_gbps": None}, "The copy bandwidth was not measured"),
     ],
 )  # fmt: skip
