@@ -47,9 +47,10 @@ class BatchNorm(Operator):
     relu = False
     sweeps: Mapping[str, Preset] = {
         "smoke": preset(
-            "two tiny shapes, one ragged: errors in every dtype and layout within seconds, without a GPU",
-            grid(LAYOUTS, batch=3, channels=37, spatial="7x7"),
+            "small shapes of every plan, most of them ragged: errors in every dtype and layout, without a GPU",
+            grid(LAYOUTS, batch=3, channels=37, spatial="9x9"),
             grid(LAYOUTS, batch=4, channels=64, spatial="4x4"),
+            grid(("nchw",), batch=2, channels=5, spatial="7x7"),
         ),
         "quick": preset(
             "ResNet-50's first, a middle and last norm in both layouts, forward and backward: two minutes on a GPU",

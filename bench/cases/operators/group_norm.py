@@ -33,10 +33,10 @@ class GroupNormOperator(Operator):
     statistics_dim = 0
     sweeps: Mapping[str, Preset] = {
         "smoke": preset(
-            "a tiny ragged shape in every dtype and layout, and one of powers of two: errors within seconds, without "
-            "a GPU",
+            "small shapes of every plan, most of them ragged: errors in every dtype and layout, without a GPU",
             grid(LAYOUTS, batch=3, channels=35, spatial="7x7", groups=5),
             grid(LAYOUTS, ("bf16",), batch=4, channels=64, spatial="4x4", groups=8),
+            grid(LAYOUTS, ("bf16",), batch=1, channels=2, spatial="65x67", groups=1),
         ),
         "quick": preset(
             "blocks of a diffusion U-Net and of ResNet-50 in both layouts, forward and backward: two minutes on a GPU",

@@ -18,7 +18,11 @@ class InstanceNorm(BatchNorm):
     short = "in"
     running: Mapping[str, str] = {"running_mean": "mean_of_images", "running_var": "var_unbiased_of_images"}
     sweeps: Mapping[str, Preset] = {
-        "smoke": SMOKE,
+        "smoke": preset(
+            "small shapes of every plan, most of them ragged: errors in every dtype and layout, without a GPU",
+            *SMOKE.grids,
+            grid(LAYOUTS, ("bf16",), batch=1, channels=1, spatial="92x93"),
+        ),
         "quick": preset(
             "an image in a style-transfer net, a batch of small ones, forward and backward: two minutes on a GPU",
             grid(LAYOUTS, ("fp16",), batch=1, channels=64, spatial="256x256"),

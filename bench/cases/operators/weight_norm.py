@@ -32,9 +32,10 @@ class WeightNormOperator(Operator):
     saved = ("norm",)
     sweeps: Mapping[str, Preset] = {
         "smoke": preset(
-            "two tiny shapes, one ragged: errors in every dtype within seconds, without a GPU",
+            "small shapes of every plan, most of them ragged: errors in every dtype within seconds, without a GPU",
             grid(_LAYOUTS, units=9, fan_in=99),
             grid(_LAYOUTS, ("fp32", "bf16"), units=16, fan_in=256),
+            grid(_LAYOUTS, ("bf16",), units=1, fan_in=16401),
         ),
         "quick": preset(
             "layers of a convolutional net and of a language model, forward and backward: two minutes on a GPU",

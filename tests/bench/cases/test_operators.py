@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import normlib.functional
+from bench.audit.calls import calls
 from bench.cases import models, sweep
 from bench.cases.case import DTYPES, INPUTS, MODES, Case
 from bench.cases.operators import Operator, operators
 from bench.cases.random_inputs import TORCH_DTYPES
 from bench.cases.sweep import Sweep
+from bench.fake_gpu import H200
 from bench.measure import cell
 from bench.measure.providers import providers
 
@@ -67,12 +69,21 @@ def test_every_operator_has_the_presets_that_the_command_line_promises(operator)
 
 
 @every_operator
+def test_smoke_has_every_kind_of_plan_that_a_gpu_has_for_the_others(operator):
+    def kinds(names: tuple[str, ...]) -> set[tuple[str, str, str]]:
+        found = (replace(call, dtype="bf16") for call in calls((operator.name,), names))
+        return {(call.layout, one.mode, one.kind) for call in dict.fromkeys(found) for one in call.recorded(H200)}
+
+    assert kinds(("quick", "full")) == kinds(("smoke",))
+
+
+@every_operator
 def test_smoke_is_small_quick_has_tens_of_cases_in_both_directions_and_full_hundreds(operator):
     smoke, quick, full = (cases(operator, name) for name in ("smoke", "quick", "full"))
     assert 10 <= len(quick) * len(operator.modes) < 100 <= len(full) * len(operator.modes) < 1000
     assert {case.layout for case in smoke} == {case.layout for case in quick} == set(operator.layouts)
     assert {case.dtype for case in smoke} == set(DTYPES) and {"fp32"} < {case.dtype for case in quick}
-    assert max(prod(case.shape) for case in smoke) <= 10_000
+    assert max(prod(case.shape) for case in smoke) <= 20_000
     assert any(all(size % 2 for size in case.shape) for case in smoke)
     assert any(all(size.bit_count() == 1 for size in case.shape) for case in smoke)
     assert operator.presets["quick"].modes == ("fwd", "bwd")
