@@ -122,7 +122,8 @@ def norms_of_tiles(
             size, rest = renormalize(size, tl.sum(term, 1, keep_dims=True) + rest)
             rest = tl.where(is_finite(size), rest, 0.0)
         start, s0 = next_tile(start, s0, C, S, LAST, ALIGN, BLOCK_S)
-    return mean, low, size, rest
+    # Beside an infinite mean low is NaN; what adds the two must find that infinity.
+    return mean, tl.where(is_finite(low), low, 0.0), size, rest
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from bench.measure.providers import providers
 CPU = torch.device("cpu")
 LAYOUTS = sweep.cases(sweep.parse({"op": "all", "preset": "smoke", "dtype": "fp32"}, operators(), "smoke"), operators())
 # One case an operator, layout and mode: what is done inside does not depend on the size.
-CASES = {(case.op, case.layout, case.mode): case for case in LAYOUTS}
+CASES = {(case.op, case.layout, case.mode): case for case in reversed(LAYOUTS)}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.label.replace(" ", "-"))
