@@ -216,12 +216,14 @@ class _BatchRenorm(StatisticsNorm):
     def forward(self, input: Tensor) -> Tensor:
         """input: (N, C, *); returns the same shape, dtype and layout."""
         self._check_input_dim(input)
-        _, training, momentum = step(self, "running_std")
+        tracked, training, momentum = step(self, "running_std")
         limits: list[float | Tensor] = [1.0, 0.0]
         if training:
             limits = [v(self.num_batches_tracked) if callable(v) else v for v in (self.rmax, self.dmax)]
-        buffers, parameters = (self.running_mean, self.running_std), (self.weight, self.bias)
-        return batch_renorm(input, *buffers, *parameters, training, momentum, self.eps, *limits)
+        buffers = (self.running_mean, self.running_std)
+        if tracked[0] is None:  # they correct the batch all the same, and stay as they are
+            buffers = (self.running_mean.clone(), self.running_std.clone())
+        return batch_renorm(input, *buffers, self.weight, self.bias, training, momentum, self.eps, *limits)
 
     if TYPE_CHECKING:
 

@@ -72,6 +72,25 @@ def test_pytorchs_sync_conversion_keeps_results_or_refuses(form):
     torch.testing.assert_close(model.eval()[0](*inputs, *form.constants), truth)
 
 
+BATCH_NORMS = [
+    name
+    for name, form in FORMS.items()
+    if any(isinstance(found, _BatchNorm) for found in nn.Sequential(form.make()).modules())
+]
+
+
+@pytest.mark.parametrize("form", BATCH_NORMS)
+def test_statistics_that_a_tool_stops_tracking_stay_as_they_are_in_training_too(form):
+    """As Lightning's BaseFinetuning.freeze has it, which finds batch norms by their class."""
+    layer = FORMS[form].layer()
+    for found in nn.Sequential(layer).modules():
+        if isinstance(found, _BatchNorm):
+            found.track_running_stats = False
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    layer(*FORMS[form].inputs(), *FORMS[form].constants)
+    assert before and all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
+
+
 def test_update_bn_and_freezing_find_the_whole_family():
     layers = [make() for name, make in MORE_THAN_BATCH_NORM.items() if name != "SequenceBatchNorm"]
     layers += [normlib.BatchNorm2d(3), normlib.BatchNorm2d(3, activation="relu"), normlib.SyncBatchNorm(3)]
