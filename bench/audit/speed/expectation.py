@@ -37,7 +37,7 @@ def expect(
     """
     found: list[Simulated] = []
     for (launch, kernel, registers), moved in zip(launches, traffic, strict=True):
-        simulated = Machine(launch, kernel, registers).run(bool(found) and _held(moved))
+        simulated = Machine(launch, kernel, registers).run(moved, bool(found) and _held(moved))
         if simulated is None:
             return None
         found.append(simulated)

@@ -134,6 +134,9 @@ class Code:
         start = min(starts)
         return Code(self.instructions[start:], {n: at - start for n, at in self.labels.items() if at >= start})
 
+    def in_loop(self, at: int) -> bool:
+        return any(head <= at <= tail for head, tail in self.loops)
+
     def executed(self, trips: Callable[[int], int]) -> list[int]:
         """Returns the instructions' numbers in the order of execution; `trips(n)`: how often the n-th loop runs.
 

@@ -24,16 +24,18 @@ from torch import Tensor
 from bench.audit.speed import sass
 from bench.audit.speed.trips import LAST, TRIPS, Arguments, merges
 from normlib.kernels.plan import cdiv
-from normlib.kernels.traffic import ACTIVATIONS, KernelLaunch
+from normlib.kernels.traffic import ACTIVATIONS, KernelLaunch, Traffic
 
 SMS, CLOCK, REGISTERS, SHARED, WARPS, BLOCKS = 132, 1.755e9, 65536, 233472, 64, 32
 DRAM = 4.3e12  # bytes a second that a copy reaches
 L2 = 5.7e12  # assumed
 LATENCY = {"dram_latency": 1200, "l2_latency": 270, "l1_latency": 36, "jitter": 300, "launch": 1000}  # cycles
 SIMULATED = 12  # multiprocessors, with their share of L2 and DRAM; all of them for a small grid
+_ACCESS, _SIZE = 5, 6  # of an operation's numbers
 # What sim.c knows of an access.
 NONE, DRAM_LOAD, L2_LOAD, L1_LOAD, DRAM_STORE, BARRIER, L2_STORE = range(7)
 ASYNC_DRAM, ASYNC_L2, COMMIT, WAIT_GROUP = range(8, 12)
+_LOADS = (DRAM_LOAD, L2_LOAD, ASYNC_DRAM, ASYNC_L2)
 _PIPE_CYCLES = {sass.ALU: 2, sass.XU: 8, sass.FP64: 2}
 _PARAMETERS_AT = 0x210  # of the constant bank, on sm_90
 _IN_L1 = 16384  # columns of a row's weight at most
@@ -103,10 +105,11 @@ class Machine:
         fits = min(by_registers, SHARED // (self._shared + 1024), WARPS // self._warps, BLOCKS)
         return int(max(fits, 1))
 
-    def run(self, found_in_l2: bool) -> Simulated | None:
+    def run(self, moved: Traffic, found_in_l2: bool) -> Simulated | None:
         """Simulates it, None where nobody has said how often its loops run.
 
-        `found_in_l2`: the cache has what it loads, because an earlier launch of the pass has just loaded it.
+        `moved` is what it declares to move. `found_in_l2`: the cache has what it loads, because an earlier launch of
+        the pass has just loaded it.
         """
         if self._name not in TRIPS:
             return None
@@ -121,11 +124,13 @@ class Machine:
         long_blocks = round(grid * trips.share)
         long_order, long_ops = self._trace(self._code, trips.most, inside)
         short_order, short_ops = self._trace(self._code, trips.least, inside)
+        traced = ((long_order, long_ops, long_blocks), (short_order, short_ops, grid - long_blocks))
+        self._leave_masked_out(traced, moved)
         sms = SIMULATED if grid >= SMS else SMS
         cycles, in_flight = self._simulate(long_ops, short_ops, grid, long_blocks, sms)
         merge = self._merge()
         count = Counter[int]()
-        for order, blocks in ((long_order, long_blocks), (short_order, grid - long_blocks)):
+        for order, _, blocks in traced:
             for pipe, n in Counter(self._code.instructions[k].pipe for k in order).items():
                 count[pipe] += n * blocks * self._warps
         slot = 1 / SMS / 4 / CLOCK  # seconds that an instruction of a warp takes all schedulers
@@ -143,6 +148,22 @@ class Machine:
             merge,
         )
 
+    def _leave_masked_out(self, traced: Sequence[tuple[list[int], Ops, int]], moved: Traffic) -> None:
+        """Scales the sizes of accesses to activations, whose masked lanes move nothing, to what is declared to move."""
+        declared = [access for name, access in moved.accesses.items() if name in {*ACTIVATIONS} - {"signs"}]
+        loads, stores = sum(access.loads for access in declared), sum(access.stores for access in declared)
+        for what, kinds, bytes_moved in (("load", _LOADS, loads), ("store", (DRAM_STORE,), stores)):
+            chosen = [np.isin(ops[:, _ACCESS], kinds) & self._of_activations(order) for order, ops, _ in traced]
+            sizes = zip(traced, chosen, strict=True)
+            masked = sum(int(ops[those, _SIZE].sum()) * n * self._warps for (_, ops, n), those in sizes)
+            if masked < bytes_moved:
+                raise RuntimeError(f"{self._name}: its loops {what} {masked} bytes of {bytes_moved}: see trips.py")
+            for (_, ops, _), those in zip(traced, chosen, strict=True):
+                ops[those, _SIZE] = np.round(ops[those, _SIZE] * (bytes_moved / max(masked, 1)))
+
+    def _of_activations(self, order: list[int]) -> npt.NDArray[np.bool_]:
+        return np.array(["activation" in _kinds(self._code.instructions[k]) for k in order])
+
     def _merge(self) -> float:
         """Returns the seconds of what the last program of a channel group does for all."""
         code = next((found for name in LAST if (found := self._code.function(name))), None)
@@ -155,7 +176,16 @@ class Machine:
     def _trace(self, code: sass.Code, trips: Sequence[int], again: Container[int]) -> tuple[list[int], Ops]:
         order = code.executed(lambda n: trips[n] if 0 <= n < len(trips) else 1)
         code.trace_pointers(order, self._parameters)
-        return order, np.array([self._op(code.instructions[k], k in again) for k in order], np.int32)
+        # A pipeline asks ahead, before its loop and in it: as much before the loop's end there is nothing left to copy.
+        left = sum(code.instructions[k].name == "LDGSTS" and code.in_loop(k) for k in order)
+        ops = []
+        for k in order:
+            op = self._op(code.instructions[k], k in again)
+            if op[_ACCESS] in (ASYNC_DRAM, ASYNC_L2):
+                op = op if left > 0 else (*op[:_ACCESS], NONE, *op[_ACCESS + 1 :])
+                left -= 1
+            ops.append(op)
+        return order, np.array(ops, np.int32)
 
     def _op(self, i: sass.Instruction, again: bool) -> tuple[int, ...]:
         """What sim.c is to know of an instruction."""

@@ -1,7 +1,7 @@
 """How often each loop of a kernel's machine code runs, by kernel, from the arguments of a launch.
 
 A new kernel needs an entry in TRIPS, or nothing is expected of it. Loops are numbered in the order of their heads,
-outermost first. Tests hold the counts to those of the executed kernels.
+outermost first. A kernel whose loops would load or store less than it declares to move is refused.
 """
 
 from __future__ import annotations

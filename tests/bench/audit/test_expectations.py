@@ -10,14 +10,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import triton
 
 from bench.audit import tables
 from bench.audit.__main__ import main
 from bench.audit.calls import Call
-from bench.audit.speed import expectation
+from bench.audit.speed import expectation, simulator
 from bench.audit.speed.expectation import note
 from bench.audit.speed.sass import Code, Instruction
 from bench.audit.speed.simulator import compiler
@@ -155,6 +157,18 @@ def test_code_is_executed_as_often_as_its_loops_run_and_around_calls():
     assert code.loops == [(1, 2)]
     assert code.executed(lambda n: 3) == [0, *(1, 2) * 3, 3, 5]
     assert [i.op for i in code.function("slow").instructions] == ["RET"]
+
+
+def test_what_is_masked_moves_nothing_and_loops_that_load_too_little_are_refused():
+    machine = object.__new__(simulator.Machine)
+    machine._name, machine._warps = "kernel", 2
+    machine._code = Code([Instruction(None, "LDG", "", 1, 7, 7, 0, None, pointers={"x_ptr"})], {})
+    ops = np.array([[0] * simulator._ACCESS + [simulator.DRAM_LOAD, 512, 0]] * 3, np.int32)  # 3 x 512 bytes a warp
+    moves = lambda loads: SimpleNamespace(accesses={"x": SimpleNamespace(loads=loads, stores=0)})
+    machine._leave_masked_out([([0, 0, 0], ops, 10)], moves(3 * 384 * 2 * 10))
+    assert ops[:, simulator._SIZE].tolist() == [384] * 3
+    with pytest.raises(RuntimeError, match=f"kernel: its loops load {3 * 384 * 20} bytes of {10**6}: see trips.py"):
+        machine._leave_masked_out([([0, 0, 0], ops, 10)], moves(10**6))
 
 
 if __name__ == "__main__":
