@@ -74,7 +74,9 @@ def test_smoke_has_every_kind_of_plan_that_a_gpu_has_for_the_others(operator):
         found = (replace(call, dtype="bf16") for call in calls((operator.name,), names))
         return {(call.layout, one.mode, one.kind) for call in dict.fromkeys(found) for one in call.recorded(H200)}
 
-    assert kinds(("quick", "full")) == kinds(("smoke",))
+    # Rows of 16385 columns and more, whose weight gradient takes the interpreter seconds a call.
+    sliced = {("rows", mode, "slices, barrier") for mode in ("fwd", "bwd")}
+    assert kinds(("quick", "full")) - sliced == kinds(("smoke",))
 
 
 @every_operator
