@@ -173,7 +173,9 @@ def _waited(
 def interpreter_seconds(case: Case) -> float:
     """Estimates one call of the kernels in the interpreter: passes over the elements, and merges over columns."""
     passes = 2 if case.mode == "fwd_bwd" else 1
-    # Batch norm merges statistics forward and gradients backward, a norm of rows only the latter; evaluation nothing.
+    # Batch norm merges statistics forward and gradients backward, a norm of rows only the latter; evaluation nothing,
+    # and where each row has a parameter of its own nothing either.
+    operator = operators()[case.op]
     merging = {"fwd": ("fwd",), "bwd": ("bwd",), "fwd_bwd": ("fwd", "bwd")}.get(case.mode, ())
-    merges = len(merging) if operators()[case.op].statistics_dim else merging.count("bwd")
+    merges = len(merging) if operator.statistics_dim else merging.count("bwd") if operator.parameter_dim else 0
     return passes * (_CALL_S + _ELEMENT_S * prod(case.shape)) + merges * _COLUMN_S * case.shape[1]
