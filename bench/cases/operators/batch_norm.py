@@ -25,7 +25,7 @@ LAYOUTS = ("nchw", "nhwc")
 # Of operators whose norm is tried beside them in every dtype.
 SMOKE = preset(
     "a tiny ragged shape in every dtype and layout, and one of powers of two: errors within seconds, without a GPU",
-    grid(LAYOUTS, batch=3, channels=37, spatial="7x7"),
+    grid(LAYOUTS, batch=3, channels=13, spatial="7x7"),
     grid(LAYOUTS, ("bf16",), batch=4, channels=64, spatial="4x4"),
 )
 MOMENTUM = Operator.momentum
@@ -48,9 +48,9 @@ class BatchNorm(Operator):
     sweeps: Mapping[str, Preset] = {
         "smoke": preset(
             "small shapes of every plan, most of them ragged: errors in every dtype and layout, without a GPU",
-            grid(LAYOUTS, batch=3, channels=37, spatial="9x9"),
+            grid(LAYOUTS, batch=3, channels=13, spatial="7x7"),
             grid(LAYOUTS, batch=4, channels=64, spatial="4x4"),
-            grid(("nchw",), batch=2, channels=5, spatial="7x7"),
+            grid(("nchw",), batch=3, channels=13, spatial="3x7"),
         ),
         "quick": preset(
             "ResNet-50's first, a middle and last norm in both layouts, forward and backward: two minutes on a GPU",
