@@ -6,6 +6,7 @@ Imports nothing that takes long: every command checks its arguments before it im
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,12 +15,16 @@ from functools import wraps
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from bench.writing import Unwritable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 V = TypeVar("V")
 
 DEVICES = ("cuda", "cpu")
+# A disk, a quota or a file that is full, whoever was writing: Triton's cache and temporary files, too.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -43,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 def command(program: str) -> Callable[[Callable[[Sequence[str]], int]], Callable[..., int]]:
     """Decorates a command's `main`, which then takes the command line where it is given no arguments.
 
-    BadArgument becomes one line on stderr and status 2, Ctrl-C status 130.
+    BadArgument and a file that cannot be written become one line on stderr and status 2, Ctrl-C status 130.
     """
 
     def decorate(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
@@ -53,6 +58,11 @@ def command(program: str) -> Callable[[Callable[[Sequence[str]], int]], Callable
                 return main(sys.argv[1:] if argv is None else argv)
             except BadArgument as error:
                 print(f"{program}: error:", *str(error).split(), file=sys.stderr)
+                return 2
+            except OSError as error:
+                if not isinstance(error, Unwritable) and error.errno not in _FULL:
+                    raise
+                print(f"{program}: error: {error}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 return 130

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from bench import cli
+from bench import cli, writing
 from bench.audit.calls import DTYPES, Call
 from bench.cases.operators import operators
 from bench.measure.launches import RecordedPass
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
         raise cli.BadArgument("CALL", "give at least one, such as rms_norm:4096x12288:bf16:rows")
     found = list(collect(given.calls, []))
     if given.out:
-        given.out.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+        writing.write(given.out, "".join(json.dumps(row) + "\n" for row in found))
     for row in found:
         print(row["text"] if row["record"] == "note" else _told(row))
     return 1 if any(row["record"] == "note" for row in found) else 0

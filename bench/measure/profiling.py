@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import profiler
 
+from bench import writing
 from bench.cases.case import Case
 from bench.cases.operators import operators
 from bench.cli import BadArgument
@@ -84,7 +85,7 @@ def _by_torch(run: Callable[[], object], out: Path, where: torch.device) -> None
             torch.cuda.synchronize(where)
     found.export_chrome_trace(f"{out}.json")
     table = found.key_averages().table(sort_by=f"self_{where.type}_time_total", row_limit=ROWS)
-    Path(f"{out}.txt").write_text(table, encoding="utf-8")
+    writing.write(Path(f"{out}.txt"), table)
 
 
 def main(case: str, name: str, where: str, seed: str) -> None:

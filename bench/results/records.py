@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench import writing
 from bench.cases.case import Case, exactly, named
 from bench.results import json_lines
 from bench.results.numbers import error_figure, present, short
@@ -167,15 +168,12 @@ def fill(record: Record, measured: object) -> None:
 
 def append(path: Path, record: Record) -> None:
     """Appends one line and hands it to the operating system before returning."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
+    writing.append(path, _line(record))
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:
     """Replaces the whole file, with which a continued run mends a last line that was cut short."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(map(_line, records)), encoding="utf-8")
-    part.replace(path)
+    writing.write(path, "".join(map(_line, records)))
 
 
 def read(path: Path) -> Iterator[Record]:
