@@ -6,7 +6,9 @@ Imports nothing that takes long: every command checks its arguments before it im
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
+import io
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -36,6 +38,24 @@ class BadArgument(Exception):
         super().__init__(f"{argument}: {problem}")
 
 
+# Of what this project's own lines hold beyond ASCII; anything else is escaped.
+_PLAIN = {"–": "-", "→": "->", "…": "...", "±": "+-", "×": "x", "µ": "u", "°": "", "∞": "inf", "“": '"', "”": '"'}  # noqa: RUF001
+
+
+def _plainly(error: UnicodeError) -> tuple[bytes, int]:
+    """Writes what a terminal's encoding lacks; the bytes of a file's name that are no text are written as they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    written = "".join(_PLAIN.get(character, character) for character in error.object[error.start : error.end])
+    try:
+        return written.encode("ascii", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return written.encode("ascii", "backslashreplace"), error.end
+
+
+codecs.register_error("plainly", _plainly)
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of every command, which raises BadArgument instead of exiting."""
 
@@ -49,11 +69,15 @@ def command(program: str) -> Callable[[Callable[[Sequence[str]], int]], Callable
     """Decorates a command's `main`, which then takes the command line where it is given no arguments.
 
     BadArgument and a file that cannot be written become one line on stderr and status 2, Ctrl-C status 130.
+    Output that the terminal's encoding lacks is written in ASCII.
     """
 
     def decorate(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
         @wraps(main)
         def run(argv: Sequence[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="plainly")
             try:
                 return main(sys.argv[1:] if argv is None else argv)
             except BadArgument as error:

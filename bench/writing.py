@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# A file's name need not be text, and may stand in what is written.
+_ERRORS = "backslashreplace"
+
 
 class Unwritable(OSError):
     """A file could not be written; the text is one line that names it and says why."""
@@ -39,12 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def write(path: Path, text: str) -> None:
     """Writes the file as a whole; raises Unwritable."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors=_ERRORS)
 
 
 def append(path: Path, text: str) -> None:
     """Hands the text to the operating system before returning, all of it or none; raises Unwritable."""
-    left = memoryview(text.encode())
+    left = memoryview(text.encode(errors=_ERRORS))
     try:
         # Without a buffer, which would be written again when the file is closed.
         with path.open("ab", buffering=0) as file:

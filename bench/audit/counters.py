@@ -82,7 +82,7 @@ def _profiled(calls: Sequence[Call]) -> str:
         file.flush()
         command = [*NCU, sys.executable, "-m", __spec__.name, "--make", file.name]
         # Of the locale, which decides how ncu writes a number.
-        done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True)
+        done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, errors="replace")
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("==ERROR==")]
         raise Unreadable(said[0].removeprefix("==ERROR==").strip() if said else f"ncu ended with {done.returncode}")

@@ -24,8 +24,9 @@ def write(folder: Path, records: list[Record]) -> None:
     if importlib.util.find_spec("pyarrow"):
         # A column of Parquet has one type: an axis that is 2 in one row and "inf" in another is text in all.
         mixed = [name for name, column in frame.items() if {int, str} <= set(map(type, column))]
-        with writing.replacing(folder / PARQUET) as part:
-            frame.astype(dict.fromkeys(mixed, str)).to_parquet(part, index=False)
+        # Opened here, because pyarrow takes only paths that are UTF-8.
+        with writing.replacing(folder / PARQUET) as part, part.open("wb") as file:
+            frame.astype(dict.fromkeys(mixed, str)).to_parquet(file, index=False)
 
 
 def schema() -> dict[str, Any]:

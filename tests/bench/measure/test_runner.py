@@ -1,5 +1,7 @@
 """Cases x providers -> records, with providers that misbehave."""
 
+import os
+
 import pytest
 import torch
 from scripted import TORCH, Scripted, Silent, cases, changing, plan, raising, run, statuses
@@ -84,7 +86,9 @@ class Mute(RuntimeError):
         (FileNotFoundError(2, "No such file or directory", "/home/somebody/.cache/kernel.bin"), "'kernel.bin'"),
         (RuntimeError("nvcc /home/somebody/a b/x.cu: error"), "nvcc "),
         (RuntimeError("ratio 1/2 of aten/native"), "ratio 1/2 of aten/native"),
+        (RuntimeError(os.fsdecode(b"no \xfc")), "no \\udcfc"),
         (Mute(), "its text cannot be had: ValueError"),
+        (SystemExit(0), "it calls sys.exit(0)"),
     ],
 )
 def test_a_reason_names_nobodys_folders_and_survives_a_broken_text(tmp_path, error, reason):
@@ -113,14 +117,16 @@ def test_a_lack_of_memory_is_seen_through_what_wraps_it(tmp_path):
     assert statuses(outcome) == {"oom"}
 
 
-def test_an_exception_while_timing_costs_one_cell(tmp_path):
+@pytest.mark.parametrize("good", [1, 5])  # calls: the next is looked at, or timed
+@pytest.mark.parametrize("error", [RuntimeError("no more"), SystemExit(0)])
+def test_an_exception_after_some_calls_costs_one_cell(tmp_path, good, error):
     def spoil(built, case, inputs):
         calls = []
 
         def once():
             calls.append(built.run())
-            if len(calls) > 1:
-                raise RuntimeError("second call")
+            if len(calls) > good:
+                raise error
 
         return Runnable(once, built.outputs)
 
