@@ -278,6 +278,8 @@ class Problem:
             cell.run()
             _synchronize(device)
             record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
+        if record.status == "ok" and case.inputs == "normal":
+            record.batch_invariant = looks.batch_invariant(built, truth)
         return built
 
 

@@ -89,6 +89,7 @@ class Record:
     ran: str = ""  # what one call was seen to do: Triton's kernels, and operators of PyTorch or a library
     deviations: str = ""  # in what that differs from the contract of the mode, which all providers of a case share
     errors: list[TensorError] = field(default_factory=list)
+    batch_invariant: bool | None = None  # the first rows have the same bits without the others; None: not tried
     bytes_moved: int | None = None
     clock: str = ""  # cuda_event, or host_cpu and interpreter, which support no claim of speed
     latency_us: float | None = None  # median of cold calls: nothing of theirs in the cache; see bench.measure.timing

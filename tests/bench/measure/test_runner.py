@@ -117,7 +117,7 @@ def test_a_lack_of_memory_is_seen_through_what_wraps_it(tmp_path):
     assert statuses(outcome) == {"oom"}
 
 
-@pytest.mark.parametrize("good", [1, 5])  # calls: the next is looked at, or timed
+@pytest.mark.parametrize("good", [1, 5, 15])  # calls: the next is looked at, timed, or looked at after timing
 @pytest.mark.parametrize("error", [RuntimeError("no more"), SystemExit(0)])
 def test_an_exception_after_some_calls_costs_one_cell(tmp_path, good, error):
     def spoil(built, case, inputs):
