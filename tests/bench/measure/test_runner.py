@@ -7,6 +7,7 @@ import torch
 from scripted import TORCH, Scripted, Silent, cases, changing, plan, raising, run, statuses
 
 from bench.cases.operators import operators
+from bench.measure import looks, timing
 from bench.measure.providers import Runnable, Unsupported
 from bench.results import records as results
 
@@ -117,21 +118,27 @@ def test_a_lack_of_memory_is_seen_through_what_wraps_it(tmp_path):
     assert statuses(outcome) == {"oom"}
 
 
-@pytest.mark.parametrize("good", [1, 5, 15])  # calls: the next is looked at, timed, or looked at after timing
+@pytest.mark.parametrize(
+    ("owner", "since"), [(looks, "at_one_call"), (timing, "measure_together"), (looks, "at_timed_calls")]
+)
 @pytest.mark.parametrize("error", [RuntimeError("no more"), SystemExit(0)])
-def test_an_exception_after_some_calls_costs_one_cell(tmp_path, good, error):
+def test_an_exception_at_any_call_costs_one_cell(tmp_path, monkeypatch, owner, since, error):
+    begun, real = [], getattr(owner, since)
+    monkeypatch.setattr(owner, since, lambda *given, **named: (begun.append(since), real(*given, **named))[1])
+
     def spoil(built, case, inputs):
-        calls = []
+        begun.clear()
 
         def once():
-            calls.append(built.run())
-            if len(calls) > good:
+            if begun:
                 raise error
+            return built.run()
 
         return Runnable(once, built.outputs)
 
     outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil), TORCH))
-    assert statuses(outcome) == {"crash"}
+    reason = "RuntimeError: it calls sys.exit(0)" if isinstance(error, SystemExit) else "RuntimeError: no more"
+    assert {(r.status, r.reason) for r in outcome.records if r.provider == "scripted"} == {("crash", reason)}
     assert statuses(outcome, "torch") == {"ok"}
 
 
