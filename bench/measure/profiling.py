@@ -61,11 +61,7 @@ def profile(tool: str, case: Case, provider: Provider, where: torch.device, seed
     program = (sys.executable, "-m", __name__, json.dumps(asdict(case)), provider.name, str(where), str(seed))
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        (*before, str(out), *program),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONPATH": path},
+        (*before, str(out), *program), capture_output=True, errors="replace", env={**os.environ, "PYTHONPATH": path}
     )
     if done.returncode or not out.with_name(f"{out.name}.{ending}").exists():
         said = (done.stderr + done.stdout).strip().splitlines() or ["it said nothing"]

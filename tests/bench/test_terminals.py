@@ -95,6 +95,7 @@ def test_the_other_commands_tell_what_they_found(said, monkeypatch, tmp_path):
         assert status == 0 and text
 
 
+@pytest.mark.chance
 def test_a_run_without_docstrings_and_asserts_in_a_folder_that_is_no_text(tmp_path):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/J\xfcrgen")
     environ = {**os.environ, **ASCII, "TRITON_INTERPRET": "1"}
