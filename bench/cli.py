@@ -6,6 +6,9 @@ Imports nothing that takes long: every command checks its arguments before it im
 from __future__ import annotations
 
 import argparse
+import codecs
+import errno
+import io
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,12 +17,16 @@ from functools import wraps
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from bench.writing import Unwritable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 V = TypeVar("V")
 
 DEVICES = ("cuda", "cpu")
+# A disk, a quota or a file that is full, whoever was writing: Triton's cache and temporary files, too.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h|)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -29,6 +36,24 @@ class BadArgument(Exception):
 
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(f"{argument}: {problem}")
+
+
+# Of what this project's own lines hold beyond ASCII; anything else is escaped.
+_PLAIN = {"–": "-", "→": "->", "…": "...", "±": "+-", "×": "x", "µ": "u", "°": "", "∞": "inf", "“": '"', "”": '"'}  # noqa: RUF001
+
+
+def _plainly(error: UnicodeError) -> tuple[bytes, int]:
+    """Writes what a terminal's encoding lacks; the bytes of a file's name that are no text are written as they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    written = "".join(_PLAIN.get(character, character) for character in error.object[error.start : error.end])
+    try:
+        return written.encode("ascii", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return written.encode("ascii", "backslashreplace"), error.end
+
+
+codecs.register_error("plainly", _plainly)
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,16 +68,25 @@ class Parser(argparse.ArgumentParser):
 def command(program: str) -> Callable[[Callable[[Sequence[str]], int]], Callable[..., int]]:
     """Decorates a command's `main`, which then takes the command line where it is given no arguments.
 
-    BadArgument becomes one line on stderr and status 2, Ctrl-C status 130.
+    BadArgument and a file that cannot be written become one line on stderr and status 2, Ctrl-C status 130.
+    Output that the terminal's encoding lacks is written in ASCII.
     """
 
     def decorate(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
         @wraps(main)
         def run(argv: Sequence[str] | None = None) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="plainly")
             try:
                 return main(sys.argv[1:] if argv is None else argv)
             except BadArgument as error:
                 print(f"{program}: error:", *str(error).split(), file=sys.stderr)
+                return 2
+            except OSError as error:
+                if not isinstance(error, Unwritable) and error.errno not in _FULL:
+                    raise
+                print(f"{program}: error: {error}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 return 130

@@ -54,7 +54,8 @@ own, and merged into one report; --op sync_bn instead measures synchronized batc
 %(families)s
 
 exit status: 0 done; 1 a cell of the subject is wrong or crashed, a time is impossible, or (--against) the subject got
-slower or wrong; 2 unusable arguments; 130 Ctrl-C
+slower or wrong; 2 unusable arguments, or a file cannot be written: what was measured before stays, and --resume
+measures the rest; 130 Ctrl-C
 """
 
 

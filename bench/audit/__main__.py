@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cli
+from bench import cli, writing
 from bench.audit.choices import audited, presets
 from bench.audit.groups import Row
 from bench.audit.limits import LIMITS
@@ -23,7 +23,7 @@ from bench.cli import BadArgument
 PROGRAM = "python -m bench.audit"
 _NOTES = """\
 exit status: 0 all is well; 1 a kernel spills, loads or stores fewer bits at a time than it could, or moves other bytes
-than its plan declares; 2 unusable arguments
+than its plan declares; 2 unusable arguments, or a file cannot be written
 """
 
 
@@ -91,16 +91,15 @@ def main(argv: Sequence[str]) -> int:
         rows.append({"record": "note", "text": expectation.note(), "problems": []})
     rows += [known.as_dict() for known in constants.values() if known]
     rows += counters.collect(calls, rows)
-    if asked.out:
-        lines = "".join(_line(row) + "\n" for row in rows)
-        (asked.out / "records.jsonl").write_text(lines, encoding="utf-8")
-        (asked.out / "audit.html").write_text(page.html(rows, asked.command), encoding="utf-8")
-        environment.write(asked.out, {**described, "command": asked.command, "taken": environment.now()})
     if given.json:
         for row in rows:
             print(_line(row))
     else:
         terminal.show(cli.console(200), rows)
+    if asked.out:  # last: where that fails, what took minutes has been shown
+        writing.write(asked.out / "records.jsonl", "".join(_line(row) + "\n" for row in rows))
+        writing.write(asked.out / "audit.html", page.html(rows, asked.command))
+        environment.write(asked.out, {**described, "command": asked.command, "taken": environment.now()})
     return 1 if any(row["problems"] for row in rows) else 0
 
 

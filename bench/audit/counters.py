@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from bench import cli
+from bench import cli, writing
 from bench.audit.calls import DTYPES, Call
 from bench.cases.operators import operators
 from bench.measure.launches import RecordedPass
@@ -82,7 +82,7 @@ def _profiled(calls: Sequence[Call]) -> str:
         file.flush()
         command = [*NCU, sys.executable, "-m", __spec__.name, "--make", file.name]
         # Of the locale, which decides how ncu writes a number.
-        done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True)
+        done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, errors="replace")
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("==ERROR==")]
         raise Unreadable(said[0].removeprefix("==ERROR==").strip() if said else f"ncu ended with {done.returncode}")
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
         raise cli.BadArgument("CALL", "give at least one, such as rms_norm:4096x12288:bf16:rows")
     found = list(collect(given.calls, []))
     if given.out:
-        given.out.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+        writing.write(given.out, "".join(json.dumps(row) + "\n" for row in found))
     for row in found:
         print(row["text"] if row["record"] == "note" else _told(row))
     return 1 if any(row["record"] == "note" for row in found) else 0

@@ -102,7 +102,7 @@ def _tool(name: str, *arguments: str, content: bytes) -> str:
         file.write(content)
         file.flush()
         command = [str(_TOOLS / name), *arguments, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, errors="replace", check=True).stdout
 
 
 def _number(pattern: str, text: str) -> int:

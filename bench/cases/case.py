@@ -73,6 +73,11 @@ class Case:
         """The same case with the mode left out: cases of one problem share inputs and reference."""
         return replace(self, mode="")
 
+    def of_rows(self, rows: int) -> Case:
+        """The same case with so many rows: another size of x's first dimension, which the first axis gives."""
+        (axis, _), *others = self.axes
+        return replace(self, shape=(rows, *self.shape[1:]), axes=((axis, rows), *others))
+
     @property
     def label(self) -> str:
         """For example `batch_norm 32x64x56x56 fp16 nhwc fwd`."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cli
+from bench import cli, writing
 from bench.cli import BadArgument
 from bench.compare.comparison import FAIL_ON, REGRESSIONS, THRESHOLD, Comparison
 
@@ -56,7 +56,7 @@ def _write(comparison: Comparison, out: Path | None) -> str:
 
     path = out or comparison.b / PAGE
     try:
-        path.write_text(html(comparison), encoding="utf-8")
+        writing.write(path, html(comparison))
     except OSError as error:
         if out:
             raise BadArgument("--out", f"{str(path)!r} cannot be written: {error.strerror}") from None

@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+from bench import writing
 from bench.cli import BadArgument
 
 # The part of an environment that stands beside each figure.
@@ -39,10 +41,8 @@ def read(file: Path) -> dict[str, Any]:
 def update(file: Path, device_name: str, **parts: Mapping[str, Any]) -> None:
     """Replaces these parts and keeps the others; a reader sees the old file or the new one, never half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(file)
     whole = {**read(file), "device_name": device_name, **parts}
-    part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
+    writing.write(file, json.dumps(whole, indent=1) + "\n")
 
 
 def choose(out: Path | None, device_name: str) -> Path:
@@ -61,12 +61,8 @@ def choose(out: Path | None, device_name: str) -> Path:
         raise BadArgument("--out", f"{str(file)!r} is the file of {found['device_name']}, and this is {device_name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _part(file).touch()
-        _part(file).unlink()
+        with TemporaryFile(dir=file.parent):
+            pass
     except OSError as error:
         raise BadArgument("--out", f"{str(file)!r} cannot be written: {error.strerror}") from error
     return file
-
-
-def _part(file: Path) -> Path:
-    return file.with_name(file.name + ".part")

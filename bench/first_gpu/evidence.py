@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import writing
+
 ARCHIVE, SUMMARY = "evidence.zip", "summary.txt"
 ARCHIVE_BYTES = 15 << 20
 SUMMARY_LINES = 40
@@ -121,8 +123,9 @@ class Evidence:
 
     def _written(self) -> bool:
         with suppress(OSError):
-            _replace(self.folder / SUMMARY, self.summarize().encode())
-            _replace(self.folder / ARCHIVE, self._archive())
+            writing.write(self.folder / SUMMARY, self.summarize())
+            with writing.replacing(self.folder / ARCHIVE) as part:
+                part.write_bytes(self._archive())
             return True
         return False
 
@@ -208,15 +211,6 @@ class Evidence:
     def _hold_back(self) -> None:
         with suppress(OSError), self._reserve.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, min(_RESERVE_BYTES, MOST_BYTES // 4))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

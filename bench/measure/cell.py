@@ -14,7 +14,7 @@ import torch
 from bench.cases.case import Case
 from bench.cases.operators import Operator
 from bench.measure import accuracy, looks, timing
-from bench.measure.ending import ending, one_line, text_of, trace_of
+from bench.measure.ending import ending, exits_raised, one_line, text_of, trace_of
 from bench.measure.kept import KeptReferences
 from bench.measure.looks import BuiltCell, Refused
 from bench.measure.providers import Provider, Unsupported
@@ -193,7 +193,8 @@ class Problem:
     def _accept(self, record: Record, look: Callable[[], None]) -> None:
         """Has the judge look at a cell; what it refuses, or what is raised, becomes the cell's status."""
         try:
-            look()
+            with exits_raised():
+                look()
         except Refused as refusal:
             record.status, record.reason = refusal.status, str(refusal)
         except Exception as error:
@@ -228,7 +229,8 @@ class Problem:
         try:
             self._truth.reference(case)
             shared = ""
-            built = self._checked(record, case, provider)
+            with exits_raised():
+                built = self._checked(record, case, provider)
         except Unsupported as error:
             record.status, record.reason = "unsupported", one_line(text_of(error))
         except Exception as error:
@@ -276,6 +278,8 @@ class Problem:
             cell.run()
             _synchronize(device)
             record.peak_bytes = torch.cuda.max_memory_allocated(device) - allocated
+        if record.status == "ok" and case.inputs == "normal":
+            record.batch_invariant = looks.batch_invariant(built, truth)
         return built
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Recognized by name, so that a CPU run need not import Triton's OutOfResources (shared memory, registers).
 _OOM_TYPES = ("OutOfMemoryError", "OutOfResources", "MemoryError")
@@ -12,6 +14,15 @@ _OOM_TEXT = "can't allocate memory"  # how PyTorch's CPU allocator says it, in a
 _REASON_LENGTH = 300
 # The folders of an absolute path.
 _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s:'\"]+)+[/\\](?=[^/\\\s])")
+
+
+@contextmanager
+def exits_raised() -> Iterator[None]:
+    """Makes an error as any other of sys.exit: in a provider's code it would end the run, and with success."""
+    try:
+        yield
+    except SystemExit as left:
+        raise RuntimeError(f"it calls sys.exit({left.code!r})") from left
 
 
 def ending(error: BaseException) -> tuple[str, str]:
@@ -33,7 +44,7 @@ def trace_of(error: BaseException) -> str:
 def text_of(error: BaseException) -> str:
     """Returns an exception's text; that it has none where its own __str__ fails."""
     try:
-        return str(error)
+        return str(error).encode(errors="backslashreplace").decode()  # a file's name in it need not be text
     except Exception as broken:
         return f"its text cannot be had: {type(broken).__name__}"
 

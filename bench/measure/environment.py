@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench import writing
 from bench.measure import telemetry
 from bench.measure.telemetry import output_of
 
@@ -96,10 +97,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], providers: Seque
 
 def write(folder: Path, environment: Mapping[str, Any]) -> None:
     """Replaces the folder's environment.json as a whole, so that a reader never sees half of it."""
-    path = folder / FILE
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    writing.write(folder / FILE, json.dumps(environment, indent=1) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:

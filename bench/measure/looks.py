@@ -15,6 +15,7 @@ import torch
 from bench.cases.case import Case
 from bench.cases.operators import Inputs
 from bench.measure import contract
+from bench.measure.ending import exits_raised
 from bench.measure.observed import GuardedMemory, between_guards, observing
 from bench.measure.providers import Outputs, Provider, Runnable
 from bench.measure.truth import Truth
@@ -102,6 +103,27 @@ def at_one_call(built: BuiltCell, truth: Truth) -> None:
         raise Refused("wrong", f"gives the same {', '.join(unchanged)} with its work ({did}) left out")
 
 
+def batch_invariant(built: BuiltCell, truth: Truth) -> bool | None:
+    """Returns whether the first rows have the same bits without the others; None where nothing could be compared.
+
+    He and Thinking Machines Lab, "Defeating nondeterminism in LLM inference" (2025), call a kernel batch invariant
+    whose result for a row does not depend on the number of rows beside it.
+    """
+    case, given, same = built.case, truth.inputs(), []
+    smaller = [] if built.provider.one_shape else truth.operator.smaller(case)
+    shape = given["x"].shape
+    most = max((one.shape[0] for one in smaller), default=0)
+    # Copies, because another call of the provider may write into the same memory.
+    whole = {n: t[:most].clone() for n, t in (built.cell.outputs() if smaller else {}).items() if t.shape == shape}
+    for one in smaller:
+        rows = one.shape[0]
+        inputs, _ = guarded({n: t[:rows] if t.shape == shape else t for n, t in given.items()})
+        with suppress(Exception), exits_raised():  # of a provider that does not serve so few
+            found = built.provider.build(one, inputs).outputs()
+            same += [_same_bits(found[name], t[:rows]) for name, t in whole.items()]
+    return all(same) if same else None
+
+
 def witness(built: BuiltCell, truth: Truth) -> Witness:
     """Returns what watches the timed calls of a cell."""
     case = built.case
@@ -142,6 +164,11 @@ def _refuse_wrong(built: BuiltCell, truth: Truth, results: Outputs, seed: int, w
         if kept := [name for name, tensor in results.items() if tensor.numel() and tensor.isnan().all()]:
             reason = f"gives {', '.join(kept)} of an earlier call, which meanwhile were overwritten"
         raise Refused(status, f"{when}: {reason}")
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    integers = {2: torch.int16, 4: torch.int32}[b.element_size()]
+    return torch.equal(*(t.detach().contiguous().view(integers) for t in (a, b)))
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

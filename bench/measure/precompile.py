@@ -29,6 +29,7 @@ import torch
 
 from bench.cases.case import Case
 from bench.cases.operators import operators
+from bench.measure.ending import ending
 from bench.measure.providers import Unsupported, providers
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ _LEFT_ALONE = 2
 _MOST_FOR_GRAPHS = 4
 # Behind the measuring process where cores are scarce after all.
 _NICENESS = 10
-_REASON_LENGTH = 200
 
 Job = Callable[[], object]
 
@@ -116,7 +116,7 @@ class Ahead:
             count = min(most, len(dealt))
             self._running += [start(dealt[i::count]) for i in range(count)]
         except Exception as error:  # the run goes on without
-            self._refused.append(_told(error))
+            self._refused.append(ending(error)[1])
 
 
 def start(jobs: Sequence[Job]) -> tuple[BaseProcess, Connection, int]:
@@ -192,14 +192,9 @@ def _work(pipe: Connection, jobs: Sequence[Job]) -> None:
             with suppress(Unsupported):  # then there is nothing to compile
                 job()
         except Exception as error:
-            answer = _told(error)
+            answer = ending(error)[1]
         with suppress(OSError):
             pipe.send(answer)
-
-
-def _told(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text[:_REASON_LENGTH]}"
 
 
 def _end_with_parent() -> None:

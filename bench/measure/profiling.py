@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import profiler
 
+from bench import writing
 from bench.cases.case import Case
 from bench.cases.operators import operators
 from bench.cli import BadArgument
@@ -60,7 +61,7 @@ def profile(tool: str, case: Case, provider: Provider, where: torch.device, seed
     program = (sys.executable, "-m", __name__, json.dumps(asdict(case)), provider.name, str(where), str(seed))
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        (*before, str(out), *program), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        (*before, str(out), *program), capture_output=True, errors="replace", env={**os.environ, "PYTHONPATH": path}
     )
     if done.returncode or not out.with_name(f"{out.name}.{ending}").exists():
         said = (done.stderr + done.stdout).strip().splitlines() or ["it said nothing"]
@@ -84,7 +85,7 @@ def _by_torch(run: Callable[[], object], out: Path, where: torch.device) -> None
             torch.cuda.synchronize(where)
     found.export_chrome_trace(f"{out}.json")
     table = found.key_averages().table(sort_by=f"self_{where.type}_time_total", row_limit=ROWS)
-    Path(f"{out}.txt").write_text(table, encoding="utf-8")
+    writing.write(Path(f"{out}.txt"), table)
 
 
 def main(case: str, name: str, where: str, seed: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bench import writing
 from bench.cases.case import Case
 from bench.cases.operators import Operator
 from bench.measure import environment
@@ -66,7 +67,7 @@ def run(
     """Measures every cell that is not among `kept`, and writes records, table and environment to the folder.
 
     Ctrl-C, a spent budget and a lost device end the sweep and keep what was measured: `stopped_by` says which. Any
-    other exception is a mistake in the instrument; it is raised once the environment says so.
+    other exception is raised once the environment says so: Unwritable, or a mistake in the instrument.
     """
     outcome = RunOutcome(list(kept), stopped_by="error")
     described = {**described, "finished": None, "complete": False, "stopped_by": "", "cells_planned": plan.cells}
@@ -146,8 +147,7 @@ def _sweep(
                 if finished.series:  # before its record: a record on disk has its samples
                     samples.append(folder / samples.FILE, samples.Samples(record.key, finished.series))
                 if finished.trace:
-                    with (folder / TRACES).open("a", encoding="utf-8") as file:
-                        file.write(f"{record.key}\n{finished.trace}\n")
+                    writing.append(folder / TRACES, f"{record.key}\n{finished.trace}\n")
                 results.append(folder / RECORDS, record)
                 records.append(record)
                 display.finished(record)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import bdtrik
 
+from bench.measure.ending import exits_raised
+
 if TYPE_CHECKING:
     from bench.measure.telemetry import Reading
 
@@ -95,7 +97,8 @@ def side_by_side(
             began(name)
             start = clock()
             try:
-                samples = blocks[name]()
+                with exits_raised():
+                    samples = blocks[name]()
             except Exception as error:
                 failed[name] = error
                 del going[name]

@@ -26,6 +26,7 @@ from multiprocessing.process import BaseProcess
 from bench.cases.case import Case
 from bench.measure import accuracy, timing
 from bench.measure.cell import DeviceLost, FinishedCell, Problem, RunSettings, check_device_alive
+from bench.measure.ending import ending
 from bench.measure.kept import KeptReferences
 from bench.measure.providers import Provider
 
@@ -251,7 +252,7 @@ def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
                 except (EOFError, OSError):
                     raise
                 except Exception as error:  # a provider's class that cannot be imported here, say
-                    send("unreadable", f"its process cannot load it: {type(error).__name__}: {error}")
+                    send("unreadable", f"its process cannot load it: {ending(error)[1]}")
                     return
                 if asked is None:
                     send("copy", here.copy_gbps())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from bench import writing
 from bench.page.formatting import size
 from bench.page.palette import Key
 from bench.page.templating import Panel, style
@@ -191,7 +192,7 @@ class Chart:
         inside = f'<path class="grid" d="{lines}"/>{"".join(self.parts)}{"".join(words)}'
         drawn = Markup(f'<svg class="chart" id="{self.name}" {box}>{inside}</svg>')
         if folder := _FOLDER.get():
-            (folder / f"{self.name}.svg").write_text(standalone(drawn), encoding="utf-8")
+            writing.write(folder / f"{self.name}.svg", standalone(drawn))
         return drawn
 
 

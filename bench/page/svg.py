@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench import writing
 from bench.page.palette import COLOURS
 
 # The colours of style.css on light paper. In a page each becomes the page's own variable: dark and print follow.
@@ -80,7 +81,8 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
         )
         if folder := _FOLDER.get():
             for kind in ("svg", "png"):
-                figure.savefig(folder / f"{name}.{kind}", facecolor=PAPER, dpi=FILE_DPI)
+                with writing.replacing(folder / f"{name}.{kind}") as part:
+                    figure.savefig(part, format=kind, facecolor=PAPER, dpi=FILE_DPI)
     root = ET.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench import writing
 from bench.cases.case import Case
 from bench.measure import environment
 from bench.results import records as results
@@ -43,8 +44,7 @@ def merge(folder: Path, order: Sequence[tuple[Case, str]] = ()) -> list[Record]:
         for taken in samples.read(path):
             samples.append(folder / samples.FILE, taken)
     for path in results.of_ranks(folder, TRACES):
-        with (folder / TRACES).open("a", encoding="utf-8") as file:
-            file.write(path.read_text(encoding="utf-8"))
+        writing.append(folder / TRACES, path.read_text(encoding="utf-8"))
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
     return records
 

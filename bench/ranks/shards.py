@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from torch.distributed import DistError
 
+from bench import writing
 from bench.cases.case import Case
 from bench.cli import BadArgument
 from bench.measure import environment, runner
@@ -218,7 +219,8 @@ def _take(team: Team, folder: Path) -> None:
             content = team.fetch(f"file/{rank}/{name}")
             if content is not None:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
-                (place / name).write_bytes(content)
+                with writing.replacing(place / name) as part:
+                    part.write_bytes(content)
 
 
 def _send(team: Team, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bench import writing
 from bench.page import FIGURES, REPORT
 
 SUMMARY = "summary.md"
@@ -26,6 +27,6 @@ def render(run_dir: Path | str, figures: bool = False, subject: str | None = Non
     with chart.files_in(run_dir / FIGURES if figures else None, keys):
         html = page.html(run)
     path = run_dir / REPORT
-    path.write_text(html, encoding="utf-8")
-    (run_dir / SUMMARY).write_text(markdown.summary(run), encoding="utf-8")
+    writing.write(path, html)
+    writing.write(run_dir / SUMMARY, markdown.summary(run))
     return path

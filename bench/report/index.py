@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bench import writing
 from bench.page import REPORT, chart
 from bench.page.formatting import day, plural, spoken
 from bench.page.templating import packed, scripts, style, templates
@@ -52,7 +53,7 @@ def write(folder: Path) -> Path:
         )
     )
     path = folder / INDEX
-    path.write_text(page, encoding="utf-8")
+    writing.write(path, page)
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench import writing
 from bench.cases.case import Case, exactly, named
 from bench.results import json_lines
 from bench.results.numbers import error_figure, present, short
@@ -88,6 +89,7 @@ class Record:
     ran: str = ""  # what one call was seen to do: Triton's kernels, and operators of PyTorch or a library
     deviations: str = ""  # in what that differs from the contract of the mode, which all providers of a case share
     errors: list[TensorError] = field(default_factory=list)
+    batch_invariant: bool | None = None  # the first rows have the same bits without the others; None: not tried
     bytes_moved: int | None = None
     clock: str = ""  # cuda_event, or host_cpu and interpreter, which support no claim of speed
     latency_us: float | None = None  # median of cold calls: nothing of theirs in the cache; see bench.measure.timing
@@ -167,15 +169,12 @@ def fill(record: Record, measured: object) -> None:
 
 def append(path: Path, record: Record) -> None:
     """Appends one line and hands it to the operating system before returning."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
+    writing.append(path, _line(record))
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:
     """Replaces the whole file, with which a continued run mends a last line that was cut short."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(map(_line, records)), encoding="utf-8")
-    part.replace(path)
+    writing.write(path, "".join(map(_line, records)))
 
 
 def read(path: Path) -> Iterator[Record]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import writing
 from bench.results import json_lines
 
 FILE = "samples.jsonl"
@@ -22,8 +23,7 @@ class Samples:
 def append(path: Path, samples: Samples) -> None:
     """Appends one line and hands it to the operating system before returning."""
     rounded = {name: [round(sample, 4) for sample in series] for name, series in samples.series.items()}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": samples.key, **rounded}) + "\n")
+    writing.append(path, json.dumps({"key": samples.key, **rounded}) + "\n")
 
 
 def mend(path: Path) -> None:

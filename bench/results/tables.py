@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import writing
 from bench.results.records import STATUSES, Record, TensorError, to_frame
 
 CSV, PARQUET = "records.csv", "records.parquet"
@@ -18,11 +19,14 @@ _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", types
 def write(folder: Path, records: list[Record]) -> None:
     """Writes one row a cell (see `to_frame`) as CSV, and as Parquet where pyarrow is installed."""
     frame = to_frame(records)
-    frame.to_csv(folder / CSV, index=False)
+    with writing.replacing(folder / CSV) as part:
+        frame.to_csv(part, index=False)
     if importlib.util.find_spec("pyarrow"):
         # A column of Parquet has one type: an axis that is 2 in one row and "inf" in another is text in all.
         mixed = [name for name, column in frame.items() if {int, str} <= set(map(type, column))]
-        frame.astype(dict.fromkeys(mixed, str)).to_parquet(folder / PARQUET, index=False)
+        # Opened here, because pyarrow takes only paths that are UTF-8.
+        with writing.replacing(folder / PARQUET) as part, part.open("wb") as file:
+            frame.astype(dict.fromkeys(mixed, str)).to_parquet(file, index=False)
 
 
 def schema() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`python -m bench.study`: runs the literature's experiments with these layers, and says which claims come out.
 
-exit status: 0 done, whatever came out; 1 a run failed; 2 unusable arguments; 130 Ctrl-C
+exit status: 0 done, whatever came out; 1 a run failed; 2 unusable arguments, or a file cannot be written; 130 Ctrl-C
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import writing
 from bench.page import FIGURES, REPORT, machine, palette, svg
 from bench.page.formatting import plural
 from bench.page.templating import packed_table, scripts, style, templates
@@ -58,7 +59,7 @@ def render(folder: Path, figures: bool = False) -> Path:
     with svg.files_in(folder / FIGURES if figures else None):
         html = templates().get_template("study.html.j2").render(_context(study))
     path = folder / REPORT
-    path.write_text(html, encoding="utf-8")
+    writing.write(path, html)
     return path
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bench import writing
 from bench.results import json_lines
 from bench.study.training import Points
 
@@ -43,8 +44,7 @@ class StudyRun:
 
 def append(folder: Path, run: StudyRun) -> None:
     """Adds one line and hands it to the operating system before returning."""
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_strict(asdict(run)), allow_nan=False) + "\n")
+    writing.append(folder / FILE, json.dumps(_strict(asdict(run)), allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> Iterator[StudyRun]:

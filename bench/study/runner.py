@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from bench.measure import environment
+from bench.measure.ending import ending
 from bench.results import samples
 from bench.study import records
 from bench.study.experiments import BY_NAME
@@ -101,8 +102,7 @@ def run_one(setting: StudySetting, key: RunKey) -> StudyRun:
     try:
         outcome = BY_NAME[name].run(condition, seed, setting)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return StudyRun(*key, state="failed", reason=reason, seconds=time.monotonic() - began)
+        return StudyRun(*key, state="failed", reason=ending(error)[1], seconds=time.monotonic() - began)
     seconds = time.monotonic() - began
     state: Literal["ok", "diverged"] = "diverged" if outcome.diverged else "ok"
     return StudyRun(*key, outcome.values, outcome.series, state, outcome.diverged, seconds)

@@ -33,8 +33,8 @@ class Silent:
 class Scripted(Provider):
     """PyTorch under another name, with something done to each cell that it builds."""
 
-    def __init__(self, name="scripted", spoil=lambda built, case, inputs: built, reason=None):
-        self.name, self.spoil, self.reason = name, spoil, reason
+    def __init__(self, name="scripted", spoil=lambda built, case, inputs: built, reason=None, one_shape=True):
+        self.name, self.spoil, self.reason, self.one_shape = name, spoil, reason, one_shape
         self.built = []
 
     def version(self):

@@ -1,6 +1,7 @@
 """All commands: they are listed, end bad arguments alike, and answer before they import anything that takes long."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,8 @@ def test_a_commands_exceptions_become_its_exit_status(ending, status, said, caps
 
 @pytest.mark.parametrize("name", [name.removeprefix("bench.") for name, _ in listing.commands()])
 def test_a_command_explains_itself_without_docstrings(name):
-    done = subprocess.run(
-        [sys.executable, "-OO", "-m", f"bench.{name}", "--help"], capture_output=True, text=True, cwd=ROOT
-    )
+    # In a locale without any letter beyond ASCII, too.
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-OO", "-m", f"bench.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ)
     assert (done.returncode, done.stderr) == (0, "")

@@ -36,6 +36,8 @@ def elsewhere(tmp_path, monkeypatch):
 class Fake(Provider):
     """PyTorch under another name; `change` is applied to its outputs, `error` raised in their place."""
 
+    one_shape = True  # each case is built once
+
     def __init__(self, name, change=lambda out: out, error=None, reason=None, modes=MODES):
         self.name, self.change, self.error, self.reason, self.modes = name, change, error, reason, modes
         self.built = 0

@@ -230,7 +230,9 @@ def code_of(cubin: bytes) -> Code:
     with tempfile.NamedTemporaryFile() as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([_TOOL, "-c", "-hex", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [_TOOL, "-c", "-hex", file.name], capture_output=True, errors="replace", check=True
+        ).stdout
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     lines = text.splitlines()

@@ -60,6 +60,8 @@ class Operator(ABC):
     momentum = 0.1
     saved: tuple[str, ...] = ("mean", "rstd")  # the statistics that forward keeps for backward
     results: tuple[str, ...] = ("y",)
+    # The modes in which a row, an index of x's first dimension, has results of its own whatever rows are beside it.
+    rowwise: Collection[str] = ()
     activations: Mapping[str, int] = {"fwd": 2, "bwd": 3, "eval": 2}  # moved by one pass of each kind
 
     @cached_property
@@ -79,6 +81,11 @@ class Operator(ABC):
     def fitted(self, axes: dict[str, int | str], typed: Collection[str]) -> dict[str, int | str]:
         """The axes, with a preset's value changed where it does not fit the values that were `typed`."""
         return axes
+
+    def smaller(self, case: Case) -> list[Case]:
+        """Returns the case of the first row and that of the first third, if their results are those of the whole."""
+        rows = case.shape[0] if case.mode in self.rowwise else 1
+        return [case.of_rows(few) for few in sorted({1, rows // 3} - {0, rows})]
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         """Random inputs: x with an offset mean, dy, parameters that are neither ones nor zeros, running statistics."""

@@ -8,7 +8,7 @@ and running statistics are float32 whatever x's dtype is, as in mixed-precision 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class BatchNorm(Operator):
     float32_parameters = True
     running: Mapping[str, str] = {"running_mean": "mean", "running_var": "var_unbiased"}
     relu = False
+    rowwise: Collection[str] = ("eval",)
     sweeps: Mapping[str, Preset] = {
         "smoke": preset(
             "small shapes of every plan, most of them ragged: errors in every dtype and layout, without a GPU",

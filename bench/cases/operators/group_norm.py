@@ -11,7 +11,7 @@ from functools import partial
 from math import gcd, prod
 from typing import Any
 
-from bench.cases.case import Case
+from bench.cases.case import MODES, Case
 from bench.cases.operators import Inputs, Operator, Reference
 from bench.cases.operators.batch_norm import LAYOUTS, image_shape
 from bench.cases.presets import Preset, grid, preset
@@ -31,6 +31,7 @@ class GroupNormOperator(Operator):
     eps = 1e-5
     # Of an image's groups together, so that `offset` is a group's mean over its deviation.
     statistics_dim = 0
+    rowwise = tuple(MODES)
     sweeps: Mapping[str, Preset] = {
         "smoke": preset(
             "small shapes of every plan, most of them ragged: errors in every dtype and layout, without a GPU",

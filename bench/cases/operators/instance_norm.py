@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bench.cases.case import Case
+from bench.cases.case import MODES, Case
 from bench.cases.operators import Inputs, Reference
 from bench.cases.operators.batch_norm import LAYOUTS, SMOKE, BatchNorm
 from bench.cases.presets import Preset, grid, preset
@@ -16,6 +16,7 @@ class InstanceNorm(BatchNorm):
 
     name = "instance_norm"
     short = "in"
+    rowwise = tuple(MODES)
     running: Mapping[str, str] = {"running_mean": "mean_of_images", "running_var": "var_unbiased_of_images"}
     sweeps: Mapping[str, Preset] = {
         "smoke": preset(

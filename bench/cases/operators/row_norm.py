@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench.cases.case import Case
+from bench.cases.case import MODES, Case
 from bench.cases.models import widths_of_tokens
 from bench.cases.operators import Forward, Inputs, Operator, Reference, ratio
 from bench.cases.presets import Preset, grid, preset
@@ -74,6 +74,7 @@ class RowNorm(Operator):
     axes = ("tokens", "hidden")
     layouts = _LAYOUTS
     statistics_dim = 0
+    rowwise = tuple(MODES)
     sweeps: Mapping[str, Preset] = {**_PRESETS, "qk-norm": _HEADS}
 
     def __init__(self, name: str, short: str, eps: float, saved: tuple[str, ...], parameters: tuple[str, ...]) -> None:

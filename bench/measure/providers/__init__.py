@@ -45,6 +45,7 @@ class Provider(ABC):
 
     name: str
     compiles = False  # True where kernels of its own are compiled, one for each direction of a problem
+    one_shape = False  # True where a program is compiled for a shape, so that another number of rows has another one
     timed = True  # False for providers that are only judged
 
     @abstractmethod

@@ -27,6 +27,7 @@ class TorchCompile(Provider):
     """
 
     name = "torch_compile"
+    one_shape = True
 
     def version(self) -> str:
         """PyTorch's version: Inductor is part of it."""

@@ -18,6 +18,7 @@ import torch
 from torch import profiler
 
 from bench.measure import telemetry
+from bench.measure.ending import exits_raised, one_line, text_of
 from bench.measure.sampling import SamplingAborted, Series, StoppingRule, side_by_side
 from bench.measure.timing.clock import BlockTimer, Gpu, measure_overhead
 from bench.measure.witness import Witness
@@ -174,7 +175,8 @@ class Phases:
                 continue
             self._began(name)
             try:
-                found[name] = step(one)
+                with exits_raised():
+                    found[name] = step(one)
                 self._gpu.synchronize()
             except SamplingAborted:
                 raise
@@ -302,7 +304,7 @@ def capture(run: Call) -> torch.cuda.CUDAGraph:
                 run()
         torch.cuda.synchronize()
     except Exception as error:
-        raise NotCaptured(str(error), poisoned=False) from error
+        raise NotCaptured(text_of(error), poisoned=False) from error
     graph = torch.cuda.CUDAGraph()
     # Ending the capture fails as well after an error in it, and says only that it was no good any more.
     first: Exception | None = None
@@ -315,9 +317,9 @@ def capture(run: Call) -> torch.cuda.CUDAGraph:
                 first = error
                 raise
     except Exception as error:
-        raise NotCaptured(str(first or error), poisoned=True) from error
+        raise NotCaptured(text_of(first or error), poisoned=True) from error
     return graph
 
 
 def _one_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return one_line(text_of(error)) or type(error).__name__

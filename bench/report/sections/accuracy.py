@@ -7,6 +7,7 @@ import pandas as pd
 from bench.cases.case import INPUTS
 from bench.page import palette
 from bench.page.chart import slug
+from bench.page.formatting import plural
 from bench.page.palette import Key
 from bench.page.templating import Panel
 from bench.report import facts
@@ -34,6 +35,7 @@ def of_operator(run: LoadedRun, op: str, legend: Legend) -> dict[str, Any]:
         "sizes": _against(of_op[of_op["inputs"] == "normal"], "size", legend, run.subject),
         "offsets": _against(_with_offsets(of_op), "mean/std", legend, run.subject),
         "families": families(run, op),
+        "batches": batches(run, op),
         "worst": worst,
         "legend": [key for key in legend.values() if key.provider in present_here],
     }
@@ -95,6 +97,17 @@ def families(run: LoadedRun, op: str) -> list[dict[str, Any]]:
         about = f"mean/std {short(offset)} in every statistic" if offset else INPUTS.get(name, "")
         rows.append({"name": name, "about": about, "right": counts})
     return rows
+
+
+def batches(run: LoadedRun, op: str) -> str:
+    """Returns a sentence on whose rows have other bits without the rest of the batch; "" where that was not tried."""
+    cells = run.cells[(run.cells["op"] == op) & run.cells["batch_invariant"].notna()]
+    found = {name: list(one) for name, one in cells.groupby("provider")["batch_invariant"]}
+    same = [name for name, one in found.items() if all(one)]
+    other = [f"{n} (in {plural(one.count(False), 'cell')} of {len(one)})" for n, one in found.items() if n not in same]
+    parts = [f"are the same whatever rows are beside it: {', '.join(same)}"] * bool(same)
+    parts += [f"depend on them: {', '.join(other)}"] * bool(other)
+    return f"The bits of a row {'; they '.join(parts)}." if parts else ""
 
 
 def _context(run: LoadedRun) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         Column("plan", _field("plan"), hidden=True),
         Column("ran", _field("ran"), hidden=True),
         Column("deviates", _field("deviations")),
+        Column("batch invariant", lambda row: {True: "yes", False: "no"}.get(row["batch_invariant"]), hidden=True),
         Column("eps", _field("eps"), short, hidden=True),
     )
 

@@ -1,10 +1,13 @@
 """Cases x providers -> records, with providers that misbehave."""
 
+import os
+
 import pytest
 import torch
 from scripted import TORCH, Scripted, Silent, cases, changing, plan, raising, run, statuses
 
 from bench.cases.operators import operators
+from bench.measure import looks, timing
 from bench.measure.providers import Runnable, Unsupported
 from bench.results import records as results
 
@@ -84,7 +87,9 @@ class Mute(RuntimeError):
         (FileNotFoundError(2, "No such file or directory", "/home/somebody/.cache/kernel.bin"), "'kernel.bin'"),
         (RuntimeError("nvcc /home/somebody/a b/x.cu: error"), "nvcc "),
         (RuntimeError("ratio 1/2 of aten/native"), "ratio 1/2 of aten/native"),
+        (RuntimeError(os.fsdecode(b"no \xfc")), "no \\udcfc"),
         (Mute(), "its text cannot be had: ValueError"),
+        (SystemExit(0), "it calls sys.exit(0)"),
     ],
 )
 def test_a_reason_names_nobodys_folders_and_survives_a_broken_text(tmp_path, error, reason):
@@ -113,19 +118,27 @@ def test_a_lack_of_memory_is_seen_through_what_wraps_it(tmp_path):
     assert statuses(outcome) == {"oom"}
 
 
-def test_an_exception_while_timing_costs_one_cell(tmp_path):
+@pytest.mark.parametrize(
+    ("owner", "since"), [(looks, "at_one_call"), (timing, "measure_together"), (looks, "at_timed_calls")]
+)
+@pytest.mark.parametrize("error", [RuntimeError("no more"), SystemExit(0)])
+def test_an_exception_at_any_call_costs_one_cell(tmp_path, monkeypatch, owner, since, error):
+    begun, real = [], getattr(owner, since)
+    monkeypatch.setattr(owner, since, lambda *given, **named: (begun.append(since), real(*given, **named))[1])
+
     def spoil(built, case, inputs):
-        calls = []
+        begun.clear()
 
         def once():
-            calls.append(built.run())
-            if len(calls) > 1:
-                raise RuntimeError("second call")
+            if begun:
+                raise error
+            return built.run()
 
         return Runnable(once, built.outputs)
 
     outcome, _ = run(tmp_path, plan(Scripted(spoil=spoil), TORCH))
-    assert statuses(outcome) == {"crash"}
+    reason = "RuntimeError: it calls sys.exit(0)" if isinstance(error, SystemExit) else "RuntimeError: no more"
+    assert {(r.status, r.reason) for r in outcome.records if r.provider == "scripted"} == {("crash", reason)}
     assert statuses(outcome, "torch") == {"ok"}
 
 

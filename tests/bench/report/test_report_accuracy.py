@@ -2,13 +2,14 @@
 
 import math
 import re
+from dataclasses import replace
 from itertools import product
 
 import pandas as pd
 from report_runs import page, record, tensor_error
 
 from bench.report.figures.errors import bounds_of
-from bench.report.sections.accuracy import families
+from bench.report.sections.accuracy import batches, families
 from bench.results.load import load
 from bench.results.records import TensorError
 from bench.results.thresholds import BOUNDS
@@ -50,6 +51,18 @@ def test_families_of_inputs_are_counted_and_the_error_is_drawn_against_the_mean(
     assert [(f["name"], f["right"]["torch"]) for f in found] == [
         ("normal", (1, 1)), ("offset", (1, 1)), ("offset", (0, 1)), ("huge", (1, 1)),
     ]  # fmt: skip
+
+
+def test_the_page_says_whose_rows_depend_on_the_batch(run_dir):
+    told = {"normlib": (True, True), "torch": (True, False), "liger": (None, None)}
+    made = [
+        record(provider=name, dtype=dtype, batch_invariant=same)
+        for name, both in told.items()
+        for dtype, same in zip(("fp16", "bf16"), both, strict=True)
+    ]
+    same = "The bits of a row are the same whatever rows are beside it: normlib; "
+    assert same + "they depend on them: torch (in 1 cell of 2)." in page(run_dir(made)).text
+    assert batches(load(run_dir([replace(one, batch_invariant=None) for one in made])), "layer_norm") == ""
 
 
 def test_a_run_of_normal_inputs_has_no_families(run_dir):

@@ -111,10 +111,11 @@ PERCENT = ("of copy %", "of gap %")
 
 
 def test_each_column_shows_its_own_field(run_dir):
-    one = record(**{"mode": "bwd", **{field: value for field, (_, value) in OWN.items()}})
+    one = record(**{"mode": "bwd", "batch_invariant": False, **{field: value for field, (_, value) in OWN.items()}})
     shown = page(run_dir([one]))
     told = {title: shown.column(title)[one.cell] for title, _ in OWN.values()}
     expected = {title: 100 * value if title in PERCENT else value for title, value in OWN.values()}
     numbers = {title: value if isinstance(value, str) else pytest.approx(value) for title, value in expected.items()}
+    assert shown.column("batch invariant")[one.cell] == "no"
     assert {title: value[0] if isinstance(value, list) else value for title, value in told.items()} == numbers
-    assert shown.titles - set(told) == {"shape", "inputs", "worst figure", "of bound %", "spread %"}
+    assert shown.titles - set(told) == {"shape", "inputs", "worst figure", "of bound %", "spread %", "batch invariant"}

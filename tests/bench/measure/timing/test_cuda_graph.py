@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -83,6 +84,16 @@ def test_a_refused_capture_tells_the_first_error_and_marks_the_process(cuda):
     with pytest.raises(NotCaptured, match="not permitted when stream is capturing") as refused:
         capture(refusing_capture(cuda, RuntimeError("not permitted when stream is capturing")))
     assert refused.value.poisoned
+
+
+def test_a_refusal_without_a_text_is_one_too(cuda):
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    for call in (refusing_capture(cuda, Mute()), Mock(side_effect=Mute())):
+        with pytest.raises(NotCaptured, match="its text cannot be had: ValueError"):
+            capture(call)
 
 
 def test_after_a_refused_capture_the_stream_is_the_one_from_before(cuda):
