@@ -384,7 +384,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     @property
     def eps(self) -> float:
-        """What is added to the variance; TypeError for a layer with an activation.
+        """The value added to the variance; TypeError for a layer with an activation.
 
         A tool that replaces batch norms by their class, or fuses them, reads it, and would drop the activation.
         """

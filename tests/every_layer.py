@@ -257,7 +257,7 @@ def averaged(form):
 
 
 def of_the_batches(form):
-    """What `averaged` is to find: buffers that begin anew, and average over all batches."""
+    """Returns the buffers that `averaged` is to find: they begin anew, and average over all batches."""
     layer = Pair(form).layer
     # PyTorch's update_bn takes no instance norm, and without a batch norm it runs nothing.
     moves = bool(dict(layer.named_buffers())) and not isinstance(layer, nn.modules.instancenorm._InstanceNorm)

@@ -1,4 +1,4 @@
-"""What is found once is what the interpreter would find each time."""
+"""The cached values are those that the interpreter would find each time."""
 
 import numpy as np
 import pytest

@@ -31,7 +31,7 @@ PYTORCHS = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm
 
 @dataclass
 class CallLog:
-    """What one call did, in order."""
+    """Records what one call does, in order."""
 
     operators: list[str] = field(default_factory=list)  # aten.native_layer_norm, without views and allocations
     kernels: list[str] = field(default_factory=list)  # of Triton

@@ -1,4 +1,4 @@
-"""What one process of two checks of every layer under DistributedDataParallel and FSDP2."""
+"""The checks that each of two processes makes of every layer under DistributedDataParallel and FSDP2."""
 
 import torch
 import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""What only normlib takes, and cannot be right, is refused in one line that says what is allowed."""
+"""normlib refuses bad values of its own arguments in one line that says what is allowed."""
 
 from functools import partial
 from math import inf, nan

@@ -1,4 +1,4 @@
-"""What NumPy lacks. Arithmetic is IEEE's, and denormals are kept."""
+"""Operations that NumPy lacks. Arithmetic is IEEE's, and denormals are kept."""
 
 import numpy as np
 

@@ -27,7 +27,7 @@ NUMBERS = {"i32": np.int32, "u32": np.uint32, "i64": np.int64, "u64": np.uint64,
 
 @dataclass(frozen=True)
 class Emulation:
-    """How launches are executed: each in several orders, from the same memory, and then with the first one's results.
+    """Settings of an emulation. A launch is executed in several orders from the same memory; the first results stay.
 
     `orders` is a number of random orders of programs, where programs can wait for each other; one more order is that of
     single warps. `contract` says which products are fused into sums, and with approx="worst" approximate instructions

@@ -16,7 +16,7 @@ NOBODY = -1
 
 
 class Fault(Exception):
-    """What a GPU would fault at, or leave undefined."""
+    """An access at which a GPU would fault, or whose result is undefined."""
 
 
 class Space:

@@ -1,4 +1,4 @@
-"""What a pass is expected to reach on an H200, as a share of a copy, and which bound holds. Nothing is measured."""
+"""Predicts a pass on an H200: its time as a share of a copy, and the bound that holds. Nothing is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PUBLISHED = Path(__file__).with_name("error.csv")
 
 @dataclass(frozen=True)
 class Expectation:
-    """What is expected of a pass; `copy` is 1 where it takes as long as a copy of the bytes that it has to move."""
+    """The prediction for a pass; `copy` is 1 where it takes as long as a copy of the bytes that it has to move."""
 
     us: float
     copy: float

@@ -46,7 +46,7 @@ Ops = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Simulated:
-    """What is expected of one launch."""
+    """The expected times and resources of one launch."""
 
     seconds: float
     issue: float  # seconds that issuing takes if nothing else limits
@@ -188,7 +188,7 @@ class Machine:
         return order, np.array(ops, np.int32)
 
     def _op(self, i: sass.Instruction, again: bool) -> tuple[int, ...]:
-        """What sim.c is to know of an instruction."""
+        """Returns the numbers that describe an instruction to sim.c."""
         access, size, latency = NONE, i.bytes, i.latency
         if i.name in ("LDG", "STG", "LDGSTS"):
             access = self._access(i, again)

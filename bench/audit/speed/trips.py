@@ -1,4 +1,4 @@
-"""How often each loop of a kernel's machine code runs, by kernel, from the arguments of a launch.
+"""Counts the iterations of each loop in a kernel's machine code, from the arguments of a launch.
 
 A new kernel needs an entry in TRIPS, or nothing is expected of it. Loops are numbered in the order of their heads,
 outermost first. A kernel whose loops would load or store less than it declares to move is refused.
@@ -15,7 +15,7 @@ from normlib.kernels.plan import cdiv
 
 @dataclass(frozen=True)
 class Trips:
-    """How often each loop runs in the programs that run longest, and in the others."""
+    """The iterations of each loop in the programs that run longest, and in the others."""
 
     most: Sequence[int] = ()
     least: Sequence[int] = ()
@@ -25,7 +25,7 @@ class Trips:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a launch was made with: scalars and constants by name, tensors by their shapes."""
+    """The arguments of a launch: scalars and constants by name, tensors by their shapes."""
 
     grid: tuple[int, ...]
     named: Mapping[str, Any]

@@ -100,7 +100,7 @@ class RowNorm(Operator):
         return len(self.saved) * case.shape[0]
 
     def amplification(self, inputs: Inputs, reference: Reference) -> dict[str, float]:
-        """As of any norm, and dx: what is left of rstd weight dy, of which a short row leaves little."""
+        """Returns those of any norm, and that of dx: short rows cancel most of rstd weight dy."""
         terms = inputs["dy"].double() * inputs["weight"].double() * reference["rstd"].view(-1, 1)
         dx = ratio(terms, reference["dx"], self.statistics_dim)
         return super().amplification(inputs, reference) | {"dx": max(dx, 1.0)}

@@ -83,7 +83,7 @@ def columns(host_times: bool) -> tuple[Column, ...]:
         time("hot µs", _field("hot_us"), hidden=True),
         time("with host µs", _field("call_us"), hidden=True),
         time("in a graph µs", _field("graph_us"), hidden=True),
-        time("kernels alone µs", _field("kernel_us"), hidden=True),
+        time("kernels only µs", _field("kernel_us"), hidden=True),
         Column("launches", _field("launches"), number, hidden=True),
         Column("communication µs", _field("communication_us"), number),
         Column("bytes sent", _field("bytes_sent"), _count),

@@ -1,4 +1,4 @@
-"""What passes are expected to reach stays as it is kept; `make expectations` makes the table anew.
+"""No change makes a pass slower than the kept table expects; `make expectations` makes the table anew.
 
 Run as a program it prints, or with --write keeps, what is expected of the table's passes. That takes a process in which
 Triton does not interpret.

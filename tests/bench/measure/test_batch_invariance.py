@@ -1,4 +1,4 @@
-"""Whether a row has the same bits without the rest of its batch: a remark in the record, and no verdict."""
+"""The record says whether the rest of a batch changes the bits of a row, and never judges by it."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_the_rows_that_are_compared_are_those_of_the_whole(tmp_path):
 
 
 def planned(case):
-    """What of a plan of normlib on an H200 decides how a row is summed."""
+    """Returns the parts of normlib's plan on an H200 that decide the order in which a row is summed."""
     size, rows = case.item_bytes, case.shape[0]
     if case.layout == "rows":
         n = case.shape[1]

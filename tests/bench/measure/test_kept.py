@@ -1,4 +1,4 @@
-"""What has been replaced of the instrument is named, and stands again for what it did."""
+"""The judge names each part of the instrument that a provider has replaced, and restores it."""
 
 import statistics
 

@@ -18,7 +18,7 @@ def full_page(tmp_path_factory):
 
 
 def points(shown, name):
-    """What a chart tells at its points: (provider, text, the cell that it leads to), with x and y in pixels."""
+    """Returns the points of a chart: (provider, text, the cell that it leads to), with x and y in pixels."""
     (found,) = re.findall(
         rf'<figure data-points="(\d+)"><figcaption>[^<]*</figcaption><svg class="chart" id="{name}"', shown.html
     )

@@ -99,7 +99,7 @@ OWN = {
     "gap_closed": ("of gap %", 0.61), "speedup_low": ("speedup from", 1.2), "speedup_high": ("speedup to", 1.3),
     "latency_us_p10": ("p10 µs", 10.5), "latency_us_p90": ("p90 µs", 12.5), "latency_us_low": ("median from µs", 10.9),
     "latency_us_high": ("median to µs", 11.1), "hot_us": ("hot µs", 8.0), "call_us": ("with host µs", 19.0),
-    "graph_us": ("in a graph µs", 9.0), "kernel_us": ("kernels alone µs", 7.0), "launches": ("launches", 3),
+    "graph_us": ("in a graph µs", 9.0), "kernel_us": ("kernels only µs", 7.0), "launches": ("launches", 3),
     "communication_us": ("communication µs", 21.0), "bytes_sent": ("bytes sent", 4096), "rank": ("rank", 5),
     "noise": ("standard error", 0.004), "samples": ("samples", 123), "retaken": ("retaken", 6),
     "throttle": ("throttled by", "power"), "sm_clock_mhz": ("SM MHz", 1512.0), "mem_clock_mhz": ("memory MHz", 2619.0),

@@ -22,7 +22,7 @@ def test_the_schema_in_docs_is_that_of_the_records():
 
 
 def fits(value, schema, defs):
-    """Whether a value is of a schema, of those words of JSON schema that ours uses."""
+    """Returns whether a value is of a schema, of those words of JSON schema that ours uses."""
     if "$ref" in schema:
         schema = defs[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:
