@@ -300,7 +300,7 @@ def in_frames(inputs, case):
 
 def in_gc(inputs, case):
     for one in gc.get_objects():
-        y = one.get("y") if isinstance(one, dict) else None
+        y = one.get("y") if type(one) is dict else None  # other classes may have a get of their own
         if isinstance(y, torch.Tensor) and y.dtype == torch.float64 and y.shape == case.shape:
             return y.float()
     return torch.zeros_like(inputs["x"])
@@ -323,7 +323,7 @@ def overwrites_the_reference(run, call, inputs):
 def overwrites_the_judges_inputs(built, case, inputs):
     """So that all others seem wrong."""
     for one in gc.get_objects():
-        if isinstance(one, truth.Truth) and one._inputs is not None:
+        if type(one) is truth.Truth and one._inputs is not None:
             one._inputs["weight"].mul_(2)
     return built
 
