@@ -80,14 +80,16 @@ def measure(
     time_budget: float | None = None,
     out: str | Path | None = None,
     isolated: bool = False,
+    energies: bool = False,
 ) -> pd.DataFrame:
     """Measures the cases with each provider. Returns one row a cell, with the columns of records.csv.
 
     A provider is the name of one in bench/measure/providers/, or a Provider of your own. Times are in microseconds,
     `time_budget` in seconds. The records and their report, whose verdict is about `subject`, are kept in the folder
     `out`, which must not hold a run; without it only the frame is left. `isolated` measures in another process, which a
-    provider defined in a notebook cannot reach. Ctrl-C ends the run and returns what was measured. Raises BadArgument,
-    with one line, for an argument that cannot be used.
+    provider defined in a notebook cannot reach. `energies` measures millijoules a call too, where the GPU counts them.
+    Ctrl-C ends the run and returns what was measured. Raises BadArgument, with one line, for an argument that cannot be
+    used.
     """
     where, _ = devices.choose(device)
     from rich.console import Console
@@ -121,6 +123,7 @@ def measure(
         seed=seed,
         deadline=time.monotonic() + (float("inf") if time_budget is None else time_budget),
         isolated=isolated,
+        energies=energies,
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if out is None else folders.new(str(out), "")

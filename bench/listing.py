@@ -31,7 +31,7 @@ def show(console: Console, plan: RunPlan, providers: Mapping[str, Provider], cel
         _print_table(console, "operator", ("operator", "short", "axes", "modes"), operators)
         _print_table(console, "preset", ("preset", "operators", "cells", "time", "about"), _presets(plan))
         _print_table(console, "provider", ("provider", "here"), installed)
-    expects = expected(plan.cases, plan.providers, plan.device)
+    expects = expected(plan.cases, plan.providers, plan.device, energies=plan.energies)
     time = f"{about(expects.total)} by a rule of thumb{_parts(expects)}"
     console.print(f"{len(plan.cases)} cases, {plan.cells} cells, {time}", markup=False)
 
@@ -61,7 +61,7 @@ def _presets(plan: RunPlan) -> Iterator[tuple[str, ...]]:
             alike = [operator for operator in having if operator.presets[preset].about == description]
             every = sweep.cases(sweep.Sweep(tuple(o.name for o in alike), preset), plan.operators)
             cases, _ = reduced(every, plan.device)
-            time = about(expected(cases, plan.providers, plan.device).total)
+            time = about(expected(cases, plan.providers, plan.device, energies=plan.energies).total)
             count = str(len(cases) * len(plan.providers))
             yield preset, ", ".join(o.short for o in alike), count, time, description
 

@@ -197,6 +197,7 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
         deadline=request.deadline,
         cell_timeout=request.cell_timeout or SILENCE_S,
         isolated=not given["in_process"],
+        energies=given["energy"],
     )
     return plan, [*smaller, *left_out, *(f"{name} has no preset {asked.preset} and is left out" for name in lacking)]
 
@@ -339,6 +340,7 @@ def _parser() -> cli.Parser:
             "TOOL",
             "also profile the subject on the one case given: ncu, nsys or torch (PyTorch's profiler)",
         ),
+        ("--energy", "", "also the energy of a call, by the GPU's own counter; half a second more a cell"),
         ("--in-process", "", "measure in this very process, for debuggers"),
         ("--against", "DIR", "compare with that run afterwards, as bench.compare does"),
         ("--out", "DIR", "the run's folder (default reports/TIME-OPS-DEVICE)"),

@@ -239,8 +239,9 @@ def installed(device: FakeDevice | None = None) -> Iterator[FakeDevice]:
         ]
         for owner, name, value in replaced:
             stack.enter_context(mock.patch.object(owner, name, value))
+        energetic = nvml(nvmlDeviceGetTotalEnergyConsumption=lambda gpu: fake.energy_mj())
         # Not mock.patch.dict, which would take away every module that is imported meanwhile.
-        binding, sys.modules["pynvml"] = sys.modules.pop("pynvml", None), nvml()
+        binding, sys.modules["pynvml"] = sys.modules.pop("pynvml", None), energetic
         stack.callback(lambda: sys.modules.update(pynvml=binding) if binding else sys.modules.pop("pynvml", None))
         stack.enter_context(_Mode())
         yield fake

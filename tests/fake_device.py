@@ -23,6 +23,8 @@ LAUNCH_S = 2e-6
 ACCESS_S = 1e-7
 DRAM_BYTES_S, L2_BYTES_S = 100e9, 400e9
 L2_BYTES = 1 << 18
+# Power with nothing to do, and what work adds; the counter of energy moves so often.
+IDLE_W, BUSY_W, TICK_S = 100, 400, 0.02
 MEMORY_BYTES = 1 << 30
 LOST = "CUDA error: an illegal memory access was encountered"
 
@@ -187,6 +189,12 @@ class FakeDevice:
 
     def synchronize(self) -> None:
         self.wait(self.busy_until)
+
+    def energy_mj(self) -> int:
+        """Returns the millijoules used at the last tick of the counter, as NVML does."""
+        moment = self.host.now() // TICK_S * TICK_S
+        busy = sum(min(work.duration, max(0.0, moment - work.start)) for work in self.done)
+        return int(1e3 * (IDLE_W * moment + BUSY_W * busy))
 
     def queue(self, name: str, tensors: tuple[Any, ...], again: Any, accesses: int = 0) -> None:
         """Queues work on the current stream, or adds it to the graph that is being captured."""

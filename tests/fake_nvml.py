@@ -26,6 +26,7 @@ def nvml(**changes: Any) -> ModuleType:
     module.nvmlDeviceGetClockInfo = lambda gpu, kind: {1: 1980, 2: 2619}[kind]
     module.nvmlDeviceGetMaxClockInfo = lambda gpu, kind: {1: 1985, 2: 2620}[kind]
     module.nvmlDeviceGetPowerUsage = lambda gpu: 345_600
+    module.nvmlDeviceGetTotalEnergyConsumption = refuses
     module.nvmlDeviceGetEnforcedPowerLimit = lambda gpu: 700_000
     module.nvmlDeviceGetTemperatureV = lambda gpu, sensor: 41
     module.nvmlDeviceGetCurrentClocksEventReasons = lambda gpu: 0

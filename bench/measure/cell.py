@@ -34,6 +34,7 @@ class RunSettings:
     baseline: str
     yardstick: Provider
     operators: Mapping[str, Operator]
+    energies: bool = False  # as timing.measure_together says
 
     def record(self, case: Case, provider: str, status: str, reason: str = "") -> Record:
         """Returns the record of a cell that has no figures."""
@@ -168,6 +169,7 @@ class Problem:
             seed=self._settings.seed,
             began=begins,
             witnesses=witnesses,
+            energies=self._settings.energies,
         )
         failed = len(measured) < len(built)
         for name, result in measured.items():

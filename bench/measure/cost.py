@@ -29,6 +29,8 @@ _REPORT_S = {"cuda": 5.0, "cpu": 3.0}
 # Half a second of cold samples at most, a tenth each of hot ones and of a graph's replays, a tenth of calls in a row
 # (timing/phases.py), as much again for warming up, the profiler, capturing, and judging in float64 before and after.
 _CELL_S = 1.25
+# Five steps of a counter that moves every hundred milliseconds, with --energy.
+_ENERGY_S = 0.55
 # A bandwidth between a laptop's and a data centre's. Calls, and passes in float64.
 _NOMINAL_BYTES_S = 1e12
 _PASSES = 200
@@ -84,15 +86,19 @@ def expected(
     providers: Collection[str],
     device: torch.device,
     helpers: tuple[int, int] | None = None,
+    energies: bool = False,
 ) -> ExpectedTime:
     """Estimates a sweep of these cases with these providers, by name, on a device of this kind.
 
-    `helpers` are the numbers of processes that compile kernels and graphs ahead: this machine's unless given.
+    `helpers` are the numbers of processes that compile kernels and graphs ahead: this machine's unless given. With
+    `energies` a cell takes the time for its energy too.
     """
     starting, reporting = _START_S[device.type], _REPORT_S[device.type]
     seconds = [_measuring(case, providers, device) for case in cases]
     if device.type != "cuda":
         return ExpectedTime(starting, sum(seconds), 0.0, reporting)
+    if energies:
+        seconds = [one + len(providers) * _ENERGY_S for one in seconds]
     needs = [_compiled(case, providers, device) for case in cases]
     things = {thing: costs for need in needs for thing, costs in need.items()}
     kinds = [name for name, _ in things]

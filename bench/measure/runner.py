@@ -38,6 +38,7 @@ class RunPlan:
     deadline: float = float("inf")  # of time.monotonic(): what runs then is stopped, the rest is skipped
     cell_timeout: float = SILENCE_S
     isolated: bool = False  # measured in a process of its own
+    energies: bool = False  # measured too, where the device counts them
 
     @property
     def cells(self) -> int:
@@ -46,7 +47,7 @@ class RunPlan:
     @property
     def settings(self) -> RunSettings:
         """The settings for each process that measures for this plan."""
-        return RunSettings(self.device, self.seed, self.baseline, self.yardstick, self.operators)
+        return RunSettings(self.device, self.seed, self.baseline, self.yardstick, self.operators, self.energies)
 
 
 @dataclass

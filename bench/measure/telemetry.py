@@ -116,6 +116,11 @@ class Monitor:
             reasons=frozenset(name for bit, name in REASONS.items() if reasons & bit),
         )
 
+    def energy_mj(self) -> int | None:
+        """Returns the millijoules that the board has used since its driver was loaded."""
+        spent: int | None = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return spent
+
     def limits(self) -> dict[str, Any]:
         """Returns the highest clocks in MHz, the power limit in W and the driver's version."""
         limit_mw = self._ask("nvmlDeviceGetEnforcedPowerLimit")

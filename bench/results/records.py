@@ -112,6 +112,9 @@ class Record:
     power_w: float | None = None
     temperature_c: float | None = None
     throttle: str = ""  # why the clocks were held down, reasons separated by commas; "" if they were not
+    energy_mj: float | None = None  # of a call among many in a row, of the whole board; with --energy
+    energy_mj_low: float | None = None  # in the least and in the greatest step of the counter
+    energy_mj_high: float | None = None
     compile_ms: float | None = None
     peak_bytes: int | None = None
     gbps: float | None = None  # bytes_moved / latency; only with cuda_event

@@ -13,7 +13,17 @@ import fake_cuda
 import pytest
 import torch
 from fake_cuda import installed
-from fake_device import DRAM_BYTES_S, L2_BYTES, L2_BYTES_S, LAUNCH_S, LOST, FakeDevice, VirtualHost
+from fake_device import (
+    BUSY_W,
+    DRAM_BYTES_S,
+    IDLE_W,
+    L2_BYTES,
+    L2_BYTES_S,
+    LAUNCH_S,
+    LOST,
+    FakeDevice,
+    VirtualHost,
+)
 
 from bench.cases.operators import operators
 from bench.cases.sweep import Sweep, cases
@@ -79,7 +89,15 @@ def test_every_figure_of_a_run_is_the_known_one(fake, x):
     assert found.graph_us == pytest.approx(COLD_US)
     assert found.kernel_us == pytest.approx(COLD_US)
     assert found.call_us == pytest.approx(US * fake.host.queue_s, rel=0.05)  # the host is slower than the device
-    assert not found.poisoned
+    assert not found.poisoned and found.energy_mj is None
+
+
+def test_the_energy_of_a_call_is_that_of_the_board_meanwhile(fake, x):
+    found = timing.measure_together({"a": doubled(x)}, CUDA, energies=True)["a"]
+    assert found.remarks == ()
+    # The host is slower than the device, which idles most of the time.
+    assert found.energy_mj == pytest.approx(IDLE_W * found.call_us / 1e3 + BUSY_W * found.hot_us / 1e3, rel=0.05)
+    assert found.energy_mj_low <= found.energy_mj <= found.energy_mj_high
 
 
 def test_the_copy_bandwidth_counts_bytes_read_and_bytes_written(fake):
@@ -292,13 +310,15 @@ def on_the_fake_gpu(*command):
 @pytest.mark.chance
 def test_a_run_on_a_gpu_measures_in_a_worker_and_reports_speed(tmp_path):
     asked = ["--op", "rms", "--tokens", "4", "--hidden", "40", "--dtype", "bf16", "--mode", "fwd,bwd"]
-    done = on_the_fake_gpu("bench.run", *asked, "--providers", "normlib,torch", "--out", str(tmp_path / "run"))
+    asked += ["--providers", "normlib,torch", "--energy"]
+    done = on_the_fake_gpu("bench.run", *asked, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert [(r["provider"], r["mode"], r["status"], r["clock"]) for r in records] == [
         (provider, mode, "ok", "cuda_event") for mode in ("fwd", "bwd") for provider in ("torch", "normlib")
     ]
     assert all(r["speedup"] and r["gbps"] and r["graph_us"] and r["launches"] and r["peak_bytes"] for r in records)
+    assert all(0 < r["energy_mj_low"] <= r["energy_mj"] <= r["energy_mj_high"] for r in records)
     assert [r["launches"] for r in records if r["provider"] == "normlib"] == [1, 2]
     described = environment.read(tmp_path / "run")
     # In such a process the time that the CPU takes for the fake's work is in its figures.

@@ -1,9 +1,10 @@
 """Times the cells of one case side by side, and this device's copies of memory.
 
 On a GPU, in this order: cold calls (`latency_us`, the figure that counts), calls that find their data in the cache
-(`hot_us`), many calls in a row with the host's work (`call_us`), the kernels by themselves (`kernel_us`), and, last
-because a capture that fails may spoil the process, replays of a CUDA graph (`graph_us`). clock.py says what is kept out
-of these times, bench/measure/sampling.py when enough of them have been taken.
+(`hot_us`), many calls in a row with the host's work (`call_us`) and, with --energy, the board's energy (`energy_mj`),
+the kernels by themselves (`kernel_us`), and, last because a capture that fails may spoil the process, replays of a CUDA
+graph (`graph_us`). clock.py says what is kept out of these times, bench/measure/sampling.py when enough of them have
+been taken.
 
 On a CPU no time supports a claim of speed, as the clock's name says, and there is only a latency.
 """
@@ -37,7 +38,7 @@ STREAMS = 4
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call, by what they include, and the state of the device meanwhile.
+    """Microseconds and millijoules of one call, by what they include, and the state of the device meanwhile.
 
     `latency_us` is the median of cold calls, `latency_us_low` to `latency_us_high` its 95% interval by ranks. `series`
     has every single time by the name of its figure, in the order taken. A figure that could not be had is None, and
@@ -65,6 +66,9 @@ class Timing:
     power_w: float | None = None
     temperature_c: float | None = None
     throttle: str = ""
+    energy_mj: float | None = None
+    energy_mj_low: float | None = None
+    energy_mj_high: float | None = None
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     doubt: str = ""  # why the time cannot be believed
@@ -80,6 +84,7 @@ def measure_together(
     seed: int = 0,
     began: Callable[[str], None] = lambda name: None,
     witnesses: Mapping[str, Witness] | None = None,
+    energies: bool = False,
 ) -> dict[str, Timing | Exception]:
     """Times the calls of one case, by name, in turns; each must have run once before (its first call compiles).
 
@@ -88,12 +93,13 @@ def measure_together(
 
     `began` is called with a name before that name's code runs, never inside a time that is measured. `interpreted` are
     those that Triton's interpreter runs, whose times are marked so; no CUDA graph of `graphless` is tried. `seed`
-    determines the order of turns. `witnesses` change the inputs of cold calls, and look at their results.
+    determines the order of turns. `witnesses` change the inputs of cold calls, and look at their results. `energies`
+    asks for energies too, which take half a second a call.
     """
     if device.type == "cuda":
         from bench.measure.timing import phases
 
-        measured = phases.measure(runs, device, graphless, seed, began, witnesses or {})
+        measured = phases.measure(runs, device, graphless, seed, began, witnesses or {}, energies)
         return {name: one if isinstance(one, Exception) else _on_gpu(one) for name, one in measured.items()}
     blocks = {name: partial(_host_block, run, (witnesses or {}).get(name)) for name, run in runs.items()}
     clocks = {name: INTERPRETER if name in interpreted else HOST_CPU for name in runs}
@@ -134,6 +140,7 @@ def _on_gpu(measured: GpuFigures) -> Timing:
     kernels, graph = measured.kernels, measured.graph
     remarks = {
         "the host is in latency_us: ": "a call waits for the device" if measured.host_bound else "",
+        "no energy_mj: ": measured.energy.remark,
         "no kernel_us: ": kernels.remark,
         "no graph_us: ": graph.remark,
     }
@@ -146,6 +153,9 @@ def _on_gpu(measured: GpuFigures) -> Timing:
         call_us=measured.call_us,
         kernel_us=kernels.kernel_us,
         launches=kernels.launches,
+        energy_mj=measured.energy.mj,
+        energy_mj_low=measured.energy.low,
+        energy_mj_high=measured.energy.high,
         remarks=tuple(figure + why for figure, why in remarks.items() if why),
         doubt=doubt,
         poisoned=graph.poisoned,

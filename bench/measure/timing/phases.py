@@ -1,7 +1,7 @@
 """The phases that the calls of one case go through on a GPU, each call beside the others.
 
-Cold calls come first, as theirs is the figure that counts. Then hot calls, calls in a row, the profiler's kernels, and
-CUDA graphs last, because a capture that fails may spoil the process.
+Cold calls come first, as theirs is the figure that counts. Then hot calls, calls in a row, with --energy their energy,
+the profiler's kernels, and CUDA graphs last, because a capture that fails may spoil the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import profiler
 from bench.measure import telemetry
 from bench.measure.ending import exits_raised, one_line, text_of
 from bench.measure.sampling import SamplingAborted, Series, StoppingRule, side_by_side
+from bench.measure.timing import energy
 from bench.measure.timing.clock import BlockTimer, Gpu, measure_overhead
+from bench.measure.timing.energy import CallEnergy
 from bench.measure.witness import Witness
 
 # nvbench's least time for one measurement; a quiet cell needs a small part of it. The other series only stand beside
@@ -69,6 +71,7 @@ class GpuFigures:
     cold: Series
     hot: Series
     call_us: float
+    energy: CallEnergy
     kernels: KernelTime
     graph: GraphReplays
     host_bound: bool
@@ -106,6 +109,7 @@ def measure(
     seed: int,
     began: Callable[[str], None],
     witnesses: Mapping[str, Witness],
+    energies: bool,
 ) -> dict[str, GpuFigures | Exception]:
     """Measures the calls as timing.measure_together says."""
     with torch.cuda.device(device):
@@ -113,7 +117,7 @@ def measure(
             phases = Phases(Gpu(device), telemetry.monitor(device), seed, began, witnesses)
         except Exception as error:  # no memory for what clears the cache, say
             return dict.fromkeys(runs, error)
-        return phases.measure(runs, graphless)
+        return phases.measure(runs, graphless, energies)
 
 
 def cold(run: Call, device: torch.device) -> Series:
@@ -142,7 +146,9 @@ class Phases:
         self._overhead = measure_overhead(gpu)
         self.failed: dict[str, Exception] = {}
 
-    def measure(self, runs: Mapping[str, Call], graphless: Collection[str]) -> dict[str, GpuFigures | Exception]:
+    def measure(
+        self, runs: Mapping[str, Call], graphless: Collection[str], energies: bool = False
+    ) -> dict[str, GpuFigures | Exception]:
         """Returns each call's figures, or what it raised; where the device was lost, only what had failed by then."""
         try:
             watched = {name: (run, self._witnesses.get(name)) for name, run in runs.items()}
@@ -151,6 +157,7 @@ class Phases:
             doubts = self.each(BlockTimer.doubt, timers)
             hot = self.in_turns(BlockTimer.hot, timers, BESIDE)
             call_us = self.each(self._call_us, timers)
+            spent = self.each(self._energy, timers) if energies else dict.fromkeys(timers, CallEnergy())
             kernels = self.each(self._kernels, timers)
             graphs = self._graphs({name: timer for name, timer in timers.items() if name not in graphless})
         except SamplingAborted:
@@ -159,7 +166,14 @@ class Phases:
         found: dict[str, GpuFigures | Exception] = {}
         for name in runs:
             found[name] = self.failed.get(name) or GpuFigures(
-                cold[name], hot[name], call_us[name], kernels[name], graphs[name], timers[name].host_bound, doubts[name]
+                cold[name],
+                hot[name],
+                call_us[name],
+                spent[name],
+                kernels[name],
+                graphs[name],
+                timers[name].host_bound,
+                doubts[name],
             )
         return found
 
@@ -216,6 +230,11 @@ class Phases:
         calls = max(2, min(10_000, int(CALL_S / timer.call_s)))
         timed = Timer("run()", timer=clock, globals={"run": timer.run}, num_threads=torch.get_num_threads())
         return 1e6 * median(timed.timeit(calls).mean for _ in range(CALL_REPEATS))
+
+    def _energy(self, timer: BlockTimer) -> CallEnergy:
+        return energy.of_call(
+            self._gpu, timer.run, timer.call_s, self._monitor.energy_mj if self._monitor else lambda: None
+        )
 
     def _kernels(self, timer: BlockTimer) -> KernelTime:
         calls = max(2, min(PROFILED_CALLS, int(PROFILED_S / timer.call_s)))

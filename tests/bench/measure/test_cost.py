@@ -38,6 +38,12 @@ def test_every_provider_takes_its_time_on_a_gpu():
     assert expected_seconds(SMALL, ("cudnn", "torch", "transformer_engine"), GPU) == pytest.approx(3 * one)
 
 
+def test_energies_take_half_a_second_a_cell_on_a_gpu():
+    plain, energies = (expected([SMALL] * 4, ("torch", "cudnn"), GPU, energies=asked) for asked in (False, True))
+    assert energies.measuring == pytest.approx(plain.measuring + 8 * 0.55)
+    assert energies.starting == plain.starting
+
+
 @pytest.mark.parametrize("name", ["normlib", "torch_compile", "liger"])
 def test_what_compiles_takes_longer_on_a_gpu(name):
     assert expected_seconds(SMALL, ("torch", name), GPU) > expected_seconds(SMALL, ("torch", "cudnn"), GPU) + 0.5

@@ -26,6 +26,13 @@ def test_a_reading_has_the_units_of_the_record(install):
     assert telemetry.monitor(CUDA).read() == Reading(1980, 2619, 345.6, 41)
 
 
+def test_energy_is_in_millijoules_and_none_where_it_is_not_counted(install):
+    install(nvmlDeviceGetTotalEnergyConsumption=lambda gpu: 123_456_789)
+    assert telemetry.monitor(CUDA).energy_mj() == 123_456_789
+    install()
+    assert telemetry.monitor(CUDA).energy_mj() is None
+
+
 def test_what_the_gpu_does_not_tell_is_none_and_the_rest_is_there(install):
     install(nvmlDeviceGetPowerUsage=refuses, nvmlDeviceGetCurrentClocksEventReasons=refuses)
     assert telemetry.monitor(CUDA).read() == Reading(1980, 2619, None, 41)

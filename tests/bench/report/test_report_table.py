@@ -103,6 +103,7 @@ OWN = {
     "communication_us": ("communication µs", 21.0), "bytes_sent": ("bytes sent", 4096), "rank": ("rank", 5),
     "noise": ("standard error", 0.004), "samples": ("samples", 123), "retaken": ("retaken", 6),
     "throttle": ("throttled by", "power"), "sm_clock_mhz": ("SM MHz", 1512.0), "mem_clock_mhz": ("memory MHz", 2619.0),
+    "energy_mj": ("energy mJ", 4.5), "energy_mj_low": ("energy from mJ", 4.4), "energy_mj_high": ("energy to mJ", 4.7),
     "power_w": ("W", 431.0), "temperature_c": ("°C", 51.0), "compile_ms": ("compile ms", 240.0),
     "clock": ("clock", "cuda_event"), "backend": ("backend", "its triton"), "plan": ("plan", "one kernel"),
     "ran": ("ran", "_its_kernel"), "deviations": ("deviates", "grad mode is on"), "eps": ("eps", 2e-6),

@@ -214,7 +214,7 @@ def test_a_real_call_has_every_figure():
     x = torch.randn(1 << 22, device=CUDA)
     runs = {"two": lambda: x.mul(2).add(1), "one": lambda: x.mul(2)}
     for _ in range(2):  # a second time after profiler and graphs, as in the next case of a run
-        found = gpu_phases.measure(runs, CUDA, (), 0, lambda name: None)
+        found = gpu_phases.measure(runs, CUDA, (), 0, lambda name: None, {}, energies=False)
         assert [found["two"].kernels.launches, found["one"].kernels.launches] == [2, 1]
         assert found["two"].graph.remark == found["one"].graph.remark == ""
         assert not found["two"].host_bound

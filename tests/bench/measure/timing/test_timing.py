@@ -13,6 +13,7 @@ from bench.measure import timing
 from bench.measure.sampling import Series
 from bench.measure.telemetry import Reading, cache_bytes
 from bench.measure.timing import CPU, Timing, measure_together, phases
+from bench.measure.timing.energy import CallEnergy
 from bench.measure.timing.phases import GpuFigures, GraphReplays, KernelTime
 from bench.results.records import Record
 from bench.results.speedup import BEYOND_COPY, floor_us
@@ -112,6 +113,7 @@ def on_gpu(monkeypatch):
             "cold": series([11.0, 10.0, 12.0], [Reading(1900, 2600, 300.0, 40), Reading(1800, 2600, None, 50)]),
             "hot": series([8.0, 9.0, 7.0]),
             "call_us": 20.0,
+            "energy": CallEnergy(4.0, 3.9, 4.2),
             "kernels": KernelTime(9.5, 2),
             "graph": GraphReplays(series([10.5, 9.5, 9.0])),
             "host_bound": False,
@@ -126,6 +128,7 @@ def test_a_gpus_figures_are_medians_and_the_devices_state_their_mean(on_gpu):
     found = on_gpu()
     assert (found.latency_us, found.hot_us, found.graph_us, found.call_us) == (11.0, 8.0, 9.5, 20.0)
     assert (found.kernel_us, found.launches) == (9.5, 2)
+    assert (found.energy_mj, found.energy_mj_low, found.energy_mj_high) == (4.0, 3.9, 4.2)
     assert (found.sm_clock_mhz, found.mem_clock_mhz, found.power_w, found.temperature_c) == (1850, 2600, 300.0, 45)
     assert (found.clock, found.retaken, found.throttle, found.remarks) == ("cuda_event", 0, "", ())
     assert set(found.series) == {"cold_us", "hot_us", "graph_us"}
