@@ -125,6 +125,14 @@ def one_of(argument: str, value: str, allowed: Collection[str]) -> str:
     return value
 
 
+def among(argument: str, value: str, measured: Collection[str], known: Collection[str]) -> str:
+    """Returns a provider's name, if this run measures it; `known` are all that there are."""
+    if value not in measured:
+        one_of(argument, value, known)
+        raise BadArgument(argument, f"{value!r} is not among the providers of this run: {', '.join(measured)}")
+    return value
+
+
 def some_of(argument: str, text: str, allowed: Collection[str]) -> tuple[str, ...]:
     """Returns the values of a comma list, all of them allowed."""
     return tuple(one_of(argument, value, allowed) for value in values(argument, text))

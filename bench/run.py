@@ -39,6 +39,9 @@ CPU_PROVIDERS = ("normlib", "torch")
 # Options that may be given anew when a run is continued.
 _BESIDE_RESUME = ("time_budget", "cell_timeout", "in_process", "force", "against")
 
+# What synchronized batch norm, whose cells all ranks measure together, takes besides the axes of batch norm.
+_TOGETHER = ("op", "preset", "dtype", "layout", "providers", "subject", "device", "seed", "out")
+
 _NOTES = """\
 Lists are separated by commas. An axis, --dtype or --layout that is given replaces that part of every grid of the
 preset, in the operators that have it, and cases that become equal are measured once. A model preset is one grid a
@@ -79,6 +82,11 @@ def main(typed: Sequence[str]) -> int:
     given = vars(_parser().parse_args(typed))
     if given["op"] != "sync_bn":
         return _run(_request(typed, given, began))
+    together = (*_TOGETHER, *operators()["batch_norm"].axes)
+    beside = [_option(key) for key, value in given.items() if value not in (None, False) and key not in together]
+    if beside:
+        allowed = ", ".join(map(_option, _TOGETHER[1:]))
+        raise BadArgument(", ".join(beside), f"not with --op sync_bn; allowed are {allowed} and batch norm's axes")
     from bench.measure import devices
 
     device, _ = devices.choose(given["device"])
@@ -89,14 +97,18 @@ def main(typed: Sequence[str]) -> int:
     return sync_batch_norm.main(given, device, operators()["batch_norm"], new_folder, [*typed], render)
 
 
+def _option(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
 def _request(typed: Sequence[str], given: dict[str, Any], began: float) -> RunRequest:
     stored: Mapping[str, Any] = {}
     if given["resume"] is not None:
         stored = folders.stored(given["resume"])
-        options = {"--" + key.replace("_", "-"): key for key, value in given.items() if value not in (None, False)}
+        options = {_option(key): key for key, value in given.items() if value not in (None, False)}
         beside = [option for option, key in options.items() if key not in ("resume", *_BESIDE_RESUME)]
         if beside:
-            allowed = ", ".join("--" + key.replace("_", "-") for key in _BESIDE_RESUME)
+            allowed = ", ".join(map(_option, _BESIDE_RESUME))
             problem = f"not together with --resume, which takes them from the run; allowed are {allowed}"
             raise BadArgument(", ".join(beside), problem)
         given |= stored["arguments"] | {key: given[key] for key in options.values() if key in _BESIDE_RESUME}
@@ -179,11 +191,8 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
 
     given, asked = request.given, request.sweep
     names, baseline, left_out = _providers(request, providers, device)
-    if given["subject"] is not None and given["subject"] not in names:
-        cli.one_of("--subject", given["subject"], providers)
-        raise BadArgument(
-            "--subject", f"{given['subject']!r} is not among the providers of this run: {', '.join(names)}"
-        )
+    if given["subject"] is not None:
+        cli.among("--subject", given["subject"], names, providers)
     cases, smaller = reduced(sweep.cases(asked, operators()), device, asked.axes)
     lacking = [name for name in asked.operators if asked.preset not in operators()[name].presets]
     plan = RunPlan(
@@ -230,9 +239,8 @@ def _providers(
             left_out.append(
                 f"no speedups: {DEFAULT_BASELINE} is not measured, and --baseline names no other of {there}"
             )
-    elif baseline not in names:
-        cli.one_of("--baseline", baseline, providers)
-        raise BadArgument("--baseline", f"{baseline!r} is not among the providers of this run: {', '.join(names)}")
+    else:
+        cli.among("--baseline", baseline, names, providers)
     return tuple(sorted(names, key=lambda name: name != baseline)), baseline, left_out
 
 

@@ -41,6 +41,7 @@ from bench.ranks.team import MEETING_S, START_WITH
 from bench.results import records as results
 from bench.results import tables
 from bench.results.records import CUDA_EVENT, HOST_CPU, INTERPRETER, Record
+from bench.results.thresholds import SUBJECT
 
 OP = "sync_batch_norm"
 BASELINE = "torch"
@@ -105,9 +106,10 @@ def main(
     typed: list[str],
     render: Callable[[Path], Path],
 ) -> int:
-    """Measures batch norm's cases, as parsed, with every layer; returns 1 where a normlib cell is wrong, else 0."""
+    """Measures batch norm's cases, as parsed, with every layer; returns 1 where a cell of the subject is wrong."""
     asked = sweep.parse({**given, "op": operator.short, "mode": "fwd_bwd"}, {operator.name: operator}, "smoke")
     names = cli.some_of("--providers", given["providers"] or ",".join(LAYERS), LAYERS)
+    subject = cli.among("--subject", given["subject"], names, LAYERS) if given["subject"] else SUBJECT
     cases = sweep.cases(asked, {operator.name: operator})
     here = _joined(device)
     try:
@@ -127,12 +129,12 @@ def main(
             records += found
         if here.rank == 0:
             folder = folder_of(f"sync_bn-{device.type}")
-            _write(folder, records, described, typed, given)
+            _write(folder, records, described | {"subject": subject}, typed, given)
             console.print(f"report: {render(folder)}", markup=False, soft_wrap=True)
         dist.barrier(here.group)
     finally:
         dist.destroy_process_group()
-    return int(any(r.provider == "normlib" and r.status in ("wrong", "crash") for r in records))
+    return int(any(r.provider == subject and r.status in ("wrong", "crash") for r in records))
 
 
 def _joined(device: torch.device) -> RankGroup:
