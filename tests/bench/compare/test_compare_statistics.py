@@ -66,6 +66,19 @@ def test_an_interval_misses_the_truth_as_seldom_as_it_says():
     assert missed <= 12, missed
 
 
+@pytest.mark.parametrize(("few", "many"), [(12, 12), (10, 50), (20, 20)])
+def test_an_interval_is_honest_where_one_run_scatters_by_half_and_the_other_by_a_hundredth(few, many):
+    """At 1 in 100: in 2000 draws some 20, and 40 would be one chance in 10,000; ranks of like samples miss hundreds."""
+    dice = np.random.default_rng(11)
+    missed = {"a": 0, "b": 0}
+    for _ in range(2000):
+        wild, calm = np.exp(0.5 * dice.standard_normal(few)), np.exp(0.01 * dice.standard_normal(many))
+        for scatters, change in (("a", of_samples(wild, calm)), ("b", of_samples(calm, wild))):
+            low, high = change.interval(1)
+            missed[scatters] += not low < 0.0 < high
+    assert max(missed.values()) <= 40, missed
+
+
 def test_samples_above_the_most_are_batched_and_say_the_same():
     dice = np.random.default_rng(7)
     a, b = np.exp(dice.normal(3.0, 0.02, 20 * MOST + 7)), np.exp(dice.normal(3.05, 0.02, 20 * MOST + 7))
