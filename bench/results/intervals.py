@@ -2,16 +2,16 @@
 
 A change is a ratio of times, kept as its logarithm, so that twice as slow and twice as fast lie equally far from 0.
 
-One cell. The Hodges-Lehmann estimate is the median of all differences between a sample of B and one of A; the ranks of
-those differences that a rank test gives bound it at 95%, and hence its standard error. Ranks need no normal noise: a few
-wild samples move a rank a little, and a mean at will. The test is Brunner and Munzel's (Biometrical Journal 42, 2000),
-for one run may scatter more than the other, where it is the more careful one, and Mann and Whitney's elsewhere. Beyond
-95% the interval is that of Student's t with Brunner and Munzel's degrees of freedom.
+One cell. The Hodges-Lehmann estimate is the median of all differences between a sample of B and one of A; the ranks
+of those differences that a rank test gives bound it at 95%, and hence its standard error. Ranks need no normal noise:
+a few wild samples move a rank a little, and a mean at will. The test is Brunner and Munzel's (Biometrical Journal 42,
+2000), for one run may scatter more than the other, where it is the more careful one, and Mann and Whitney's
+elsewhere. Beyond 95% the interval is that of Student's t with Brunner and Munzel's degrees of freedom.
 
-Simulated with 10 to 50 samples a side and noise that is normal, exponential, Student's t with 2 degrees, or has 5 to 15%
-of outliers up to fivefold, it misses at most as often as it says down to 1 in 10,000. Where one run scatters ten to fifty
-times as much as the other it misses up to 2.5 times as often at 1 in 100 and up to 9 times at 1 in 1000; Mann and
-Whitney's test by itself 20 and 130 times. Where noise is bimodal it misses twice as often.
+Simulated with 10 to 50 samples a side and noise that is normal, exponential, Student's t with 2 degrees, or has 5 to
+15% of outliers up to fivefold, it misses at most as often as it says down to 1 in 10,000. Where one run scatters ten
+to fifty times as much as the other it misses up to 2.5 times as often at 1 in 100 and up to 9 times at 1 in 1000;
+Mann and Whitney's test by itself 20 and 130 times. Where noise is bimodal it misses twice as often.
 
 All cells. With m cells the interval of each is taken at FALSE_ALARMS / m (Bonferroni): whatever depends on what, the
 chance that any of them misses its true change is FALSE_ALARMS at most.
