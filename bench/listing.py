@@ -12,6 +12,7 @@ from bench.cases.reduced import reduced
 from bench.measure.cost import ExpectedTime, expected
 from bench.measure.providers import Provider
 from bench.measure.runner import RunPlan
+from bench.page.formatting import plural
 
 # Units of time in seconds, the largest first.
 _UNITS = {"h": 3600, "min": 60, "s": 1}
@@ -33,7 +34,7 @@ def show(console: Console, plan: RunPlan, providers: Mapping[str, Provider], cel
         _print_table(console, "provider", ("provider", "here"), installed)
     expects = expected(plan.cases, plan.providers, plan.device, energies=plan.energies)
     time = f"{about(expects.total)} by a rule of thumb{_parts(expects)}"
-    console.print(f"{len(plan.cases)} cases, {plan.cells} cells, {time}", markup=False)
+    console.print(f"{plural(len(plan.cases), 'case')}, {plural(plan.cells, 'cell')}, {time}", markup=False)
 
 
 def about(seconds: float) -> str:

@@ -147,6 +147,7 @@ def _run(request: RunRequest) -> int:
     from bench.measure import environment, profiling, runner
     from bench.measure.progress import display
     from bench.measure.providers import providers
+    from bench.page.formatting import plural
     from bench.ranks import shards
 
     plan, more_notes = _plan(request, device, providers())
@@ -165,7 +166,7 @@ def _run(request: RunRequest) -> int:
     folder, kept = _begin(request, plan, described, [*notes, *more_notes])
     for line in described["notes"]:
         console.print(line, markup=False)
-    cells = f"{len(plan.cases)} cases x {', '.join(plan.providers)} = {plan.cells} cells"
+    cells = f"{plural(len(plan.cases), 'case')} x {', '.join(plan.providers)} = {plural(plan.cells, 'cell')}"
     console.print(f"{cells} on {described['device_name']}", markup=False)
     measured = (plan, folder, described, kept, display(console))
     with team.signals if team else nullcontext():  # until all has been told

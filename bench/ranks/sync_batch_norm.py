@@ -37,6 +37,7 @@ from bench.cases.random_inputs import laid_out
 from bench.cli import BadArgument
 from bench.measure import accuracy, environment
 from bench.measure.timing.clock import Gpu
+from bench.page.formatting import plural
 from bench.ranks.team import MEETING_S, START_WITH
 from bench.results import records as results
 from bench.results import tables
@@ -76,7 +77,7 @@ class SyncLayer:
         """Returns why it cannot run on such a device, if it cannot."""
         if missing := [module for module in self.modules if find_spec(module) is None]:
             return f"not installed: {', '.join(missing)}"
-        return f"{self.gpu_only} runs on GPUs alone" if self.gpu_only and device.type != "cuda" else ""
+        return f"{self.gpu_only} runs on GPUs only" if self.gpu_only and device.type != "cuda" else ""
 
 
 def _as_pytorchs(layer: type[nn.Module]) -> Make:
@@ -116,7 +117,8 @@ def main(
         described = environment.collect(device, {}) | {"ranks": here.size}
         _check_alike(here, described, cases)
         console = Console(highlight=False, quiet=here.rank > 0, width=160)
-        console.print(f"{len(cases)} cases x {', '.join(names)} on {here.size} ranks of {described['device_name']}")
+        ranks = f"{plural(here.size, 'rank')} of {described['device_name']}"
+        console.print(f"{plural(len(cases), 'case')} x {', '.join(names)} on {ranks}")
         records: list[Record] = []
         for case in cases:
             found = [measure_cell(case, LAYERS[name], operator, here, int(given["seed"] or 0)) for name in names]
@@ -339,7 +341,7 @@ def _write(
             "baseline": BASELINE if any(record.provider == BASELINE for record in records) else "",
             "copy_gbps": None,
             "arguments": {**given, "op": "sync_bn"},
-            "notes": [f"measured by {described['ranks']} ranks together; --batch is each rank's"],
+            "notes": [f"measured by {plural(described['ranks'], 'rank')} together; --batch is each rank's"],
             "complete": True,
             "stopped_by": "",
             "cells_planned": len(records),

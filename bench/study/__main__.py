@@ -69,6 +69,7 @@ def main(typed: Sequence[str]) -> int:
     import torch
 
     from bench.measure import environment
+    from bench.page.formatting import plural
     from bench.study import page, runner
     from bench.study.study import Study
     from normlib import backend_for
@@ -113,7 +114,7 @@ def main(typed: Sequence[str]) -> int:
             "notes": [],
         }
     on = f"{described['device_name']}; layers run by {described['layers']}"
-    console.print(f"{len(chosen)} experiments, {len(planned)} runs on {on}")
+    console.print(f"{plural(len(chosen), 'experiment')}, {plural(len(planned), 'run')} on {on}")
     with _progress(console, len(planned), len(kept)) as finished:
         runs, stopped_by = runner.run(setting, planned, processes, folder, described, kept, finished)
     verdicts = Study(folder, described, tuple(runs)).verdicts.values()
