@@ -77,7 +77,7 @@ def listed(folder):
 
 def audited(folder):
     """The page of an audit, from the first records of each kind of the one that is kept."""
-    kept = Path(__file__).parents[2] / "reports" / "2026-11-21-audit-sm_90"
+    kept = Path(__file__).parents[2] / "reports" / "2026-11-29-audit-sm_90"
     rows = defaultdict(list)
     for row in markdown.read(kept):
         rows[row["record"]].append(row)
