@@ -64,7 +64,7 @@ def warnings(run: LoadedRun) -> list[str]:
         found.append(f"Times were taken by more than one clock: {', '.join(clocks)}.")
     missing = {n: p.get("unavailable") for n, p in facts.providers(run).items() if p.get("unavailable")}
     if missing:
-        found.append(f"Not served here: {'; '.join(f'{name} ({why})' for name, why in sorted(missing.items()))}.")
+        found.append(f"Not served here: {'; '.join(f'{name}: {why}' for name, why in sorted(missing.items()))}.")
     return found
 
 
