@@ -76,9 +76,9 @@ CELLS = {
         _case("weight_norm", 5, 1601),
     ),
     "wide weights": (_case("weight_norm", 9, 2100),),
-    # 4x3x16x16: few channels, whose sums the gate allows most; one tile (nhwc), or four splits of one. 7x37x7x7: tiles
-    # ragged in channels and positions, splits of one tile and of two. 6x70x7x7: several groups of channels. 1x5x20x30:
-    # an image in several tiles, the last one ragged.
+    # 4x3x16x16: few channels, whose sums the gate allows most, and one tile. 7x37x7x7: tiles ragged in channels and
+    # positions, splits of one tile and of two. 4x3x15x17: four splits of one tile, each ragged. 1x5x23x41: an image in
+    # splits of several tiles, the last one ragged. 6x70x7x7: several groups of channels.
     "batch": (
         _case("batch_norm", 4, 3, "16x16", layout="nhwc"),
         _case("batch_norm", 4, 3, "16x16", layout="nhwc", mode="eval"),
@@ -87,8 +87,8 @@ CELLS = {
         _case("batch_norm", 7, 37, "7x7", layout="nchw"),
         _case("batch_norm", 7, 37, "7x7", layout="nhwc", dtype="bf16"),
         _case("batch_norm", 7, 37, "7x7", layout="nchw", offset=1e4),
-        _case("batch_norm", 4, 3, "16x16", layout="nchw"),
-        _case("batch_norm", 1, 5, "20x31", layout="nchw"),
+        _case("batch_norm", 4, 3, "15x17", layout="nchw"),
+        _case("batch_norm", 1, 5, "23x41", layout="nchw"),
         _case("batch_norm", 6, 70, "7x7", layout="nchw"),
         _case("batch_norm", 6, 70, "7x7", layout="nhwc"),
         _case("batch_norm", 7, 37, "7x7", layout="nchw", dtype="fp16"),

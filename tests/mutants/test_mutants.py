@@ -28,6 +28,7 @@ QUICK = (
     "batch-running-variance-biased",
     "batch-dw-off-by-1e-6",
     "batch-relu-lets-all-gradients-through",
+    "resident-c2-left-out",
     "sync-ranks-of-one-count",
     "group-boundary-off-by-one",
     "instance-running-variance-biased",
@@ -88,8 +89,11 @@ def test_the_real_kernels_pass_every_cell_that_mutants_are_run_through(case, dev
 
 @cache
 def plans(group):
-    """(case, forward's plan or batch norm's, backward's or None) of every cell of a group, as the kernels get them."""
-    found, family = [], {"groups": "group_norm", "batch": "batch_norm"}.get(group, "row_norm")
+    """(case, plan forward, and backward) of every cell of a group, as the kernels get them.
+
+    Batch norm's are the plan of sweeps, and of a program for each channel or None; group norm's the one and None.
+    """
+    found, family = [], {"groups": "group_norm", "batch": "batch_norm", "resident": "batch_norm"}.get(group, "row_norm")
     with planted():
         small = importlib.import_module(f"normlib.kernels.{family}.plan")
         gpu = importlib.import_module("normlib.kernels.plan").INTERPRETER
@@ -98,7 +102,8 @@ def plans(group):
             if family == "group_norm":
                 found.append((case, small.group_norm(case.shape, dict(case.axes)["groups"], last, size, gpu), None))
             elif family == "batch_norm":
-                found.append((case, small.batch_norm(case.shape, last, size, gpu), None))
+                plan = small.batch_norm(case.shape, last, size, gpu)
+                found.append((case, plan, small.batch_norm_resident(plan, size, gpu)))
             else:
                 forward = small.row_forward(case.shape[1], size, gpu)
                 found.append((case, forward, small.row_backward(*case.shape, size, gpu)))
@@ -126,6 +131,12 @@ def tiles_of(case, plan):
         ("batch", "two groups, channels-last", lambda case, p, _: p.groups > 1 and p.channels_last),
         ("batch", "an image in several tiles", lambda case, p, _: not p.channels_last and p.positions > p.block_s),
         ("batch", "ragged positions", lambda case, p, _: p.positions % p.block_s > 0),
+        ("batch", "tiles of one image in a loop", lambda case, p, _: p.stages and p.positions > p.block_s),
+        (
+            "batch",
+            "splits of a ragged tile",
+            lambda case, p, _: not p.stages and p.tiles > 1 and p.positions % p.block_s,
+        ),
         ("batch", "ragged channels", lambda case, p, _: p.channels % p.block_c > 0),
         ("groups", "rows that a group does not fill", lambda case, p, _: p.rows > p.per_group),
         ("groups", "several groups a tile", lambda case, p, _: p.rows and p.block_c > p.rows),
@@ -138,6 +149,11 @@ def tiles_of(case, plan):
 )
 def test_some_cell_has(group, what, holds):
     assert any(holds(*each) for each in plans(group)), what
+
+
+def test_each_channel_is_a_programs_only_where_that_is_meant():
+    assert all(resident and resident.images > case.shape[0] for case, _, resident in plans("resident"))
+    assert not any(resident for _, _, resident in plans("batch"))
 
 
 def test_no_wide_row_is_held_in_registers():
