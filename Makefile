@@ -10,9 +10,8 @@ READY := $(VENV)/.ready
 bench: $(READY)
 	$(VENV)/bin/python -m bench.run --op bn
 
-# Three at a time on two cores, because many tests wait for a child process or a limit.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 3 --dist worksteal
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # Whether a test fails by chance: each one that may, thirty times beside two busy loops. FLAKES narrows it, as in
 # `make flakes FLAKES=tests/distributed`.

@@ -195,6 +195,8 @@ def _plan(request: RunRequest, device: torch.device, providers: Mapping[str, Pro
     if given["subject"] is not None:
         cli.among("--subject", given["subject"], names, providers)
     cases, smaller = reduced(sweep.cases(asked, operators()), device, asked.axes)
+    if given["energy"] and device.type != "cuda":
+        left_out.append("no energies: only a GPU counts them")
     lacking = [name for name in asked.operators if asked.preset not in operators()[name].presets]
     plan = RunPlan(
         cases=tuple(cases if given["time_budget"] is None else coarse_first(cases)),

@@ -274,6 +274,12 @@ def test_a_missing_baseline_is_told_when_the_run_starts(registered, capsys):
     assert said in capsys.readouterr().out and said in environment.read(Path("a"))["notes"]
 
 
+def test_energies_that_no_gpu_counts_are_told_when_the_run_starts(registered, capsys):
+    assert run.main([*TINY, "--energy", "--out", "a"]) == 0
+    assert "no energies: only a GPU counts them" in capsys.readouterr().out
+    assert all(one.energy_mj is None for one in results.read(Path("a/records.jsonl")))
+
+
 def test_a_wrong_peer_is_told_and_is_no_failure_of_ours(capsys, registered):
     registered(Fake("normlib"), Fake("peer", DOUBLED))
     assert run.main([*TINY, "--providers", "normlib,torch,peer", "--out", "a"]) == 0
