@@ -1,4 +1,4 @@
-"""Where files cannot grow any further, as on a full disk, every command says so and leaves no half of one.
+"""On a full disk every command says so in one line, and leaves no half-written file.
 
 The limit on a file's size stands for the disk: the kernel refuses to write on in the middle of a file, without root.
 """

@@ -123,9 +123,8 @@ def test_a_cuda_graph_that_spoils_its_process_costs_one_worker_and_is_not_tried_
 
 MANY = {"tokens": "1,2,3,4,5,6,7,8", "hidden": "64,96,128,160"}
 KILLS = 10
-# Calls and returns after the first record of a sitting was written: before anything else can be, and up to three cells
-# later, of which each makes some twenty thousand. Counted, for a busy machine's clock would let a sitting come to its
-# end.
+# A sitting dies so many calls and returns after its first record: before it can write anything else, or up to three
+# cells later. A cell makes about twenty thousand. By time, a sitting on a busy machine could finish before it dies.
 SOON, LATER = 100, 60_000
 
 

@@ -14,7 +14,7 @@ COLOUR = re.compile(r"stroke:([^;]+);fill:([^;]+)")
 
 
 def quantity(text):
-    """The number that a tick's label stands for, or None where it is a word."""
+    """Returns the number that a tick's label stands for; None if it is a word."""
     found = re.fullmatch(r"(?:≤ )?(-?[0-9.,]+(?:e[+-]?\d+)?) ?([^0-9]*)", text)
     return float(found[1].replace(",", "")) * UNITS[found[2]] if found and found[2] in UNITS else None
 
@@ -27,7 +27,7 @@ class Axis:
     ticks: list[tuple[float, str]]
 
     def is_near(self, pixel, value):
-        """Whether a value stands at a pixel, give or take one, for a path is drawn to whole ones."""
+        """Returns whether a value stands at a pixel or at one beside it: paths are drawn to whole pixels."""
         return any(
             low <= value <= high
             for back in self._scales()
@@ -35,7 +35,7 @@ class Axis:
         )
 
     def _scales(self):
-        """From pixels to values, linear or logarithmic as the labels say; two of them leave it open."""
+        """Returns the scales, linear or logarithmic, that fit the labels; both fit where there are two labels."""
         pixels, values = map(np.array, zip(*((at, quantity(text)) for at, text in self.ticks), strict=True))
         assert len(pixels) > 1, f"an axis of one label: {self}"
         linear = np.polyfit(pixels, values, 1)
@@ -49,13 +49,13 @@ class Axis:
         return fitting
 
     def label(self, pixel):
-        """The label nearest to a pixel."""
+        """Returns the label nearest to a pixel."""
         return min(self.ticks, key=lambda tick: abs(tick[0] - pixel))[1]
 
 
 @dataclass(frozen=True)
 class Told:
-    """What the page tells at a point of a chart."""
+    """A point of a chart, with the text that the page shows there."""
 
     provider: str
     text: str
@@ -77,7 +77,7 @@ class Drawn:
     element: ET.Element
 
     def series(self):
-        """By provider, its colour and the elements that are drawn of it."""
+        """Returns each provider's colour and the elements that draw its figures."""
         found = {}
         for one in self.element:
             if one.get("class") == "series":
@@ -88,20 +88,20 @@ class Drawn:
         return found
 
     def words(self, kind):
-        """What is written, with its place, of texts of a class."""
+        """Returns the texts of a class by their places."""
         found = [one for one in self.element.iter("text") if (one.get("class") or "") == kind]
         return {(float(one.get("x")), float(one.get("y"))): one.text for one in found}
 
 
 def along(element):
-    """The points of a path that goes by relative lines."""
-    steps = [tuple(map(float, step.split())) for step in re.split("[Ml]", element.get("d"))[1:]]
+    """Returns the points of a path of relative lines, closed or not."""
+    steps = [tuple(map(float, step.split())) for step in re.split("[Ml]", element.get("d").removesuffix("z"))[1:]]
     xs, ys = zip(*steps, strict=True)
     return list(zip(accumulate(xs), accumulate(ys), strict=True))
 
 
 def charts(shown):
-    """Every chart of a page, by name."""
+    """Returns every chart of a page by its name."""
     providers, rows = [*shown.points["providers"], ""], shown.data["rows"]
     found = {}
     pattern = r'<figure data-points="(\d+)"><figcaption>([^<]*)</figcaption>(<svg class="chart".*?</svg>)'
